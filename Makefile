@@ -1,0 +1,77 @@
+# VisionAI: one command each. `make help` lists them.
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+$(error make is not used on Windows: follow the pip commands in README.md)
+endif
+
+VENV := .venv
+BUILD_VENV := .venv-build
+BIN := $(VENV)/bin
+BUILD_BIN := $(BUILD_VENV)/bin
+PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
+MODEL := models/build/emotion.onnx
+
+.DEFAULT_GOAL := help
+.PHONY: help run convert test lint format bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+run: $(VENV)/.serve $(MODEL) ## install, convert the model if needed, migrate, serve on ws://127.0.0.1:8000
+	@exec $(BIN)/python -m service
+
+convert: $(BUILD_VENV)/.build ## convert the Keras model to ONNX (in .venv-build, the only place with TensorFlow)
+	@$(BUILD_BIN)/python -m models convert
+
+test: $(VENV)/.dev $(BUILD_VENV)/.build $(MODEL) ## run every test, PostgreSQL included
+	$(BUILD_BIN)/python -m pytest tests/conversion tests/models
+	$(BIN)/python -m pytest --ignore tests/conversion --ignore tests/models
+
+lint: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff format and fix the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev $(MODEL) ## a short load run; see `python -m benchmarks --help`
+	$(BIN)/python -m benchmarks
+
+lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-emit-find-links --no-header \
+	  --no-annotate --all-extras pyproject.toml -o constraints.txt
+
+clean: ## remove environments, built models and caches
+	rm -rf $(VENV) $(BUILD_VENV) models/build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(MODEL): | $(BUILD_VENV)/.build
+	@$(BUILD_BIN)/python -m models convert
+
+# Environments are made once, and again when the dependencies change. An order of their own: the stamp is
+# written last, so an interrupted install is done again.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "VisionAI needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make $@ PYTHON=python3.11"; exit 1; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+$(VENV)/.serve: pyproject.toml constraints.txt
+	$(call make_venv,$(VENV))
+	@echo "Installing VisionAI into $(VENV) ..."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call make_venv,$(VENV))
+	@echo "Installing VisionAI with its test and lint tools into $(VENV) ..."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,lint]'
+	@touch $@ $(VENV)/.serve
+
+$(BUILD_VENV)/.build: pyproject.toml constraints.txt
+	$(call make_venv,$(BUILD_VENV))
+	@echo "Installing the conversion tools (TensorFlow, some 600 MB) into $(BUILD_VENV) ..."
+	@$(BUILD_BIN)/python -m pip install $(PIP_FLAGS) -e '.[build,test]'
+	@touch $@

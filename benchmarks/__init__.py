@@ -1,0 +1,1 @@
+"""Load, limit and report: `python -m benchmarks`."""

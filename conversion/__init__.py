@@ -1,0 +1,1 @@
+"""Keras to ONNX, with proof: `python -m conversion`."""

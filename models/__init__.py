@@ -1,0 +1,1 @@
+"""The served models: architecture, training, evaluation, sources."""

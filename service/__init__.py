@@ -1,0 +1,1 @@
+"""The VisionAI WebSocket service: `python -m service`."""
