@@ -1,0 +1,82 @@
+"""`python -m models`: fetch, convert, train and evaluate the models that VisionAI serves.
+
+Each command's module is imported when the command runs and not before: `convert` answers "nothing to do"
+without TensorFlow, and `fetch` works in an environment that has neither TensorFlow nor ONNX.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="models",
+    help="Fetch, convert, train and evaluate the models that VisionAI serves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# A forwarded command has its options in its own module: everything after its name is handed over, --help too.
+_FORWARDED: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+
+
+def _forward(command: Callable[..., object], context: typer.Context) -> None:
+    """Run `command`, a function with typer annotations, on the arguments left in `context`."""
+    forwarded = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    forwarded.command()(command)
+    forwarded(args=context.args, prog_name=f"python -m models {context.info_name}")
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Sources to fetch; all of them by default.")
+    ] = None,
+) -> None:
+    """Download pinned third-party model files and check their hashes.
+
+    Example: python -m models fetch fer
+    """
+    from models.fetch import fetch_command
+
+    raise typer.Exit(fetch_command(names or []))
+
+
+@app.command()
+def convert(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Sources to convert; the served models by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Convert even when nothing changed.")] = False,
+) -> None:
+    """Convert the served models to ONNX under models/build/. Does nothing when nothing changed.
+
+    Example: python -m models convert
+    """
+    from models.convert import convert_command
+
+    raise typer.Exit(convert_command(names or [], force=force))
+
+
+@app.command(**_FORWARDED)
+def train(context: typer.Context) -> None:
+    """Train the emotion model. Options: python -m models train --help."""
+    from models.train import train_command
+
+    _forward(train_command, context)
+
+
+@app.command(**_FORWARDED)
+def evaluate(context: typer.Context) -> None:
+    """Evaluate a model on labelled faces. Options: python -m models evaluate --help."""
+    from models.evaluate import evaluate_command
+
+    _forward(evaluate_command, context)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m models")
