@@ -1,0 +1,180 @@
+"""Build the ONNX graph: preprocessing, network, softmax and class order in one, uint8 images in."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from conversion.constants import fold_constants
+from conversion.errors import GraphError
+from conversion.options import Specification
+from conversion.sources import Source
+from conversion.tensorflow_quietly import tf, tf2onnx
+
+INPUT = "images"
+OUTPUT = "probabilities"
+BATCH = "batch"
+
+# The newest file format of ONNX 1.13, the first with opset 18; tf2onnx would write that of its own onnx.
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class FrozenGraph:
+    """A TensorFlow function without variables: uint8 [N, h, w, c] in, probabilities [N, classes] out."""
+
+    function: Any
+
+    @property
+    def input(self) -> Any:
+        """The symbolic input tensor."""
+        return self.function.inputs[0]
+
+    @property
+    def output(self) -> Any:
+        """The symbolic output tensor."""
+        return self.function.outputs[0]
+
+
+def freeze(source: Source, specification: Specification) -> FrozenGraph:
+    """Wrap the network in preprocessing, softmax (for logits) and our class order, and freeze its weights."""
+    scale = np.array(specification.scale, np.float32)
+    offset = np.array(specification.offset, np.float32)
+    uniform_scale = scale[0] if (scale == scale[0]).all() else scale
+    uniform_offset = offset[0] if (offset == offset[0]).all() else offset
+
+    def forward(images: Any) -> Any:
+        if specification.channel_order == "bgr" and specification.channels == 3:
+            images = tf.gather(images, [2, 1, 0], axis=3)
+        pixels = tf.cast(images, tf.float32)
+        if np.any(scale != 1):
+            pixels = tf.multiply(pixels, uniform_scale)
+        if np.any(offset != 0):
+            pixels = tf.add(pixels, uniform_offset)
+        scores = source.call(pixels)
+        if specification.activation == "logits":
+            scores = tf.nn.softmax(scores)
+        if specification.order != tuple(range(len(specification.order))):
+            scores = tf.gather(scores, specification.order, axis=1)
+        return tf.identity(scores)
+
+    shape = (None, specification.height, specification.width, specification.channels)
+    traced = tf.function(forward, autograph=False, input_signature=[tf.TensorSpec(shape, tf.uint8, INPUT)])
+    return FrozenGraph(convert_variables_to_constants_v2(traced.get_concrete_function()))
+
+
+def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProto:
+    """Convert a frozen graph to ONNX with our names for input, output and batch dimension.
+
+    The result is the same bytes for the same frozen graph, whatever else this process has converted. Raises
+    GraphError when the network holds an operation that ONNX cannot express.
+    """
+    graph = fold_constants(frozen.function.graph.as_graph_def())
+    # tf2onnx numbers the names it makes up from a counter that lives as long as the process.
+    tf2onnx.utils.INTERNAL_NAME = 1
+    try:
+        model, _ = tf2onnx.convert.from_graph_def(
+            graph,
+            name="visionai",
+            input_names=[frozen.input.name],
+            output_names=[frozen.output.name],
+            opset=specification.opset,
+        )
+    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise GraphError(
+            f"tf2onnx cannot convert the network: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+        raise GraphError("the network holds loops or branches; only straight classifiers can be converted")
+    foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
+    unknown = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type)} - set(foreign))
+    if foreign or unknown:
+        raise GraphError(f"no ONNX form for: {', '.join(foreign + unknown)}; replace these layers")
+    _rename(model, frozen.input.name, INPUT)
+    _rename(model, frozen.output.name, OUTPUT)
+    canonicalise(model)
+    _describe_ends(model, specification)
+    return model
+
+
+def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in [*graph.input, *graph.output]:
+        if value.name == old:
+            value.name = new
+
+
+def canonicalise(model: onnx.ModelProto) -> None:
+    """Put nodes and initializers into one order and give made-up names one numbering.
+
+    tf2onnx walks Python sets of names, so both would change with the process's hash seed. Nodes are put in
+    depth-first order from the output, which depends on the graph alone; so is then the numbering.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    seen: set[str] = set()
+    stack: list[tuple[onnx.NodeProto, bool]] = [(producers[v.name], False) for v in reversed(graph.output)]
+    while stack:
+        node, inputs_done = stack.pop()
+        if inputs_done:
+            ordered.append(node)
+        elif node.output[0] not in seen:
+            seen.add(node.output[0])
+            stack.append((node, True))
+            stack.extend((producers[name], False) for name in reversed(node.input) if name in producers)
+    names: dict[str, str] = {}
+    for node in ordered:
+        for name in [*node.input, *node.output]:
+            if re.search(r"__\d+", name) and name not in names:
+                base = re.sub(r"__\d+", "", name)
+                names[name] = f"{base}__{len(names) + 1}"
+    for number, node in enumerate(ordered, 1):
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        node.name = f"{node.op_type}_{number}"
+        node.doc_string = ""
+    initializers = {names.get(item.name, item.name): item for item in graph.initializer}
+    for name, item in initializers.items():
+        item.name = name
+    used = {name for node in ordered for name in node.input}
+    kept = [initializers[name] for name in sorted(initializers) if name in used]
+    nodes = [_copy(node) for node in ordered]
+    constants = [_copy(item) for item in kept]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
+    graph.doc_string = model.doc_string = ""
+
+
+def _copy(message: Any) -> Any:
+    # What a repeated field holds dies with the field; keep a copy of our own.
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
+
+
+def _describe_ends(model: onnx.ModelProto, specification: Specification) -> None:
+    """Write input and output with exact shapes and a batch dimension of one name, and the versions."""
+    sides = [BATCH, specification.height, specification.width, specification.channels]
+    images = onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, sides)
+    classes = [BATCH, len(specification.labels)]
+    result = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, classes)
+    del model.graph.input[:], model.graph.output[:], model.opset_import[:]
+    model.graph.input.append(images)
+    model.graph.output.append(result)
+    model.opset_import.append(onnx.helper.make_opsetid("", specification.opset))
+    model.ir_version = _IR_VERSION
+    model.graph.name = "visionai"
+    model.producer_name, model.producer_version = "tf2onnx", tf2onnx.__version__
+
+
+def serialise(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of the ONNX file; equal for equal models."""
+    return bytes(model.SerializeToString(deterministic=True))

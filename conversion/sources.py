@@ -1,0 +1,175 @@
+"""Load a Keras image classifier: .keras, .h5/.hdf5 or SavedModel; Sequential, Functional or subclassed."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conversion.digests import sha256_of
+from conversion.errors import OptionError, SourceError
+from conversion.options import NetworkShape, Options, input_geometry
+from conversion.sourcefile import SourceFormat, identify, read_own_options
+from conversion.tensorflow_quietly import keras, tf
+
+_PREPROCESSING_LAYERS = ("Rescaling", "Normalization")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded network.
+
+    `call` takes float32 [N, height, width, channels] and returns float32 [N, classes], in inference mode.
+    `model` is the Keras model, None for a SavedModel. `own_options` is what the file says of itself.
+    """
+
+    path: Path
+    sha256: str
+    format: SourceFormat
+    kind: str
+    shape: NetworkShape
+    geometry: tuple[int, int, int]
+    parameters: int
+    call: Callable[[Any], Any]
+    own_options: Options
+
+
+def import_custom_layers(module: Path) -> None:
+    """Run a Python file that defines and registers custom layers or models. Raises OptionError."""
+    name = f"_visionai_custom_{module.stem}"
+    spec = importlib.util.spec_from_file_location(name, module)
+    if spec is None or spec.loader is None or not module.is_file():
+        raise OptionError(f"--custom {module}: not a Python file")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        raise OptionError(f"--custom {module}: {type(error).__name__}: {error}") from error
+
+
+def load(path: Path, options: Options) -> Source:
+    """Load the classifier at `path`; `options` say what the network leaves open (input size, colour).
+
+    Guarantees that what is returned answers: it has been run once. Raises SourceError for what cannot be
+    loaded, has not one image input and one row of class scores as output, or fails on an image of its own
+    size; OptionError where an open size is not settled by the options.
+    """
+    source_format = identify(path)
+    own_options = read_own_options(path, source_format)
+    options = options.over(own_options)
+    loader = _load_savedmodel if source_format == "savedmodel" else _load_keras
+    kind, shape, geometry, parameters, call = loader(path, options)
+    classes = _probe(path, call, geometry)
+    if classes < 2:
+        raise SourceError(f"{path}: the network has {classes} output; a classifier has two or more")
+    shape = NetworkShape(shape.height, shape.width, shape.channels, classes, shape.scales_itself)
+    return Source(path, sha256_of(path), source_format, kind, shape, geometry, parameters, call, own_options)
+
+
+_Loaded = tuple[str, NetworkShape, tuple[int, int, int], int, Callable[[Any], Any]]
+
+
+def _load_keras(path: Path, options: Options) -> _Loaded:
+    # Layer names must not depend on what else was loaded in this process: they end up in the ONNX graph.
+    keras.backend.clear_session()
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises nearly every type here; each becomes one line.
+        raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
+    _use_float32(model)
+    height, width, channels = _input_shape(path, model)
+    scales_itself = any(type(layer).__name__ in _PREPROCESSING_LAYERS for layer in _leading_layers(model))
+    shape = NetworkShape(height, width, channels, 0, scales_itself)
+    geometry = input_geometry(options, shape, path.name)
+    if not model.built:
+        model(tf.zeros((1, *geometry), tf.float32), training=False)
+    kind = (
+        "Sequential"
+        if isinstance(model, keras.Sequential)
+        else "Functional"
+        if isinstance(model, keras.Model) and type(model).__name__ == "Functional"
+        else "subclassed"
+    )
+    return kind, shape, geometry, int(model.count_params()), lambda images: model(images, training=False)
+
+
+def _why_not_loaded(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    missing = re.search(
+        r"(?:Could not locate (?:class|function)|Unknown (?:layer|object)):? '?([\w>]+)", text
+    )
+    if missing:
+        return f"custom layer or class {missing[1]} is missing; give the Python file with --custom FILE.py"
+    if ("Lambda" in text and "safe_mode" in text) or "python bytecode" in text.lower():
+        return "a Lambda layer holds Python code, which is not run; export the model as a SavedModel instead"
+    return f"Keras cannot load it: {text[:300] or type(error).__name__}"
+
+
+def _use_float32(model: Any) -> None:
+    """Make a network that was trained in mixed precision compute in float32, as its ONNX form will."""
+    for layer in model._flatten_layers():
+        if layer.compute_dtype != "float32":
+            layer.dtype_policy = keras.DTypePolicy("float32")
+
+
+def _leading_layers(model: Any) -> list[Any]:
+    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
+    return layers[:2]
+
+
+def _input_shape(path: Path, model: Any) -> tuple[int | None, int | None, int | None]:
+    inputs = getattr(model, "inputs", None)
+    if inputs is not None and len(inputs) != 1:
+        raise SourceError(f"{path}: the network has {len(inputs)} inputs; one image input can be served")
+    shape = tuple(inputs[0].shape) if inputs else (None, None, None, None)
+    if len(shape) != 4:
+        raise SourceError(f"{path}: the input is {_shown(shape)}; expected [batch, height, width, channels]")
+    return shape[1], shape[2], shape[3]
+
+
+def _shown(shape: tuple[Any, ...]) -> str:
+    return "[" + ", ".join("?" if side is None else str(side) for side in shape) + "]"
+
+
+def _load_savedmodel(path: Path, options: Options) -> _Loaded:
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:  # A damaged protobuf, variable file or op: TensorFlow has a type for each.
+        text = " ".join(str(error).split())
+        raise SourceError(f"{path}: TensorFlow cannot load it: {text[:300]}") from error
+    signature = loaded.signatures.get("serving_default") or loaded.signatures.get("serve")
+    if signature is None:
+        names = ", ".join(loaded.signatures) or "none"
+        raise SourceError(f"{path}: no signature named serving_default or serve (found: {names})")
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise SourceError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
+    (argument, spec), (result, _) = next(iter(inputs.items())), next(iter(outputs.items()))
+    sides = (None, None, None, None) if spec.shape.rank is None else tuple(spec.shape)
+    if len(sides) != 4:
+        raise SourceError(f"{path}: the input is {_shown(sides)}; expected [batch, height, width, channels]")
+    shape = NetworkShape(sides[1], sides[2], sides[3], 0, scales_itself=False)
+    parameters = sum(int(tf.size(variable)) for variable in signature.variables if variable.dtype.is_floating)
+
+    def call(images: Any, _keep_alive: Any = loaded) -> Any:
+        return signature(**{argument: tf.cast(images, spec.dtype)})[result]
+
+    return "SavedModel", shape, input_geometry(options, shape, path.name), parameters, call
+
+
+def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int]) -> int:
+    """Run one black image and return the number of outputs."""
+    try:
+        output = call(tf.zeros((1, *geometry), tf.float32))
+    except Exception as error:  # Whatever a layer raises on the size that was given.
+        text = " ".join(str(error).split())
+        raise SourceError(f"{path}: fails on an image of {_shown(geometry)}: {text[:300]}") from error
+    shape = tuple(getattr(output, "shape", ()))
+    if len(shape) != 2 or shape[0] != 1:
+        found = _shown(shape) if shape else type(output).__name__
+        raise SourceError(f"{path}: the output is {found}; expected one row of class scores per image")
+    return int(shape[1])

@@ -1,0 +1,79 @@
+"""`python -m models convert`: convert the served models, and do nothing when nothing changed."""
+
+import hashlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from models.fetch import ensure_fetched, sha256_of
+from models.sources import ROOT, ModelSource, ModelSourceError, read_source
+
+# What `make convert` builds: the emotion model that the service loads by default.
+SERVED = ("fer",)
+# A new version of any of these may write other bytes.
+_TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
+
+
+def inputs_digest(source: ModelSource) -> str:
+    """Return a hash over everything that the converted file depends on.
+
+    That is the source model's hash, its description with the conversion options, the conversion code, and the
+    versions of the tools that are installed.
+    """
+    digest = hashlib.sha256()
+    model = source.package.member_sha256 if source.package else sha256_of(source.path)
+    digest.update(f"{model}\n{sha256_of(source.description)}\n".encode())
+    for path in sorted((ROOT / "conversion").glob("*.p*")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    for tool in _TOOLS:
+        try:
+            digest.update(f"{tool} {metadata.version(tool)}\n".encode())
+        except metadata.PackageNotFoundError:
+            continue
+    return digest.hexdigest()
+
+
+def _stamp(output: Path) -> Path:
+    return output.with_name(output.name + ".inputs.json")
+
+
+def is_current(source: ModelSource, output: Path) -> bool:
+    """Whether `output` is what a conversion of `source` would write now: by hashes, not by time stamps."""
+    try:
+        stamp = json.loads(_stamp(output).read_text("utf-8"))
+        return bool(stamp == {"inputs": inputs_digest(source), "output": sha256_of(output)})
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def convert_command(wanted: list[str], *, force: bool) -> int:
+    """Convert the named sources (the served ones when none is named) and return the exit status."""
+    try:
+        for name in wanted or SERVED:
+            source = read_source(name)
+            if source.output is None:
+                raise ModelSourceError(f"{source.description.name}: [conversion] has no 'output'")
+            if not force and is_current(source, source.output):
+                print(f"{source.output.name}: nothing changed")
+                continue
+            status = _convert(source, source.output)
+            if status != 0:
+                return status
+    except ModelSourceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _convert(source: ModelSource, output: Path) -> int:
+    path = ensure_fetched(source)
+    try:
+        from conversion.cli import main
+    except ImportError as error:
+        raise ModelSourceError(f"{error}; install the conversion tools: pip install -e '.[build]'") from None
+    status = main([str(path), "-o", str(output), "--sidecar", str(source.description)])
+    if status == 0:
+        stamp = {"inputs": inputs_digest(source), "output": sha256_of(output)}
+        _stamp(output).write_text(json.dumps(stamp) + "\n", "utf-8")
+    return status
