@@ -1,1 +1,86 @@
-"""Client of a VisionAI server: a Python class and the `visionai` command line."""
+"""Client of a VisionAI server: Python classes for programs, and the `visionai` command line.
+
+Light on purpose: importing it loads neither NumPy nor OpenCV.
+"""
+
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome
+from client.blocking_client import Client
+from client.errors import (
+    CannotConnect,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InternalError,
+    InvalidImage,
+    InvalidRequest,
+    NoFace,
+    Overloaded,
+    ProtocolViolation,
+    RateLimited,
+    RequestRejected,
+    ShuttingDown,
+    Superseded,
+    Unauthorized,
+    Unavailable,
+    UnknownCommand,
+    UnknownError,
+    VisionAIError,
+)
+from client.protocol import Welcome
+from client.results import (
+    Box,
+    Emotion,
+    EmotionCount,
+    Face,
+    Health,
+    HistoryPage,
+    ModelInfo,
+    Prediction,
+    Stats,
+    StoredPrediction,
+    Timing,
+)
+from client.retry import Retry
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncClient",
+    "Box",
+    "CannotConnect",
+    "Client",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "Detect",
+    "Emotion",
+    "EmotionCount",
+    "Face",
+    "Health",
+    "HistoryPage",
+    "ImageSource",
+    "ImageTooLarge",
+    "InternalError",
+    "InvalidImage",
+    "InvalidRequest",
+    "ModelInfo",
+    "NoFace",
+    "Outcome",
+    "Overloaded",
+    "Prediction",
+    "ProtocolViolation",
+    "RateLimited",
+    "RequestRejected",
+    "Retry",
+    "ShuttingDown",
+    "Stats",
+    "StoredPrediction",
+    "Superseded",
+    "Timing",
+    "Unauthorized",
+    "Unavailable",
+    "UnknownCommand",
+    "UnknownError",
+    "VisionAIError",
+    "Welcome",
+]

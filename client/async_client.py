@@ -1,0 +1,341 @@
+"""The asynchronous client: one connection, kept and restored, shared by any number of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from client import results
+from client.connection import Connection, check_url
+from client.errors import (
+    CannotConnect,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    ShuttingDown,
+    Unauthorized,
+    Unavailable,
+    VisionAIError,
+)
+from client.protocol import Request, Welcome
+from client.retry import Retry
+
+DEFAULT_URL = "ws://127.0.0.1:8000/ws"
+
+ImageSource = bytes | str | os.PathLike[str]
+"""The bytes of an image file, or the path of one."""
+
+Detect = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image of `predict_many`: a prediction, or the error, never both."""
+
+    index: int
+    source: ImageSource
+    prediction: results.Prediction | None
+    error: VisionAIError | OSError | None
+
+
+class AsyncClient:
+    """A client for asyncio programs.
+
+    ::
+
+        async with AsyncClient("ws://127.0.0.1:8000/ws") as client:
+            prediction = await client.predict("face.jpg")
+            print(prediction.emotion_name, prediction.confidence)
+
+    Tasks may share a client: their requests are in flight together on its one connection, each reply finds its
+    request. Every method may be cancelled.
+
+    When the connection is lost, the next request restores it, and requests without an answer are sent again; so
+    an image whose reply was lost may be stored twice by the server. Requests that the server refuses for load
+    are sent again when it says so. All of it ends with the request's timeout.
+
+    Args:
+        url: the server's WebSocket address.
+        token: a JSON Web Token or API key, for servers that ask for one.
+        timeout: seconds until a request fails with `DeadlineExceeded`, retries included.
+        connect_timeout: seconds for one attempt to connect.
+        retry: how often and how soon to try again. The very first connection is tried once.
+        keepalive: seconds between pings, and until a missing pong means that the connection is lost.
+
+    Raises:
+        ValueError: `url` is not a WebSocket address.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry: Retry | None = None,
+        keepalive: float = 10.0,
+    ) -> None:
+        check_url(url)
+        self.url = url
+        self._token = token
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._retry = retry or Retry()
+        self._keepalive = keepalive
+        self._connection: Connection | None = None
+        self._leaving: set[Connection] = set()
+        self._opening: asyncio.Task[Connection] | None = None
+        self._obstacle: VisionAIError | None = None
+        self._configuration: dict[str, Any] = {}
+        self._was_connected = False
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises what `connect` raises."""
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        await self.aclose()
+
+    async def connect(self) -> Welcome:
+        """Connect if there is no connection; what the server says of itself.
+
+        Raises:
+            ConnectionFailed: nothing answers at the address, or it is no VisionAI server.
+            Unauthorized, Unavailable: the server refuses the connection.
+        """
+        return (await self._connected()).welcome
+
+    async def aclose(self) -> None:
+        """Close the connection. Requests in flight fail with `ConnectionLost`. May be called again."""
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        connections = [*self._leaving, *([self._connection] if self._connection else [])]
+        self._leaving.clear()
+        self._connection = None
+        await asyncio.gather(*(connection.aclose() for connection in connections))
+
+    async def predict(
+        self,
+        image: ImageSource,
+        *,
+        detect: Detect | None = None,
+        max_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> results.Prediction:
+        """The emotion in an image.
+
+        Args:
+            image: the bytes of a JPEG, PNG or WebP file, or the path of one.
+            detect: ``auto`` finds faces and scores the whole image where there is none, ``always`` fails with
+                `NoFace` then, ``never`` takes the image for a face crop. None is the server's choice (auto).
+            max_faces: answer for this many faces at most, the largest first.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            OSError: the file cannot be read.
+            VisionAIError: see `client.errors`.
+        """
+        data = await asyncio.to_thread(Path(image).read_bytes) if not isinstance(image, bytes) else image
+        fields = {"detect": detect, "max_faces": max_faces, "token": self._token}
+        request = Request(
+            "predict", {name: value for name, value in fields.items() if value is not None}, data
+        )
+        # A camera's frame that was lost is stale by the time it could be sent again.
+        resend = not self._configuration.get("stream", False)
+        return results.prediction(await self._ask(request, timeout, resend=resend))
+
+    async def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        concurrency: int = 16,
+        detect: Detect | None = None,
+        max_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Outcome]:
+        """The emotions in many images: an outcome for each, in their order.
+
+        At most `concurrency` images are in memory and in flight. `images` is drawn from as needed, so it may be
+        endless. An image that fails does not stop the others; what would fail all of them is raised.
+
+        Raises:
+            ConnectionFailed: the server cannot be reached any more.
+            Unauthorized: the server does not accept the token.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is at least 1, not {concurrency}")
+
+        async def settle(index: int, source: ImageSource) -> Outcome:
+            try:
+                prediction = await self.predict(source, detect=detect, max_faces=max_faces, timeout=timeout)
+            except (ConnectionFailed, Unauthorized):
+                raise
+            except (VisionAIError, OSError) as error:
+                return Outcome(index, source, None, error)
+            return Outcome(index, source, prediction, None)
+
+        window: deque[asyncio.Task[Outcome]] = deque()
+        try:
+            for index, source in enumerate(images):
+                window.append(asyncio.create_task(settle(index, source)))
+                if len(window) == concurrency:
+                    yield await window[0]
+                    window.popleft()
+            while window:
+                yield await window[0]
+                window.popleft()
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
+
+    async def emotions(self) -> tuple[results.Emotion, ...]:
+        """The emotions that the server tells apart."""
+        return results.emotions(await self.request("emotions"))
+
+    async def model_info(self) -> results.ModelInfo:
+        """The model that the server runs."""
+        return results.model_info(await self.request("model_info"))
+
+    async def health(self) -> results.Health:
+        """How the server is."""
+        return results.health(await self.request("health"))
+
+    async def stats(self, *, window_s: float = 3600.0) -> results.Stats:
+        """Counts, confidence and latency of the predictions of the last `window_s` seconds."""
+        return results.stats(await self.request("stats", window_s=window_s))
+
+    async def history(self, *, limit: int = 50, cursor: str | None = None) -> results.HistoryPage:
+        """Stored predictions, latest first, at most `limit`; `cursor` is the `next` of the page before."""
+        fields = {"limit": limit} if cursor is None else {"limit": limit, "cursor": cursor}
+        return results.history(await self.request("history", **fields))
+
+    async def configure(self, **options: Any) -> Mapping[str, Any]:
+        """Set defaults of this client's requests, such as ``detect``, ``max_faces`` or ``stream``.
+
+        They are set again whenever the connection is restored. Returns the whole effective configuration.
+
+        Raises:
+            InvalidRequest: the server does not know an option; names it.
+        """
+        reply = await self.request("configure", **options)
+        self._configuration.update(options)
+        return results.configuration(reply)
+
+    async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
+        """Send any command, and return its reply as it came. `timeout`, `command` and `id` are no fields.
+
+        Raises:
+            VisionAIError: see `client.errors`.
+        """
+        if self._token is not None:
+            fields.setdefault("token", self._token)
+        return await self._ask(Request(command, fields))
+
+    async def _ask(
+        self, request: Request, timeout: float | None = None, *, resend: bool = True
+    ) -> Mapping[str, Any]:
+        seconds = self._timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._ask_until(limit.when() or 0.0, request, resend)
+        except TimeoutError:
+            why = f"; {self._obstacle.message}" if self._obstacle is not None else ""
+            raise DeadlineExceeded(f"no answer to {request.command!r} within {seconds:g} s{why}") from None
+
+    async def _ask_until(self, deadline: float, request: Request, resend: bool) -> Mapping[str, Any]:
+        """Send until there is an answer, within the attempts of the retry policy. `deadline` is in loop time."""
+        now = asyncio.get_running_loop().time
+        for attempt in itertools.count(1):
+            connection = await self._connected()
+            try:
+                return await connection.exchange(request, deadline_ms=(deadline - now()) * 1000)
+            except (ConnectionLost, Unavailable) as error:
+                if isinstance(error, ShuttingDown):
+                    self._leave(connection)
+                if self._closed or not resend or attempt == self._retry.attempts:
+                    raise
+                pause = self._retry.delay(attempt - 1, error.retry_after)
+                if now() + pause >= deadline:
+                    raise  # the real reason says more than a timeout would
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _leave(self, connection: Connection) -> None:
+        """Use `connection` no more. It stays open for its requests in flight, until the server closes it."""
+        if self._connection is connection:
+            self._connection = None
+            self._leaving.add(connection)
+            self._leaving = {leaving for leaving in self._leaving if leaving.usable}
+
+    async def _connected(self) -> Connection:
+        """The connection, restored if need be. Tasks that need it at once share one attempt."""
+        if self._connection is not None and self._connection.usable:
+            return self._connection
+        if self._closed:
+            raise ConnectionLost("the client is closed")
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(), name="visionai client connecting")
+            self._opening.add_done_callback(self._opened)
+        opening = self._opening
+        # Not awaited itself: a task that is cancelled must not cancel the attempt that others wait for.
+        await asyncio.wait([opening])
+        if opening.cancelled():
+            raise ConnectionLost("the client is closed")
+        if (error := opening.exception()) is not None:
+            raise copy.copy(error)
+        return opening.result()
+
+    def _opened(self, opening: asyncio.Task[Connection]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # those who asked may all have been cancelled
+
+    async def _open(self) -> Connection:
+        attempts = self._retry.attempts if self._was_connected else 1
+        for attempt in itertools.count(1):
+            try:
+                connection = await Connection.open(
+                    self.url, token=self._token, timeout=self._connect_timeout, keepalive=self._keepalive
+                )
+                try:
+                    await self._introduce(connection)
+                except BaseException:
+                    await connection.aclose()
+                    raise
+            except (CannotConnect, ConnectionLost, Unavailable) as error:
+                if attempt == attempts:
+                    raise
+                self._obstacle = error
+                pause = self._retry.delay(attempt - 1, error.retry_after)
+            else:
+                self._obstacle = None
+                self._connection = connection
+                self._was_connected = True
+                return connection
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def _introduce(self, connection: Connection) -> None:
+        """Set this client's defaults on a new connection. Replies need no order: each finds its request by id."""
+        if "configure" in connection.welcome.commands:
+            await connection.exchange(Request("configure", {"ordered": False, **self._configuration}))

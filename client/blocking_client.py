@@ -1,0 +1,177 @@
+"""The blocking client: an `AsyncClient` on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from client import results
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome
+from client.errors import ConnectionFailed, Unauthorized, VisionAIError
+from client.protocol import Welcome
+from client.retry import Retry
+
+T = TypeVar("T")
+
+
+class Client:
+    """A client for programs without asyncio. Takes and does what `AsyncClient` does, and blocks meanwhile.
+
+    ::
+
+        with Client("ws://127.0.0.1:8000/ws") as client:
+            print(client.predict("face.jpg").emotion_name)
+
+    Threads may share a client. Close it: until then its thread runs.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        retry: Retry | None = None,
+        keepalive: float = 10.0,
+    ) -> None:
+        self._client = AsyncClient(
+            url,
+            token=token,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            retry=retry,
+            keepalive=keepalive,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="visionai client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        """Connect. Raises what `connect` raises."""
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def connect(self) -> Welcome:
+        """Connect if there is no connection, see `AsyncClient.connect`."""
+        return self._wait(self._start(self._client.connect()))
+
+    def close(self) -> None:
+        """Close the connection and end the thread. May be called again."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._start(self._client.aclose()))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    def predict(
+        self,
+        image: ImageSource,
+        *,
+        detect: Detect | None = None,
+        max_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> results.Prediction:
+        """The emotion in an image, see `AsyncClient.predict`."""
+        return self._wait(
+            self._start(self._client.predict(image, detect=detect, max_faces=max_faces, timeout=timeout))
+        )
+
+    def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        concurrency: int = 16,
+        detect: Detect | None = None,
+        max_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Outcome]:
+        """The emotions in many images, in their order, see `AsyncClient.predict_many`.
+
+        `images` is drawn from in the caller's thread.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        window: deque[tuple[int, ImageSource, concurrent.futures.Future[results.Prediction]]] = deque()
+        try:
+            for index, source in enumerate(images):
+                prediction = self._client.predict(source, detect=detect, max_faces=max_faces, timeout=timeout)
+                window.append((index, source, self._start(prediction)))
+                if len(window) == concurrency:
+                    yield self._outcome(*window[0])
+                    window.popleft()
+            while window:
+                yield self._outcome(*window[0])
+                window.popleft()
+        finally:
+            for _, _, future in window:
+                future.cancel()
+
+    def emotions(self) -> tuple[results.Emotion, ...]:
+        """The emotions that the server tells apart."""
+        return self._wait(self._start(self._client.emotions()))
+
+    def model_info(self) -> results.ModelInfo:
+        """The model that the server runs."""
+        return self._wait(self._start(self._client.model_info()))
+
+    def health(self) -> results.Health:
+        """How the server is."""
+        return self._wait(self._start(self._client.health()))
+
+    def stats(self, *, window_s: float = 3600.0) -> results.Stats:
+        """Counts, confidence and latency of the last `window_s` seconds, see `AsyncClient.stats`."""
+        return self._wait(self._start(self._client.stats(window_s=window_s)))
+
+    def history(self, *, limit: int = 50, cursor: str | None = None) -> results.HistoryPage:
+        """Stored predictions, latest first, see `AsyncClient.history`."""
+        return self._wait(self._start(self._client.history(limit=limit, cursor=cursor)))
+
+    def configure(self, **options: Any) -> Mapping[str, Any]:
+        """Set defaults of this client's requests, see `AsyncClient.configure`."""
+        return self._wait(self._start(self._client.configure(**options)))
+
+    def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
+        """Send any command, and return its reply as it came, see `AsyncClient.request`."""
+        return self._wait(self._start(self._client.request(command, **fields)))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(self, future: concurrent.futures.Future[T]) -> T:
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C reaches the thread that waits here: nobody wants the answer any more.
+            future.cancel()
+            raise
+
+    def _outcome(
+        self, index: int, source: ImageSource, future: concurrent.futures.Future[results.Prediction]
+    ) -> Outcome:
+        try:
+            return Outcome(index, source, self._wait(future), None)
+        except (ConnectionFailed, Unauthorized):
+            raise
+        except (VisionAIError, OSError) as error:
+            return Outcome(index, source, None, error)

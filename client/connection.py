@@ -1,0 +1,223 @@
+"""One WebSocket connection: opened, welcomed, then requests out and replies back, many in flight at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import itertools
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from client.errors import (
+    CannotConnect,
+    ConnectionLost,
+    ImageTooLarge,
+    Overloaded,
+    ProtocolViolation,
+    RateLimited,
+    ShuttingDown,
+    Unauthorized,
+    VisionAIError,
+    error_of,
+)
+from client.protocol import Request, Unanswered, Welcome, encode, parse_reply, parse_welcome
+
+SUBPROTOCOL = "visionai.v2"
+
+# A page of history is the largest reply; this is room for tens of thousands of rows.
+MAX_REPLY_BYTES = 16 * 2**20
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError unless `url` is a WebSocket address."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"{url!r} is not a WebSocket address such as ws://127.0.0.1:8000/ws")
+    _ = parts.port  # raises ValueError where it is no number
+
+
+class Connection:
+    """An open connection. Ends with the first fault, and then tells every request that waits.
+
+    `exchange` may be cancelled at any time: the reply that comes later is dropped.
+    """
+
+    def __init__(self, websocket: ClientConnection, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self._websocket = websocket
+        self._ids = itertools.count(1)
+        self._unanswered: Unanswered[asyncio.Future[dict[str, Any]]] = Unanswered(welcome.protocol)
+        self._ended = False
+        self._reader = asyncio.create_task(self._read(), name="visionai client reader")
+
+    @classmethod
+    async def open(cls, url: str, *, token: str | None, timeout: float, keepalive: float) -> Connection:
+        """Connect and read the welcome, all within `timeout` seconds.
+
+        Raises:
+            CannotConnect: nothing answers, or it speaks no WebSocket.
+            ProtocolViolation: it speaks WebSocket but is no VisionAI server.
+            Unauthorized, Overloaded, RateLimited, ShuttingDown: the server refuses the connection.
+        """
+        address = urlsplit(url)
+        websocket = None
+        try:
+            async with asyncio.timeout(timeout):
+                websocket = await connect(
+                    url,
+                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType of str
+                    additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+                    compression=None,  # JPEG does not compress
+                    # A proxy set for the web would not find this machine's own address.
+                    proxy=None if address.hostname in LOOPBACK else True,
+                    max_size=MAX_REPLY_BYTES,
+                    ping_interval=keepalive,
+                    ping_timeout=keepalive,
+                    open_timeout=None,
+                    close_timeout=1,
+                )
+                connection = cls(websocket, parse_welcome(await websocket.recv(decode=False)))
+                websocket = None  # the connection owns it now
+                return connection
+        except TimeoutError:
+            raise CannotConnect(f"{_where(url)} gave no answer within {timeout:g} s") from None
+        except InvalidStatus as error:
+            raise _refusal(url, error) from None
+        except ConnectionClosed as error:
+            raise _closed(error) from None
+        except ProtocolViolation as error:
+            raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
+        except OSError as error:
+            raise CannotConnect(
+                f"nothing answers at {_where(url)} ({error.strerror or error}): check that the service runs "
+                "(`visionai serve` starts one) and that host and port are right"
+            ) from None
+        except WebSocketException as error:
+            raise CannotConnect(
+                f"{_where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
+            ) from None
+        finally:
+            if websocket is not None:
+                await websocket.close()
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection has ended."""
+        return not self._ended
+
+    async def exchange(self, request: Request, deadline_ms: float | None = None) -> Mapping[str, Any]:
+        """Send `request` and wait for its reply.
+
+        Raises:
+            ConnectionLost: the connection ended before the reply came.
+            VisionAIError: whatever the server answered that is not a success, see `client.errors`.
+        """
+        request_id = next(self._ids)
+        frame, is_text = encode(request, request_id, self.welcome, deadline_ms)
+        if self._ended:
+            raise ConnectionLost("the connection is closed")
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        # Before the first await: requests are registered in the order in which they are written.
+        self._unanswered.add(request_id, reply, len(frame))
+        try:
+            # The reader sees a closed connection too, and knows better what becomes of each request.
+            with contextlib.suppress(ConnectionClosed):
+                await self._websocket.send(frame, text=is_text)
+            answer = await reply
+        except asyncio.CancelledError:
+            self._unanswered.give_up(request_id)
+            raise
+        if answer.get("type") == "error":
+            raise error_of(answer)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close, and wait until the connection is gone. Requests that still wait get `ConnectionLost`."""
+        await self._websocket.close()
+        await self._reader
+
+    async def _read(self) -> None:
+        """Hand out replies until the connection ends; then every request that is left gets an error."""
+        reason: VisionAIError = ConnectionLost("the connection is closed")
+        try:
+            while True:
+                reply = parse_reply(await self._websocket.recv(decode=False))
+                waiter = self._unanswered.answer(reply)
+                if waiter is not None:
+                    _give(waiter, reply)
+        except ConnectionClosed as error:
+            reason = _closed(error)
+            if _close_code(error) == 1009 and (waiter := self._unanswered.take_largest()):
+                _fail(waiter, ImageTooLarge("the image is larger than the messages that the server accepts"))
+        except ProtocolViolation as error:
+            reason = error
+        finally:
+            # Nothing may wait for a reader that is gone, whatever ended it.
+            self._ended = True
+            for waiter in self._unanswered.take_all():
+                # Each its own: one exception raised in several tasks would gather all their tracebacks.
+                _fail(waiter, copy.copy(reason))
+        await self._websocket.close()
+
+
+def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None:
+    # A cancelled wait is removed from the unanswered ones one step of the loop later.
+    if not waiter.done():
+        waiter.set_result(reply)
+
+
+def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
+    if not waiter.done():
+        waiter.set_exception(error)
+
+
+def _where(url: str) -> str:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
+
+
+def _close_code(error: ConnectionClosed) -> int:
+    return error.rcvd.code if error.rcvd is not None else 1006
+
+
+def _closed(error: ConnectionClosed) -> VisionAIError:
+    """What a closed connection means, by its close code."""
+    code = _close_code(error)
+    reason = (error.rcvd.reason if error.rcvd is not None else "") or f"close code {code}"
+    match code:
+        case 1008:
+            return Unauthorized(f"the server closed the connection: {reason}")
+        case 1013:
+            return Overloaded(f"the server takes no more connections: {reason}")
+        case _:
+            return ConnectionLost(
+                f"the server closed the connection before it answered ({reason})", close_code=code
+            )
+
+
+def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
+    """What an HTTP status in place of the upgrade means."""
+    status = error.response.status_code
+    header = error.response.headers.get("Retry-After", "")
+    retry_after = float(header) if header.isdigit() else None
+    match status:
+        case 401 | 403:
+            return Unauthorized(f"{_where(url)} refuses the connection (HTTP {status}): check the token")
+        case 429:
+            return RateLimited(
+                f"{_where(url)} refuses the connection: too many from here", retry_after=retry_after
+            )
+        case 503:
+            return ShuttingDown(f"{_where(url)} takes no connections now (HTTP 503)", retry_after=retry_after)
+        case _:
+            return CannotConnect(
+                f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /"
+            )
