@@ -1,1 +1,3 @@
 """The VisionAI WebSocket service: `python -m service`."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,103 @@
+"""What can go wrong with a request, each with its stable code.
+
+::
+
+    RequestError                    any failure that one request is told about
+      InvalidJSON                   the text frame is not JSON
+      InvalidRequest                a field is missing or has the wrong type; names the field
+      UnknownCommand                lists the commands
+      InvalidBase64
+      InvalidImage                  not an image, damaged, or of a kind that is not served
+      ImageTooLarge                 refused by its header, before decoding
+      Overloaded                    refused at the door; says when to try again
+      DeadlineExceeded              its deadline passed while it waited; it was not run
+      ShuttingDown
+      Internal                      our fault; the log has the cause
+
+    StartupError                    the service cannot start; the message says what to do
+
+Clients branch on ``code``; ``message`` is for people and may change.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RequestError(Exception):
+    """A request that is answered with an error. The connection stays open."""
+
+    code: ClassVar[str]
+    retry_after_ms: int | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidJSON(RequestError):
+    """The frame is not a JSON text."""
+
+    code = "invalid_json"
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, has the wrong type or an impossible value."""
+
+    code = "invalid_request"
+
+
+class UnknownCommand(RequestError):
+    """The command does not exist."""
+
+    code = "unknown_command"
+
+
+class InvalidBase64(RequestError):
+    """The image field is not base64."""
+
+    code = "invalid_base64"
+
+
+class InvalidImage(RequestError):
+    """The bytes are not an image that can be read."""
+
+    code = "invalid_image"
+
+
+class ImageTooLarge(RequestError):
+    """The image's header announces more pixels than are accepted."""
+
+    code = "image_too_large"
+
+
+class Overloaded(RequestError):
+    """The queue is full; the request was not admitted."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineExceeded(RequestError):
+    """The request's deadline passed before an executor was free."""
+
+    code = "deadline_exceeded"
+
+
+class ShuttingDown(RequestError):
+    """The service drains; another instance should be asked."""
+
+    code = "shutting_down"
+
+
+class Internal(RequestError):
+    """A fault inside the service."""
+
+    code = "internal"
+
+
+class StartupError(Exception):
+    """The service cannot start. The message is one line and says what to do."""

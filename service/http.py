@@ -1,0 +1,62 @@
+"""Plain HTTP on the WebSocket port: health, readiness and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import orjson
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+_WEBSOCKET_PATHS = frozenset({"/", "/ws"})
+
+_ROOT_TEXT = b"""VisionAI answers over WebSocket, on this address: / or /ws.
+Health: /healthz  Readiness: /readyz  Metrics: /metrics
+"""
+
+
+def route(
+    request: Request, *, not_ready: Callable[[], str | None], metrics: Callable[[], bytes]
+) -> Response | None:
+    """Answer a plain HTTP request; None for a WebSocket handshake on a path where one is served.
+
+    Args:
+        not_ready: says why the service cannot predict now; None when it can.
+        metrics: the Prometheus exposition.
+    """
+    path = urlsplit(request.path).path
+    if "websocket" in request.headers.get("Upgrade", "").lower():
+        if path in _WEBSOCKET_PATHS:
+            return None
+        return _response(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
+    match path:
+        case "/":
+            return _response(HTTPStatus.OK, _ROOT_TEXT)
+        case "/healthz":
+            return _json(HTTPStatus.OK, {"status": "alive"})
+        case "/readyz":
+            reason = not_ready()
+            if reason is None:
+                return _json(HTTPStatus.OK, {"status": "ready"})
+            return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": reason})
+        case "/metrics":
+            return _response(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+    return _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
+
+
+def _json(status: HTTPStatus, body: dict[str, str]) -> Response:
+    return _response(status, orjson.dumps(body), "application/json")
+
+
+def _response(status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:
+    headers = Headers(
+        [
+            ("Content-Type", content_type),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            ("Connection", "close"),
+        ]
+    )
+    return Response(status.value, status.phrase, headers, body)

@@ -1,0 +1,189 @@
+"""From what a client sent to a model's input: base64, limits, decoding, orientation, size.
+
+Everything here releases the GIL where the time goes (decoding, resizing), so that it runs in executor threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pybase64
+import simplejpeg
+
+from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
+from service.images.header import Format, ImageHeader, read_header
+
+Color = Literal["gray", "rgb"]
+Pixels = npt.NDArray[np.uint8]
+
+# An image of fewer pixels a side than this holds no face that any network could read.
+MIN_SIDE = 8
+
+# What libjpeg says where the file ends before the picture does. Its other complaints (stray bytes between
+# markers, say, which some cameras write) leave a picture that is worth reading.
+_JPEG_CUT_OFF = "Premature end"
+
+# WhatsApp-style data URIs, as browsers' toDataURL makes them.
+_DATA_URI_MARK = ";base64,"
+_DATA_URI_MAX_PREFIX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class InputShape:
+    """The image that a model takes: uint8, height x width pixels, one channel (gray) or three (RGB)."""
+
+    height: int
+    width: int
+    color: Color
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return 1 if self.color == "gray" else 3
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of a base64 text, which may be a ``data:`` URI and may be broken into lines.
+
+    Raises:
+        InvalidBase64: anything else in it, or padding is wrong.
+    """
+    if text.startswith("data:"):
+        mark = text.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX)
+        if mark < 0:
+            raise InvalidBase64("a data URI for an image starts with 'data:image/...;base64,'")
+        text = text[mark + len(_DATA_URI_MARK) :]
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
+        pass
+    try:
+        # Some encoders (Android's default, MIME) break lines. Looked at second: most texts have none.
+        return pybase64.b64decode("".join(text.split()), validate=True)
+    except ValueError as exc:
+        raise InvalidBase64(f"'image' is not base64: {exc}") from None
+
+
+class ImageDecoder:
+    """Decodes images to the input of one model. Has no state of its own: threads may share it.
+
+    Args:
+        shape: what the model takes.
+        max_pixels: images of more pixels than this are refused by their header.
+    """
+
+    def __init__(self, shape: InputShape, max_pixels: int) -> None:
+        self.shape = shape
+        self.max_pixels = max_pixels
+
+    def decode_into(self, image: str | bytes, out: Pixels) -> None:
+        """Write one image into `out`, upright and scaled to the model's size.
+
+        Args:
+            image: base64 text or the bytes of an image file.
+            out: uint8 [height, width, channels], C-contiguous.
+
+        Raises:
+            InvalidBase64, InvalidImage, ImageTooLarge: the image's fault. `out` is then undefined.
+        """
+        data = decode_base64(image) if isinstance(image, str) else image
+        header = read_header(data)
+        self._check_size(header)
+        pixels = (
+            self._decode_jpeg(data, header)
+            if header.format is Format.JPEG
+            else self._decode_other(data, header)
+        )
+        shape = self.shape
+        if pixels.shape[:2] == (shape.height, shape.width):
+            out[:] = pixels.reshape(out.shape)
+            return
+        shrinks = pixels.shape[0] >= shape.height and pixels.shape[1] >= shape.width
+        # Averaging over the area keeps a shrunk face free of aliasing; it does nothing good when enlarging.
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        resized = cv2.resize(pixels, (shape.width, shape.height), interpolation=interpolation)
+        out[:] = resized.reshape(out.shape)
+
+    def _check_size(self, header: ImageHeader) -> None:
+        width, height = header.width, header.height
+        if width * height > self.max_pixels:
+            raise ImageTooLarge(
+                f"the image has {width} x {height} pixels; at most {self.max_pixels:,} are accepted: send it smaller"
+            )
+        if width < MIN_SIDE or height < MIN_SIDE:
+            raise InvalidImage(
+                f"the image has {width} x {height} pixels; a face needs at least {MIN_SIDE} a side"
+            )
+
+    def _decode_jpeg(self, data: bytes, header: ImageHeader) -> Pixels:
+        """Decode at the smallest scale (of libjpeg's eighths) that still covers the model's input."""
+        gray = self.shape.color == "gray"
+        # Sideways pictures (orientation 5-8) are turned after decoding, so the sides swap.
+        sideways = header.orientation >= 5
+        min_height = self.shape.width if sideways else self.shape.height
+        min_width = self.shape.height if sideways else self.shape.width
+        try:
+            _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except (ValueError, KeyError):  # KeyError: a sampling that libjpeg-turbo has no name for
+            raise InvalidImage("the JPEG's header is damaged") from None
+        if colorspace == "CMYK":
+            # libjpeg-turbo does not convert CMYK; OpenCV does, and turns the picture upright by itself.
+            return self._decode_other(data, header)
+        strict = True
+        while True:
+            try:
+                pixels: Pixels = simplejpeg.decode_jpeg(
+                    data,
+                    "GRAY" if gray else "RGB",
+                    min_height=min_height,
+                    min_width=min_width,
+                    strict=strict,
+                )
+                break
+            except ValueError as exc:
+                if _JPEG_CUT_OFF in str(exc):
+                    raise InvalidImage("the JPEG is cut off: its end is missing") from None
+                if not strict:
+                    raise InvalidImage(f"the JPEG cannot be read: {exc}") from None
+                strict = False
+        return upright(pixels, header.orientation)
+
+    def _decode_other(self, data: bytes, header: ImageHeader) -> Pixels:
+        """Decode with OpenCV, which reduces 16 bits to 8, drops alpha and applies an Exif orientation."""
+        # libpng writes its complaint about a short file to stderr, where a client could fill the log.
+        if header.format is Format.PNG and data.rfind(b"IEND") < 0:
+            raise InvalidImage("the PNG is cut off: its end is missing")
+        gray = self.shape.color == "gray"
+        try:
+            pixels = cv2.imdecode(
+                np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR_RGB
+            )
+        except cv2.error as exc:
+            raise InvalidImage(f"the {header.format.value} cannot be read: {exc.err}") from None
+        if pixels is None:
+            raise InvalidImage(f"the {header.format.value} is damaged or cut off")
+        return np.asarray(pixels, np.uint8)
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an Exif orientation (1-8; Exif 2.3, section 4.6.4): [h, w, c] in, [h, w, c] or [w, h, c] out."""
+    match orientation:
+        case 2:
+            pixels = pixels[:, ::-1]
+        case 3:
+            pixels = pixels[::-1, ::-1]
+        case 4:
+            pixels = pixels[::-1]
+        case 5:
+            pixels = pixels.swapaxes(0, 1)
+        case 6:
+            pixels = pixels.swapaxes(0, 1)[:, ::-1]
+        case 7:
+            pixels = pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            pixels = pixels.swapaxes(0, 1)[::-1]
+    return np.ascontiguousarray(pixels)

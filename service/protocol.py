@@ -1,0 +1,282 @@
+"""The wire protocol, without sockets: frames in, typed requests out; results in, reply frames out.
+
+A text frame holds one JSON object. A binary frame is an image, or a one-line JSON header, a newline and an
+image. `parse_frame` turns either into a `Predict` or a `Query`, or raises a `RequestError` (which carries the
+request's ``id`` where it could be read, see `FrameError`). Reply functions return UTF-8 JSON for a text frame.
+
+The base64 text of an image is kept as it came: it is decoded where the image is, off the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from service.emotions import Emotion
+from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
+
+RequestId = str | int | None
+
+COMMANDS: Final = {
+    "predict": "Recognise the emotion in an image: {'command': 'predict', 'image': <base64 JPEG or PNG>}",
+    "emotions": "List the emotions that can be recognised",
+    "model_info": "Describe the model that is served",
+    "health": "Tell whether the service is well",
+}
+QUERIES: Final = frozenset(COMMANDS) - {"predict"}
+
+# A request id comes back in the reply and is stored with the prediction: long ones would be free storage.
+MAX_ID_LENGTH: Final = 128
+MAX_ID_INTEGER: Final = 2**53 - 1  # the largest integer that survives a JavaScript client
+
+# A header line is small; without a bound a binary frame without a newline would be scanned to its end.
+MAX_HEADER_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Predict:
+    """A request for a prediction. `image` is base64 text (str) or an image file (bytes)."""
+
+    id: RequestId
+    image: str | bytes
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A request that is answered at once, from what the service knows: `command` is one of `QUERIES`."""
+
+    id: RequestId
+    command: str
+
+
+class FrameError(Exception):
+    """A frame that is not a valid request: the error to reply with, and the id to reply to."""
+
+    def __init__(self, error: RequestError, request_id: RequestId = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.id = request_id
+
+
+def parse_frame(frame: str | bytes) -> Predict | Query:
+    """Read one frame: str for a text frame, bytes for a binary one.
+
+    Raises:
+        FrameError: whatever is wrong with it; the connection goes on.
+    """
+    if isinstance(frame, str):
+        return _parse_object(_load(frame), None)
+    if frame[:1] == b"{":
+        end = frame.find(b"\n", 0, MAX_HEADER_BYTES)
+        if end < 0:
+            raise FrameError(
+                InvalidRequest(
+                    f"a binary frame's JSON header ends with a newline in its first {MAX_HEADER_BYTES} bytes"
+                )
+            )
+        return _parse_object(_load(frame[:end]), frame[end + 1 :])
+    # Anything else is an image, or is found not to be one where images are read.
+    return Predict(None, frame)
+
+
+def _load(text: str | bytes) -> dict[str, Any]:
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise FrameError(InvalidJSON(f"the message is not JSON: {exc}")) from None
+    if not isinstance(message, dict):
+        raise FrameError(InvalidRequest(f"a message is a JSON object, not {_json_type(message)}"))
+    return message
+
+
+def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Predict | Query:
+    request_id = _read_id(message)
+    try:
+        command = message.get("command", "predict")
+        if command == "predict":
+            image = attached_image if attached_image is not None else _read_image(message)
+            return Predict(request_id, image, _read_deadline(message))
+        # A list or an object is no command either, and is not hashable.
+        if isinstance(command, str) and command in QUERIES:
+            return Query(request_id, command)
+        shown = repr(command[:40]) if isinstance(command, str) else _json_type(command)
+        raise UnknownCommand(f"unknown command {shown}; the commands are {', '.join(COMMANDS)}")
+    except RequestError as exc:
+        raise FrameError(exc, request_id) from None
+
+
+def _read_id(message: dict[str, Any]) -> RequestId:
+    value = message.get("id")
+    match value:
+        case None:
+            return None
+        case bool():
+            pass
+        case str() if len(value) <= MAX_ID_LENGTH:
+            return value
+        case int() if abs(value) <= MAX_ID_INTEGER:
+            return value
+    raise FrameError(
+        InvalidRequest(
+            f"'id' is a string of at most {MAX_ID_LENGTH} characters or an integer within ±(2^53 - 1)"
+        )
+    )
+
+
+def _read_image(message: dict[str, Any]) -> str:
+    try:
+        image = message["image"]
+    except KeyError:
+        raise InvalidRequest("'image' is missing: send the file's bytes as base64") from None
+    if not isinstance(image, str):
+        raise InvalidRequest(f"'image' is a base64 string, not {_json_type(image)}")
+    return image
+
+
+def _read_deadline(message: dict[str, Any]) -> float | None:
+    value = message.get("deadline_ms")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidRequest("'deadline_ms' is a number of milliseconds above 0")
+    return float(value)
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds spent on one request, from frame to reply in `total`, and the size of its micro-batch."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one image. Probabilities are in the order of the labels and sum to 1."""
+
+    id: RequestId
+    prediction_id: UUID
+    labels: Sequence[str]
+    probabilities: Sequence[float]
+    best: int
+    version_tag: str
+    timing: Timing
+    timestamp: datetime
+
+
+def whole_milliseconds(milliseconds: float) -> int:
+    """v1's `processing_time_ms` and its column are integers; what took less than one counts as one."""
+    return max(1, round(milliseconds))
+
+
+def naive_utc(moment: datetime) -> str:
+    """ISO 8601 in UTC without an offset: existing clients parse exactly this form."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+
+
+def prediction_reply(prediction: Prediction, *, stored: bool) -> bytes:
+    """The reply to `predict`: v1's fields, then ours. What was not stored has a null `prediction_id`."""
+    timing = prediction.timing
+    reply: dict[str, Any] = {
+        "type": "prediction",
+        "status": "success",
+        "emotion_name": prediction.labels[prediction.best],
+        "confidence": prediction.probabilities[prediction.best],
+        "model_version_tag": prediction.version_tag,
+        "processing_time_ms": whole_milliseconds(timing.total),
+        "timestamp": naive_utc(prediction.timestamp),
+        "prediction_id": prediction.prediction_id if stored else None,
+        "probabilities": dict(zip(prediction.labels, prediction.probabilities, strict=True)),
+        "timing": {
+            "decode": round(timing.decode, 3),
+            "queue": round(timing.queue, 3),
+            "inference": round(timing.inference, 3),
+            "total": round(timing.total, 3),
+            "batch_size": timing.batch_size,
+        },
+    }
+    if prediction.id is not None:
+        reply["id"] = prediction.id
+    return orjson.dumps(reply)
+
+
+def error_reply(error: RequestError, request_id: RequestId) -> bytes:
+    """The reply to a request that failed. v1 clients read `message`, others branch on `code`."""
+    reply: dict[str, Any] = {"type": "error", "status": "error", "code": error.code, "message": error.message}
+    if request_id is not None:
+        reply["id"] = request_id
+    if error.retry_after_ms is not None:
+        reply["retry_after_ms"] = error.retry_after_ms
+    return orjson.dumps(reply)
+
+
+def welcome(version: str) -> bytes:
+    """The one message that the server sends before it is asked."""
+    return orjson.dumps(
+        {
+            "type": "welcome",
+            "message": "Welcome to VisionAI: send an image, get an emotion.",
+            "version": version,
+            "protocol": 2,
+            "commands": COMMANDS,
+        }
+    )
+
+
+def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
+    """The reply to `emotions`."""
+    return _success({"type": "emotions", "emotions": emotions}, request_id)
+
+
+def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
+    """The reply to `model_info`."""
+    return _success({"type": "model_info", "info": info}, request_id)
+
+
+def health_reply(
+    status: str, service: str, now: datetime, clients: int, store: Mapping[str, Any], request_id: RequestId
+) -> bytes:
+    """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it."""
+    reply = {
+        "type": "health",
+        "status": status,
+        "service": service,
+        "timestamp": naive_utc(now),
+        "clients_connected": clients,
+        "store": store,
+    }
+    if request_id is not None:
+        reply["id"] = request_id
+    return orjson.dumps(reply)
+
+
+def _success(body: dict[str, Any], request_id: RequestId) -> bytes:
+    reply = {"type": body.pop("type"), "status": "success", **body}
+    if request_id is not None:
+        reply["id"] = request_id
+    return orjson.dumps(reply)

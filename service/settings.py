@@ -1,0 +1,118 @@
+"""Settings from the environment and a `.env` file. The environment wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from environs import Env, EnvError, validate
+
+from service.cpus import available_cpus
+from service.emotions import Language
+from service.engine import Provider
+from service.errors import StartupError
+
+DEFAULT_MODEL = Path("models/build/emotion.onnx")
+DEFAULT_DATABASE = "sqlite:///visionai.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set. Names in the environment are these in capitals.
+
+    ======================= ==========================================================================
+    host, port              where to listen; port 0 takes a free one
+    database_url            SQLAlchemy URL, sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME
+    model_path              an .onnx file, or the .keras file that it was converted from
+    provider                ONNX Runtime's execution provider: cpu or cuda
+    emotions_language       language of the emotions' descriptions: es or en
+    executors               executor threads; as many as the process has CPUs
+    max_batch               images in one run of the model, at most
+    max_waiting             requests that may wait for an executor; more are refused as `overloaded`
+    max_in_flight           requests of one connection that may be unanswered; more wait in the network
+    max_message_bytes       size of a frame; a larger one closes its connection with 1009
+    max_image_pixels        width x height of an image; a larger one is refused as `image_too_large`
+    drain_seconds           time that requests in flight are given at shutdown
+    log_level               DEBUG, INFO, WARNING or ERROR
+    ======================= ==========================================================================
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    database_url: str = DEFAULT_DATABASE
+    model_path: Path = DEFAULT_MODEL
+    provider: Provider = "cpu"
+    emotions_language: Language = "es"
+    executors: int = 1
+    max_batch: int = 8
+    max_waiting: int = 4096
+    max_in_flight: int = 32
+    max_message_bytes: int = 16 * 2**20
+    max_image_pixels: int = 50_000_000
+    drain_seconds: float = 10.0
+    log_level: str = "INFO"
+
+
+def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
+    """Read the environment, and `dotenv` if it exists, for what the environment leaves open.
+
+    Raises:
+        StartupError: a value is not of its type or out of range; names each, with what was expected.
+    """
+    env = Env(eager=False)
+    if dotenv is not None and dotenv.is_file():
+        env.read_env(dotenv, recurse=False)
+    positive = validate.Range(min=1)
+    default = Settings()
+    values: dict[str, Any] = {
+        "host": env.str("HOST", default.host),
+        "port": env.int("PORT", default.port, validate=validate.Range(min=0, max=65535)),
+        "database_url": env.str("DATABASE_URL", default.database_url),
+        "model_path": env.path("MODEL_PATH", default.model_path),
+        "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(["cpu", "cuda"])),
+        "emotions_language": env.str(
+            "EMOTIONS_LANGUAGE", default.emotions_language, validate=validate.OneOf(["es", "en"])
+        ),
+        "executors": env.int("EXECUTORS", available_cpus(), validate=positive),
+        "max_batch": env.int("MAX_BATCH", default.max_batch, validate=positive),
+        "max_waiting": env.int("MAX_WAITING", default.max_waiting, validate=positive),
+        "max_in_flight": env.int("MAX_IN_FLIGHT", default.max_in_flight, validate=positive),
+        "max_message_bytes": env.int(
+            "MAX_MESSAGE_BYTES", default.max_message_bytes, validate=validate.Range(min=1024)
+        ),
+        "max_image_pixels": env.int("MAX_IMAGE_PIXELS", default.max_image_pixels, validate=positive),
+        "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=validate.Range(min=0)),
+        "log_level": env.str(
+            "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+        ),
+    }
+    try:
+        env.seal()
+    except EnvError as exc:
+        raise StartupError(f"a setting is wrong: {exc}") from None
+    return Settings(**values)
+
+
+def resolve_model(model_path: Path) -> Path:
+    """The ONNX file to serve: `model_path` itself, or what a Keras file was converted to.
+
+    A converted file is looked for beside the Keras file and in models/build/, under the same name.
+
+    Raises:
+        StartupError: there is none; says how to make it.
+    """
+    if model_path.suffix == ".onnx":
+        if model_path.is_file():
+            return model_path
+        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check MODEL_PATH"
+        raise StartupError(f"the model {model_path} does not exist: {hint}")
+    beside = model_path.with_suffix(".onnx")
+    built = DEFAULT_MODEL.parent / beside.name
+    for candidate in (beside, built):
+        if candidate.is_file():
+            return candidate
+    raise StartupError(
+        f"MODEL_PATH={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
+        f"build it with `python -m conversion {model_path} -o {built}`"
+    )

@@ -1,0 +1,99 @@
+"""A service in this process, on a port of its own, and one as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine import Engine
+from service.server import Service
+from service.settings import Settings
+from service.store import Store
+from tests.service.harness import MODEL, ROOT, TIMEOUT, Running, Serve, ServiceProcess, StartProcess
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The converted stand-in model."""
+    return Engine(MODEL)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """The URL of an SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def serve(engine: Engine, database: str) -> Serve:
+    """Run a service on a free port, with settings of one's own."""
+
+    @asynccontextmanager
+    async def running(model: Engine = engine, **settings: Any) -> AsyncIterator[Running]:
+        card = model.card
+        store = Store.open(
+            database, labels=card.labels, version_tag=card.version_tag, model_filename=card.path.name
+        )
+        chosen = replace(Settings(port=0, executors=2, database_url=database), **settings)
+        try:
+            service = Service(chosen, model, store)
+            async with service.running() as (_, port):
+                yield Running(service, port)
+        finally:
+            assert await asyncio.to_thread(store.close, TIMEOUT) == 0
+
+    return running
+
+
+@pytest.fixture
+async def running(serve: Serve) -> AsyncIterator[Running]:
+    """A service with the default settings."""
+    async with serve() as started:
+        yield started
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Start `python -m service` on a free port, and wait for its ready line."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(**environment: str) -> ServiceProcess:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=tmp_path,
+            env=os.environ
+            | {
+                "PORT": "0",
+                "LOG_LEVEL": "WARNING",
+                "DATABASE_URL": f"sqlite:///{tmp_path / 'process.db'}",
+                "MODEL_PATH": str(MODEL),
+                "PYTHONPATH": str(ROOT),
+            }
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"ready on (ws://\S+:\d+)", line)
+        if found is None:
+            assert process.stderr is not None
+            pytest.fail(f"the service did not start: {line}{process.stderr.read()}")
+        return ServiceProcess(process, found.group(1))
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()

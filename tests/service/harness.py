@@ -1,0 +1,80 @@
+"""What the service's tests share: paths, a running service, and how to talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+
+from service.server import Service
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models/build/emotion.onnx"
+FACE = (ROOT / "tests/data/astronaut_face.jpg").read_bytes()
+
+# A reply takes milliseconds. This is what separates slow from stuck, on the slowest machine.
+TIMEOUT = 30 * float(os.environ.get("TEST_TIME_UNIT", "1"))
+
+
+def predict_message(image: bytes = FACE, **fields: Any) -> str:
+    """A v1 predict request."""
+    return orjson.dumps({"command": "predict", "image": base64.b64encode(image).decode(), **fields}).decode()
+
+
+async def ask(websocket: ClientConnection, message: str | bytes) -> dict[str, Any]:
+    """Send one message, and read one."""
+    await websocket.send(message)
+    return await read(websocket)
+
+
+async def read(websocket: ClientConnection) -> dict[str, Any]:
+    """Read one message."""
+    async with asyncio.timeout(TIMEOUT):
+        reply: dict[str, Any] = orjson.loads(await websocket.recv())
+        return reply
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs in this event loop."""
+
+    service: Service
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Its WebSocket address."""
+        return f"ws://127.0.0.1:{self.port}/"
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[ClientConnection]:
+        """A client that has read its welcome."""
+        async with connect(self.url, max_size=None) as websocket:
+            assert (await read(websocket))["type"] == "welcome"
+            yield websocket
+
+
+@dataclass(frozen=True)
+class ServiceProcess:
+    """`python -m service`, started by a test."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self.url.rsplit(":", 1)[1])
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+StartProcess = Callable[..., ServiceProcess]

@@ -1,0 +1,71 @@
+"""The engine: models describe themselves, and wrong ones are refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine import Engine
+from service.errors import StartupError
+from service.images.decode import ImageDecoder
+from tests.service.harness import FACE, ROOT
+
+
+def test_the_card_says_what_the_model_is(engine: Engine) -> None:
+    """Labels in alphabetical order, input, version and source come from the file."""
+    card = engine.card
+    assert card.labels == ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+    assert card.version_tag
+    assert len(card.source_sha256) == 64
+    assert card.parameters > 10_000
+
+
+def test_probabilities_are_a_distribution_for_any_batch(engine: Engine) -> None:
+    """Each row sums to 1, whatever the images and their number."""
+    shape = engine.card.shape
+    images = np.random.default_rng(1).integers(
+        0, 256, (5, shape.height, shape.width, shape.channels), np.uint8
+    )
+    for size in (1, 2, 5):
+        probabilities = engine.run(images[:size])
+        assert probabilities.shape == (size, len(engine.card.labels))
+        assert probabilities.dtype == np.float32
+        assert probabilities.min() >= 0
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_an_image_has_the_same_answer_in_any_batch(engine: Engine) -> None:
+    """Batch-mates do not influence each other."""
+    shape = engine.card.shape
+    images = np.random.default_rng(2).integers(
+        0, 256, (4, shape.height, shape.width, shape.channels), np.uint8
+    )
+    together = engine.run(images)
+    alone = np.concatenate([engine.run(images[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_happy_face_is_happy(engine: Engine) -> None:
+    """The whole of decoding, preprocessing and label order, on a real face."""
+    shape = engine.card.shape
+    image = np.empty((1, shape.height, shape.width, shape.channels), np.uint8)
+    ImageDecoder(shape, 10**7).decode_into(FACE, image[0])
+    assert engine.card.labels[int(engine.run(image)[0].argmax())] == "happy"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", bytes(1000)])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    """One line that names the file."""
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(StartupError, match=r"bad\.onnx") as caught:
+        Engine(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_provider_that_is_missing_is_an_error() -> None:
+    """Asked for a GPU where there is none, the service does not quietly use the CPU."""
+    with pytest.raises(StartupError, match="CUDAExecutionProvider"):
+        Engine(ROOT / "models/build/emotion.onnx", "cuda")

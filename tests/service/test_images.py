@@ -1,0 +1,303 @@
+"""Reading and decoding images of every kind that clients send."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestError
+from service.images.decode import ImageDecoder, InputShape, decode_base64
+from service.images.header import Format, ImageHeader, read_header
+
+DATA = Path(__file__).parents[1] / "data"
+FACE = (DATA / "astronaut_face.jpg").read_bytes()
+PHOTO = (DATA / "astronaut.jpg").read_bytes()
+
+GRAIN = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+
+GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
+RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def corner_image(width: int = 120, height: int = 80) -> Pixels:
+    """Black, with a white top left corner: [h, w, 3]. Which way is up can be told from it."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = 255
+    return image
+
+
+def encode(image: Pixels, suffix: str) -> bytes:
+    ok, data = cv2.imencode(suffix, image)
+    assert ok
+    return data.tobytes()
+
+
+def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
+    shape = decoder.shape
+    out = np.full((shape.height, shape.width, shape.channels), 7, np.uint8)
+    decoder.decode_into(image, out)
+    return out
+
+
+def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
+    """Put an Exif block with an orientation into a JPEG file."""
+    mark = b"II" if order == "<" else b"MM"
+    tiff = mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
+    """A PNG file of any announced size, whatever its rows hold."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [(".jpg", Format.JPEG), (".png", Format.PNG), (".webp", Format.WEBP), (".bmp", Format.BMP)],
+)
+def test_a_header_tells_format_and_size(suffix: str, kind: Format) -> None:
+    """Size is read without decoding, in each format that is served."""
+    assert read_header(encode(corner_image(120, 80), suffix)) == ImageHeader(kind, 120, 80)
+
+
+def test_a_webp_of_each_kind_tells_its_size() -> None:
+    """Lossless and lossy WebP keep their size in different places."""
+    image = corner_image(33, 44)
+    for quality in (50, 101):  # above 100 is lossless
+        ok, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
+        assert ok
+        assert read_header(data.tobytes()) == ImageHeader(Format.WEBP, 33, 44)
+    extended = (
+        b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (32).to_bytes(3, "little") + (43).to_bytes(3, "little")
+    )
+    assert read_header(extended) == ImageHeader(Format.WEBP, 33, 44)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_read_in_either_byte_order(orientation: int, order: str) -> None:
+    """Cameras write Exif in either byte order."""
+    jpeg = with_orientation(encode(corner_image(), ".jpg"), orientation, order)
+    assert read_header(jpeg).orientation == orientation
+
+
+def test_a_damaged_exif_block_means_upright() -> None:
+    """The picture can be read without it."""
+    jpeg = with_orientation(encode(corner_image(), ".jpg"), 6)
+    assert read_header(jpeg.replace(b"II*\0", b"II*\0\xff\xff", 1)[:2] + jpeg[2:]).orientation == 6
+    assert read_header(with_orientation(encode(corner_image(), ".jpg"), 77)).orientation == 1
+    assert (
+        read_header(jpeg.replace(struct.pack("<HIH", 42, 8, 1), struct.pack("<HIH", 42, 9999, 1))).orientation
+        == 1
+    )
+
+
+# Where the white corner is once the picture is upright, as (row, column) of the quarter. Exif 2.3, section 4.6.4.
+UPRIGHT_CORNER = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
+
+
+@pytest.mark.parametrize("decoder", [GRAY, RGB], ids=["gray", "rgb"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_photo_is_turned_upright(orientation: int, decoder: ImageDecoder) -> None:
+    """All eight orientations end with the corner where a viewer would show it."""
+    out = decode(decoder, with_orientation(encode(corner_image(), ".jpg"), orientation))
+    half_h, half_w = decoder.shape.height // 2, decoder.shape.width // 2
+    means = out[:, :, 0].reshape(2, half_h, 2, half_w).mean(axis=(1, 3))
+    assert np.unravel_index(means.argmax(), (2, 2)) == UPRIGHT_CORNER[orientation]
+    assert means.max() > 240
+    assert np.sort(means.ravel())[2] < 15
+
+
+def test_gray_decoding_agrees_with_opencv() -> None:
+    """The reduced-scale path shows the network the same picture as a full decode would."""
+    full = cv2.imdecode(np.frombuffer(PHOTO, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert full is not None
+    expected = cv2.resize(full, (64, 64), interpolation=cv2.INTER_AREA).astype(int)
+    difference = np.abs(decode(GRAY, PHOTO)[:, :, 0].astype(int) - expected)
+    assert difference.mean() < 1
+    assert difference.max() < 16
+
+
+def test_colour_models_get_red_first() -> None:
+    """RGB order, from JPEG and from PNG."""
+    red = np.zeros((100, 100, 3), np.uint8)
+    red[:, :, 2] = 250  # OpenCV's order is BGR
+    for suffix in (".jpg", ".png", ".webp"):
+        means = decode(RGB, encode(red, suffix)).mean(axis=(0, 1))
+        assert means[0] > 240
+        assert means[1:].max() < 12
+
+
+def test_small_images_are_enlarged() -> None:
+    """A 10x10 image becomes the model's input."""
+    assert decode(GRAY, encode(np.full((10, 10), 200, np.uint8), ".png")).mean() == pytest.approx(200, abs=1)
+
+
+def test_a_gray_jpeg_serves_a_colour_model() -> None:
+    """One channel is spread over three."""
+    out = decode(RGB, encode(np.full((100, 100), 120, np.uint8), ".jpg"))
+    assert out.min() >= 118
+    assert out.max() <= 122
+
+
+def test_a_16_bit_png_is_reduced_to_8() -> None:
+    """Half of full scale stays half."""
+    image = np.full((64, 64), 32768, np.uint16)
+    ok, data = cv2.imencode(".png", image)
+    assert ok
+    assert decode(GRAY, data.tobytes()).mean() == pytest.approx(128, abs=1)
+
+
+def test_alpha_is_dropped() -> None:
+    """A PNG with transparency is read as its colours."""
+    image = np.full((64, 64, 4), 90, np.uint8)
+    image[:, :, 3] = 10
+    assert decode(GRAY, encode(image, ".png")).mean() == pytest.approx(90, abs=1)
+
+
+def test_a_cmyk_jpeg_is_read() -> None:
+    """Print-ready JPEG files show the same picture."""
+    assert simplejpeg.decode_jpeg_header(CMYK)[2] == "CMYK"
+    out = decode(GRAY, CMYK)
+    assert out[:32, :32].mean() > 240
+    assert out[32:, 32:].mean() < 15
+
+
+def test_stray_bytes_between_markers_are_forgiven() -> None:
+    """Some cameras write them; the picture is whole."""
+    stray = FACE[:-2] + b"\x00\x00\x11\x12" + FACE[-2:]
+    assert np.array_equal(decode(GRAY, stray), decode(GRAY, FACE))
+
+
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        (b"", "empty"),
+        (b"The quick brown fox jumps over the lazy dog", "not an image"),
+        (b"GIF89a" + bytes(100), "not an image"),
+        (PHOTO[: len(PHOTO) // 2], "cut off"),
+        (FACE[:-10], "cut off"),
+        (FACE[:100], "cut"),
+        (b"\xff\xd8\xff", "cut"),
+        (b"\xff\xd8\xff\xe0\x00\x00" + bytes(50), "damaged"),
+        (b"\x89PNG\r\n\x1a\n", "cut off"),
+        (encode(corner_image(), ".png")[:-30], "cut off"),
+        (png(64, 64, b"too short"), "PNG"),
+        (encode(GRAIN, ".webp")[:2000], "WebP"),
+        (b"RIFF\x10\0\0\0WEBPVP8Q" + bytes(20), "WebP"),
+        (png(1, 1, b"\0\0"), "1 x 1"),
+        (png(7, 300, bytes(8 * 300)), "7 x 300"),
+        (png(0, 0, b""), "0 x 0"),
+    ],
+)
+def test_what_cannot_be_read_is_an_invalid_image(image: bytes, hint: str) -> None:
+    """The message says what is wrong with it."""
+    with pytest.raises(InvalidImage) as caught:
+        decode(GRAY, image)
+    assert hint in caught.value.message
+
+
+@pytest.mark.parametrize("image", [png(20_000, 20_000, bytes(100)), png(2**31 - 1, 2**31 - 1, b"")])
+def test_a_bomb_is_refused_by_its_header(image: bytes) -> None:
+    """A small file that would decode to gigabytes costs nothing."""
+    with pytest.raises(ImageTooLarge, match="pixels"):
+        decode(GRAY, image)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(FACE).decode(),
+        "data:image/jpeg;base64," + base64.b64encode(FACE).decode(),
+        base64.encodebytes(FACE).decode(),
+        "data:image/png;charset=utf-8;base64," + base64.b64encode(FACE).decode(),
+    ],
+    ids=["plain", "data URI", "with line breaks", "data URI with a parameter"],
+)
+def test_base64_in_the_forms_that_clients_use(text: str) -> None:
+    """Plain, as a data URI, and broken into lines."""
+    assert decode_base64(text) == FACE
+
+
+@pytest.mark.parametrize(
+    "text", ["%%%", "aGk", "aGk=!", "data:image/jpeg,hello", "ñandú", "aG\x00k=", "=" * 8]
+)
+def test_what_is_not_base64_is_refused(text: str) -> None:
+    """Bad base64 is told from a bad image."""
+    with pytest.raises(InvalidBase64):
+        decode_base64(text)
+
+
+@given(
+    st.binary(max_size=300)
+    | st.tuples(st.sampled_from([FACE, PHOTO]), st.integers(0, 2000), st.binary()).map(
+        lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] + len(parts[2]) :]
+    )
+)
+def test_any_bytes_decode_or_raise_a_request_error(data: bytes) -> None:
+    """Neither noise nor a damaged photo raises anything else."""
+    try:
+        decode(GRAY, data)
+    except RequestError as exc:
+        assert exc.code in {"invalid_image", "image_too_large"}
+
+
+def _cmyk_jpeg() -> bytes:
+    """An Adobe CMYK JPEG of the corner image. No encoder at hand writes one, so its segments are put together.
+
+    Four identical-sampling components, each coded as in a gray JPEG, one scan per component.
+    """
+    gray = simplejpeg.encode_jpeg(corner_image()[:, :, :1].copy(), 95, "GRAY")
+    segments: list[tuple[int, bytes]] = []
+    stream = io.BytesIO(gray)
+    stream.seek(2)
+    while True:
+        _, marker = stream.read(2)
+        (length,) = struct.unpack(">H", stream.read(2))
+        body = stream.read(length - 2)
+        if marker == 0xDA:
+            break
+        segments.append((marker, body))
+    scan = stream.read()[:-2]
+    out = b"\xff\xd8" + _segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, 0))
+    for marker, body in segments:
+        if marker == 0xE0:
+            continue
+        if marker == 0xC0:
+            components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3, 4))
+            body = body[:5] + bytes([4]) + components
+        out += _segment(marker, body)
+    for number in (1, 2, 3, 4):
+        out += _segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + scan
+    return out + b"\xff\xd9"
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+CMYK = _cmyk_jpeg()

@@ -1,0 +1,168 @@
+"""`python -m service` as users run it: a process, its exit codes, its database, its signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m service` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT * 2,
+        check=False,
+    )
+
+
+def stored(database: Path) -> list[tuple[str, str]]:
+    """(prediction UUID, emotion) of the stored predictions."""
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT prediction_uuid, emotion_name FROM predictions_log JOIN emotion_class USING (emotion_id)"
+        ).fetchall()
+    connection.close()
+    return [(str(row[0]).replace("-", ""), row[1]) for row in rows]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_prediction_is_answered_and_stored_before_a_clean_exit(
+    start_process: StartProcess, tmp_path: Path, number: signal.Signals
+) -> None:
+    """On either signal clients are closed with 1001, everything answered is in the database, and the exit is 0."""
+    service = start_process()
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        replies = [await ask(websocket, predict_message()) for _ in range(20)]
+        service.process.send_signal(number)
+        with pytest.raises(ConnectionClosed) as caught:
+            await read(websocket)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    assert service.process.stderr is not None
+    assert service.process.stderr.read() == ""
+    answered = sorted((reply["prediction_id"].replace("-", ""), reply["emotion_name"]) for reply in replies)
+    assert sorted(stored(tmp_path / "process.db")) == answered
+
+
+async def test_a_shutdown_under_load_answers_what_was_admitted(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Each pipelined request gets a prediction, `shutting_down`, or the close; each prediction is stored."""
+    service = start_process()
+    ids = []
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        for number in range(300):
+            await websocket.send(predict_message(id=number))
+        ids.append((await read(websocket))["prediction_id"])
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                reply = await read(websocket)
+                if reply["type"] == "prediction":
+                    ids.append(reply["prediction_id"])
+                else:
+                    assert reply["code"] == "shutting_down"
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    in_database = {uuid for uuid, _ in stored(tmp_path / "process.db")}
+    assert {identifier.replace("-", "") for identifier in ids} <= in_database
+
+
+async def test_the_serving_process_has_no_tensorflow(start_process: StartProcess, tmp_path: Path) -> None:
+    """Neither TensorFlow, Keras nor the conversion step is imported to serve."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, json, pathlib, sys\n"
+        "atexit.register(lambda: pathlib.Path('modules.json').write_text(json.dumps(sorted(sys.modules))))\n"
+    )
+    service = start_process(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    modules = orjson.loads((tmp_path / "modules.json").read_bytes())
+    assert "onnxruntime" in modules
+    packages = {name.split(".")[0] for name in modules}
+    assert not packages & {"tensorflow", "keras", "tf2onnx", "onnx", "conversion", "models"}
+
+
+def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) -> None:
+    """The second service on a port says so, and what to set."""
+    service = start_process()
+    second = run(cwd=tmp_path, PORT=str(service.port), DATABASE_URL="sqlite:///second.db")
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert str(service.port) in second.stderr
+    assert "PORT" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "hint"),
+    [
+        ({"PORT": "many"}, "PORT"),
+        ({"MODEL_PATH": "missing.onnx"}, "missing.onnx"),
+        ({"MODEL_PATH": "missing.keras"}, "python -m conversion"),
+        ({"MODEL_PATH": "broken.onnx"}, "broken.onnx"),
+        ({"PROVIDER": "cuda"}, "CUDAExecutionProvider"),
+        ({"DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/x"}, "127.0.0.1"),
+        ({"DATABASE_URL": "not a url"}, "DATABASE_URL"),
+    ],
+    ids=lambda value: next(iter(value.values()))[:20] if isinstance(value, dict) else "",
+)
+def test_a_service_that_cannot_start_says_why_in_one_line(
+    tmp_path: Path, environment: dict[str, str], hint: str
+) -> None:
+    """No traceback, no secret, exit code 2."""
+    (tmp_path / "broken.onnx").write_bytes(b"this is no model")
+    ended = run(cwd=tmp_path, **({"PORT": "0", "DATABASE_URL": "sqlite:///x.db"} | environment))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("VisionAI cannot start: ")
+    assert ended.stderr.count("\n") == 1
+    assert hint in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+def test_help_has_examples(tmp_path: Path) -> None:
+    """A stranger sees how to start it."""
+    ended = run("--help", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "examples:" in ended.stdout
+
+
+def test_migrating_only_makes_the_tables_and_ends(tmp_path: Path) -> None:
+    """For a job that runs before the replicas start."""
+    assert run("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///m.db").returncode == 0
+    with sqlite3.connect(tmp_path / "m.db") as connection:
+        assert connection.execute("SELECT count(*) FROM emotion_class").fetchone() == (7,)
+    connection.close()
+
+
+def test_a_second_signal_hurries(start_process: StartProcess) -> None:
+    """Two interrupts end the service without waiting for DRAIN_SECONDS, and still cleanly."""
+    service = start_process(DRAIN_SECONDS="600")
+    begun = time.monotonic()
+    service.process.send_signal(signal.SIGINT)
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(TIMEOUT) == 0
+    assert time.monotonic() - begun < TIMEOUT

@@ -1,0 +1,214 @@
+"""The wire protocol, without sockets."""
+
+from __future__ import annotations
+
+import string
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import protocol
+from service.errors import InvalidRequest, Overloaded
+from service.protocol import FrameError, Predict, Prediction, Query, Timing, parse_frame
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def error_of(frame: str | bytes) -> FrameError:
+    with pytest.raises(FrameError) as caught:
+        parse_frame(frame)
+    return caught.value
+
+
+def test_a_missing_command_means_predict() -> None:
+    """v1 clients may leave the command out."""
+    assert parse_frame('{"image": "aGk="}') == Predict(None, "aGk=")
+
+
+def test_an_id_is_read_from_any_request() -> None:
+    """The id comes back with every kind of request."""
+    assert parse_frame('{"id": "a-1", "image": "aGk="}') == Predict("a-1", "aGk=")
+    assert parse_frame('{"id": 7, "command": "health"}') == Query(7, "health")
+
+
+@pytest.mark.parametrize("command", ["emotions", "model_info", "health"])
+def test_queries_need_no_other_field(command: str) -> None:
+    """Each query of v1 is its command alone."""
+    assert parse_frame(orjson.dumps({"command": command}).decode()) == Query(None, command)
+
+
+def test_pretty_printed_json_is_json() -> None:
+    """A text frame may hold line breaks."""
+    assert parse_frame('{\n  "image": "aGk="\n}') == Predict(None, "aGk=")
+
+
+def test_unknown_fields_are_passed_over() -> None:
+    """v1 clients send fields of their own, such as a token."""
+    assert parse_frame('{"image": "aGk=", "token": "x.y.z", "camera": {"a": [1]}}') == Predict(None, "aGk=")
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "hint"),
+    [
+        ("hello", "invalid_json", "not JSON"),
+        ("", "invalid_json", "not JSON"),
+        ('{"image": "aGk="', "invalid_json", "not JSON"),
+        ('{"image": NaN}', "invalid_json", "not JSON"),
+        ("[" * 100_000, "invalid_json", "not JSON"),
+        ("[1, 2]", "invalid_request", "an array"),
+        ('"predict"', "invalid_request", "a string"),
+        ("3", "invalid_request", "a number"),
+        ("null", "invalid_request", "null"),
+        ('{"command": "dance"}', "unknown_command", "predict, emotions, model_info, health"),
+        ('{"command": 5}', "unknown_command", "a number"),
+        ('{"command": null}', "unknown_command", "null"),
+        ('{"command": ["predict"]}', "unknown_command", "an array"),
+        ('{"command": "predict"}', "invalid_request", "'image' is missing"),
+        ('{"image": null}', "invalid_request", "'image'"),
+        ('{"image": 12}', "invalid_request", "'image'"),
+        ('{"image": {"data": ""}}', "invalid_request", "'image'"),
+        ('{"image": "", "deadline_ms": "soon"}', "invalid_request", "'deadline_ms'"),
+        ('{"image": "", "deadline_ms": 0}', "invalid_request", "'deadline_ms'"),
+        ('{"image": "", "deadline_ms": true}', "invalid_request", "'deadline_ms'"),
+        ('{"id": true, "image": ""}', "invalid_request", "'id'"),
+        ('{"id": 1.5, "image": ""}', "invalid_request", "'id'"),
+        ('{"id": [1], "image": ""}', "invalid_request", "'id'"),
+        (f'{{"id": "{"x" * 129}", "image": ""}}', "invalid_request", "'id'"),
+        (f'{{"id": {2**53}, "image": ""}}', "invalid_request", "'id'"),
+        (b'{"id": 1}', "invalid_request", "newline"),
+        (b'{"id": 1' + b" " * 5000 + b"}\n", "invalid_request", "newline"),
+        (b"{nothing}\n\xff\xd8\xff", "invalid_json", "not JSON"),
+    ],
+)
+def test_a_bad_frame_is_named_by_its_code(frame: str | bytes, code: str, hint: str) -> None:
+    """Whatever is wrong with a frame has a stable code and a message that says what."""
+    error = error_of(frame).error
+    assert error.code == code
+    assert hint in error.message
+
+
+def test_an_error_carries_the_id_where_it_could_be_read() -> None:
+    """A client that pipelines can tell which request failed."""
+    assert error_of('{"id": "q", "command": "dance"}').id == "q"
+    assert error_of('{"id": 9, "image": 1}').id == 9
+    assert error_of("not json").id is None
+
+
+def test_a_binary_frame_is_an_image() -> None:
+    """Bytes that don't start with a header are a predict of these bytes."""
+    assert parse_frame(b"\xff\xd8\xff\xe0rest") == Predict(None, b"\xff\xd8\xff\xe0rest")
+
+
+def test_a_binary_frame_may_start_with_a_header_line() -> None:
+    """A one-line JSON header carries the id; the image follows its newline untouched."""
+    assert parse_frame(b'{"id": 3, "deadline_ms": 20}\n\xff\xd8\n\x00') == Predict(3, b"\xff\xd8\n\x00", 20.0)
+
+
+@given(st.text() | st.binary() | st.text(string.printable).map(lambda text: "{" + text))
+def test_any_frame_is_a_request_or_a_frame_error(frame: str | bytes) -> None:
+    """The parser raises nothing else, whatever it is given."""
+    try:
+        parsed = parse_frame(frame)
+    except FrameError as exc:
+        assert orjson.loads(protocol.error_reply(exc.error, exc.id))["code"] == exc.error.code
+    else:
+        assert isinstance(parsed, Predict | Query)
+
+
+@given(st.dictionaries(st.sampled_from(["id", "command", "image", "deadline_ms", "token"]), JSON_VALUES))
+def test_any_object_is_a_request_or_a_frame_error(message: dict[str, Any]) -> None:
+    """Fields of any type and value give a request with an echoable id, or an error with a code."""
+    frame = orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS).decode() if _encodable(message) else "{}"
+    try:
+        parsed = parse_frame(frame)
+    except FrameError as exc:
+        assert exc.id is None or exc.id == message["id"]
+    else:
+        assert parsed.id == message.get("id")
+
+
+def _encodable(value: object) -> bool:
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return False
+    return True
+
+
+def prediction(**changes: Any) -> Prediction:
+    fields: dict[str, Any] = {
+        "id": None,
+        "prediction_id": UUID("12345678-1234-5678-1234-567812345678"),
+        "labels": ("angry", "happy"),
+        "probabilities": [0.25, 0.75],
+        "best": 1,
+        "version_tag": "v1.0.0",
+        "timing": Timing(decode=0.1, queue=0.05, inference=0.3, total=0.45123, batch_size=2),
+        "timestamp": datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC),
+    }
+    return Prediction(**(fields | changes))
+
+
+def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
+    """The reply's fields and their forms are the contract."""
+    assert orjson.loads(protocol.prediction_reply(prediction(id="a"), stored=True)) == {
+        "type": "prediction",
+        "status": "success",
+        "id": "a",
+        "emotion_name": "happy",
+        "confidence": 0.75,
+        "model_version_tag": "v1.0.0",
+        "processing_time_ms": 1,
+        "timestamp": "2026-11-22T10:30:45.123456",
+        "prediction_id": "12345678-1234-5678-1234-567812345678",
+        "probabilities": {"angry": 0.25, "happy": 0.75},
+        "timing": {"decode": 0.1, "queue": 0.05, "inference": 0.3, "total": 0.451, "batch_size": 2},
+    }
+
+
+def test_a_prediction_that_was_not_stored_has_a_null_id() -> None:
+    """No client holds an id that is not in the database."""
+    assert orjson.loads(protocol.prediction_reply(prediction(), stored=False))["prediction_id"] is None
+
+
+def test_a_reply_has_an_id_only_if_the_request_had_one() -> None:
+    """v1 clients see no id they did not send."""
+    assert b'"id"' not in protocol.prediction_reply(prediction(), stored=True)
+    assert b'"id"' not in protocol.error_reply(InvalidRequest("no"), None)
+
+
+def test_the_timestamp_is_utc_whatever_zone_it_was_taken_in() -> None:
+    """Existing clients parse a form without an offset, so it must always mean the same."""
+    moment = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
+    assert protocol.naive_utc(moment) == "2025-12-31T23:00:00.000000"
+
+
+def test_an_overloaded_reply_says_when_to_try_again() -> None:
+    """retry_after_ms is in the reply where the error has one."""
+    reply = orjson.loads(protocol.error_reply(Overloaded("full", retry_after_ms=12), 5))
+    assert reply == {
+        "type": "error",
+        "status": "error",
+        "code": "overloaded",
+        "message": "full",
+        "id": 5,
+        "retry_after_ms": 12,
+    }
+
+
+def test_the_welcome_names_the_commands_of_v1() -> None:
+    """Clients read type, message, version and the four commands."""
+    message = orjson.loads(protocol.welcome("1.2.3"))
+    assert message["type"] == "welcome"
+    assert message["version"] == "1.2.3"
+    assert isinstance(message["message"], str)
+    assert {"predict", "emotions", "model_info", "health"} <= set(message["commands"])

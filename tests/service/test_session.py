@@ -1,0 +1,264 @@
+"""A client's session over a real socket: the v1 contract message by message, and what v2 adds to it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import UTC, datetime, timedelta
+
+import orjson
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
+
+EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
+
+
+async def test_the_v1_session_of_an_existing_client(running: Running) -> None:
+    """Welcome, then each command of v1 in turn: every field that existing clients read is there."""
+    async with connect(running.url) as websocket:
+        welcome = await read(websocket)
+        assert welcome["type"] == "welcome"
+        assert isinstance(welcome["message"], str)
+        assert isinstance(welcome["version"], str)
+        assert {"predict", "emotions", "model_info", "health"} <= set(welcome["commands"])
+
+        reply = await ask(websocket, predict_message())
+        assert reply["type"] == "prediction"
+        assert reply["status"] == "success"
+        assert reply["emotion_name"] == "happy"
+        assert 0.5 < reply["confidence"] <= 1
+        assert isinstance(reply["model_version_tag"], str)
+        assert isinstance(reply["processing_time_ms"], int)
+        taken = datetime.fromisoformat(reply["timestamp"])
+        assert taken.tzinfo is None
+        assert abs(taken.replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(minutes=1)
+
+        reply = await ask(websocket, '{"command": "emotions"}')
+        assert reply["type"] == "emotions"
+        assert reply["status"] == "success"
+        assert [(emotion["id"], emotion["name"]) for emotion in reply["emotions"]] == list(
+            enumerate(EMOTIONS, 1)
+        )
+        assert reply["emotions"][0]["description"] == "Enojo o ira"
+
+        reply = await ask(websocket, '{"command": "model_info"}')
+        assert reply["type"] == "model_info"
+        assert reply["status"] == "success"
+        info = reply["info"]
+        assert info["status"] == "loaded"
+        assert info["model_path"].endswith(".onnx")
+        assert info["input_shape"][0] is None
+        assert info["output_shape"] == [None, 7]
+        assert info["num_classes"] == 7
+        assert info["total_params"] > 10_000
+        assert info["emotion_classes"] == EMOTIONS
+
+        reply = await ask(websocket, '{"command": "health"}')
+        assert reply["type"] == "health"
+        assert reply["status"] == "healthy"
+        assert isinstance(reply["service"], str)
+        assert datetime.fromisoformat(reply["timestamp"])
+        assert reply["clients_connected"] == 1
+
+
+async def test_there_is_exactly_one_welcome(running: Running) -> None:
+    """A client that drops the first message unread gets the answer to its request next."""
+    async with connect(running.url) as websocket:
+        await websocket.send('{"command": "health"}')
+        assert (await read(websocket))["type"] == "welcome"
+        assert (await read(websocket))["type"] == "health"
+
+
+@pytest.mark.parametrize("path", ["", "/", "/ws", "/?token=1", "/ws?client=web&v=2"])
+async def test_clients_are_served_at_both_paths(running: Running, path: str) -> None:
+    """The root and /ws, with any query string."""
+    async with connect(running.url.rstrip("/") + path) as websocket:
+        assert (await read(websocket))["type"] == "welcome"
+
+
+async def test_another_path_is_refused_before_the_upgrade(running: Running) -> None:
+    """A wrong address is an HTTP 404, not a connection that never answers."""
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(running.url + "socket")
+    assert caught.value.response.status_code == 404
+
+
+async def test_a_missing_command_means_predict(running: Running) -> None:
+    """v1 clients may send the image alone."""
+    async with running.client() as websocket:
+        reply = await ask(websocket, orjson.dumps({"image": base64.b64encode(FACE).decode()}).decode())
+        assert reply["emotion_name"] == "happy"
+
+
+async def test_an_image_may_be_a_data_uri(running: Running) -> None:
+    """Browsers send what toDataURL gives."""
+    async with running.client() as websocket:
+        uri = "data:image/jpeg;base64," + base64.b64encode(FACE).decode()
+        reply = await ask(websocket, orjson.dumps({"command": "predict", "image": uri}).decode())
+        assert reply["status"] == "success"
+
+
+async def test_a_token_does_no_harm(running: Running) -> None:
+    """Clients that send a token are served where none is asked for."""
+    async with running.client() as websocket:
+        assert (await ask(websocket, predict_message(token="a.b.c")))["status"] == "success"
+
+
+async def test_a_prediction_carries_what_v2_adds(running: Running) -> None:
+    """The id comes back; probabilities, a stored id and timings are there."""
+    async with running.client() as websocket:
+        reply = await ask(websocket, predict_message(id="frame-1"))
+    assert reply["id"] == "frame-1"
+    assert len(reply["prediction_id"]) == 36
+    assert list(reply["probabilities"]) == EMOTIONS
+    assert sum(reply["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert reply["probabilities"]["happy"] == reply["confidence"]
+    timing = reply["timing"]
+    assert timing["batch_size"] == 1
+    assert 0 < timing["decode"] + timing["inference"] <= timing["total"]
+    assert timing["queue"] >= 0
+
+
+async def test_a_binary_frame_is_predicted_without_base64(running: Running) -> None:
+    """Raw bytes, and raw bytes behind a header line, give the same answer as base64."""
+    async with running.client() as websocket:
+        expected = (await ask(websocket, predict_message()))["probabilities"]
+        assert (await ask(websocket, FACE))["probabilities"] == expected
+        reply = await ask(websocket, b'{"id": 12}\n' + FACE)
+        assert reply["id"] == 12
+        assert reply["probabilities"] == expected
+
+
+async def test_pipelined_requests_are_answered_in_their_order(running: Running) -> None:
+    """Predictions, errors and queries come back in the order they were asked, whatever each takes."""
+    large = (ROOT / "tests/data/astronaut.jpg").read_bytes()
+    messages: list[tuple[str | bytes, str]] = []
+    for number in range(40):
+        kind = number % 4
+        if kind == 0:
+            messages.append((predict_message(large, id=number), "prediction"))
+        elif kind == 1:
+            messages.append((predict_message(id=number), "prediction"))
+        elif kind == 2:
+            messages.append((orjson.dumps({"command": "health", "id": number}).decode(), "health"))
+        else:
+            messages.append((predict_message(b"broken", id=number), "error"))
+    async with running.client() as websocket:
+        for message, _ in messages:
+            await websocket.send(message)
+        replies = [await read(websocket) for _ in messages]
+    assert [reply["id"] for reply in replies] == list(range(40))
+    assert [reply["type"] for reply in replies] == [kind for _, kind in messages]
+
+
+async def test_many_clients_are_each_answered_their_own(running: Running) -> None:
+    """Concurrent clients get their own ids back, and every request exactly one reply."""
+
+    async def session(client: int) -> list[int]:
+        async with running.client() as websocket:
+            replies = []
+            for number in range(10):
+                reply = await ask(websocket, predict_message(id=client * 100 + number))
+                assert reply["status"] == "success"
+                replies.append(reply["id"])
+            return replies
+
+    sessions = await asyncio.gather(*(session(client) for client in range(30)))
+    assert sessions == [[client * 100 + number for number in range(10)] for client in range(30)]
+
+
+async def test_a_client_may_ask_for_more_than_may_be_in_flight(serve: Serve) -> None:
+    """Beyond the bound the connection is read later; nothing is refused or lost."""
+    async with serve(max_in_flight=2) as running, running.client() as websocket:
+        for number in range(50):
+            await websocket.send(predict_message(id=number))
+        assert [(await read(websocket))["id"] for _ in range(50)] == list(range(50))
+
+
+async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Serve) -> None:
+    """Overload is an error reply that says when to try again."""
+    async with serve(max_waiting=1, executors=1, max_in_flight=500) as running, running.client() as websocket:
+        for number in range(200):
+            await websocket.send(predict_message(id=number))
+        replies = [await read(websocket) for _ in range(200)]
+        refused = [reply for reply in replies if reply["type"] == "error"]
+        assert [reply["id"] for reply in replies] == list(range(200))
+        assert refused
+        assert all(reply["code"] == "overloaded" and reply["retry_after_ms"] >= 1 for reply in refused)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+async def test_a_request_too_late_to_be_run_is_told_so(serve: Serve) -> None:
+    """A deadline that passes in the queue costs no inference."""
+    async with serve(executors=1, max_batch=1, max_in_flight=500) as running, running.client() as websocket:
+        for _ in range(100):
+            await websocket.send(predict_message())
+        await websocket.send(predict_message(deadline_ms=0.001, id="late"))
+        replies = [await read(websocket) for _ in range(101)]
+        assert replies[-1]["id"] == "late"
+        assert replies[-1]["code"] == "deadline_exceeded"
+
+
+async def test_the_language_of_descriptions_is_a_setting(serve: Serve) -> None:
+    """English where it is asked for."""
+    async with serve(emotions_language="en") as running, running.client() as websocket:
+        reply = await ask(websocket, '{"command": "emotions"}')
+        assert reply["emotions"][6] == {"id": 7, "name": "surprise", "description": "Surprise"}
+
+
+async def test_queries_echo_the_id(running: Running) -> None:
+    """An id in any request comes back in its reply."""
+    async with running.client() as websocket:
+        for command in ("emotions", "model_info", "health"):
+            assert (await ask(websocket, orjson.dumps({"command": command, "id": command}).decode()))[
+                "id"
+            ] == command
+
+
+async def test_a_client_that_leaves_does_not_disturb_the_others(running: Running) -> None:
+    """Connections cut in mid-request leave the service answering."""
+
+    async def cut() -> None:
+        async with running.client() as websocket:
+            for _ in range(20):
+                await websocket.send(predict_message())
+            websocket.transport.abort()
+
+    async with running.client() as witness:
+        await asyncio.gather(*(cut() for _ in range(10)))
+        assert (await ask(witness, predict_message()))["status"] == "success"
+        async with asyncio.timeout(30):
+            while (await ask(witness, '{"command": "health"}'))["clients_connected"] > 1:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_message_over_the_limit_closes_its_connection_only(serve: Serve) -> None:
+    """1009 for the one that sent it; the others are served on."""
+    async with serve(max_message_bytes=100_000) as running, running.client() as other:
+        async with running.client() as websocket:
+            await websocket.send("x" * 200_000)
+            with pytest.raises(ConnectionClosed) as caught:
+                await read(websocket)
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1009
+        assert (await ask(other, predict_message()))["status"] == "success"
+
+
+async def test_a_text_frame_of_bad_utf_8_closes_with_1007(running: Running) -> None:
+    """As RFC 6455 has it."""
+    async with running.client() as websocket:
+        await websocket.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as caught:
+            await read(websocket)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1007
+
+
+async def test_compression_is_not_negotiated(running: Running) -> None:
+    """A JPEG does not compress; offers of permessage-deflate are declined."""
+    async with connect(running.url, compression="deflate") as websocket:
+        assert websocket.response is not None
+        assert "Sec-WebSocket-Extensions" not in websocket.response.headers

@@ -1,0 +1,93 @@
+"""Settings: where they come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartupError
+from service.settings import Settings, load_settings, resolve_model
+
+NAMES = [name.upper() for name in Settings.__dataclass_fields__]
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_serve_on_loopback_with_sqlite() -> None:
+    """With nothing set, the service needs no server and is reachable from this machine only."""
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.database_url.startswith("sqlite:///")
+    assert settings.executors >= 1
+
+
+def test_settings_of_existing_deployments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOST, PORT, DATABASE_URL and MODEL_PATH, by these names."""
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    monkeypatch.setenv("PORT", "9001")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@db/x")
+    monkeypatch.setenv("MODEL_PATH", "models/modelo_emociones.keras")
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("0.0.0.0", 9001)
+    assert settings.database_url == "postgresql://u:p@db/x"
+    assert settings.model_path == Path("models/modelo_emociones.keras")
+
+
+def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A .env file fills in what the environment leaves open."""
+    (tmp_path / ".env").write_text("PORT=7001\nEMOTIONS_LANGUAGE=en\nUNRELATED=1\n")
+    monkeypatch.setenv("PORT", "7002")
+    settings = load_settings()
+    assert settings.port == 7002
+    assert settings.emotions_language == "en"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "70000"),
+        ("MAX_BATCH", "0"),
+        ("EMOTIONS_LANGUAGE", "fr"),
+        ("PROVIDER", "tpu"),
+        ("DRAIN_SECONDS", "-1"),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The message says which setting is wrong."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StartupError, match=name):
+        load_settings()
+
+
+def test_a_keras_path_means_its_converted_file(tmp_path: Path) -> None:
+    """The ONNX file is found beside the Keras file, or where the conversion step puts it."""
+    keras = tmp_path / "models" / "net.keras"
+    built = tmp_path / "models" / "build" / "net.onnx"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    relative = Path("models/net.keras")
+    assert resolve_model(relative) == Path("models/build/net.onnx")
+    keras.with_suffix(".onnx").touch()
+    assert resolve_model(relative) == Path("models/net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("models/build/emotion.onnx", "make convert"),
+        ("elsewhere/net.onnx", "MODEL_PATH"),
+        ("models/net.keras", "python -m conversion models/net.keras -o models/build/net.onnx"),
+        ("models/net.h5", "python -m conversion models/net.h5 -o models/build/net.onnx"),
+    ],
+)
+def test_a_missing_model_is_told_with_how_to_make_it(path: str, hint: str) -> None:
+    """The message is what to type."""
+    with pytest.raises(StartupError, match=hint):
+        resolve_model(Path(path))
