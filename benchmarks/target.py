@@ -1,0 +1,87 @@
+"""The server under test: started as a process of its own, and measured through the operating system."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_ROOT = Path(__file__).parents[1]
+_STOP_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the server's processes have used, together: CPU seconds since their start, memory in MB now."""
+
+    cpu_seconds: float
+    rss_mb: float
+    pss_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server: its address, and its process where it is one of ours."""
+
+    url: str
+    pid: int | None = None
+
+    def usage(self) -> Usage | None:
+        """The usage of the process and its children; None for a server that was started by someone else."""
+        if self.pid is None:
+            return None
+        parent = psutil.Process(self.pid)
+        cpu = rss = pss = 0.0
+        for process in [parent, *parent.children(recursive=True)]:
+            times = process.cpu_times()
+            memory = process.memory_full_info()
+            cpu += times.user + times.system
+            rss += memory.rss
+            pss += getattr(memory, "pss", memory.rss)  # only Linux tells shared pages apart
+        return Usage(cpu, rss / 2**20, pss / 2**20)
+
+
+@contextmanager
+def started_service(environment: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """Run `python -m service` on a free port, by default with an SQLite database in a folder that goes away.
+
+    Raises:
+        RuntimeError: the service did not become ready; holds what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=_ROOT,
+            env={
+                **os.environ,
+                "HOST": "127.0.0.1",
+                "PORT": "0",
+                "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+                "LOG_LEVEL": "WARNING",
+                **(environment or {}),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"ready on (ws://\S+:\d+)", line)
+            if found is None:
+                raise RuntimeError(f"the service did not start: {line.strip() or 'see above'}")
+            yield Target(found.group(1), process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

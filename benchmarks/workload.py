@@ -1,0 +1,55 @@
+"""What is sent: a real face as JPEG files of several sizes, in the frames that clients use."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import orjson
+
+from benchmarks.wire import build_frame
+
+_DATA = Path(__file__).parents[1] / "tests/data"
+
+Framing = Literal["json", "binary"]
+
+# Named by what they stand for: a face cut out by the client, a larger crop, a webcam's frame.
+SIZES: dict[str, tuple[int, int]] = {"64x64": (64, 64), "224x224": (224, 224), "640x480": (640, 480)}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One request, ready to send again and again, and the answer that is right for it."""
+
+    size: str
+    framing: Framing
+    image: bytes
+    frame: bytes
+    expected_emotion: str = "happy"
+
+
+def face_jpeg(size: str) -> bytes:
+    """The public-domain face at one of `SIZES`, JPEG quality 90."""
+    pixels = cv2.imdecode(
+        np.frombuffer((_DATA / "astronaut_face.jpg").read_bytes(), np.uint8), cv2.IMREAD_COLOR
+    )
+    assert pixels is not None
+    width, height = SIZES[size]
+    shrinks = width < pixels.shape[1]
+    pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    ok, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    assert ok
+    return data.tobytes()
+
+
+def make_workload(size: str, framing: Framing) -> Workload:
+    """Build the frame for a size and a framing."""
+    image = face_jpeg(size)
+    if framing == "binary":
+        return Workload(size, framing, image, build_frame(image, text=False))
+    message = orjson.dumps({"command": "predict", "image": base64.b64encode(image).decode()})
+    return Workload(size, framing, image, build_frame(message, text=True))
