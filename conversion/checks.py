@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,6 +45,10 @@ class GraphSummary:
     transposes: tuple[str, ...]
     level_difference: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """What does not depend on the machine, as JSON can hold it."""
+        return {"nodes": self.nodes, "operations": self.operations, "transposes": list(self.transposes)}
+
 
 def check_graph(model: onnx.ModelProto, images: Images, tolerance: float) -> GraphSummary:
     """Check the structure of `model` and run it on `images`; raise GraphError on the first fault.
@@ -64,16 +69,22 @@ def check_graph(model: onnx.ModelProto, images: Images, tolerance: float) -> Gra
 
 
 def check_batch_normalization(model: onnx.ModelProto) -> None:
-    """Raise GraphError when a batch normalization stands by itself, or as the scaling of a convolution.
+    """Raise GraphError when a batch normalization is left beside a convolution or a dense layer.
 
-    Folded means: where a convolution's output is scaled by constants, the constants are in its weights.
+    Folded means: where the output of either is scaled by constants, the constants are in its weights.
     """
     constants = {item.name for item in model.graph.initializer}
-    convolved = {name for node in model.graph.node if node.op_type in _CONVOLUTIONS for name in node.output}
+    weighted = _CONVOLUTIONS | {"MatMul", "Gemm"}
+    convolved = {
+        name
+        for node in model.graph.node
+        if node.op_type in weighted and node.input[1] in constants
+        for name in node.output
+    }
     for node in model.graph.node:
         scaling = node.op_type == "Mul" and set(node.input) & convolved and set(node.input) & constants
         if node.op_type == "BatchNormalization" or scaling:
-            raise GraphError(f"{node.output[0]}: batch normalization was not folded into the convolution")
+            raise GraphError(f"{node.output[0]}: batch normalization was not folded into the layer before it")
 
 
 def leftover_transposes(model: onnx.ModelProto) -> tuple[str, ...]:

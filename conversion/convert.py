@@ -1,81 +1,116 @@
-"""Convert a model from source to shipped file: the order of the steps, and what each must prove."""
+"""Convert a model from source to shipped files: the order of the steps, and what each must prove."""
 
-import os
-import tempfile
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from conversion import metadata
-from conversion.checks import GraphSummary, check_graph
-from conversion.errors import ConversionError, ParityError
-from conversion.graph import freeze, serialise, to_onnx
-from conversion.images import Images, load_faces, portrait_variants, random_images
+from conversion.atomic import write_atomically
+from conversion.divergence import first_divergence
+from conversion.errors import OptionError, ParityError
+from conversion.evidence import Evidence, Stage, gather
+from conversion.folding import fold
+from conversion.graph import FrozenGraph, describe_ends, freeze, to_onnx
+from conversion.images import Images
+from conversion.latency import BATCHES, Latencies, measure_latency
+from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest, tool_versions
+from conversion.onnxfile import canonicalise
 from conversion.options import Options, Specification, resolve
-from conversion.parity import DEFAULT_THRESHOLDS, Parity, Thresholds, compare, failures
-from conversion.reference import detect_activation, reference_probabilities
-from conversion.sessions import open_session, run
+from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
+from conversion.precisions import MOST_CALIBRATION_FACES, to_fp16, to_int8
+from conversion.reference import detect_activation
 from conversion.sources import Source, load
+from conversion.variants import Variant, gate, measure_variant, parity_failures, variant_path
 
-_RANDOM_IMAGES = 128
-_LEVEL_IMAGES = 16
-
-Progress = Callable[[str], None]
+PRECISIONS = ("fp16", "int8")
+_DIVERGENCE_IMAGES = 4
 
 
-def _silent(_step: str) -> None:
-    pass
+def quiet(_name: str, _steps: int) -> Callable[[int], None]:
+    """Show no progress."""
+    return lambda _done: None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to convert, where to, and what to prove. `images` and `evaluation` are for `conversion.images`."""
+    """What to convert, where to, and what to prove.
+
+    `images` and `evaluation` name faces as `conversion.images` reads them. `precisions` are built beside
+    fp32, from `PRECISIONS`. `max_accuracy_drop` is in points. `latency` measures speed even when no precision
+    depends on it.
+    """
 
     source: Path
     output: Path
     options: Options
     images: str | None = None
+    evaluation: str | None = None
+    precisions: tuple[str, ...] = ()
     thresholds: Mapping[str, Thresholds] = field(default_factory=lambda: DEFAULT_THRESHOLDS)
+    max_accuracy_drop: float = 0.3
+    latency: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A shipped model, with what was proven of it. `parity` is by set of images: `random` and `faces`."""
+    """What a conversion made and measured. `variants` starts with fp32; those with refusals were not written."""
 
     source: Source
     specification: Specification
-    output: Path
-    model: bytes
-    graph: GraphSummary
-    parity: Mapping[str, Parity]
+    evidence: Evidence
+    variants: tuple[Variant, ...]
+    latencies: Latencies
+
+    @property
+    def shipped(self) -> Variant:
+        """The fp32 model."""
+        return self.variants[0]
 
 
-def convert(request: Request, progress: Progress = _silent) -> Converted:
-    """Convert `request.source` and write `request.output`.
+def convert(request: Request, stage: Stage = quiet) -> Converted:
+    """Convert `request.source` and write the models that pass, each with its manifest.
 
-    Guarantees that the output appears complete or not at all: every check comes before the write, and the
-    write is a rename. Raises ConversionError, of the kind that says what was wrong.
+    Guarantees that each file appears complete or not at all, and none before every check of fp32 has passed. A
+    further precision that fails its gate is not written, and what an earlier conversion left in its place is
+    removed. `stage` is told of each part that may take long. Raises ConversionError, of the kind that says what
+    was wrong; nothing was written then.
     """
-    progress("load")
+    done = stage("load the source", 1)
     source = load(request.source, request.options)
-    progress("inspect")
-    options = request.options.over(source.own_options)
-    specification = specify(source, options)
-    image_sets = parity_images(source, request.images)
-    thresholds = request.thresholds["fp32"]
-    progress("convert")
+    specification = specify(source, request.options.over(source.own_options))
+    done(1)
+    done = stage("build the graph", 1)
     frozen = freeze(source, specification)
-    model = to_onnx(frozen, specification)
-    metadata.write(model, metadata.describe(source, specification, "fp32", thresholds))
-    progress("check")
-    summary = check_graph(model, image_sets["faces"][:_LEVEL_IMAGES], thresholds.max_difference)
-    progress("compare")
-    parity = check_parity(source, specification, model, image_sets, thresholds)
-    serialised = serialise(model)
-    write_atomically(request.output, serialised)
-    return Converted(source, specification, request.output, serialised, summary, parity)
+    model = build(frozen, specification)
+    done(1)
+    evidence = gather(source, specification, request.images, request.evaluation, stage)
+    shipped = _measure(request, source, specification, evidence, model, "fp32", stage)
+    _demand_parity(shipped, frozen, model, evidence.images["faces"])
+    candidates = [
+        _measure(
+            request,
+            source,
+            specification,
+            evidence,
+            _reduce(model, precision, evidence, stage),
+            precision,
+            stage,
+        )
+        for precision in request.precisions
+    ]
+    latencies: Latencies = {}
+    if candidates or request.latency:
+        models = {variant.precision: variant.model for variant in (shipped, *candidates)}
+        advance = stage("measure latency", len(BATCHES))
+        latencies = measure_latency(models, evidence.images["faces"], advance)
+    judged = [gate(variant, shipped, latencies, request.max_accuracy_drop) for variant in candidates]
+    converted = Converted(source, specification, evidence, (shipped, *judged), latencies)
+    _write(converted)
+    return converted
 
 
 def specify(source: Source, options: Options) -> Specification:
@@ -87,48 +122,86 @@ def specify(source: Source, options: Options) -> Specification:
     return resolve(options, source.shape, source.path.name, default_tag, activation)
 
 
-def parity_images(source: Source, faces: str | None) -> dict[str, Images]:
-    """Return noise and real faces: those at `faces`, or variants of the bundled portrait."""
-    return {
-        "random": random_images(_RANDOM_IMAGES, source.geometry),
-        "faces": load_faces(faces, source.geometry) if faces else portrait_variants(source.geometry),
-    }
+def build(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProto:
+    """Return the fp32 ONNX graph of a frozen network, folded and in canonical order. Raises GraphError."""
+    model = to_onnx(frozen, specification)
+    fold(model)
+    canonicalise(model, keep=frozen.tensor_names)
+    describe_ends(model, specification)
+    return model
 
 
-def check_parity(
+def _measure(
+    request: Request,
     source: Source,
     specification: Specification,
+    evidence: Evidence,
     model: onnx.ModelProto,
-    image_sets: Mapping[str, Images],
-    thresholds: Thresholds,
-) -> dict[str, Parity]:
-    """Compare `model` with its source on every set of images; raise ParityError for the first that fails."""
-    session = open_session(model.SerializeToString())
-    parity = {}
-    for name, images in image_sets.items():
-        reference = reference_probabilities(source, specification, images)
-        parity[name] = compare(reference, run(session, images))
-        failed = failures(parity[name], thresholds)
-        if failed:
-            raise ParityError(f"ONNX and {source.path.name} differ on {name} images: {'; '.join(failed)}")
-    return parity
+    precision: str,
+    stage: Stage,
+) -> Variant:
+    thresholds = request.thresholds[precision]
+    entries = metadata.describe(source, specification, precision, thresholds)
+    path = variant_path(request.output, precision)
+    return measure_variant(model, precision, path, entries, evidence, thresholds, stage)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all. Raises ConversionError naming the path."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # The mode of a temporary file is private; a model is for whoever serves it.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot write: {error.strerror}") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+def _reduce(model: onnx.ModelProto, precision: str, evidence: Evidence, stage: Stage) -> onnx.ModelProto:
+    if precision == "fp16":
+        return to_fp16(model)
+    if not evidence.real_faces:
+        raise OptionError("INT8 is calibrated on real faces: give a folder or .npz of them with --images")
+    faces = evidence.images["faces"][:: max(1, len(evidence.images["faces"]) // MOST_CALIBRATION_FACES)]
+    return to_int8(model, faces, stage("calibrate", min(len(faces), MOST_CALIBRATION_FACES)))
+
+
+def _demand_parity(shipped: Variant, frozen: FrozenGraph, model: onnx.ModelProto, faces: Images) -> None:
+    failed = parity_failures(shipped)
+    if failed:
+        divergence = first_divergence(frozen, model, faces[:_DIVERGENCE_IMAGES])
+        where = (
+            str(divergence)
+            if divergence
+            else "the network agrees: preprocessing, softmax or class order differ"
+        )
+        raise ParityError(f"ONNX and its source differ on {'; '.join(failed)}; {where}")
+
+
+def manifest_of(converted: Converted, variant: Variant) -> dict[str, Any]:
+    """Return the manifest of a variant: nothing in it depends on the time, the place or the machine's speed."""
+    evidence, thresholds = converted.evidence, variant.thresholds
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": variant.path.name,
+        "model_sha256": hashlib.sha256(variant.model).hexdigest(),
+        "model_bytes": len(variant.model),
+        "source": converted.source.path.name,
+        "source_sha256": converted.source.sha256,
+        "source_kind": converted.source.kind,
+        "parameters": converted.source.parameters,
+        "precision": variant.precision,
+        "specification": converted.specification.as_dict(),
+        "metadata": dict(variant.metadata),
+        "tools": tool_versions(),
+        "thresholds": thresholds.as_dict(),
+        "parity": {name: parity.as_dict() for name, parity in variant.parity.items()},
+        "graph": variant.graph.as_dict(),
+        "reference": reference_entry(evidence.images["reference"], evidence.answers["reference"]),
+    }
+    if variant.evaluation is not None and evidence.labelled_name is not None:
+        name = Path(evidence.labelled_name).name
+        manifest["accuracy"] = {"set": name, **variant.evaluation.as_dict()}
+    return manifest
+
+
+def _write(converted: Converted) -> None:
+    for variant in converted.variants:
+        manifest = manifest_path(variant.path)
+        if variant.refusals:
+            variant.path.unlink(missing_ok=True)
+            manifest.unlink(missing_ok=True)
+            continue
+        # The model first: a manifest without its model would be the lie; a model whose manifest is of
+        # the previous one is refused by its hash.
+        write_atomically(variant.path, variant.model)
+        write_atomically(manifest, serialise_manifest(manifest_of(converted, variant)))

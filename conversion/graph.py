@@ -1,22 +1,17 @@
 """Build the ONNX graph: preprocessing, network, softmax and class order in one, uint8 images in."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from conversion.constants import fold_constants
 from conversion.errors import GraphError
+from conversion.onnxfile import BATCH, INPUT, OUTPUT
 from conversion.options import Specification
 from conversion.sources import Source
-from conversion.tensorflow_quietly import tf, tf2onnx
-
-INPUT = "images"
-OUTPUT = "probabilities"
-BATCH = "batch"
+from conversion.tensorflow_quietly import convert_variables_to_constants_v2, tf, tf2onnx
 
 # The newest file format of ONNX 1.13, the first with opset 18; tf2onnx would write that of its own onnx.
 _IR_VERSION = 8
@@ -37,6 +32,11 @@ class FrozenGraph:
     def output(self) -> Any:
         """The symbolic output tensor."""
         return self.function.outputs[0]
+
+    @property
+    def tensor_names(self) -> set[str]:
+        """The names that tensors have in the source's graph."""
+        return {f"{operation.name}:0" for operation in self.function.graph.get_operations()}
 
 
 def freeze(source: Source, specification: Specification) -> FrozenGraph:
@@ -69,8 +69,8 @@ def freeze(source: Source, specification: Specification) -> FrozenGraph:
 def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProto:
     """Convert a frozen graph to ONNX with our names for input, output and batch dimension.
 
-    The result is the same bytes for the same frozen graph, whatever else this process has converted. Raises
-    GraphError when the network holds an operation that ONNX cannot express.
+    The result is the same graph for the same frozen graph, whatever else this process has converted, but not
+    yet in one order. Raises GraphError when the network holds an operation that ONNX cannot express.
     """
     graph = fold_constants(frozen.function.graph.as_graph_def())
     # tf2onnx numbers the names it makes up from a counter that lives as long as the process.
@@ -95,8 +95,6 @@ def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProt
         raise GraphError(f"no ONNX form for: {', '.join(foreign + unknown)}; replace these layers")
     _rename(model, frozen.input.name, INPUT)
     _rename(model, frozen.output.name, OUTPUT)
-    canonicalise(model)
-    _describe_ends(model, specification)
     return model
 
 
@@ -110,57 +108,7 @@ def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
             value.name = new
 
 
-def canonicalise(model: onnx.ModelProto) -> None:
-    """Put nodes and initializers into one order and give made-up names one numbering.
-
-    tf2onnx walks Python sets of names, so both would change with the process's hash seed. Nodes are put in
-    depth-first order from the output, which depends on the graph alone; so is then the numbering.
-    """
-    graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    ordered: list[onnx.NodeProto] = []
-    seen: set[str] = set()
-    stack: list[tuple[onnx.NodeProto, bool]] = [(producers[v.name], False) for v in reversed(graph.output)]
-    while stack:
-        node, inputs_done = stack.pop()
-        if inputs_done:
-            ordered.append(node)
-        elif node.output[0] not in seen:
-            seen.add(node.output[0])
-            stack.append((node, True))
-            stack.extend((producers[name], False) for name in reversed(node.input) if name in producers)
-    names: dict[str, str] = {}
-    for node in ordered:
-        for name in [*node.input, *node.output]:
-            if re.search(r"__\d+", name) and name not in names:
-                base = re.sub(r"__\d+", "", name)
-                names[name] = f"{base}__{len(names) + 1}"
-    for number, node in enumerate(ordered, 1):
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        node.name = f"{node.op_type}_{number}"
-        node.doc_string = ""
-    initializers = {names.get(item.name, item.name): item for item in graph.initializer}
-    for name, item in initializers.items():
-        item.name = name
-    used = {name for node in ordered for name in node.input}
-    kept = [initializers[name] for name in sorted(initializers) if name in used]
-    nodes = [_copy(node) for node in ordered]
-    constants = [_copy(item) for item in kept]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
-    graph.doc_string = model.doc_string = ""
-
-
-def _copy(message: Any) -> Any:
-    # What a repeated field holds dies with the field; keep a copy of our own.
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied
-
-
-def _describe_ends(model: onnx.ModelProto, specification: Specification) -> None:
+def describe_ends(model: onnx.ModelProto, specification: Specification) -> None:
     """Write input and output with exact shapes and a batch dimension of one name, and the versions."""
     sides = [BATCH, specification.height, specification.width, specification.channels]
     images = onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, sides)
@@ -173,8 +121,3 @@ def _describe_ends(model: onnx.ModelProto, specification: Specification) -> None
     model.ir_version = _IR_VERSION
     model.graph.name = "visionai"
     model.producer_name, model.producer_version = "tf2onnx", tf2onnx.__version__
-
-
-def serialise(model: onnx.ModelProto) -> bytes:
-    """Return the bytes of the ONNX file; equal for equal models."""
-    return bytes(model.SerializeToString(deterministic=True))

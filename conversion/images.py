@@ -80,17 +80,22 @@ def _read(path: Path) -> Images:
     return decoded.astype(np.uint8)
 
 
-def load_faces(where: str, geometry: Geometry) -> Images:
+def load_faces(where: str, geometry: Geometry, most: int) -> Images:
     """Load faces from a folder of image files, or from `FILE.npz[:PREFIX]` (array `x` or `PREFIX_x`).
 
-    Raises OptionError where there are none.
+    Of more than `most`, evenly spaced ones are taken. Raises OptionError where there are none.
     """
     if ".npz" in where.lower():
-        return _fit_all(_arrays(where, ["x"])["x"], geometry, where)
+        faces = _arrays(where, ["x"])["x"]
+        return _fit_all(faces[_spread(len(faces), most)], geometry, where)
     files = sorted(path for path in _folder(where).rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise OptionError(f"{where}: no image files ({', '.join(sorted(_SUFFIXES))})")
-    return np.stack([fit(_read(path), geometry) for path in files])
+    return np.stack([fit(_read(files[index]), geometry) for index in _spread(len(files), most)])
+
+
+def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def load_labelled(where: str, geometry: Geometry, labels: Sequence[str]) -> LabelledImages:

@@ -23,6 +23,7 @@ change with it. The measurements are in the manifest.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -72,7 +73,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def write(model: onnx.ModelProto, entries: dict[str, str]) -> None:
+def write(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
     """Replace the metadata of `model` by `entries`, sorted by key."""
     del model.metadata_props[:]
     for key in sorted(entries):

@@ -76,6 +76,7 @@ def _text(value: Any) -> str:
 
 
 def _opset(value: Any) -> int:
+    # bool is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int) or value not in OPSETS:
         raise ValueError(f"a number from {OPSETS.start} to {OPSETS.stop - 1}")
     return value

@@ -22,5 +22,6 @@ with warnings.catch_warnings():
     import keras
     import tensorflow as tf
     import tf2onnx
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-__all__ = ["keras", "tf", "tf2onnx"]
+__all__ = ["convert_variables_to_constants_v2", "keras", "tf", "tf2onnx"]
