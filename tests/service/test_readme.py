@@ -1,0 +1,60 @@
+"""The README's examples are run as they stand, against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from service.settings import Settings
+from tests.service.harness import FACE, ROOT, TIMEOUT, Running
+
+README = (ROOT / "README.md").read_text()
+
+
+def example(language: str) -> str:
+    """The README's only code block in a language."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return str(block)
+
+
+async def run_example(running: Running, folder: Path, name: str, code: str, *command: str) -> str:
+    """What an example prints, with the README's address replaced by the test's."""
+    assert "ws://127.0.0.1:8000" in code
+    (folder / name).write_text(code.replace("ws://127.0.0.1:8000", running.url))
+    (folder / "face.jpg").write_bytes(FACE)
+    process = await asyncio.create_subprocess_exec(
+        *command, name, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_the_python_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
+    """Copied from the README, it runs and recognises the face."""
+    assert "\nhappy 0." in await run_example(running, tmp_path, "predict.py", example("python"), sys.executable)
+
+
+async def test_the_javascript_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
+    """Copied from the README, it runs under Node and recognises the face."""
+    node = shutil.which("node")
+    assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
+    # Before Node 22 the browser's WebSocket is behind this flag; later versions still accept it.
+    output = await run_example(
+        running, tmp_path, "predict.mjs", example("javascript"), node, "--experimental-websocket"
+    )
+    assert output.startswith("happy 0.")
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """No setting is undocumented, and defaults are as the table says."""
+    documented = dict(re.findall(r"^\| `([A-Z_]+)` +\| `([^`]*)` ", README, re.MULTILINE))
+    names = {name.upper() for name in Settings.__dataclass_fields__}
+    assert names <= set(re.findall(r"`([A-Z_]+)`", README))
+    defaults = Settings()
+    for name, default in documented.items():
+        assert str(getattr(defaults, name.lower())) in (default, f"{default}.0")
