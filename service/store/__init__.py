@@ -1,0 +1,157 @@
+"""Storing predictions: never in the way of a reply, each exactly once.
+
+::
+
+    store = Store.open(url, labels=..., version_tag=..., model_filename=...)   # migrates; once, at start
+    stored = store.record([PredictionRecord(...), ...])                        # any thread, once per micro-batch
+    store.status()                                                             # for health and metrics
+    lost = store.close(timeout=10)                                             # writes everything that is left
+
+Rooms: ``schema`` and ``migrations`` (the tables), ``database`` (URLs, connections), ``records`` (what is stored),
+``backlog`` (waiting to be written), ``writer`` (the thread), ``insert`` and ``reference`` (the statements).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from service.store import reference
+from service.store.backlog import Backlog, MemoryBacklog
+from service.store.database import create_engine, create_folder, parse_url, unusable
+from service.store.migrate import migrate
+from service.store.records import PredictionRecord, encode
+from service.store.reference import Model
+from service.store.writer import Writer
+
+__all__ = ["PredictionRecord", "Store", "StoreStatus"]
+
+#: A database that has not answered for this long is reported, although nothing has failed yet.
+STALLED_S: Final = 10.0
+
+#: Records kept in memory while the database does not take them: about 25 MB.
+MEMORY_LIMIT: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How storing goes. ``healthy`` is false while the last attempt failed, while the
+    database does not answer, and while records are being turned away.
+
+    ``pending`` records wait to be written, ``written`` are committed, ``rejected`` were refused by the database
+    as such; ``refused`` were turned away by :meth:`Store.record` for want of room.
+    """
+
+    pending: int
+    written: int
+    rejected: int
+    refused: int
+    failed_attempts: int
+    last_error: str | None
+    healthy: bool
+
+
+class Store:
+    """The predictions of this process, on their way into the database."""
+
+    def __init__(self, engine: sa.Engine, backlog: Backlog, writer: Writer, labels: Sequence[str]) -> None:
+        self._engine = engine
+        self._backlog = backlog
+        self._writer = writer
+        self._labels = frozenset(labels)
+        self._refused = 0
+        self._refusing = False
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        labels: Sequence[str],
+        version_tag: str,
+        model_filename: str,
+        descriptions: Mapping[str, str] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> Store:
+        """Migrate the database, make the rows that predictions point to, and start the writer.
+
+        ``url`` is ``sqlite:///FILE`` (its folder is made) or ``postgresql://…``. The version ``version_tag``
+        becomes the active one in ``model_version``. A label without an entry in ``descriptions`` is described by
+        its name. At most ``memory_limit`` records wait in memory.
+
+        Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
+        cannot be used.
+        """
+        parsed = parse_url(url)
+        create_folder(parsed)
+        model = Model(version_tag, model_filename, tuple(labels))
+        engine = create_engine(parsed)
+        try:
+            migrate(engine)
+            with engine.begin() as connection:
+                references = reference.ensure(connection, model, descriptions or {})
+                reference.activate(connection, references.model_id)
+        except exc.DBAPIError as error:
+            engine.dispose()
+            raise unusable(parsed, error) from error
+        except BaseException:
+            engine.dispose()
+            raise
+        backlog = MemoryBacklog(model, memory_limit)
+        writer = Writer(engine, backlog, {model: references}, descriptions or {})
+        writer.start()
+        return cls(engine, backlog, writer, labels)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for queries. They use connections of their own and never wait for the writer's."""
+        return self._engine
+
+    def record(self, records: Sequence[PredictionRecord]) -> bool:
+        """Take these records over: True means that they will be stored, False that there is no room for them.
+
+        All or none of them are taken. Never waits for the database; may be called from any thread, also while
+        :meth:`close` runs (then with the answer False). Raises ValueError for an emotion that is not one of the
+        store's labels.
+        """
+        if not records:
+            return True
+        for record in records:
+            if record.emotion not in self._labels:
+                raise ValueError(f"{record.emotion!r} is not one of the labels {sorted(self._labels)}")
+        taken = self._backlog.append(encode(records), len(records))
+        if taken:
+            self._refusing = False
+            self._writer.notify()
+        else:
+            self._refused += len(records)
+            self._refusing = True
+        return taken
+
+    def status(self) -> StoreStatus:
+        """A snapshot; cheap, from any thread."""
+        state = self._writer.state
+        waiting = self._writer.attempt_seconds
+        stalled = waiting > STALLED_S
+        return StoreStatus(
+            pending=self._backlog.pending,
+            written=state.written,
+            rejected=state.rejected,
+            refused=self._refused,
+            failed_attempts=state.attempts_failed,
+            last_error=f"the database has not answered for {waiting:.0f} s" if stalled else state.last_error,
+            healthy=not (state.failing or stalled or self._refusing),
+        )
+
+    def close(self, timeout: float) -> int:
+        """Write everything that was taken over, for at most ``timeout`` seconds; the number of records left out."""
+        self._backlog.seal()
+        self._writer.close(timeout)
+        remaining = self._backlog.pending
+        self._backlog.close()
+        self._engine.dispose()
+        return remaining

@@ -1,0 +1,98 @@
+"""What is between ``record`` and the database: a bounded queue of encoded records."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.store.reference import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The oldest records of a backlog: what the writer puts into one transaction. All of one model."""
+
+    payloads: list[bytes]
+    count: int
+    model: Model
+
+
+class Backlog(Protocol):
+    """Many threads append; one, the writer, takes and acknowledges."""
+
+    def append(self, payload: bytes, count: int) -> bool:
+        """Keep ``count`` encoded records; False when there is no room. Never waits for the database."""
+
+    def take(self, limit: int) -> Batch | None:
+        """About ``limit`` of the oldest records (at least one append), None when there are none.
+
+        The next call gives the same records again unless :meth:`acknowledge` came in between.
+        """
+
+    def acknowledge(self, batch: Batch) -> None:
+        """Forget the batch that was taken last: it is committed."""
+
+    @property
+    def pending(self) -> int:
+        """How many records are kept."""
+
+    def seal(self) -> None:
+        """Take nothing more: every later append answers False."""
+
+    def close(self) -> None:
+        """Let go of what the backlog holds open. Only ``pending`` may be asked for afterwards."""
+
+
+class MemoryBacklog:
+    """A backlog in memory: bounded by ``limit`` records, gone with the process."""
+
+    def __init__(self, model: Model, limit: int) -> None:
+        self._model = model
+        self._limit = limit
+        self._queue: deque[tuple[bytes, int]] = deque()
+        self._pending = 0
+        self._sealed = False
+        self._lock = threading.Lock()
+
+    def append(self, payload: bytes, count: int) -> bool:
+        """See :class:`Backlog`."""
+        with self._lock:
+            if self._sealed or self._pending + count > self._limit:
+                return False
+            self._pending += count
+            self._queue.append((payload, count))
+            return True
+
+    def take(self, limit: int) -> Batch | None:
+        """See :class:`Backlog`."""
+        payloads: list[bytes] = []
+        total = 0
+        with self._lock:
+            for payload, count in self._queue:
+                payloads.append(payload)
+                total += count
+                if total >= limit:
+                    break
+        return Batch(payloads, total, self._model) if payloads else None
+
+    def acknowledge(self, batch: Batch) -> None:
+        """See :class:`Backlog`."""
+        with self._lock:
+            for _ in batch.payloads:
+                self._queue.popleft()
+            self._pending -= batch.count
+
+    @property
+    def pending(self) -> int:
+        """See :class:`Backlog`."""
+        return self._pending
+
+    def seal(self) -> None:
+        """See :class:`Backlog`."""
+        with self._lock:
+            self._sealed = True
+
+    def close(self) -> None:
+        """See :class:`Backlog`."""

@@ -1,0 +1,109 @@
+"""Opening the database: which URLs are taken, how connections are set up, what a failure says."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from service.errors import StartupError
+
+ACCEPTED: Final = "use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name"
+
+CONNECT_TIMEOUT_S: Final = 5
+SQLITE_BUSY_TIMEOUT_S: Final = 10
+
+# A server that vanished without closing its connections is noticed after about 25 s, whether we wait for its
+# answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
+_POSTGRES_ARGUMENTS: Final[dict[str, Any]] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "application_name": "visionai",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+
+
+def parse_url(text: str) -> sa.URL:
+    """The URL with the driver that is used. ``postgres://`` and other drivers' names are understood.
+
+    Raises StartupError when the text is not a URL of SQLite (in a file) or PostgreSQL. The message never holds
+    the text itself: there may be a password in it.
+    """
+    try:
+        url = sa.make_url(text)
+    except exc.ArgumentError:
+        raise StartupError(f"DATABASE_URL is not a database URL: {ACCEPTED}") from None
+    backend = url.get_backend_name()
+    if backend in ("postgres", "postgresql"):
+        return url.set(drivername="postgresql+psycopg2")
+    if backend == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise StartupError(f"DATABASE_URL names no file for SQLite: {ACCEPTED}")
+        return url.set(drivername="sqlite+pysqlite")
+    raise StartupError(f"DATABASE_URL is for {backend}, which is not supported: {ACCEPTED}")
+
+
+def create_engine(url: sa.URL, *, durable: bool = False) -> sa.Engine:
+    """An engine for a URL from :func:`parse_url`. It connects to nothing yet.
+
+    ``durable`` makes a commit to SQLite survive a power loss (one more disk flush per transaction). PostgreSQL
+    commits are as durable as its server's configuration makes them.
+
+    Every transaction on SQLite takes the write lock at its start, so that two processes wait for each other
+    instead of failing when both want to turn a read into a write. Reads that should not wait use the execution
+    option ``isolation_level="AUTOCOMMIT"``.
+    """
+    if url.get_backend_name() == "postgresql":
+        return sa.create_engine(url, connect_args=_POSTGRES_ARGUMENTS, pool_size=2)
+
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
+
+    def set_up(connection: sqlite3.Connection, _: object) -> None:
+        # The driver must not start transactions on its own terms; ours begin in `begin`.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL").close()
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}").close()
+        connection.execute("PRAGMA foreign_keys = ON").close()
+
+    def begin(connection: sa.Connection) -> None:
+        if connection.get_isolation_level() != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", set_up)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def create_folder(url: sa.URL) -> None:
+    """Make the folder that a SQLite file is to lie in. Raises StartupError when that is not possible."""
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return
+    folder = Path(url.database).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"cannot create the folder of the database, {folder}: {error.strerror}") from None
+
+
+def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
+    """What to tell the operator when the database does not answer at start: one line, no password."""
+    reason = first_line(error)
+    if url.get_backend_name() == "sqlite":
+        return StartupError(f"cannot use the SQLite database {url.database}: {reason}")
+    host = url.host or url.query.get("host") or "the local socket"
+    where = f"{host}:{url.port or 5432}" if url.host else f"{host}"
+    return StartupError(
+        f"cannot use the PostgreSQL database {url.database!r} at {where}: {reason}; check DATABASE_URL, that the "
+        "server runs, and that it accepts connections from this machine"
+    )
+
+
+def first_line(error: exc.DBAPIError) -> str:
+    """The driver's own message, without SQL, parameters or hints. The drivers put no password in it."""
+    lines = str(error.orig).strip().splitlines()
+    return lines[0] if lines else type(error.orig).__name__

@@ -1,0 +1,93 @@
+"""Writing encoded records: one statement per batch, which does nothing for rows that are already stored.
+
+Measured (``docs/reliability.md``): PostgreSQL expands the JSON itself, so that a row costs this process 1-3 µs where
+SQLAlchemy's own batch insert takes 110 and psycopg2's ``execute_values`` 20. On SQLite, which runs inside this
+process, the driver's ``executemany`` is the cheapest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from service.store import records
+from service.store.reference import References
+from service.store.schema import REQUEST_ID_LENGTH, USER_ID_LENGTH
+
+_COLUMNS: Final = (
+    "prediction_uuid, face_index, emotion_id, model_id, confidence, probabilities, processing_time_ms, processing_us, "
+    "timestamp, source_ip, request_id, user_id, face_box, detection_score"
+)
+
+_POSTGRESQL: Final = f"""
+INSERT INTO predictions_log ({_COLUMNS})
+SELECT r.prediction_id, r.face_index, e.id::integer, %(model_id)s, r.confidence, r.probabilities,
+       round(r.processing_ms), round(r.processing_ms * 1000), r.timestamp, r.source_ip,
+       left(r.request_id, {REQUEST_ID_LENGTH}), left(r.user, {USER_ID_LENGTH}), r.face_box, r.detection_score
+FROM json_to_recordset(%(payload)s) AS r(
+       prediction_id uuid, face_index smallint, emotion text, confidence float, probabilities json,
+       processing_ms float, timestamp timestamptz, source_ip inet, request_id text, "user" text, face_box json,
+       detection_score float)
+LEFT JOIN json_each_text(%(emotion_ids)s) AS e(name, id) ON e.name = r.emotion
+ON CONFLICT DO NOTHING
+"""
+
+_SQLITE: Final = f"""
+INSERT INTO predictions_log ({_COLUMNS})
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+
+
+def insert(connection: sa.Connection, references: References, payloads: Sequence[bytes]) -> None:
+    """Store the records of the payloads (each from :func:`records.encode`) in the connection's transaction.
+
+    Raises SQLAlchemy's DBAPIError: DataError when a value does not fit its column.
+    """
+    payload = payloads[0] if len(payloads) == 1 else records.join(payloads)
+    if connection.dialect.name == "postgresql":
+        parameters = {
+            "payload": payload.decode(),
+            "emotion_ids": orjson.dumps(references.emotion_ids).decode(),
+            "model_id": references.model_id,
+        }
+        connection.exec_driver_sql(_POSTGRESQL, parameters)
+    else:
+        connection.exec_driver_sql(_SQLITE, _sqlite_rows(references, payload))
+
+
+def _sqlite_rows(references: References, payload: bytes) -> list[tuple[Any, ...]]:
+    rows = []
+    for record in records.decode(payload):
+        request_id, user, box = record["request_id"], record["user"], record["face_box"]
+        milliseconds = record["processing_ms"]
+        rows.append(
+            (
+                record["prediction_id"].replace("-", ""),
+                record["face_index"],
+                references.emotion_ids[record["emotion"]],
+                references.model_id,
+                record["confidence"],
+                orjson.dumps(record["probabilities"]).decode(),
+                round(milliseconds),
+                round(milliseconds * 1000),
+                _sqlite_time(record["timestamp"]),
+                record["source_ip"],
+                request_id and request_id[:REQUEST_ID_LENGTH],
+                user and user[:USER_ID_LENGTH],
+                box and orjson.dumps(box).decode(),
+                record["detection_score"],
+            )
+        )
+    return rows
+
+
+def _sqlite_time(text: str) -> str:
+    """``2026-11-22T10:30:45[.123456]+00:00`` as SQLAlchemy reads it back: a space, six decimals, no offset."""
+    if not text.endswith("+00:00"):
+        text = datetime.fromisoformat(text).astimezone(UTC).isoformat()
+    seconds, dot, rest = text.partition(".")
+    return f"{seconds[:10]} {seconds[11:19]}.{rest[:6] if dot else '000000'}"

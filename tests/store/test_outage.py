@@ -1,0 +1,296 @@
+"""Databases that stop, vanish mid-commit, hang, or refuse: nothing is lost and nothing is stored twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import AF_UNIX, create_server, socket
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from service.store import PredictionRecord, Store
+from service.store.database import create_engine, parse_url
+from service.store.schema import predictions_log
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
+
+MakeRecord = Callable[..., PredictionRecord]
+OpenStore = Callable[..., Store]
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def database_url(restartable_postgres: PostgresServer) -> Iterator[str]:
+    """A database on the server that these tests may stop."""
+    name = restartable_postgres.create_database()
+    yield restartable_postgres.url(name)
+    restartable_postgres.drop_database(name)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Fail unless the condition comes true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def stored(url: str) -> list[UUID | None]:
+    engine = create_engine(parse_url(url))
+    with engine.connect() as connection:
+        found = list(connection.execute(sa.select(predictions_log.c.prediction_uuid)).scalars())
+    engine.dispose()
+    return found
+
+
+def ids(records: list[PredictionRecord]) -> set[UUID | None]:
+    return {record.prediction_id for record in records}
+
+
+def test_a_server_that_stops_and_starts(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """While PostgreSQL is down records are taken and kept; when it is back they are stored without being asked."""
+    store = open_store()
+    records = [make_record() for _ in range(300)]
+    assert store.record(records[:100])
+    eventually(lambda: store.status().written == 100)
+
+    restartable_postgres.stop()
+    for record in records[100:]:
+        assert store.record([record])
+    eventually(lambda: not store.status().healthy)
+    status = store.status()
+    assert status.pending == 200
+    assert status.failed_attempts > 0
+    assert status.last_error
+
+    restartable_postgres.start()
+    eventually(lambda: store.status().written == 300)
+    assert store.status().healthy
+    found = stored(database_url)
+    assert len(found) == 300
+    assert set(found) == ids(records)
+
+
+def test_the_number_left_out_is_told_at_close(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer
+) -> None:
+    """Closing while the database is down tries for as long as it may, then says how many records it left out."""
+    store = open_store()
+    restartable_postgres.stop()
+    try:
+        assert store.record([make_record() for _ in range(5)])
+        began = time.monotonic()
+        assert store.close(timeout=1) == 5
+        assert 0.9 < time.monotonic() - began < 5
+    finally:
+        restartable_postgres.start()
+
+
+def test_closing_waits_for_a_server_that_comes_back(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """A database that returns while the store closes gets everything."""
+    store = open_store()
+    restartable_postgres.stop()
+    records = [make_record() for _ in range(5)]
+    assert store.record(records)
+    eventually(lambda: store.status().failed_attempts > 0)
+    thread = threading.Timer(0.5, restartable_postgres.start)
+    thread.start()
+    assert store.close(timeout=PATIENCE_S) == 0
+    thread.join()
+    assert set(stored(database_url)) == ids(records)
+
+
+def test_a_server_that_hangs(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """A database that is frozen in mid-connection delays neither recording nor, beyond its time, closing."""
+    store = open_store()
+    assert store.record([make_record()])
+    eventually(lambda: store.status().written == 1)
+    backends = psutil.Process(restartable_postgres.pid).children()
+    for backend in backends:
+        backend.suspend()
+    try:
+        began = time.monotonic()
+        for _ in range(100):
+            assert store.record([make_record()])
+        assert time.monotonic() - began < 1
+        assert store.close(timeout=0.5) == 100
+        assert time.monotonic() - began < 5
+    finally:
+        for backend in backends:
+            backend.resume()
+
+
+def test_the_bound_of_the_memory(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """A full backlog turns records away, whole batches of them, counts them, and takes new ones once it has room."""
+    store = open_store(memory_limit=10)
+    restartable_postgres.stop()
+    kept = [make_record() for _ in range(9)]
+    assert store.record(kept)
+    assert not store.record([make_record(), make_record()])
+    status = store.status()
+    assert (status.pending, status.refused, status.healthy) == (9, 2, False)
+
+    restartable_postgres.start()
+    eventually(lambda: store.status().written == 9)
+    later = make_record()
+    assert store.record([later])
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert set(stored(database_url)) == ids([*kept, later])
+
+
+class CommitSwallower:
+    """A relay before PostgreSQL that lets commits through and their acknowledgements vanish, ``lose`` times."""
+
+    def __init__(self, server_socket: str, lose: int) -> None:
+        self._server_socket = server_socket
+        self.lose = lose
+        self._listener = create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads: list[threading.Thread] = []
+        self._spawn(self._accept)
+
+    def _spawn(self, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket(AF_UNIX)
+            server.connect(self._server_socket)
+            swallow = threading.Event()
+            self._spawn(self._forward, client, server, swallow)
+            self._spawn(self._back, client, server, swallow)
+
+    def _forward(self, client: socket, server: socket, swallow: threading.Event) -> None:
+        with client:
+            while data := self._receive(client):
+                if b"COMMIT" in data and self.lose > 0:
+                    self.lose -= 1
+                    swallow.set()
+                server.sendall(data)
+            self._shutdown(server)
+
+    def _back(self, client: socket, server: socket, swallow: threading.Event) -> None:
+        with server:
+            while data := self._receive(server):
+                if swallow.is_set():
+                    break
+                client.sendall(data)
+            self._shutdown(client)
+
+    @staticmethod
+    def _receive(end: socket) -> bytes:
+        try:
+            return end.recv(65536)
+        except OSError:
+            return b""
+
+    @staticmethod
+    def _shutdown(end: socket) -> None:
+        try:
+            end.shutdown(2)
+        except OSError:
+            return  # the other side was first
+
+    def close(self) -> None:
+        """Break every connection and end the threads."""
+        self._shutdown(self._listener)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def swallowing_commits(url: str, lose: int) -> Iterator[tuple[str, CommitSwallower]]:
+    """The URL of the same database through a relay that begins to swallow when ``lose`` is set."""
+    parsed = parse_url(url)
+    relay = CommitSwallower(f"{parsed.query['host']}/.s.PGSQL.5432", lose)
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{relay.port}/{parsed.database}", relay
+    finally:
+        relay.close()
+
+
+def test_an_acknowledgement_that_is_lost(
+    open_store: OpenStore, make_record: MakeRecord, database_url: str
+) -> None:
+    """When the connection breaks between a commit and its answer, the batch is sent again and stored once."""
+    with swallowing_commits(database_url, lose=0) as (url, relay):
+        store = open_store(url=url)
+        relay.lose = 3
+        records = [make_record() for _ in range(50)]
+        assert store.record(records)
+        eventually(lambda: store.status().written == 50)
+        assert relay.lose == 0
+        assert store.status().failed_attempts == 3
+        assert store.close(timeout=PATIENCE_S) == 0
+    found = stored(database_url)
+    assert len(found) == 50
+    assert set(found) == ids(records)
+
+
+def test_rows_that_predictions_point_to_are_made_again(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """When somebody empties the tables under a running service, the emotions and the model come back."""
+    store = open_store()
+    database = parse_url(database_url).database or ""
+    restartable_postgres.execute("TRUNCATE emotion_class, model_version, predictions_log", database)
+    records = [make_record() for _ in range(10)]
+    assert store.record(records)
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert set(stored(database_url)) == ids(records)
+
+
+def test_a_locked_sqlite_file_is_waited_for(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """While another process holds the write lock of a SQLite file, records wait, and are written after it."""
+    url = f"sqlite:///{tmp_path / 'predictions.db'}"
+    store = open_store(url=url)
+    other = sqlite3.connect(tmp_path / "predictions.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    records = [make_record() for _ in range(5)]
+    assert store.record(records)
+    time.sleep(0.2)
+    assert store.status().pending == 5
+    other.execute("COMMIT")
+    other.close()
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert set(stored(url)) == ids(records)
+
+
+def test_one_refused_record_does_not_hold_up_the_others(
+    open_store: OpenStore, make_record: MakeRecord, database_url: str
+) -> None:
+    """A value that does not fit its column costs that record alone, and is counted."""
+    store = open_store()
+    good = [make_record() for _ in range(5)]
+    assert store.record([*good[:3], make_record(face_index=1_000_000), *good[3:]])
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert set(stored(database_url)) == ids(good)
+    assert store.status().rejected == 1
+    assert store.status().written == 5
