@@ -1,0 +1,123 @@
+"""`python -m models evaluate`: score a model on labelled faces, by one definition of the figures.
+
+Truth is the FER+ majority among all ten columns. Rows whose majority is not one of the seven emotions, is tied,
+or has no votes are left out, and so are images that also occur in the train split.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from models.dataset import EMOTIONS, NO_TRUTH, DataError, Split, load_split, majority
+from models.metrics import (
+    ClassFigures,
+    accuracy,
+    class_figures,
+    confusion_matrix,
+    expected_calibration_error,
+)
+from models.predictor import ModelError, load_predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of one model on one split, all shares in 0..1.
+
+    `n` rows have a FER+ truth and are behind every figure but `fer2013_accuracy`, which is over all rows that do
+    not occur in train. `confusion` has a row for each true emotion and a column for each predicted one.
+    `ms_per_face` is the median time of one face by itself on one thread.
+    """
+
+    n: int
+    ferplus_accuracy: float
+    fer2013_accuracy: float
+    ece: float
+    macro_f1: float
+    per_class: dict[str, ClassFigures]
+    confusion: list[list[int]]
+    ms_per_face: float
+
+
+def scored_rows(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the FER+ truth of each row (0..6, NO_TRUTH where it has none) and which rows are scored by it."""
+    truth = majority(split.votes)
+    return truth, (truth != NO_TRUTH) & ~split.duplicate
+
+
+def evaluate(probabilities: NDArray[np.float32], split: Split, ms_per_face: float) -> Evaluation:
+    """Score probabilities float32 [n, 7], one row for each image of `split`, in the order of EMOTIONS.
+
+    Raises DataError when no row of the split can be scored.
+    """
+    truth, scored = scored_rows(split)
+    if not scored.any():
+        raise DataError("no row of this split has a FER+ majority among the seven emotions")
+    of_scored = probabilities[scored]
+    confusion = confusion_matrix(of_scored, truth[scored])
+    figures = class_figures(confusion)
+    fresh = ~split.duplicate
+    return Evaluation(
+        n=int(scored.sum()),
+        ferplus_accuracy=accuracy(of_scored, truth[scored]),
+        fer2013_accuracy=accuracy(probabilities[fresh], split.labels[fresh]),
+        ece=expected_calibration_error(of_scored, truth[scored]),
+        macro_f1=float(np.mean([figure.f1 for figure in figures])),
+        per_class=dict(zip(EMOTIONS, figures, strict=True)),
+        confusion=confusion.tolist(),
+        ms_per_face=ms_per_face,
+    )
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="A converted .onnx, or modelo_emociones.keras.")],
+    data: Annotated[Path, typer.Option(help="An .npz with {split}_x, {split}_y and {split}_votes.")],
+    split: Annotated[str, typer.Option(help="Which split of the file.")] = "val",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this picture.")] = None,
+) -> None:
+    """Score a model on labelled faces.
+
+    Example: python -m models evaluate models/build/emotion.onnx --data fer2013_train_val.npz --json
+    """
+    try:
+        faces = load_split(data, split)
+        predictor = load_predictor(model)
+        result = evaluate(predictor.probabilities(faces.images), faces, predictor.ms_per_face(faces.images))
+    except (DataError, ModelError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if plot is not None:
+        from models.plots import plot_confusion
+
+        plot_confusion(np.array(result.confusion), EMOTIONS, plot)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+    else:
+        _print(result, model)
+
+
+def _print(result: Evaluation, model: Path) -> None:
+    console = Console()
+    console.print(
+        f"{model.name}: FER+ accuracy {result.ferplus_accuracy:.4f} on {result.n} faces, FER2013 labels "
+        f"{result.fer2013_accuracy:.4f}, calibration error {result.ece:.4f}, macro F1 {result.macro_f1:.4f}, "
+        f"{result.ms_per_face:.3f} ms per face"
+    )
+    table = Table("emotion", "faces", "prec.", "recall", "F1", *(name[:3] for name in EMOTIONS))
+    for (name, figures), row in zip(result.per_class.items(), result.confusion, strict=True):
+        table.add_row(
+            name, str(figures.n), *_cells((figures.precision, figures.recall, figures.f1)), *map(str, row)
+        )
+    console.print(table)
+
+
+def _cells(figures: Sequence[float]) -> list[str]:
+    return [f"{figure:.3f}" for figure in figures]

@@ -1,0 +1,52 @@
+"""Pictures for the model card: training curves and the confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+# Chosen before pyplot: drawing must work without a display.
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+
+def plot_confusion(confusion: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
+    """Draw counts int64 [k, k] (rows true, columns predicted) as shares of each row, into a PNG at `path`."""
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    figure, axes = plt.subplots(figsize=(6.4, 5.6), layout="constrained")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*confusion.shape):
+        text = f"{shares[row, column]:.2f}\n({confusion[row, column]})"
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(labels)), labels, rotation=35)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("FER+ majority")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_curves(history: Sequence[dict[str, float]], names: Sequence[str], path: Path) -> None:
+    """Draw training loss and validation accuracy over epochs for each network of a run, into a PNG at `path`."""
+    epochs = [figures["epoch"] for figures in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in names:
+        left.plot(epochs, [figures[f"{name}_loss"] for figures in history], label=f"{name}, train")
+        left.plot(
+            epochs,
+            [figures[f"{name}_cross_entropy"] for figures in history],
+            "--",
+            label=f"{name}, validation",
+        )
+        right.plot(epochs, [figures[f"{name}_accuracy"] for figures in history], label=name)
+    left.set(xlabel="epoch", ylabel="cross-entropy")
+    right.set(xlabel="epoch", ylabel="FER+ accuracy on validation (averaged weights)")
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

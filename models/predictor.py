@@ -1,0 +1,127 @@
+"""A model file as a function from faces to probabilities, for evaluation: .onnx or .keras."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.dataset import EMOTIONS
+
+Faces = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+
+_BATCH = 64
+_WARM_UP_RUNS = 20
+_TIMED_RUNS = 300
+
+
+class ModelError(ValueError):
+    """The model file is missing, unreadable or not an emotion classifier; the message says which."""
+
+
+class Predictor:
+    """A loaded model. `run` maps uint8 [n, height, width, channels] of the model's size to float32 [n, 7]."""
+
+    def __init__(self, run: Callable[[Faces], Probabilities], height: int, width: int, channels: int) -> None:
+        self._run = run
+        self._height, self._width, self._channels = height, width, channels
+
+    def probabilities(self, images: Faces) -> Probabilities:
+        """Return probabilities float32 [n, 7] in the order of EMOTIONS for grey faces uint8 [n, h, w]."""
+        batches = [
+            self._run(self._prepared(images[start : start + _BATCH]))
+            for start in range(0, len(images), _BATCH)
+        ]
+        return np.concatenate(batches) if batches else np.zeros((0, len(EMOTIONS)), np.float32)
+
+    def ms_per_face(self, images: Faces) -> float:
+        """Return the median milliseconds of one face by itself, on one thread, resizing not counted."""
+        faces = self._prepared(images[: min(len(images), 100)])
+        for _ in range(_WARM_UP_RUNS):
+            self._run(faces[:1])
+        times = []
+        for number in range(_TIMED_RUNS):
+            face = faces[number % len(faces)][None]
+            start = time.perf_counter()
+            self._run(face)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) * 1000
+
+    def _prepared(self, images: Faces) -> Faces:
+        size = (self._width, self._height)
+        if images.shape[1:] != (self._height, self._width):
+            images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) for image in images])
+        return np.repeat(images[..., None], self._channels, axis=-1)
+
+
+def load_predictor(path: Path) -> Predictor:
+    """Load a converted .onnx (which describes itself), or a .keras that takes grey pixels 0..255 and gives the
+    probabilities of EMOTIONS, as `models.architecture.with_temperature` makes it. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        return _load_onnx(path)
+    if path.suffix == ".keras":
+        return _load_keras(path)
+    raise ModelError(f"{path}: expected .onnx or .keras (convert anything else first)")
+
+
+def _load_onnx(path: Path) -> Predictor:
+    # ONNX Runtime's Linux wheels may send telemetry; the switch works only before the import.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidArgument, InvalidProtobuf) as error:
+        raise ModelError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+    about = session.get_modelmeta().custom_metadata_map
+    try:
+        labels = json.loads(about["visionai.labels"])
+        size = json.loads(about["visionai.input"])
+        height, width, channels = int(size["height"]), int(size["width"]), 1 if size["color"] == "gray" else 3
+    except KeyError as error:
+        raise ModelError(
+            f"{path}: lacks {error} in its metadata; convert it with python -m conversion"
+        ) from error
+    if sorted(labels) != sorted(EMOTIONS):
+        raise ModelError(f"{path}: its labels are {', '.join(labels)}, not the seven emotions")
+    order = [labels.index(name) for name in EMOTIONS]
+
+    def run(faces: Faces) -> Probabilities:
+        probabilities: Probabilities = session.run(["probabilities"], {"images": faces})[0]
+        return probabilities[:, order]
+
+    return Predictor(run, height, width, channels)
+
+
+def _load_keras(path: Path) -> Predictor:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    try:
+        network = keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: Keras cannot load it ({error})") from error
+    _, height, width, channels = network.input_shape
+    if network.output_shape[-1] != len(EMOTIONS):
+        raise ModelError(f"{path}: has {network.output_shape[-1]} outputs, not {len(EMOTIONS)}")
+    graph = tf.function(lambda faces: network(tf.cast(faces, tf.float32), training=False), autograph=False)
+
+    def run(faces: Faces) -> Probabilities:
+        probabilities: Probabilities = graph(tf.constant(faces)).numpy()
+        return probabilities
+
+    return Predictor(run, height, width, channels)

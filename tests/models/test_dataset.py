@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.dataset import EMOTIONS, NO_TRUTH, VOTE_COLUMNS, DataError, load_split, majority, soft_targets
+
+
+def votes(**counts: int) -> np.ndarray:
+    """One row of ten vote counts, given by column name."""
+    row = np.zeros((1, len(VOTE_COLUMNS)), np.uint8)
+    for column, count in counts.items():
+        row[0, VOTE_COLUMNS.index(column)] = count
+    return row
+
+
+@pytest.mark.parametrize(
+    ("column", "emotion"),
+    [
+        ("anger", "angry"),
+        ("disgust", "disgust"),
+        ("fear", "fear"),
+        ("happiness", "happy"),
+        ("neutral", "neutral"),
+        ("sadness", "sad"),
+        ("surprise", "surprise"),
+    ],
+)
+def test_majority_maps_each_vote_column_to_its_emotion(column: str, emotion: str) -> None:
+    """The most voted column decides, and lands on the emotion of the same meaning in our order."""
+    assert EMOTIONS[majority(votes(**{column: 6}, unknown=4))[0]] == emotion
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        votes(contempt=6, happiness=4),
+        votes(unknown=5, sadness=3, neutral=2),
+        votes(NF=10),
+        votes(anger=5, sadness=5),
+        votes(anger=4, unknown=4, fear=2),
+        votes(),
+    ],
+)
+def test_rows_without_a_clear_emotion_have_no_truth(row: np.ndarray) -> None:
+    """Contempt, unknown, not-a-face, ties (with any column) and rows without votes are left out."""
+    assert majority(row)[0] == NO_TRUTH
+
+
+def test_soft_targets_are_shares_of_the_seven_emotions_without_single_votes() -> None:
+    """A lone vote is dropped as a slip, the rest sums to one, and columns outside the seven don't count."""
+    targets, keep = soft_targets(votes(happiness=6, surprise=2, neutral=1, unknown=1))
+    assert keep.tolist() == [True]
+    expected = dict.fromkeys(EMOTIONS, 0.0) | {"happy": 0.75, "surprise": 0.25}
+    assert dict(zip(EMOTIONS, targets[0].tolist(), strict=True)) == expected
+
+
+def test_soft_targets_keep_single_votes_where_there_is_nothing_else() -> None:
+    """A row with one vote for each of two emotions still has a target."""
+    targets, keep = soft_targets(votes(sadness=1, fear=1))
+    assert keep[0]
+    assert targets[0, EMOTIONS.index("sad")] == targets[0, EMOTIONS.index("fear")] == 0.5
+
+
+def test_soft_targets_drop_rows_that_are_not_one_of_the_seven() -> None:
+    """A row mostly contempt, unknown, not-a-face or empty is not trained on; a tie among emotions is."""
+    rows = np.concatenate(
+        [votes(contempt=6, anger=4), votes(NF=8, fear=2), votes(), votes(anger=5, sadness=5)]
+    )
+    assert soft_targets(rows)[1].tolist() == [False, False, False, True]
+
+
+def write(path: Path, **changes: np.ndarray) -> Path:
+    """A data file with three faces in split `some`."""
+    arrays = {
+        "some_x": np.zeros((3, 48, 48), np.uint8),
+        "some_y": np.array([0, 3, 6], np.uint8),
+        "some_votes": np.zeros((3, 10), np.uint8),
+    }
+    np.savez(path, **(arrays | changes))
+    return path
+
+
+def test_a_split_of_any_name_loads_and_has_no_duplicates_unless_the_file_says_so(tmp_path: Path) -> None:
+    """`{split}_in_train` marks duplicates where present; without it no image is one."""
+    assert load_split(write(tmp_path / "a.npz"), "some").duplicate.tolist() == [False] * 3
+    marked = write(tmp_path / "b.npz", some_in_train=np.array([False, True, False]))
+    assert load_split(marked, "some").duplicate.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"some_x": np.zeros((3, 48, 48), np.float32)}, "uint8"),
+        ({"some_votes": np.zeros((3, 7), np.uint8)}, "one row"),
+        ({"some_y": np.array([0, 3, 7], np.uint8)}, r"0\.\.6"),
+    ],
+)
+def test_arrays_of_the_wrong_form_are_refused(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    """A wrong dtype, a vote table that is not FER+'s and an impossible label are named in the error."""
+    with pytest.raises(DataError, match=message):
+        load_split(write(tmp_path / "bad.npz", **changes), "some")
+
+
+def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
+    """The error for an unknown split lists the splits of the file."""
+    with pytest.raises(DataError, match="splits in this file: some"):
+        load_split(write(tmp_path / "data.npz"), "test")
+
+
+def test_a_missing_or_foreign_file_is_a_data_error(tmp_path: Path) -> None:
+    """Neither a path to nothing nor a text file ends in a traceback of numpy's."""
+    with pytest.raises(DataError, match="no such file"):
+        load_split(tmp_path / "none.npz", "val")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match="not a readable"):
+        load_split(tmp_path / "text.npz", "val")
