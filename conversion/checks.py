@@ -71,18 +71,18 @@ def check_graph(model: onnx.ModelProto, images: Images, tolerance: float) -> Gra
 def check_batch_normalization(model: onnx.ModelProto) -> None:
     """Raise GraphError when a batch normalization is left beside a convolution or a dense layer.
 
-    Folded means: where the output of either is scaled by constants, the constants are in its weights.
+    Folded means: where nothing but a scaling by constants uses the output of either, the constants are in its
+    weights.
     """
     constants = {item.name for item in model.graph.initializer}
-    weighted = _CONVOLUTIONS | {"MatMul", "Gemm"}
-    convolved = {
-        name
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    weighted = {
+        node.output[0]
         for node in model.graph.node
-        if node.op_type in weighted and node.input[1] in constants
-        for name in node.output
+        if node.op_type in ("Conv", "MatMul") and node.input[1] in constants and uses[node.output[0]] == 1
     }
     for node in model.graph.node:
-        scaling = node.op_type == "Mul" and set(node.input) & convolved and set(node.input) & constants
+        scaling = node.op_type == "Mul" and set(node.input) & weighted and set(node.input) & constants
         if node.op_type == "BatchNormalization" or scaling:
             raise GraphError(f"{node.output[0]}: batch normalization was not folded into the layer before it")
 

@@ -1,23 +1,26 @@
-"""Two foldings that tf2onnx leaves undone: the transpose before a dense layer, and the normalisation after one."""
+"""Foldings that tf2onnx leaves undone: normalisations into weights, and the transpose before a dense layer."""
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 _CHANNELS_LAST = [0, 2, 3, 1]
+_WEIGHTED = frozenset({"Conv", "MatMul"})
 
 
 def fold(model: onnx.ModelProto) -> None:
-    """Fold in place what can be folded into the weights of dense layers.
+    """Fold in place what can be folded into the weights of convolutions and dense layers.
 
     - Keras flattens channels-last, convolutions here run channels-first: tf2onnx puts a transpose between.
       Permuting the rows of the dense layer's weights does the same once and for all.
-    - A batch normalization after a dense layer is a scale and a shift of its columns.
+    - A batch normalization is a scale and a shift. Behind a layer it goes into the layer's weights and bias;
+      elsewhere it is written as a multiplication and an addition with constants.
 
     Arithmetic is in float64 and rounded once, so that every machine writes the same bytes.
     """
     _fold_flatten(model)
-    _fold_scaled_dense(model)
+    _expand_batch_normalization(model)
+    _fold_affine(model)
 
 
 class _Graph:
@@ -89,21 +92,111 @@ def _fold_flatten(model: onnx.ModelProto) -> None:
         model.graph.node.remove(transpose)
 
 
-def _fold_scaled_dense(model: onnx.ModelProto) -> None:
+def _expand_batch_normalization(model: onnx.ModelProto) -> None:
+    """Write each BatchNormalization as the scale and shift that it is at inference."""
     graph = _Graph(model)
-    for dense in [node for node in model.graph.node if node.op_type == "MatMul"]:
-        weights = graph.constant(dense.input[1])
-        bias = graph.only_consumer(dense, "Add")
-        shift = graph.other_constant(bias, dense.output[0]) if bias is not None else None
-        last = bias if bias is not None and shift is not None else dense
-        scaling = graph.only_consumer(last, "Mul")
-        scale = graph.other_constant(scaling, last.output[0]) if scaling is not None else None
-        if weights is None or scaling is None or scale is None or scale.ndim > 1:
+    for position, node in reversed(list(enumerate(model.graph.node))):
+        if node.op_type != "BatchNormalization":
             continue
-        dense.input[1] = graph.add_constant(dense.input[1], weights * scale)
-        if bias is not None and shift is not None:
-            constant = next(index for index, name in enumerate(bias.input) if name != dense.output[0])
-            bias.input[constant] = graph.add_constant(bias.input[constant], shift * scale)
-        # The tensor after the scaling keeps its name: it is a tensor of the source.
-        last.output[0] = scaling.output[0]
-        model.graph.node.remove(scaling)
+        gamma, beta, mean, variance = (graph.constant(name) for name in node.input[1:5])
+        if gamma is None or beta is None or mean is None or variance is None:
+            continue
+        epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
+        scale = gamma / np.sqrt(variance + epsilon)
+        shift = beta - mean * scale
+        scaled = f"{node.output[0]}__0"
+        factor = graph.add_constant(node.input[1], scale[:, None, None])
+        term = graph.add_constant(node.input[2], shift[:, None, None])
+        multiply = onnx.helper.make_node("Mul", [node.input[0], factor], [scaled])
+        add = onnx.helper.make_node("Add", [scaled, term], [node.output[0]])
+        model.graph.node.remove(node)
+        model.graph.node.insert(position, add)
+        model.graph.node.insert(position, multiply)
+
+
+def _fold_affine(model: onnx.ModelProto) -> None:
+    """Fold constant scales and shifts into the convolution or dense layer that they follow."""
+    for layer in [node for node in model.graph.node if node.op_type in _WEIGHTED]:
+        while _fold_next(_Graph(model), layer):
+            pass
+
+
+def _fold_next(graph: _Graph, layer: onnx.NodeProto) -> bool:
+    """Fold the one Mul or Add behind `layer` into it; return whether there was one to fold."""
+    weights = graph.constant(layer.input[1])
+    following = graph.only_consumer(layer, "Mul") or graph.only_consumer(layer, "Add")
+    if weights is None or following is None:
+        return False
+    operand = graph.other_constant(following, layer.output[0])
+    vector = _per_channel(operand, layer, weights)
+    if vector is None:
+        return False
+    if following.op_type == "Mul":
+        axis = _channel_axis(layer)
+        shape = [-1 if index == axis else 1 for index in range(weights.ndim)]
+        bias = graph.constant(layer.input[2]) if len(layer.input) > 2 else None
+        if len(layer.input) > 2 and bias is None:
+            return False
+        layer.input[1] = graph.add_constant(layer.input[1], weights * vector.reshape(shape))
+        if bias is not None:
+            layer.input[2] = graph.add_constant(layer.input[2], bias * vector)
+    elif layer.op_type == "MatMul":
+        return _fold_behind_bias(graph, layer, following, vector, weights)
+    elif len(layer.input) > 2:
+        bias = graph.constant(layer.input[2])
+        if bias is None:
+            return False
+        layer.input[2] = graph.add_constant(layer.input[2], bias + vector)
+    else:
+        layer.input.append(graph.add_constant(layer.input[1], vector))
+    # The last tensor keeps its name: it is a tensor of the source.
+    layer.output[0] = following.output[0]
+    graph.model.graph.node.remove(following)
+    return True
+
+
+def _fold_behind_bias(
+    graph: _Graph,
+    dense: onnx.NodeProto,
+    bias: onnx.NodeProto,
+    shift: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> bool:
+    """A MatMul has no bias of its own: fold a Mul or Add that follows its Add into both."""
+    following = graph.only_consumer(bias, "Mul") or graph.only_consumer(bias, "Add")
+    operand = graph.other_constant(following, bias.output[0]) if following is not None else None
+    vector = _per_channel(operand, dense, weights)
+    if following is None or vector is None:
+        return False
+    constant = next(index for index, name in enumerate(bias.input) if name != dense.output[0])
+    if following.op_type == "Mul":
+        dense.input[1] = graph.add_constant(dense.input[1], weights * vector)
+        shift = shift * vector
+    else:
+        shift = shift + vector
+    bias.input[constant] = graph.add_constant(bias.input[constant], shift)
+    bias.output[0] = following.output[0]
+    graph.model.graph.node.remove(following)
+    return True
+
+
+def _channel_axis(layer: onnx.NodeProto) -> int:
+    """Return the axis of the output channels in a layer's weights."""
+    return 0 if layer.op_type == "Conv" else 1
+
+
+def _per_channel(
+    operand: npt.NDArray[np.float64] | None, layer: onnx.NodeProto, weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64] | None:
+    """Return a constant as one number per output channel of `layer`; None where it is not that."""
+    if operand is None:
+        return None
+    channels = weights.shape[_channel_axis(layer)]
+    if operand.size == 1:
+        return np.full(channels, operand.ravel()[0])
+    # The axis, counted from the end, that lines up with the output's channels: [C] behind a dense layer,
+    # [C, 1, 1] behind a convolution.
+    axis = 1 if layer.op_type == "MatMul" else 3
+    return (
+        operand.ravel() if operand.ndim >= axis and operand.shape[-axis] == channels == operand.size else None
+    )

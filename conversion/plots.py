@@ -25,10 +25,10 @@ def _png(figure: Any) -> bytes:
 def parity_plot(converted: Converted) -> bytes:
     """Each probability of the source against that of each precision, on the faces."""
     count = len(converted.variants)
-    figure, axes = plt.subplots(1, count, figsize=(4 * count, 4), squeeze=False)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 4), squeeze=False, layout="tight")
     reference = converted.evidence.answers["faces"].ravel()
     for axis, variant in zip(axes[0], converted.variants, strict=True):
-        axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        axis.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
         axis.scatter(reference, variant.answers.ravel(), s=3, alpha=0.4, linewidths=0)
         axis.set(xlabel="source (Keras)", ylabel=f"ONNX {variant.precision}", xlim=(0, 1), ylim=(0, 1))
         axis.set_title(f"max difference {variant.parity['faces'].max_difference:.1e}")

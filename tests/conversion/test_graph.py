@@ -1,0 +1,207 @@
+"""What the ONNX graph is made of, and that broken graphs are found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from conversion.checks import check_batch_normalization, check_graph, leftover_transposes
+from conversion.convert import Converted, build, specify
+from conversion.divergence import first_divergence
+from conversion.errors import GraphError
+from conversion.folding import fold
+from conversion.graph import freeze
+from conversion.images import portrait_variants
+from conversion.sessions import OPTIMISATION_LEVELS, open_session, run
+from conversion.sources import load
+from conversion.tensorflow_quietly import keras, tf
+from tests.conversion.keras_models import LABELS, options, randomise
+
+
+def graph_of(converted: Converted) -> onnx.ModelProto:
+    return onnx.load_from_string(converted.shipped.model)
+
+
+def test_ends_are_named_and_only_the_batch_is_open(converted_rgb: Converted) -> None:
+    """The input is uint8 images, the output float32 probabilities, and one named dimension is open."""
+    session = open_session(converted_rgb.shipped.model)
+    (images,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", 96, 96, 3])
+    assert (probabilities.name, probabilities.type) == ("probabilities", "tensor(float)")
+    assert probabilities.shape == ["batch", 7]
+
+
+def test_metadata_describes_the_model(converted_rgb: Converted) -> None:
+    """A service finds labels, input, preprocessing, version, source and bounds in the file, keys sorted."""
+    entries = [(item.key, item.value) for item in graph_of(converted_rgb).metadata_props]
+    assert entries == sorted(entries)
+    stored = dict(entries)
+    assert json.loads(stored["visionai.labels"]) == list(LABELS)
+    assert json.loads(stored["visionai.input"]) == {"height": 96, "width": 96, "color": "rgb"}
+    assert json.loads(stored["visionai.preprocessing"])["offset"] == 0.0
+    assert stored["visionai.version_tag"] == f"rgb-{converted_rgb.source.sha256[:8]}"
+    assert stored["visionai.source_sha256"] == converted_rgb.source.sha256
+    assert stored["visionai.parameters"] == str(converted_rgb.source.parameters)
+    assert (stored["visionai.schema"], stored["visionai.kind"], stored["visionai.precision"]) == (
+        "1",
+        "classifier",
+        "fp32",
+    )
+    assert json.loads(stored["visionai.parity"])["max_difference"] == 1e-5
+
+
+def test_normalisations_are_folded_and_no_transpose_is_left(
+    converted_rgb: Converted, gray_model: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """Batch norms behind convolutions, depthwise ones and dense layers vanish; only the entry is transposed."""
+    rgb = converted_rgb.shipped.graph
+    assert (rgb.operations["Transpose"], rgb.transposes) == (1, ())
+    assert rgb.operations["Mul"] == 1  # the scale of the pixels
+    gray = convert_here(gray_model, options()).shipped.graph
+    assert "Transpose" not in gray.operations
+    assert gray.operations["Mul"] == 1
+
+
+@pytest.mark.parametrize("opset", [13, 15, 18])
+def test_the_chosen_opset_is_written(
+    opset: int, rgb_model: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """The graph imports the opset that was asked for, and no other domain."""
+    converted = convert_here(rgb_model, options(opset=opset))
+    assert [(item.domain, item.version) for item in graph_of(converted).opset_import] == [("", opset)]
+    assert converted.shipped.metadata["opset"] == str(opset)
+
+
+def test_every_optimisation_level_gives_the_same_answers(converted_rgb: Converted) -> None:
+    """ONNX Runtime's levels, from none to all, agree to rounding, for a batch and for single images."""
+    faces = portrait_variants((96, 96, 3), 6)
+    answers = [run(open_session(converted_rgb.shipped.model, level), faces) for level in OPTIMISATION_LEVELS]
+    assert len(answers) == 5
+    assert max(float(np.abs(answer - answers[0]).max()) for answer in answers) < 1e-5
+    assert converted_rgb.shipped.graph.level_difference < 1e-5
+
+
+def _affine_tail(*nodes: Any, **constants: Any) -> onnx.ModelProto:
+    """A convolution of an image, then `nodes`; the last of them makes `out`."""
+    values = {"weights": np.ones((4, 3, 3, 3)), **constants}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["image", "weights"], ["convolved"]), *nodes],
+        "graph",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _answer(model: onnx.ModelProto) -> Any:
+    image = np.random.RandomState(3).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    return open_session(model.SerializeToString()).run(["out"], {"image": image})[0]
+
+
+def test_a_batch_normalization_node_is_folded() -> None:
+    """The fused operation that Keras 2 wrote goes into the convolution, bias included."""
+    make = onnx.helper.make_node
+    random = np.random.RandomState(1)
+    model = _affine_tail(
+        make("BatchNormalization", ["convolved", "g", "b", "m", "v"], ["normal"], epsilon=1e-3),
+        make("Relu", ["normal"], ["out"]),
+        **{name: random.uniform(0.5, 1.5, 4) for name in "gbmv"},
+    )
+    before = _answer(model)
+    with pytest.raises(GraphError, match="batch normalization was not folded"):
+        check_batch_normalization(model)
+    fold(model)
+    check_batch_normalization(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Relu"]
+    assert np.abs(_answer(model) - before).max() < 1e-4
+
+
+def test_a_scale_that_is_not_per_channel_stays() -> None:
+    """A constant that differs from pixel to pixel cannot go into the weights, and is left as it is."""
+    make = onnx.helper.make_node
+    model = _affine_tail(make("Mul", ["convolved", "mask"], ["out"]), mask=np.arange(36).reshape(6, 6))
+    before = _answer(model)
+    fold(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Mul"]
+    assert np.array_equal(_answer(model), before)
+
+
+def test_a_tensor_with_two_users_is_not_folded_away() -> None:
+    """A convolution whose output is used as it is and scaled keeps both."""
+    make = onnx.helper.make_node
+    model = _affine_tail(
+        make("Mul", ["convolved", "two"], ["double"]), make("Max", ["convolved", "double"], ["out"]), two=2.0
+    )
+    before = _answer(model)
+    fold(model)
+    assert np.array_equal(_answer(model), before)
+    check_batch_normalization(model)
+
+
+def test_transposes_between_convolutions_are_reported() -> None:
+    """A transpose pair that a converter left between two convolutions is named."""
+    make = onnx.helper.make_node
+    model = _affine_tail(
+        make("Transpose", ["convolved"], ["last"], perm=[0, 2, 3, 1]),
+        make("Relu", ["last"], ["relu"]),
+        make("Transpose", ["relu"], ["first"], perm=[0, 3, 1, 2]),
+        make("Conv", ["first", "more"], ["out"]),
+        more=np.ones((4, 4, 3, 3)),
+    )
+    assert leftover_transposes(model) == ("last", "first")
+
+
+def test_an_invalid_graph_is_refused(converted_rgb: Converted) -> None:
+    """onnx.checker's findings come out as one line."""
+    model = graph_of(converted_rgb)
+    model.graph.node[2].input[0] = "nowhere"
+    with pytest.raises(GraphError, match=r"onnx\.checker"):
+        check_graph(model, portrait_variants((96, 96, 3), 2), 1e-5)
+
+
+def test_divergence_names_the_first_node_that_differs(rgb_model: Path) -> None:
+    """When one weight is wrong, the report names the first node that shows it and the last that agreed."""
+    source = load(rgb_model, options())
+    specification = specify(source, options())
+    frozen = freeze(source, specification)
+    model = build(frozen, specification)
+    faces = portrait_variants((96, 96, 3), 2)
+    assert first_divergence(frozen, model, faces) is None
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    broken = convolutions[-1]
+    weights = next(item for item in model.graph.initializer if item.name == broken.input[1])
+    value = np.array(onnx.numpy_helper.to_array(weights))
+    value[0] *= -3
+    weights.CopyFrom(onnx.numpy_helper.from_array(value, weights.name))
+    divergence = first_divergence(frozen, model, faces)
+    assert divergence is not None
+    order = [node.name for node in model.graph.node]
+    assert order.index(divergence.node) in (order.index(broken.name), order.index(broken.name) + 1)
+    assert divergence.last_agreeing in broken.input
+    assert "everything up to" in str(divergence)
+
+
+def test_an_operation_without_onnx_form_is_named(
+    tmp_path: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """A network with an operation that ONNX lacks is refused, and the operation is named."""
+    model = randomise(
+        keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Flatten(), keras.layers.Dense(7)])
+    )
+    signature = tf.function(
+        lambda images: model(tf.math.bessel_i0e(images), training=False),
+        input_signature=[tf.TensorSpec((None, 32, 32, 1), tf.float32, "images")],
+        autograph=False,
+    )
+    module = tf.Module()
+    module.model = model
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=signature)
+    with pytest.raises(GraphError, match="BesselI0e"):
+        convert_here(tmp_path / "saved", options())

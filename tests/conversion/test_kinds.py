@@ -1,0 +1,218 @@
+"""Every kind of Keras classifier converts, and answers as its source does."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from conversion.convert import Converted
+from conversion.errors import SourceError
+from conversion.images import portrait_variants
+from conversion.options import Options
+from conversion.sessions import open_session, run
+from conversion.sourcefile import HDF5_ATTRIBUTE, KERAS_MEMBER, SAVEDMODEL_MEMBER
+from conversion.tensorflow_quietly import keras, tf
+from tests.conversion.keras_models import (
+    LABELS,
+    SOURCE_LABELS,
+    gray_sequential,
+    options,
+    rgb_functional,
+    subclassed,
+)
+
+Convert = Callable[..., Converted]
+
+
+def expected(model: Any, inputs: npt.NDArray[np.float32], *, logits: bool) -> npt.NDArray[np.float32]:
+    """The model's answer, written down here a second time: softmax for logits, our label order."""
+    scores = np.asarray(model(inputs, training=False))
+    if logits:
+        scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return scores[:, [SOURCE_LABELS.index(label) for label in LABELS]]
+
+
+def answers(converted: Converted, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return run(open_session(converted.shipped.path), images)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5"])
+def test_sequential_files_convert(name: str, tmp_path: Path, convert_here: Convert) -> None:
+    """A gray Sequential model in each single-file format answers as Keras does, in our label order."""
+    model = gray_sequential()
+    model.save(tmp_path / name)
+    converted = convert_here(tmp_path / name, options(scale=1 / 127.5, offset=-1.0))
+    faces = portrait_variants((48, 48, 1), 5)
+    want = expected(model, faces.astype(np.float32) / 127.5 - 1, logits=False)
+    assert np.abs(answers(converted, faces) - want).max() < 1e-5
+    assert converted.source.kind == "Sequential"
+    assert converted.specification.activation == "softmax"
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_rgb_logits_are_found_and_turned_into_probabilities(
+    name: str, tmp_path: Path, convert_here: Convert
+) -> None:
+    """A 96x96 RGB Functional model that ends in logits is recognised as such, and its ONNX ends in softmax."""
+    model = rgb_functional()
+    model.save(tmp_path / name)
+    converted = convert_here(tmp_path / name, options())
+    faces = portrait_variants((96, 96, 3), 5)
+    got = answers(converted, faces)
+    assert np.abs(got - expected(model, faces.astype(np.float32) / 255, logits=True)).max() < 1e-5
+    assert np.allclose(got.sum(axis=1), 1, atol=1e-5)
+    assert converted.shipped.metadata["activation"] == "logits"
+    assert converted.source.kind == "Functional"
+
+
+def test_channel_order_and_per_channel_offsets_are_folded_in(tmp_path: Path, convert_here: Convert) -> None:
+    """A network trained on BGR with a mean per channel takes plain RGB images after conversion."""
+    model = rgb_functional(logits=False)
+    model.save(tmp_path / "model.keras")
+    means = [-103.9, -116.8, -123.7]
+    converted = convert_here(tmp_path / "model.keras", options(scale=0.02, offset=means, channel_order="bgr"))
+    faces = portrait_variants((96, 96, 3), 5)
+    inputs = faces[..., ::-1].astype(np.float32) * np.float32(0.02) + np.array(means, np.float32)
+    assert np.abs(answers(converted, faces) - expected(model, inputs, logits=False)).max() < 1e-5
+    assert json.loads(converted.shipped.metadata["preprocessing"]) == {
+        "scale": 0.02,
+        "offset": means,
+        "channel_order": "bgr",
+    }
+
+
+def test_savedmodel_exported_by_keras_converts(tmp_path: Path, convert_here: Convert) -> None:
+    """A directory written by `model.export` converts through its serving signature."""
+    model = rgb_functional()
+    model.export(tmp_path / "saved", verbose=False)
+    converted = convert_here(tmp_path / "saved", options())
+    faces = portrait_variants((96, 96, 3), 5)
+    want = expected(model, faces.astype(np.float32) / 255, logits=True)
+    assert np.abs(answers(converted, faces) - want).max() < 1e-5
+    assert converted.source.kind == "SavedModel"
+    assert converted.source.parameters == model.count_params()
+
+
+def test_savedmodel_written_by_tensorflow_converts(tmp_path: Path, convert_here: Convert) -> None:
+    """A directory written by `tf.saved_model.save`, as Keras 2 did, converts through serving_default."""
+    model = gray_sequential()
+    module = tf.Module()
+    module.model = model
+    signature = tf.function(
+        lambda images: {"scores": model(images, training=False)},
+        input_signature=[tf.TensorSpec((None, 48, 48, 1), tf.float32, "images")],
+        autograph=False,
+    )
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": signature})
+    converted = convert_here(tmp_path / "saved", options())
+    faces = portrait_variants((48, 48, 1), 5)
+    want = expected(model, faces.astype(np.float32) / 255, logits=False)
+    assert np.abs(answers(converted, faces) - want).max() < 1e-5
+
+
+def test_subclassed_model_converts_with_its_custom_layers(tmp_path: Path, convert_here: Convert) -> None:
+    """A subclassed model with a custom layer converts once its classes are known and its size is given."""
+    _, model = subclassed(tmp_path)
+    model.save(tmp_path / "model.keras")
+    converted = convert_here(tmp_path / "model.keras", options(input_size="32x40", color="rgb"))
+    faces = portrait_variants((32, 40, 3), 5)
+    want = expected(model, faces.astype(np.float32) / 255, logits=False)
+    assert np.abs(answers(converted, faces) - want).max() < 1e-5
+    assert converted.source.kind == "subclassed"
+    assert (converted.specification.height, converted.specification.width) == (32, 40)
+
+
+def test_open_input_size_is_fixed_by_the_option(tmp_path: Path, convert_here: Convert) -> None:
+    """A network that takes any size is converted for the size that was asked for."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 1)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(7, activation="softmax"),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    converted = convert_here(tmp_path / "model.keras", options(input_size=[40, 24]))
+    assert open_session(converted.shipped.path).get_inputs()[0].shape == ["batch", 40, 24, 1]
+
+
+def test_model_with_rescaling_needs_no_scale(tmp_path: Path, convert_here: Convert) -> None:
+    """A model that scales its own input is given raw pixels, without the option."""
+    model = rgb_functional(logits=False)
+    whole = keras.Sequential([keras.Input((96, 96, 3)), keras.layers.Rescaling(1 / 127.5, -1), model])
+    whole.save(tmp_path / "model.keras")
+    converted = convert_here(
+        tmp_path / "model.keras", Options.parse({"source_labels": list(SOURCE_LABELS)}, "test")
+    )
+    assert set(converted.specification.scale) == {1.0}
+    faces = portrait_variants((96, 96, 3), 5)
+    want = expected(whole, faces.astype(np.float32), logits=False)
+    assert np.abs(answers(converted, faces) - want).max() < 1e-5
+
+
+def test_mixed_precision_model_is_converted_in_float32(tmp_path: Path, convert_here: Convert) -> None:
+    """A network saved under a mixed_bfloat16 policy becomes a float32 graph."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 1)),
+            layers.Conv2D(4, 3, activation="relu", dtype="mixed_bfloat16"),
+            layers.GlobalAveragePooling2D(dtype="mixed_bfloat16"),
+            layers.Dense(7, activation="softmax", dtype="float32"),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    converted = convert_here(tmp_path / "model.keras", options())
+    graph = onnx.load(converted.shipped.path).graph
+    kinds = {item.data_type for item in graph.initializer}
+    assert not kinds & {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16}
+    assert converted.shipped.parity["random"].max_difference < 1e-5
+
+
+OWN = json.dumps(
+    {"conversion": {"source_labels": SOURCE_LABELS, "scale": 1 / 255, "offset": 0, "version_tag": "own-1"}}
+)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
+def test_the_models_own_metadata_is_used(name: str, tmp_path: Path, convert_here: Convert) -> None:
+    """Options kept inside each format of model are used, and the caller's options win over them."""
+    path = tmp_path / name
+    if name == "saved":
+        rgb_functional().export(path, verbose=False)
+        (path / SAVEDMODEL_MEMBER).parent.mkdir()
+        (path / SAVEDMODEL_MEMBER).write_text(OWN, "utf-8")
+    else:
+        rgb_functional().save(path)
+        if name.endswith(".keras"):
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(KERAS_MEMBER, OWN)
+        else:
+            with h5py.File(path, "a") as file:
+                file.attrs[HDF5_ATTRIBUTE] = OWN
+    converted = convert_here(path, Options.parse({"version_tag": "mine-2"}, "test"))
+    assert converted.specification.source_labels == SOURCE_LABELS
+    assert converted.specification.version_tag == "mine-2"
+
+
+def test_independent_sigmoids_are_not_taken_for_probabilities(tmp_path: Path, convert_here: Convert) -> None:
+    """Outputs in 0..1 that do not sum to one are refused: they are neither softmax nor logits."""
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 1)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(7, activation="sigmoid"),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(SourceError, match="do not sum to 1"):
+        convert_here(tmp_path / "model.keras", options())
