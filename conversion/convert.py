@@ -85,11 +85,11 @@ def convert(request: Request, stage: Stage = quiet) -> Converted:
     done(1)
     done = stage("build the graph", 1)
     frozen = freeze(source, specification)
-    model = build(frozen, specification)
+    model, names = build(frozen, specification)
     done(1)
     evidence = gather(source, specification, request.images, request.evaluation, stage)
     shipped = _measure(request, source, specification, evidence, model, "fp32", stage)
-    _demand_parity(shipped, frozen, model, evidence.images["faces"])
+    _demand_parity(shipped, frozen, model, names, evidence.images["faces"])
     candidates = [
         _measure(
             request,
@@ -122,13 +122,15 @@ def specify(source: Source, options: Options) -> Specification:
     return resolve(options, source.shape, source.path.name, default_tag, activation)
 
 
-def build(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProto:
-    """Return the fp32 ONNX graph of a frozen network, folded and in canonical order. Raises GraphError."""
+def build(frozen: FrozenGraph, specification: Specification) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return the fp32 ONNX graph of a frozen network, folded and in canonical form, and the names that its
+    tensors had in the source, by their new ones. Raises GraphError.
+    """
     model = to_onnx(frozen, specification)
     fold(model)
-    canonicalise(model, keep=frozen.tensor_names)
+    names = canonicalise(model)
     describe_ends(model, specification)
-    return model
+    return model, names
 
 
 def _measure(
@@ -155,10 +157,12 @@ def _reduce(model: onnx.ModelProto, precision: str, evidence: Evidence, stage: S
     return to_int8(model, faces, stage("calibrate", min(len(faces), MOST_CALIBRATION_FACES)))
 
 
-def _demand_parity(shipped: Variant, frozen: FrozenGraph, model: onnx.ModelProto, faces: Images) -> None:
+def _demand_parity(
+    shipped: Variant, frozen: FrozenGraph, model: onnx.ModelProto, names: dict[str, str], faces: Images
+) -> None:
     failed = parity_failures(shipped)
     if failed:
-        divergence = first_divergence(frozen, model, faces[:_DIVERGENCE_IMAGES])
+        divergence = first_divergence(frozen, model, names, faces[:_DIVERGENCE_IMAGES])
         where = (
             str(divergence)
             if divergence

@@ -1,5 +1,6 @@
 """Find where a converted graph starts to differ from the network it was made from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ _TOLERANCE = 1e-3
 class Divergence:
     """The first node that differs, and the last before it that agreed (None: not one did).
 
-    `difference` is the largest absolute difference of the node's output, relative to its largest value.
+    `tensor` is the source's name of the node's output; `difference` is the largest absolute difference in it,
+    relative to its largest value.
     """
 
     node: str
@@ -38,30 +40,30 @@ class Divergence:
         return f"first diverging node: {self.node} ({self.tensor}), off by {self.difference:.2g}; {after}"
 
 
-def first_divergence(frozen: FrozenGraph, model: onnx.ModelProto, images: Images) -> Divergence | None:
+def first_divergence(
+    frozen: FrozenGraph, model: onnx.ModelProto, names: Mapping[str, str], images: Images
+) -> Divergence | None:
     """Run both graphs on `images` with every shared tensor exposed and return the first that differs.
 
-    Tensors are shared by name: conversion keeps the source's names, except where it fuses operations. Nodes
-    are in topological order, so that everything a diverging node depends on was compared before it. Returns
-    None when all shared tensors agree: the difference lies outside the network (in preprocessing as specified).
+    `names` gives the source's name of each tensor of `model`; those that operations were fused into have none
+    of the source. Nodes are in topological order, so that everything a diverging node depends on was compared
+    before it. Returns None when all shared tensors agree: the difference lies outside the graph.
     """
-    theirs = {f"{operation.name}:0": operation for operation in frozen.function.graph.get_operations()}
-    shared = [
-        (node, name)
-        for node in model.graph.node
-        for name in node.output
-        if name in theirs and theirs[name].outputs and theirs[name].outputs[0].dtype.is_floating
-    ]
-    names = [name for _, name in shared]
-    expected = _run_source(frozen, [theirs[name].outputs[0] for name in names] + [frozen.output], images)
-    found = _run_onnx(model, names, images)
-    last = model.graph.node[-1]
+    operations = {f"{operation.name}:0": operation for operation in frozen.function.graph.get_operations()}
+    shared: list[tuple[onnx.NodeProto, str, Any]] = []
+    for node in model.graph.node:
+        operation = operations.get(names[node.output[0]])
+        if operation is not None and operation.outputs and operation.outputs[0].dtype.is_floating:
+            shared.append((node, names[node.output[0]], operation.outputs[0]))
+    shared.append((model.graph.node[-1], OUTPUT, frozen.output))
+    expected = _run_source(frozen, [tensor for _, _, tensor in shared], images)
+    found = _run_onnx(model, [node.output[0] for node, _, _ in shared[:-1]], images)
     last_agreeing = None
-    for (node, name), want, have in zip([*shared, (last, OUTPUT)], expected, found, strict=True):
+    for (node, name, _), want, have in zip(shared, expected, found, strict=True):
         difference = _relative_difference(want, have)
         if not difference <= _TOLERANCE:
             return Divergence(node.name, name, difference, last_agreeing)
-        last_agreeing = name
+        last_agreeing = node.name
     return None
 
 

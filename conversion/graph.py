@@ -33,11 +33,6 @@ class FrozenGraph:
         """The symbolic output tensor."""
         return self.function.outputs[0]
 
-    @property
-    def tensor_names(self) -> set[str]:
-        """The names that tensors have in the source's graph."""
-        return {f"{operation.name}:0" for operation in self.function.graph.get_operations()}
-
 
 def freeze(source: Source, specification: Specification) -> FrozenGraph:
     """Wrap the network in preprocessing, softmax (for logits) and our class order, and freeze its weights."""

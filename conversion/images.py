@@ -120,6 +120,11 @@ def load_labelled(where: str, geometry: Geometry, labels: Sequence[str]) -> Labe
     unknown = sorted(set(names) - set(labels))
     if unknown:
         raise OptionError(f"{where}: class {unknown[0]!r} is not one of the model's: {', '.join(labels)}")
+    if len(numbers) != len(images) or not 0 <= int(numbers.min()) <= int(numbers.max()) < len(names):
+        raise OptionError(
+            f"{where}: class number {int(numbers.max())} among {len(names)} classes, {len(numbers)} numbers for"
+            f" {len(images)} images"
+        )
     ours = np.array([list(labels).index(name) for name in names], np.int64)
     return LabelledImages(images, ours[numbers], tuple(labels))
 

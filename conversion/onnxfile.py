@@ -1,7 +1,5 @@
 """The form of the ONNX files: the names of their ends, one order of their parts, the same bytes each time."""
 
-import re
-from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -11,12 +9,13 @@ OUTPUT = "probabilities"
 BATCH = "batch"
 
 
-def canonicalise(model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
-    """Put nodes and initializers into one order and give made-up names one numbering.
+def canonicalise(model: onnx.ModelProto) -> dict[str, str]:
+    """Put nodes and initializers into one order, and name every tensor by its place in it.
 
-    tf2onnx walks Python sets of names, so both would change with the process's hash seed. Nodes are put in
-    depth-first order from the output, which depends on the graph alone; so is then the numbering. Names in
-    `keep` were given by the source and stay.
+    tf2onnx walks Python sets, so the order of its nodes, and the survivor of two equal ones with its name, may
+    change from run to run. Nodes are put in depth-first order from the output, which depends on the graph
+    alone; `Conv_4` is the fourth node, `Conv_4.1` its constant input 1. Returns the names that tensors had, by
+    their new ones.
     """
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
@@ -31,28 +30,29 @@ def canonicalise(model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
             seen.add(node.output[0])
             stack.append((node, True))
             stack.extend((producers[name], False) for name in reversed(node.input) if name in producers)
-    names: dict[str, str] = {}
-    for node in ordered:
-        for name in [*node.input, *node.output]:
-            if name not in names and name not in keep and re.search(r"__\d+", name):
-                base = re.sub(r"__\d+", "", name)
-                names[name] = f"{base}__{len(names) + 1}"
+    # An input that is left out has the empty name.
+    names = {"": "", **{value.name: value.name for value in [*graph.input, *graph.output]}}
     for number, node in enumerate(ordered, 1):
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
         node.name = f"{node.op_type}_{number}"
         node.doc_string = ""
-    initializers = {names.get(item.name, item.name): item for item in graph.initializer}
-    for name, item in initializers.items():
-        item.name = name
-    used = {name for node in ordered for name in node.input}
-    kept = [initializers[name] for name in sorted(initializers) if name in used]
-    nodes = [_copy(node) for node in ordered]
-    constants = [_copy(item) for item in kept]
+        for index, name in enumerate(node.input):
+            names.setdefault(name, f"{node.name}.{index}")
+        for index, name in enumerate(node.output):
+            names.setdefault(name, node.name if index == 0 else f"{node.name}:{index}")
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    order = {name: position for position, name in enumerate(names)}
+    constants = sorted(
+        (item for item in graph.initializer if item.name in names), key=lambda i: order[i.name]
+    )
+    for item in constants:
+        item.name = names[item.name]
+    constants, nodes = [_copy(item) for item in constants], [_copy(node) for node in ordered]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
     graph.doc_string = model.doc_string = ""
+    return {new: old for old, new in names.items()}
 
 
 def _copy(message: Any) -> Any:

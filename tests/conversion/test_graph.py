@@ -171,16 +171,16 @@ def test_divergence_names_the_first_node_that_differs(rgb_model: Path) -> None:
     source = load(rgb_model, options())
     specification = specify(source, options())
     frozen = freeze(source, specification)
-    model = build(frozen, specification)
+    model, names = build(frozen, specification)
     faces = portrait_variants((96, 96, 3), 2)
-    assert first_divergence(frozen, model, faces) is None
+    assert first_divergence(frozen, model, names, faces) is None
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     broken = convolutions[-1]
     weights = next(item for item in model.graph.initializer if item.name == broken.input[1])
     value = np.array(onnx.numpy_helper.to_array(weights))
     value[0] *= -3
     weights.CopyFrom(onnx.numpy_helper.from_array(value, weights.name))
-    divergence = first_divergence(frozen, model, faces)
+    divergence = first_divergence(frozen, model, names, faces)
     assert divergence is not None
     order = [node.name for node in model.graph.node]
     assert order.index(divergence.node) in (order.index(broken.name), order.index(broken.name) + 1)

@@ -31,7 +31,7 @@ from tests.conversion.keras_models import (
 Convert = Callable[..., Converted]
 
 
-def expected(model: Any, inputs: npt.NDArray[np.float32], *, logits: bool) -> npt.NDArray[np.float32]:
+def expected(model: Any, inputs: npt.NDArray[Any], *, logits: bool) -> npt.NDArray[np.float32]:
     """The model's answer, written down here a second time: softmax for logits, our label order."""
     scores = np.asarray(model(inputs, training=False))
     if logits:

@@ -1,0 +1,305 @@
+"""What cannot be converted is answered with one line that says what to do, and leaves no file."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conversion.cli import main, thresholds_from
+from conversion.errors import OptionError
+from conversion.images import load_faces, load_labelled, portrait_variants
+from conversion.options import Options, read_sidecar
+from conversion.tensorflow_quietly import keras
+from tests.conversion.keras_models import LABELS, rgb_functional, subclassed
+
+ROOT = Path(__file__).parents[2]
+SEVEN = ",".join(LABELS)
+SCALED = ["--source-labels", SEVEN, "--scale", "0.00392", "--offset", "0"]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, demand a failure in one line and no output file, and return the line."""
+
+    def run(*arguments: str | Path, status: int = 2) -> str:
+        output = tmp_path / "refused" / "model.onnx"
+        assert main([*map(str, arguments), "-o", str(output)]) == status
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert not output.parent.exists() or not list(output.parent.iterdir())
+        return captured.err
+
+    return run
+
+
+def test_missing_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A path where nothing is."""
+    assert "No such file" in refused(tmp_path / "nothing.keras")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.keras", b"", "the file is empty"),
+        ("text.h5", b"not a model at all", "damaged or misnamed"),
+        ("model.onnx", b"\x08\x08\x12\x07tf2onnx", "already converted"),
+        ("model.tflite", b"\x1c\x00\x00\x00TFL3\x00\x00", "TensorFlow Lite"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "not a Keras model"),
+    ],
+)
+def test_foreign_files(
+    name: str, content: bytes, reason: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """Files of other kinds are told apart by their contents."""
+    (tmp_path / name).write_bytes(content)
+    assert reason in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("part", [0.1, 0.6, 0.98])
+def test_truncated_files(suffix: str, part: float, refused: Callable[..., str], tmp_path: Path) -> None:
+    """A download that stopped early is called truncated or damaged, wherever it stopped."""
+    whole = tmp_path / f"whole{suffix}"
+    rgb_functional().save(whole)
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+    assert "truncated or damaged" in refused(cut, *SCALED)
+
+
+def test_flipped_bits_in_the_weights(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A .keras file whose contents do not match its own checksums is refused."""
+    whole = tmp_path / "model.keras"
+    rgb_functional().save(whole)
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 0xFF
+    whole.write_bytes(content)
+    assert "damaged .keras file" in refused(whole, *SCALED)
+
+
+def test_zip_of_something_else(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A zip file that is no Keras model, such as a PyTorch checkpoint."""
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    assert "PyTorch" in refused(tmp_path / "model.keras")
+
+
+def test_weights_without_a_network(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A file of weights alone says that the whole model is needed."""
+    rgb_functional().save_weights(tmp_path / "model.weights.h5")
+    assert "save the whole model" in refused(tmp_path / "model.weights.h5", *SCALED)
+
+
+def test_savedmodel_without_its_variables(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Half a SavedModel, and a folder that is none."""
+    rgb_functional().export(tmp_path / "saved", verbose=False)
+    shutil.rmtree(tmp_path / "saved" / "variables")
+    assert "copy the whole directory" in refused(tmp_path / "saved", *SCALED)
+    assert "without saved_model.pb" in refused(tmp_path)
+
+
+def test_custom_layers_that_are_missing(refused: Callable[..., str], tmp_path: Path) -> None:
+    """In a process that does not know a custom class, the class and the option for it are named."""
+    module, model = subclassed(tmp_path)
+    model.save(tmp_path / "model.keras")
+    command = [
+        sys.executable,
+        "-m",
+        "conversion",
+        str(tmp_path / "model.keras"),
+        "-o",
+        str(tmp_path / "m.onnx"),
+    ]
+    command += [*SCALED, "--input-size", "32x40", "--color", "rgb"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1
+    assert "Subclassed" in ran.stderr
+    assert "--custom FILE.py" in ran.stderr
+    known = subprocess.run(
+        [*command, "--custom", str(module), "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (known.returncode, known.stderr) == (0, "")
+    assert json.loads(known.stdout)["written"] == [str(tmp_path / "m.onnx")]
+
+
+def test_lambda_layers_are_not_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A Lambda layer, which is code inside a data file, is refused with the way round it."""
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Lambda(lambda x: x * 2), keras.layers.Flatten()]
+    )
+    model.save(tmp_path / "model.keras")
+    assert "export the model as a SavedModel" in refused(tmp_path / "model.keras", *SCALED)
+
+
+def test_wrong_number_of_classes(refused: Callable[..., str], rgb_model: Path) -> None:
+    """Six names for seven outputs."""
+    line = refused(rgb_model, "--source-labels", "a,b,c,d,e,f", "--scale", "1", "--offset", "0")
+    assert "has 7 outputs, but 6 class names" in line
+
+
+def test_unknown_class_order_and_scale(refused: Callable[..., str], rgb_model: Path) -> None:
+    """Neither is guessed: each is asked for by the name of its option."""
+    assert "--source-labels with 7 names" in refused(rgb_model)
+    assert "--scale and --offset" in refused(rgb_model, "--source-labels", SEVEN)
+
+
+def test_labels_that_contradict(refused: Callable[..., str], rgb_model: Path) -> None:
+    """The wanted labels must be the source's, in whatever order."""
+    line = refused(rgb_model, *SCALED, "--labels", "angry,disgust,fear,joy,neutral,sad,surprise")
+    assert "different classes: happy, joy" in line
+
+
+def test_open_sizes(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A network of any size or any colour asks for both."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.GlobalAveragePooling2D(), layers.Dense(7, activation="softmax")]
+    )
+    model.save(tmp_path / "model.keras")
+    assert "--input-size HEIGHTxWIDTH" in refused(tmp_path / "model.keras", *SCALED)
+
+
+def test_contradicting_size_and_colour(refused: Callable[..., str], rgb_model: Path) -> None:
+    """An option that says otherwise than the network is refused, not ignored."""
+    assert "takes 96x96 images, not 48x48" in refused(rgb_model, *SCALED, "--input-size", "48x48")
+    assert "takes 3 channel(s), which is not --color gray" in refused(rgb_model, *SCALED, "--color", "gray")
+
+
+def test_networks_that_are_no_image_classifiers(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Vectors in, maps out, one output, two inputs: each is told."""
+    layers = keras.layers
+    vector = keras.Sequential([keras.Input((12,)), layers.Dense(7)])
+    vector.save(tmp_path / "vector.keras")
+    assert "expected [batch, height, width, channels]" in refused(tmp_path / "vector.keras", *SCALED)
+    mapping = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(7, 1)])
+    mapping.save(tmp_path / "mapping.keras")
+    assert "one row of class scores" in refused(tmp_path / "mapping.keras", *SCALED)
+    single = keras.Sequential([keras.Input((16, 16, 3)), layers.Flatten(), layers.Dense(1)])
+    single.save(tmp_path / "single.keras")
+    assert "has 1 output" in refused(tmp_path / "single.keras", *SCALED)
+    one, two = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    both = keras.Model([one, two], layers.Dense(7)(layers.Flatten()(layers.Add()([one, two]))))
+    both.save(tmp_path / "both.keras")
+    assert "has 2 inputs" in refused(tmp_path / "both.keras", *SCALED)
+
+
+def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
+    """On the command line and in a sidecar, an unknown option is named; a near miss is suggested."""
+    assert "--scael" in refused(rgb_model, "--scael", "1")
+    sidecar = tmp_path / "model.toml"
+    sidecar.write_text("[conversion]\nsource_label = ['a', 'b']\n", "utf-8")
+    line = refused(rgb_model, "--sidecar", sidecar)
+    assert "unknown option 'source_label'; did you mean 'source_labels'?" in line
+    assert str(sidecar) in line
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"color": "cmyk"}, "one of gray, rgb"),
+        ({"scale": "a lot"}, "a number, or one number per channel"),
+        ({"scale": [1, 2]}, "three numbers"),
+        ({"input_size": "big"}, "HEIGHTxWIDTH"),
+        ({"input_size": "4x4"}, "8 to 2048"),
+        ({"opset": 9}, "from 13 to 18"),
+        ({"opset": True}, "from 13 to 18"),
+        ({"labels": ["happy", "happy"]}, "different names"),
+        ({"labels": 7}, "a list of names"),
+        ({"version_tag": ""}, "1 to 100 characters"),
+        ({"activation": "relu"}, "auto, softmax, logits"),
+    ],
+)
+def test_wrong_values(entry: dict[str, object], reason: str) -> None:
+    """Each option says what it expects."""
+    with pytest.raises(OptionError, match=reason):
+        Options.parse(entry, "test")
+
+
+def test_sidecars_in_both_languages(tmp_path: Path) -> None:
+    """TOML and JSON sidecars say the same; other tables are for others."""
+    (tmp_path / "a.toml").write_text(
+        "[package]\nname = 'x'\n[conversion]\nscale = 1\noutput = 'o'\n", "utf-8"
+    )
+    (tmp_path / "a.json").write_text('{"conversion": {"scale": 1}}', "utf-8")
+    assert read_sidecar(tmp_path / "a.toml") == read_sidecar(tmp_path / "a.json") == Options(scale=(1.0,))
+
+
+@pytest.mark.parametrize("text", ["scale = 1", "[conversion", "[[conversion]]\nscale = 1"])
+def test_unusable_sidecars(text: str, tmp_path: Path) -> None:
+    """A sidecar without its table, or that is not TOML, is refused with its name."""
+    (tmp_path / "a.toml").write_text(text, "utf-8")
+    with pytest.raises(OptionError, match=r"sidecar .*a\.toml"):
+        read_sidecar(tmp_path / "a.toml")
+
+
+def test_command_line_wins_over_the_sidecar() -> None:
+    """What is given nearer to the caller is used; gaps are filled from below."""
+    merged = Options(color="rgb").over(Options(color="gray", opset=15))
+    assert (merged.color, merged.opset, merged.scale) == ("rgb", 15, None)
+
+
+def test_thresholds_by_precision() -> None:
+    """A plain number is for fp32; PRECISION=N for another; anything else is refused."""
+    thresholds = thresholds_from({"max_difference": ["0.001", "int8=0.25"], "agreement": ["int8=0.9"]})
+    assert thresholds["fp32"].max_difference == 0.001
+    assert (thresholds["int8"].max_difference, thresholds["int8"].agreement) == (0.25, 0.9)
+    for wrong in ("much", "int4=0.1", "2"):
+        with pytest.raises(OptionError, match="PRECISION=N"):
+            thresholds_from({"max_difference": [wrong]})
+
+
+def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -> None:
+    """Image files and .npz arrays are scaled to the model; labels become the model's class numbers."""
+    assert load_faces(str(face_folder), (48, 48, 1), 1000).shape == (98, 48, 48, 1)
+    assert load_faces(str(face_folder), (40, 32, 3), 10).shape == (10, 40, 32, 3)
+    labelled = load_labelled(str(face_folder), (48, 48, 1), LABELS)
+    assert np.bincount(labelled.classes).tolist() == [14] * 7
+    faces = portrait_variants((48, 48, 1), 6)[..., 0]
+    classes = np.array(["sad", "angry"])
+    np.savez(tmp_path / "a.npz", val_x=faces, val_y=np.array([0, 1, 0, 1, 0, 1]), classes=classes)
+    labelled = load_labelled(f"{tmp_path / 'a.npz'}:val", (48, 48, 1), LABELS)
+    assert labelled.classes.tolist() == [LABELS.index("sad"), LABELS.index("angry")] * 3
+    assert np.array_equal(labelled.images[..., 0], faces)
+    np.savez(tmp_path / "b.npz", x=faces, y=np.array([0, 1, 0, 1, 0, 2]), classes=classes)
+    with pytest.raises(OptionError, match="class number 2"):
+        load_labelled(str(tmp_path / "b.npz"), (48, 48, 1), LABELS)
+    np.savez(tmp_path / "c.npz", x=faces, y=np.zeros(6, int), classes=["joy"])
+    with pytest.raises(OptionError, match="class 'joy' is not one of the model's"):
+        load_labelled(str(tmp_path / "c.npz"), (48, 48, 1), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("none", "neither a folder"),
+        ("none.npz", "No such file"),
+        ("a.npz", "no array named 'x'"),
+        (".", "no image files"),
+    ],
+)
+def test_unusable_faces(where: str, reason: str, tmp_path: Path) -> None:
+    """A set of faces that is not there, is empty, or lacks its array is named."""
+    np.savez(tmp_path / "a.npz", y=np.zeros(3))
+    with pytest.raises(OptionError, match=reason):
+        load_faces(str(tmp_path / where), (48, 48, 1), 10)
+
+
+def test_an_unwritable_place(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
+    """Where the output cannot be written, the path is in the error."""
+    (tmp_path / "refused").write_text("a file where a folder should be", "utf-8")
+    assert main([str(rgb_model), *SCALED, "-o", str(tmp_path / "refused" / "m.onnx")]) == 1
