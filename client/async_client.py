@@ -7,7 +7,7 @@ import copy
 import itertools
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -171,7 +171,7 @@ class AsyncClient:
         detect: Detect | None = None,
         max_faces: int | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Outcome]:
+    ) -> AsyncGenerator[Outcome]:
         """The emotions in many images: an outcome for each, in their order.
 
         At most `concurrency` images are in memory and in flight. `images` is drawn from as needed, so it may be

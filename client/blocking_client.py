@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from client import results
 from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome
-from client.errors import ConnectionFailed, Unauthorized, VisionAIError
+from client.errors import ConnectionFailed, ConnectionLost, Unauthorized, VisionAIError
 from client.protocol import Welcome
 from client.retry import Retry
 
@@ -156,6 +156,9 @@ class Client:
         return self._wait(self._start(self._client.request(command, **fields)))
 
     def _start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._loop.is_closed():
+            work.close()  # or Python would warn that it was never awaited
+            raise ConnectionLost("the client is closed")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _wait(self, future: concurrent.futures.Future[T]) -> T:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,7 +97,7 @@ class Connection:
             raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
             raise CannotConnect(
-                f"nothing answers at {_where(url)} ({error.strerror or error}): check that the service runs "
+                f"nothing answers at {_where(url)} ({_reason(error)}): check that the service runs "
                 "(`visionai serve` starts one) and that host and port are right"
             ) from None
         except WebSocketException as error:
@@ -176,6 +177,13 @@ def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None
 def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
     if not waiter.done():
         waiter.set_exception(error)
+
+
+def _reason(error: OSError) -> str:
+    """Why connecting failed: the system's own words, where asyncio replaced them by the call and its arguments."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _where(url: str) -> str:

@@ -1,0 +1,35 @@
+"""The command line `visionai`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from client.cli.exit_codes import HELP, exit_code_of
+from client.cli.predict import predict
+from client.cli.queries import emotions, health, model_info
+from client.cli.serve import serve
+from client.errors import VisionAIError
+
+app = typer.Typer(
+    name="visionai",
+    help="Emotions in faces, from a VisionAI server.",
+    epilog=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback is for a bug report: whole and plain
+)
+app.command()(predict)
+app.command()(emotions)
+app.command()(model_info)
+app.command()(health)
+app.command(context_settings={"allow_extra_args": True})(serve)
+
+
+def main() -> None:
+    """Run the command line; ends with one of the exit codes of `client.cli.exit_codes`."""
+    try:
+        app()
+    except VisionAIError as error:
+        print(f"visionai: {error.message}", file=sys.stderr)
+        sys.exit(exit_code_of(error))

@@ -1,0 +1,44 @@
+"""What the exit code of `visionai` says."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from client.errors import ConnectionFailed, Unauthorized, VisionAIError
+
+
+class ExitCode(IntEnum):
+    """Stable: scripts branch on them."""
+
+    OK = 0
+    IMAGE_FAILED = 1
+    USAGE = 2
+    CANNOT_CONNECT = 3
+    SERVER_ERROR = 4
+    UNAUTHORIZED = 5
+    INTERRUPTED = 130
+
+
+HELP = "\n\n".join(  # a blank line, or the help page would run them together
+    [
+        "Exit codes:",
+        "0 ok",
+        "1 some image failed, the others were answered",
+        "2 usage: nothing was sent",
+        "3 cannot connect, or the connection was lost for good",
+        "4 the server answered with an error, or is not healthy",
+        "5 the server asks for a token, or refuses this one",
+        "130 interrupted with Ctrl-C",
+    ]
+)
+
+
+def exit_code_of(error: VisionAIError) -> ExitCode:
+    """The exit code for an error that ends the command."""
+    match error:
+        case ConnectionFailed():
+            return ExitCode.CANNOT_CONNECT
+        case Unauthorized():
+            return ExitCode.UNAUTHORIZED
+        case _:
+            return ExitCode.SERVER_ERROR

@@ -1,0 +1,90 @@
+"""From arguments to images: files, folders, patterns, file URLs and standard input."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from client.async_client import ImageSource
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+class InputError(ValueError):
+    """An argument names no image at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image to send: a path, or bytes that were read from standard input. `name` is what to call it."""
+
+    name: str
+    source: ImageSource
+
+
+def collect(
+    arguments: Iterable[str], folders: Iterable[Path], *, recursive: bool, read_stdin: Callable[[], bytes]
+) -> list[Image]:
+    """The images that the command line names, in its order; those of a folder or a pattern by name.
+
+    An argument is a file, a folder, ``-`` for standard input, a ``file:`` URL, or a pattern with ``*``, ``?``,
+    ``[…]`` or ``**`` for shells that leave patterns alone. A file that does not exist is kept: it becomes one
+    failed image among the others.
+
+    Raises:
+        InputError: a folder or a pattern without images, a URL of another scheme, or nothing at all.
+    """
+    images: list[Image] = []
+    for argument in arguments:
+        images.extend(_expand(argument, recursive, read_stdin))
+    for folder in folders:
+        images.extend(_files(_in_folder(folder, recursive)))
+    if not images:
+        raise InputError("name at least one image, folder or pattern")
+    return images
+
+
+def _expand(argument: str, recursive: bool, read_stdin: Callable[[], bytes]) -> Iterator[Image]:
+    if argument == "-":
+        yield Image("-", read_stdin())
+        return
+    if "://" in argument or argument.startswith("file:"):
+        yield from _files([_from_url(argument)])
+        return
+    path = Path(argument)
+    if path.is_dir():
+        yield from _files(_in_folder(path, recursive))
+    elif path.exists() or not glob.has_magic(argument):
+        yield from _files([path])
+    else:
+        # Path.glob takes no absolute patterns.
+        found = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
+        matches = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not matches:
+            raise InputError(f"no image matches {argument}")
+        yield from _files(matches)
+
+
+def _from_url(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise InputError(f"{url}: only file:///… URLs of this machine can be read")
+    return Path(url2pathname(parts.path))
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    entries = folder.rglob("*") if recursive else folder.iterdir()
+    images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not images:
+        raise InputError(f"no images (JPEG, PNG or WebP) in {folder}")
+    return images
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Image]:
+    return (Image(str(path), path) for path in paths)

@@ -1,0 +1,42 @@
+"""Options that several commands share, and the client that they describe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from client.async_client import DEFAULT_URL, AsyncClient
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="VISIONAI_URL", help="WebSocket address of the server.", metavar="URL")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="VISIONAI_TOKEN",
+        help="Token or API key, where the server asks for one.",
+        metavar="TOKEN",
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.001, help="Seconds for one answer, retries included.", metavar="SECONDS"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the server's reply as JSON.")]
+
+URL = DEFAULT_URL
+TIMEOUT = 30.0
+
+
+def client_for(url: str, token: str | None, timeout: float) -> AsyncClient:
+    """The client that the options describe.
+
+    Raises:
+        typer.BadParameter: `url` is not a WebSocket address.
+    """
+    try:
+        return AsyncClient(url, token=token, timeout=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--url'") from None

@@ -1,0 +1,142 @@
+"""The blocking client, used from threads while the peer serves in the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from client import CannotConnect, Client, ConnectionLost, InvalidImage, Unauthorized
+from tests.client.harness import QUICK
+from tests.client.peer import Peer, image
+
+
+async def test_a_program_without_asyncio_predicts(peer: Peer, tmp_path: Path) -> None:
+    """Bytes and paths, one after the other over one connection."""
+    path = tmp_path / "face.jpg"
+    path.write_bytes(image("fear"))
+
+    def program() -> list[str]:
+        with Client(peer.url) as client:
+            return [client.predict(image("sad")).emotion_name, client.predict(path).emotion_name]
+
+    assert await asyncio.to_thread(program) == ["sad", "fear"]
+    assert peer.connections == 1
+
+
+async def test_the_server_describes_itself(peer: Peer) -> None:
+    """Every query of the asynchronous client is here too."""
+
+    def program() -> None:
+        with Client(peer.url) as client:
+            assert client.connect().protocol == 2
+            assert client.emotions()[0].name == "angry"
+            assert client.model_info().num_classes == 7
+            assert client.health().status == "healthy"
+            assert client.stats(window_s=60).count == 4
+            assert len(client.history(limit=2).predictions) == 2
+            assert client.configure(max_faces=2)["max_faces"] == 2
+            assert client.request("ping")["status"] == "success"
+
+    await asyncio.to_thread(program)
+
+
+async def test_threads_share_a_client(peer: Peer) -> None:
+    """Each thread gets the answer to its own image, all over one connection."""
+    emotions = [["happy", "sad", "fear"][number % 3] for number in range(30)]
+
+    def program() -> list[str]:
+        with Client(peer.url) as client, ThreadPoolExecutor(8) as threads:
+            return list(threads.map(lambda emotion: client.predict(image(emotion)).emotion_name, emotions))
+
+    assert await asyncio.to_thread(program) == emotions
+    assert peer.connections == 1
+
+
+async def test_many_images_come_out_in_order(peer: Peer) -> None:
+    """Outcomes are in the order of the images, failures among them."""
+    sources = [
+        image("angry", after=2),
+        image("sad"),
+        image(first=[{"error": "invalid_image"}]),
+        image("happy"),
+    ]
+
+    def program() -> list[object]:
+        with Client(peer.url) as client:
+            return [
+                outcome.prediction.emotion_name if outcome.prediction else type(outcome.error)
+                for outcome in client.predict_many(sources)
+            ]
+
+    assert await asyncio.to_thread(program) == ["angry", "sad", InvalidImage, "happy"]
+
+
+async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
+    """The program's own iterator runs in its own thread, at most `concurrency` images ahead."""
+    taken = 0
+    threads = set()
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            threads.add(threading.current_thread())
+            yield image("sad", n=taken)
+
+    def program() -> None:
+        with Client(peer.url) as client:
+            for seen, _ in enumerate(client.predict_many(endless(), concurrency=4), start=1):
+                assert taken <= seen + 3
+                if seen == 10:
+                    break
+            assert threads == {threading.current_thread()}
+
+    await asyncio.to_thread(program)
+
+
+async def test_many_images_stop_at_what_fails_all(peer: Peer) -> None:
+    """A refused token is raised, not repeated for each image; a concurrency of 0 is refused."""
+
+    def program() -> None:
+        with Client(peer.url) as client:
+            with pytest.raises(Unauthorized):
+                list(client.predict_many([image(first=[{"error": "unauthorized"}])] * 3, concurrency=1))
+            with pytest.raises(ValueError, match="concurrency"):
+                list(client.predict_many([image()], concurrency=0))
+
+    await asyncio.to_thread(program)
+    assert len(peer.predictions_received) == 1
+
+
+async def test_a_lost_connection_is_restored(peer: Peer) -> None:
+    """The blocking client retries as the asynchronous one does."""
+
+    def program() -> str:
+        with Client(peer.url, retry=QUICK) as client:
+            return client.predict(image("sad", first=[{"drop": True}])).emotion_name
+
+    assert await asyncio.to_thread(program) == "sad"
+
+
+async def test_a_closed_client_leaves_no_thread(peer: Peer) -> None:
+    """Closing ends the client's thread, also where connecting failed; closing again does nothing."""
+
+    def program() -> None:
+        before = threading.active_count()
+        client = Client(peer.url)
+        client.predict(image())
+        client.close()
+        client.close()
+        peer.refuse = 404
+        with pytest.raises(CannotConnect), Client(peer.url):
+            pass
+        assert threading.active_count() == before
+        with pytest.raises(ConnectionLost, match="closed"):
+            client.predict(image())
+
+    await asyncio.to_thread(program)

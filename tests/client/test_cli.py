@@ -1,0 +1,229 @@
+"""The command line as a process, against a peer that commits faults on request."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.cli.exit_codes import ExitCode
+from tests.client.harness import ROOT, VisionAI
+from tests.client.peer import V1_COMMANDS, Peer, image
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three images, a text file, and a subfolder with one more image."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(image("happy"))
+    (folder / "b.JPEG").write_bytes(image("sad"))
+    (folder / "c.png").write_bytes(image("fear"))
+    (folder / "notes.txt").write_text("no image")
+    (folder / "more" / "d.webp").write_bytes(image("angry"))
+    return folder
+
+
+async def test_predict_prints_the_emotion(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """One image: its name, emotion and confidence, and nothing on standard error."""
+    done = await visionai("predict", photos / "a.jpg", "--url", peer.url)
+    assert (done.code, done.err) == (0, "")
+    line = done.out.splitlines()[1]
+    assert line.split()[:4] == [str(photos / "a.jpg"), "happy", "94.0", "%"]
+    assert "30x40 at 10,20" in line
+
+
+async def test_the_address_may_come_from_the_environment(
+    peer: Peer, visionai: VisionAI, photos: Path
+) -> None:
+    """VISIONAI_URL and VISIONAI_TOKEN stand in for --url and --token."""
+    environment = {"VISIONAI_URL": peer.url, "VISIONAI_TOKEN": "secret"}
+    done = await visionai("predict", photos / "a.jpg", environment=environment)
+    assert done.code == 0
+    assert peer.handshakes[0].headers["Authorization"] == "Bearer secret"
+
+
+async def test_a_folder_is_all_its_images(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """--folder takes the images of a folder by name, and leaves other files and subfolders."""
+    done = await visionai("predict", "--folder", photos, "--format", "ndjson", "--url", peer.url)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [(Path(row["file"]).name, row["emotion_name"]) for row in rows] == [
+        ("a.jpg", "happy"),
+        ("b.JPEG", "sad"),
+        ("c.png", "fear"),
+    ]
+    assert "3 images in" in done.err
+    assert "0 failed" in done.err
+
+
+async def test_subfolders_are_taken_when_asked(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """--recursive goes into subfolders."""
+    done = await visionai("predict", photos, "-r", "--json", "--url", peer.url)
+    assert sorted(row["emotion_name"] for row in json.loads(done.out)) == ["angry", "fear", "happy", "sad"]
+
+
+async def test_images_come_from_patterns_urls_and_stdin(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """A quoted pattern, a file: URL and - are images as well, in the order of the command line."""
+    done = await visionai(
+        "predict",
+        "-",
+        (photos / "c.png").as_uri(),
+        "photos/*.jpg",
+        "--json",
+        "--url",
+        peer.url,
+        stdin=image("disgust"),
+    )
+    rows = json.loads(done.out)
+    assert [row["emotion_name"] for row in rows] == ["disgust", "fear", "happy"]
+    assert rows[0]["file"] == "-"
+
+
+async def test_json_is_the_servers_reply(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """--json prints an array with the reply to each image and its file, for one image too."""
+    done = await visionai("predict", photos / "a.jpg", "--json", "--url", peer.url)
+    (row,) = json.loads(done.out)
+    assert row["file"] == str(photos / "a.jpg")
+    assert (row["type"], row["status"], row["emotion_name"]) == ("prediction", "success", "happy")
+    assert row["faces"][0]["box"] == [10, 20, 30, 40]
+    assert "id" not in row
+
+
+async def test_csv_has_a_column_for_each_emotion(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """One row per image with all probabilities; a failed image has its error instead."""
+    done = await visionai("predict", photos / "a.jpg", "none.jpg", "-f", "csv", "--url", peer.url)
+    good, bad = csv.DictReader(done.out.splitlines())
+    assert (good["emotion_name"], good["happy"], good["sad"], good["faces"]) == ("happy", "0.94", "0.01", "1")
+    assert (good["error_code"], good["error"]) == ("", "")
+    assert (bad["file"], bad["emotion_name"], bad["error_code"]) == ("none.jpg", "", "file")
+    assert bad["error"] == "No such file or directory"
+
+
+async def test_a_failed_image_does_not_stop_the_others(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """Exit code 1 says that some image failed; the others are answered and the reason is shown."""
+    (photos / "broken.jpg").write_bytes(
+        image(first=[{"error": "invalid_image", "message": "not an image"}] * 9)
+    )
+    done = await visionai("predict", photos / "broken.jpg", photos / "a.jpg", "--url", peer.url)
+    assert done.code == ExitCode.IMAGE_FAILED
+    assert "not an image" in done.out
+    assert "happy" in done.out
+    assert "1 failed" in done.err
+
+
+async def test_options_reach_the_server(peer: Peer, visionai: VisionAI, photos: Path) -> None:
+    """--detect, --max-faces and --timeout are fields of the request."""
+    await visionai(
+        "predict",
+        photos / "a.jpg",
+        "--detect",
+        "never",
+        "--max-faces",
+        "2",
+        "--timeout",
+        "5",
+        "--url",
+        peer.url,
+    )
+    (request,) = peer.predictions_received
+    assert (request.message["detect"], request.message["max_faces"]) == ("never", 2)
+    assert 4000 < request.message["deadline_ms"] <= 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict",),
+        ("predict", "--folder", "nowhere"),
+        ("predict", "empty"),
+        ("predict", "*.jpg"),
+        ("predict", "https://example.com/a.jpg"),
+        ("predict", "a.jpg", "--url", "http://example.com"),
+        ("predict", "a.jpg", "--format", "xml"),
+        ("predict", "a.jpg", "--concurrency", "0"),
+        ("nonsense",),
+    ],
+)
+async def test_a_wrong_command_line_is_code_2(
+    visionai: VisionAI, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Usage errors have their own exit code, explain themselves on standard error, and send nothing."""
+    (tmp_path / "empty").mkdir()
+    done = await visionai(*arguments)
+    assert (done.code, done.out) == (ExitCode.USAGE, "")
+    assert "Error" in done.err
+
+
+@pytest.mark.parametrize("command", [("predict", "a.jpg"), ("emotions",), ("model-info",), ("health",)])
+async def test_a_refused_connection_is_code_3(
+    visionai: VisionAI, unused_url: str, command: tuple[str, ...]
+) -> None:
+    """One line says which address and what to check; no traceback."""
+    done = await visionai(*command, "--url", unused_url)
+    assert (done.code, done.out) == (ExitCode.CANNOT_CONNECT, "")
+    assert done.err.count("\n") == 1
+    assert f"nothing answers at {unused_url}" in done.err
+    assert "check that the service runs" in done.err
+
+
+async def test_a_server_that_wants_a_token_is_code_5(visionai: VisionAI) -> None:
+    """A refused handshake says to check the token."""
+    async with Peer(refuse=401).running() as peer:
+        done = await visionai("health", "--url", peer.url)
+    assert done.code == ExitCode.UNAUTHORIZED
+    assert "check the token" in done.err
+
+
+async def test_health_is_code_4_where_the_server_is_not_well(visionai: VisionAI) -> None:
+    """A degraded server is shown, and scripts see it in the exit code."""
+    async with Peer(status="degraded").running() as peer:
+        done = await visionai("health", "--url", peer.url)
+    assert done.code == ExitCode.SERVER_ERROR
+    assert "degraded" in done.out
+
+
+async def test_the_queries_print_tables_and_json(peer: Peer, visionai: VisionAI) -> None:
+    """emotions, model-info and health: for people, and as JSON."""
+    table = await visionai("emotions", "--url", peer.url)
+    assert [line.split()[:2] for line in table.out.splitlines()[1:3]] == [["1", "angry"], ["2", "disgust"]]
+    document = json.loads((await visionai("emotions", "--json", "--url", peer.url)).out)
+    assert document[6] == {"id": 7, "name": "surprise", "description": "surprise"}
+    info = await visionai("model-info", "--url", peer.url)
+    assert "[null,64,64,1]" in info.out
+    assert (
+        json.loads((await visionai("model-info", "--json", "--url", peer.url)).out)["total_params"] == 58423
+    )
+    health = await visionai("health", "--json", "--url", peer.url)
+    assert (health.code, json.loads(health.out)["status"]) == (0, "healthy")
+
+
+async def test_an_old_server_is_served_too(visionai: VisionAI, photos: Path) -> None:
+    """Against a v1 server everything works that v1 has."""
+    async with Peer(1, V1_COMMANDS).running() as peer:
+        done = await visionai("predict", photos, "-f", "csv", "--url", peer.url)
+        assert (done.code, peer.predictions_received[0].binary) == (0, False)
+        rows = list(csv.DictReader(done.out.splitlines()))
+    assert [row["emotion_name"] for row in rows] == ["happy", "sad", "fear"]
+    assert [row["faces"] for row in rows] == ["", "", ""]
+
+
+async def test_the_help_lists_the_exit_codes(visionai: VisionAI) -> None:
+    """Every exit code is documented on the help page."""
+    done = await visionai("--help")
+    words = {line.split()[0] for line in done.out.splitlines() if line.split()}
+    assert {str(int(code)) for code in ExitCode} <= words
+
+
+def test_the_client_is_light() -> None:
+    """Predicting loads neither NumPy nor OpenCV, nor anything of the service or the conversion."""
+    code = (
+        "import sys, client, client.cli; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & "
+        "{'numpy', 'cv2', 'service', 'conversion', 'onnxruntime', 'sqlalchemy', 'tensorflow', 'prometheus_client'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
