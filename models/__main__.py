@@ -5,6 +5,7 @@ without TensorFlow, and `fetch` works in an environment that has neither TensorF
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -52,6 +53,10 @@ def convert(
         list[str] | None, typer.Argument(help="Sources to convert; the served models by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Convert even when nothing changed.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Write a report with plots; implies --force."),
+    ] = None,
 ) -> None:
     """Convert the served models to ONNX under models/build/. Does nothing when nothing changed.
 
@@ -59,7 +64,7 @@ def convert(
     """
     from models.convert import convert_command
 
-    raise typer.Exit(convert_command(names or [], force=force))
+    raise typer.Exit(convert_command(names or [], force=force, report=report))
 
 
 @app.command(**_FORWARDED)

@@ -34,30 +34,38 @@ def inputs_digest(source: ModelSource) -> str:
     return digest.hexdigest()
 
 
-def _stamp(output: Path) -> Path:
+def _stamp_path(output: Path) -> Path:
     return output.with_name(output.name + ".inputs.json")
+
+
+def _stamp(source: ModelSource, output: Path) -> dict[str, str]:
+    manifest = output.with_name(output.name + ".manifest.json")
+    return {"inputs": inputs_digest(source), "output": sha256_of(output), "manifest": sha256_of(manifest)}
 
 
 def is_current(source: ModelSource, output: Path) -> bool:
     """Whether `output` is what a conversion of `source` would write now: by hashes, not by time stamps."""
     try:
-        stamp = json.loads(_stamp(output).read_text("utf-8"))
-        return bool(stamp == {"inputs": inputs_digest(source), "output": sha256_of(output)})
+        return bool(json.loads(_stamp_path(output).read_text("utf-8")) == _stamp(source, output))
     except (OSError, json.JSONDecodeError):
         return False
 
 
-def convert_command(wanted: list[str], *, force: bool) -> int:
-    """Convert the named sources (the served ones when none is named) and return the exit status."""
+def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> int:
+    """Convert the named sources (the served ones when none is named) and return the exit status.
+
+    Needs neither network nor TensorFlow when nothing changed. With `report`, a folder, each source is converted
+    whether or not it changed, and its report goes into a subfolder by its name.
+    """
     try:
         for name in wanted or SERVED:
             source = read_source(name)
             if source.output is None:
                 raise ModelSourceError(f"{source.description.name}: [conversion] has no 'output'")
-            if not force and is_current(source, source.output):
+            if not force and report is None and is_current(source, source.output):
                 print(f"{source.output.name}: nothing changed")
                 continue
-            status = _convert(source, source.output)
+            status = _convert(source, source.output, report / name if report else None)
             if status != 0:
                 return status
     except ModelSourceError as error:
@@ -66,14 +74,15 @@ def convert_command(wanted: list[str], *, force: bool) -> int:
     return 0
 
 
-def _convert(source: ModelSource, output: Path) -> int:
+def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     path = ensure_fetched(source)
     try:
         from conversion.cli import main
+
+        arguments = [str(path), "-o", str(output), "--sidecar", str(source.description)]
+        status = main([*arguments, "--report", str(report)] if report else arguments)
     except ImportError as error:
         raise ModelSourceError(f"{error}; install the conversion tools: pip install -e '.[build]'") from None
-    status = main([str(path), "-o", str(output), "--sidecar", str(source.description)])
     if status == 0:
-        stamp = {"inputs": inputs_digest(source), "output": sha256_of(output)}
-        _stamp(output).write_text(json.dumps(stamp) + "\n", "utf-8")
+        _stamp_path(output).write_text(json.dumps(_stamp(source, output)) + "\n", "utf-8")
     return status
