@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
+import os
 import sys
-from typing import TYPE_CHECKING
 
 from service import __version__
 from service.errors import StartupError
-
-if TYPE_CHECKING:
-    from service.engine import Engine
-    from service.settings import Settings
-    from service.store import Store
 
 _DESCRIPTION = """\
 Serve facial emotion recognition over WebSocket.
@@ -29,7 +22,6 @@ examples:
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
-_EXIT_FAILED = 1
 _EXIT_CANNOT_START = 2
 
 
@@ -55,64 +47,29 @@ def main() -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    # Imported here so that --help and --version answer at once.
+    # Imported here so that --help and --version answer at once. numpy would start a thread per CPU for linear algebra
+    # that the service does not do; a process with threads cannot fork safely.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
 
-    from service.emotions import DESCRIPTIONS
-    from service.engine import Engine
     from service.settings import load_settings, resolve_model
-    from service.store import Store
+    from service.worker import configure_logging, open_store
 
     settings = load_settings()
     if arguments.host is not None:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
         settings = replace(settings, port=arguments.port)
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # Alembic tells of each of its plugins; the store says itself what it migrated.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    engine = Engine(resolve_model(settings.model_path), settings.provider)
-    card = engine.card
-    store = Store.open(
-        settings.database_url,
-        labels=card.labels,
-        version_tag=card.version_tag,
-        model_filename=card.path.name,
-        descriptions=DESCRIPTIONS["es"],
-    )
-    try:
-        if arguments.migrate_only:
-            return 0
-        run = asyncio.run
-        if sys.platform != "win32":
-            import uvloop
+    configure_logging(settings.log_level)
+    if arguments.migrate_only:
+        from service.engine import Engine
 
-            run = uvloop.run
-        return run(_serve(settings, engine, store))
-    finally:
-        if lost := store.close(timeout=settings.drain_seconds):
-            print(f"VisionAI stopped with {lost} predictions that could not be stored", file=sys.stderr)
+        open_store(settings, Engine(resolve_model(settings.model_path), settings.provider)).close(timeout=0)
+        return 0
+    resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
+    from service.supervisor import Supervisor
 
-
-async def _serve(settings: Settings, engine: Engine, store: Store) -> int:
-    from service.server import Service, stop_on_signals
-
-    service = Service(settings, engine, store)
-    task = asyncio.current_task()
-    assert task is not None
-    stop_on_signals(service.stop, task.cancel)
-    async with service.running() as (host, port):
-        shown = f"[{host}]" if ":" in host else host
-        card = engine.card
-        print(
-            f"VisionAI {__version__} is ready on ws://{shown}:{port} "
-            f"(model {card.version_tag}, {settings.executors} executors, {engine.provider})",
-            flush=True,
-        )
-        await service.wait_stopped()
-    return 0 if service.failure is None else _EXIT_FAILED
+    return Supervisor(settings).run()
 
 
 if __name__ == "__main__":

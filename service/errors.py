@@ -21,7 +21,7 @@ Clients branch on ``code``; ``message`` is for people and may change.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class RequestError(Exception):
@@ -97,6 +97,23 @@ class Internal(RequestError):
     """A fault inside the service."""
 
     code = "internal"
+
+
+ERROR_CODES: Final = tuple(
+    error.code
+    for error in (
+        InvalidJSON,
+        InvalidRequest,
+        UnknownCommand,
+        InvalidBase64,
+        InvalidImage,
+        ImageTooLarge,
+        Overloaded,
+        DeadlineExceeded,
+        ShuttingDown,
+        Internal,
+    )
+)
 
 
 class StartupError(Exception):

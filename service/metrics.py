@@ -1,95 +1,238 @@
-"""Prometheus metrics: durations of each stage, batch sizes, depths and outcomes.
+"""Metrics of all workers together, for Prometheus.
+
+Each worker counts in a row of cells of its own, in memory that the workers share, and any of them can add up all
+rows: whichever worker is asked for /metrics answers for the whole service. One process writes a row, on its event
+loop; so there is no lock, and counting costs a tenth of a microsecond. A worker that is replaced leaves its row to
+its successor, so counters never go back.
 
 Times are in seconds, as Prometheus has it; buckets start at 50 µs, since a prediction takes less than 1 ms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from ctypes import c_double
+from enum import IntEnum, auto
+from multiprocessing.sharedctypes import RawArray
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
-from service.protocol import Prediction
+from service.errors import ERROR_CODES
+from service.predictor import Request
 
 _DURATIONS = (
     0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005,
     0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+_STAGES = ("decode", "queue", "inference", "total")
 
 
-class Metrics:
-    """The service's metrics, in a registry of their own so that two services in one process don't clash."""
+class Gauge(IntEnum):
+    """What each worker keeps up to date, and what the sum over workers tells."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        durations = Histogram(
-            "visionai_stage_duration_seconds",
-            "Time of one request in a stage; total runs from frame to prediction",
-            ["stage"],
-            buckets=_DURATIONS,
-            registry=self.registry,
-        )
-        self._decode = durations.labels("decode")
-        self._queue = durations.labels("queue")
-        self._inference = durations.labels("inference")
-        self._total = durations.labels("total")
-        self._batch_size = Histogram(
-            "visionai_batch_size",
-            "Images in one run of the model",
-            buckets=_BATCH_SIZES,
-            registry=self.registry,
-        )
-        self._predictions = Counter(
-            "visionai_predictions",
-            "Predictions answered, by emotion",
-            ["emotion"],
-            registry=self.registry,
-        )
-        self._unstored = Counter(
-            "visionai_predictions_unstored",
-            "Predictions answered without being stored, with a null prediction_id",
-            registry=self.registry,
-        )
-        self._errors = Counter(
-            "visionai_errors",
-            "Requests answered with an error, by code",
-            ["code"],
-            registry=self.registry,
-        )
-        self._abandoned = Counter(
-            "visionai_requests_abandoned",
-            "Requests dropped while they waited, because their client had gone",
-            registry=self.registry,
-        )
+    CONNECTIONS = 0
+    QUEUE_DEPTH = auto()
+    STORE_PENDING = auto()
+    STORE_WRITTEN = auto()
+    STORE_FAILING = auto()
+    READY = auto()
+    CPU_SECONDS = auto()
+    RESIDENT_BYTES = auto()
 
-    def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """Add a gauge that is read when metrics are asked for, not kept up to date."""
-        Gauge(name, documentation, registry=self.registry).set_function(read)
 
-    def predicted(self, predictions: Sequence[Prediction], *, stored: bool) -> None:
-        """Count the predictions of one run of the model: at least one, all of the same batch."""
-        timing = predictions[0].timing
-        self._batch_size.observe(timing.batch_size)
-        self._inference.observe(timing.inference / 1000)
-        for prediction in predictions:
-            timing = prediction.timing
-            self._decode.observe(timing.decode / 1000)
-            self._queue.observe(timing.queue / 1000)
-            self._total.observe(timing.total / 1000)
-            self._predictions.labels(prediction.labels[prediction.best]).inc()
-        if not stored:
-            self._unstored.inc(len(predictions))
+class _Layout:
+    """Which cell of a row holds what."""
 
-    def failed(self, code: str, count: int = 1) -> None:
-        """Count requests that were answered with an error."""
-        self._errors.labels(code).inc(count)
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.gauges = 0
+        self.predictions = self.gauges + len(Gauge)
+        self.errors = self.predictions + len(self.labels)
+        self.unstored = self.errors + len(ERROR_CODES)
+        self.abandoned = self.unstored + 1
+        # A histogram is its buckets, one more for what is beyond them, and the sum.
+        self.stages = self.abandoned + 1
+        self.stage_size = len(_DURATIONS) + 2
+        self.batches = self.stages + len(_STAGES) * self.stage_size
+        self.size = self.batches + len(_BATCH_SIZES) + 2
+
+
+class SharedCells:
+    """The memory that the workers of one service share. To be made before they are started."""
+
+    # More than any model's layout takes: the model is not known yet when this is made.
+    _ROW = 512
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._array = RawArray(c_double, workers * self._ROW)
+
+    def row(self, worker: int) -> memoryview[float]:
+        """The cells of one worker, as doubles."""
+        cells: memoryview[float] = memoryview(self._array).cast("B").cast("d")
+        return cells[worker * self._ROW : (worker + 1) * self._ROW]
+
+    def rows(self) -> list[memoryview[float]]:
+        """The cells of all workers."""
+        return [self.row(worker) for worker in range(self._workers)]
+
+
+class Metrics(Collector):
+    """Counts for one worker, and tells for all.
+
+    Args:
+        labels: what the model tells apart.
+        shared: the memory of all workers.
+        worker: which row is this process'.
+    """
+
+    def __init__(self, labels: Sequence[str], shared: SharedCells | None = None, worker: int = 0) -> None:
+        self._layout = _Layout(labels)
+        self._shared = shared or SharedCells(1)
+        self._cells = self._shared.row(worker)
+        self._rows = self._shared.rows()
+        self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
+        self._error_cell = {code: self._layout.errors + i for i, code in enumerate(ERROR_CODES)}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        if self._layout.size > len(self._cells):
+            raise ValueError(f"{len(labels)} labels are more than can be counted")
+
+    def answered(self, requests: Sequence[Request]) -> None:
+        """Count the answered requests of one batch."""
+        cells, layout = self._cells, self._layout
+        first = True
+        for request in requests:
+            timing = request.timing
+            if timing is None:
+                assert request.error is not None
+                self.failed(request.error)
+                continue
+            assert request.emotion is not None
+            cells[self._emotion_cell[request.emotion]] += 1
+            if not request.stored:
+                cells[layout.unstored] += 1
+            self._observe_duration(0, timing.decode / 1000)
+            self._observe_duration(1, timing.queue / 1000)
+            self._observe_duration(3, timing.total / 1000)
+            if first:
+                first = False
+                self._observe_duration(2, timing.inference / 1000)
+                cell = layout.batches
+                cells[cell + bisect_left(_BATCH_SIZES, timing.batch_size)] += 1
+                cells[cell + len(_BATCH_SIZES) + 1] += timing.batch_size
+
+    def _observe_duration(self, stage: int, seconds: float) -> None:
+        cell = self._layout.stages + stage * self._layout.stage_size
+        self._cells[cell + bisect_left(_DURATIONS, seconds)] += 1
+        self._cells[cell + len(_DURATIONS) + 1] += seconds
+
+    def failed(self, code: str) -> None:
+        """Count a request that was answered with an error."""
+        self._cells[self._error_cell[code]] += 1
 
     def abandoned(self, count: int) -> None:
         """Count requests whose client left before they were looked at."""
-        self._abandoned.inc(count)
+        self._cells[self._layout.abandoned] += count
+
+    def set(self, gauge: Gauge, value: float) -> None:
+        """Set this worker's share of a gauge."""
+        self._cells[self._layout.gauges + gauge] = value
+
+    def total(self, gauge: Gauge) -> float:
+        """A gauge over all workers."""
+        return self._sum(self._layout.gauges + gauge)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
+
+    def _sum(self, cell: int) -> float:
+        return sum(row[cell] for row in self._rows)
+
+    def describe(self) -> list[Metric]:
+        """Nothing is known before it is collected; this keeps the registry from collecting to find out."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, added up over the workers."""
+        layout = self._layout
+        predictions = CounterMetricFamily(
+            "visionai_predictions", "Predictions answered, by emotion", labels=["emotion"]
+        )
+        for label, cell in self._emotion_cell.items():
+            predictions.add_metric([label], self._sum(cell))
+        yield predictions
+        errors = CounterMetricFamily(
+            "visionai_errors", "Requests answered with an error, by code", labels=["code"]
+        )
+        for code, cell in self._error_cell.items():
+            errors.add_metric([code], self._sum(cell))
+        yield errors
+        yield CounterMetricFamily(
+            "visionai_predictions_unstored",
+            "Predictions answered without being stored, with a null prediction_id",
+            value=self._sum(layout.unstored),
+        )
+        yield CounterMetricFamily(
+            "visionai_requests_abandoned",
+            "Requests dropped while they waited, because their client had gone",
+            value=self._sum(layout.abandoned),
+        )
+        durations = HistogramMetricFamily(
+            "visionai_stage_duration_seconds",
+            "Time in a stage: of one request, or of one run of the model for inference; total is from frame on",
+            labels=["stage"],
+        )
+        for index, stage in enumerate(_STAGES):
+            buckets, total = self._histogram(layout.stages + index * layout.stage_size, _DURATIONS)
+            durations.add_metric([stage], buckets, total)
+        yield durations
+        buckets, total = self._histogram(layout.batches, _BATCH_SIZES)
+        yield HistogramMetricFamily(
+            "visionai_batch_size", "Images in one run of the model", buckets=buckets, sum_value=total
+        )
+        yield from self._gauges()
+
+    def _gauges(self) -> Iterator[Metric]:
+        for gauge, name, documentation in (
+            (Gauge.CONNECTIONS, "visionai_connections", "Connected clients"),
+            (Gauge.QUEUE_DEPTH, "visionai_queue_depth", "Requests waiting to be looked at"),
+            (Gauge.STORE_PENDING, "visionai_store_pending", "Predictions not yet in the database"),
+            (
+                Gauge.STORE_FAILING,
+                "visionai_store_failing",
+                "Workers whose last write to the database failed",
+            ),
+            (Gauge.READY, "visionai_workers_ready", "Workers that can predict"),
+            (Gauge.RESIDENT_BYTES, "visionai_resident_memory_bytes", "Resident memory of the workers"),
+        ):
+            yield GaugeMetricFamily(name, documentation, value=self.total(gauge))
+        yield CounterMetricFamily(
+            "visionai_store_written",
+            "Predictions written to the database",
+            value=self.total(Gauge.STORE_WRITTEN),
+        )
+        yield CounterMetricFamily(
+            "visionai_cpu_seconds",
+            "CPU time of the workers that run now",
+            value=self.total(Gauge.CPU_SECONDS),
+        )
+
+    def _histogram(self, cell: int, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative buckets, as Prometheus has them, and the sum."""
+        count = 0.0
+        buckets = []
+        for index, bound in enumerate((*bounds, float("inf"))):
+            count += self._sum(cell + index)
+            buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), count))
+        return buckets, self._sum(cell + len(bounds) + 1)

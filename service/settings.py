@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ class Settings:
     model_path              an .onnx file, or the .keras file that it was converted from
     provider                ONNX Runtime's execution provider: cpu or cuda
     emotions_language       language of the emotions' descriptions: es or en
-    executors               executor threads; as many as the process has CPUs
+    workers                 worker processes that share the port; one per CPU, but one in all with a GPU
+    executors               threads in each worker that decode and run the model; 0 works in its event loop
     max_batch               images in one run of the model, at most
-    max_waiting             requests that may wait for an executor; more are refused as `overloaded`
+    max_waiting             requests that may wait in each worker; more are refused as `overloaded`
     max_in_flight           requests of one connection that may be unanswered; more wait in the network
     max_message_bytes       size of a frame; a larger one closes its connection with 1009
     max_image_pixels        width x height of an image; a larger one is refused as `image_too_large`
@@ -44,7 +46,8 @@ class Settings:
     model_path: Path = DEFAULT_MODEL
     provider: Provider = "cpu"
     emotions_language: Language = "es"
-    executors: int = 1
+    workers: int = 1
+    executors: int = 0
     max_batch: int = 8
     max_waiting: int = 4096
     max_in_flight: int = 32
@@ -74,7 +77,8 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         "emotions_language": env.str(
             "EMOTIONS_LANGUAGE", default.emotions_language, validate=validate.OneOf(["es", "en"])
         ),
-        "executors": env.int("EXECUTORS", available_cpus(), validate=positive),
+        "workers": env.int("WORKERS", None, validate=positive),
+        "executors": env.int("EXECUTORS", None, validate=validate.Range(min=0)),
         "max_batch": env.int("MAX_BATCH", default.max_batch, validate=positive),
         "max_waiting": env.int("MAX_WAITING", default.max_waiting, validate=positive),
         "max_in_flight": env.int("MAX_IN_FLIGHT", default.max_in_flight, validate=positive),
@@ -91,7 +95,22 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         env.seal()
     except EnvError as exc:
         raise StartupError(f"a setting is wrong: {exc}") from None
+    workers, executors = _layout(values["provider"])
+    values["workers"] = values["workers"] or workers
+    values["executors"] = executors if values["executors"] is None else values["executors"]
     return Settings(**values)
+
+
+def _layout(provider: Provider) -> tuple[int, int]:
+    """Workers and executor threads that suit this machine.
+
+    On a CPU, a process per core that works inline: no hand-over between threads, no waiting for the GIL. A GPU is
+    fed by one process whose threads decode. Windows cannot share a listening socket among event loops.
+    """
+    cpus = available_cpus()
+    if provider != "cpu" or sys.platform == "win32":
+        return 1, cpus
+    return cpus, 0
 
 
 def resolve_model(model_path: Path) -> Path:

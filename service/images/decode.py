@@ -126,11 +126,7 @@ class ImageDecoder:
         sideways = header.orientation >= 5
         min_height = self.shape.width if sideways else self.shape.height
         min_width = self.shape.height if sideways else self.shape.width
-        try:
-            _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except (ValueError, KeyError):  # KeyError: a sampling that libjpeg-turbo has no name for
-            raise InvalidImage("the JPEG's header is damaged") from None
-        if colorspace == "CMYK":
+        if header.cmyk:
             # libjpeg-turbo does not convert CMYK; OpenCV does, and turns the picture upright by itself.
             return self._decode_other(data, header)
         strict = True
@@ -150,6 +146,8 @@ class ImageDecoder:
                 if not strict:
                     raise InvalidImage(f"the JPEG cannot be read: {exc}") from None
                 strict = False
+            except KeyError:  # a sampling that libjpeg-turbo has no name for
+                raise InvalidImage("the JPEG's header is damaged") from None
         return upright(pixels, header.orientation)
 
     def _decode_other(self, data: bytes, header: ImageHeader) -> Pixels:

@@ -31,12 +31,16 @@ class Format(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Size in pixels as stored, before `orientation` (1-8, Exif's numbering) is applied."""
+    """Size in pixels as stored, before `orientation` (1-8, Exif's numbering) is applied.
+
+    `cmyk` is true for a JPEG of four components.
+    """
 
     format: Format
     width: int
     height: int
     orientation: int = 1
+    cmyk: bool = False
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -77,7 +81,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         (length,) = struct.unpack_from(">H", data, position + 2)
         if marker in _START_OF_FRAME:
             height, width = struct.unpack_from(">HH", data, position + 5)
-            return ImageHeader(Format.JPEG, width, height, orientation)
+            return ImageHeader(Format.JPEG, width, height, orientation, cmyk=data[position + 9] == 4)
         if marker == _APP1 and data[position + 4 : position + 10] == b"Exif\0\0":
             orientation = _read_exif_orientation(data[position + 10 : position + 2 + length])
         # A segment's length counts its own two bytes; less would walk in place for ever.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from service.engine import Engine
+from service.metrics import Metrics
 from service.server import Service
 from service.settings import Settings
 from service.store import Store
@@ -44,13 +46,15 @@ def serve(engine: Engine, database: str) -> Serve:
         store = Store.open(
             database, labels=card.labels, version_tag=card.version_tag, model_filename=card.path.name
         )
-        chosen = replace(Settings(port=0, executors=2, database_url=database), **settings)
-        try:
-            service = Service(chosen, model, store)
-            async with service.running() as (_, port):
-                yield Running(service, port)
-        finally:
-            assert await asyncio.to_thread(store.close, TIMEOUT) == 0
+        chosen = replace(Settings(database_url=database), **settings)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            try:
+                service = Service(chosen, model, store, Metrics(card.labels))
+                async with service.running([listener]):
+                    yield Running(service, port)
+            finally:
+                assert await asyncio.to_thread(store.close, TIMEOUT) == 0
 
     return running
 

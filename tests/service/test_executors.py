@@ -1,14 +1,16 @@
-"""Executors: every request gets exactly one answer, whatever fails round it."""
+"""Executors of both kinds: every request gets exactly one answer, whatever fails round it."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -16,9 +18,9 @@ import pytest
 
 from service.engine import Engine
 from service.errors import Overloaded, ShuttingDown
-from service.executors import Executors, Request
+from service.executors import InlineExecutor, ThreadExecutors
 from service.images.decode import ImageDecoder
-from service.metrics import Metrics
+from service.predictor import PredictionIds, Predictor, Request
 from service.store.records import PredictionRecord
 from tests.service.harness import FACE, TIMEOUT
 
@@ -49,19 +51,20 @@ class Inbox:
 
     def __init__(self) -> None:
         self.delivered: list[Request] = []
-        self._changed = threading.Condition()
+        self._changed = asyncio.Event()
 
     def deliver(self, requests: list[Request]) -> None:
-        """Called by executors."""
-        with self._changed:
-            self.delivered += requests
-            self._changed.notify_all()
+        """Called by executors, on the event loop."""
+        self.delivered += requests
+        self._changed.set()
 
-    def wait_for(self, count: int) -> list[dict[str, Any]]:
+    async def wait_for(self, count: int) -> list[dict[str, Any]]:
         """The replies, once there are `count`, by request id."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.delivered) >= count, TIMEOUT)
-            assert len(self.delivered) == count
+        async with asyncio.timeout(TIMEOUT):
+            while len(self.delivered) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        assert len(self.delivered) == count
         replies = [orjson.loads(request.reply or b"null") for request in self.delivered]
         return sorted(replies, key=lambda reply: int(reply["id"]))
 
@@ -85,43 +88,52 @@ class FaultyEngine:
 class Bench:
     """Executors with what they need, and where their answers go."""
 
-    executors: Executors
+    executors: InlineExecutor | ThreadExecutors
     inbox: Inbox
     ledger: Ledger
     failures: list[BaseException]
 
     def submit(self, number: int, image: bytes = FACE, client: Peer | None = None, **fields: Any) -> Request:
         """Submit one image."""
-        request = Request(client or Peer(), number, image, time.monotonic(), **fields)
+        request = Request(client or Peer(), number, image, time.perf_counter(), **fields)
         self.executors.submit(request)
         return request
 
 
-@contextmanager
-def bench(engine: Any, ledger: Ledger | None = None, start: bool = True, **options: Any) -> Iterator[Bench]:
-    """Executors for one test; stopped at its end."""
-    inbox, ledger, failures = Inbox(), ledger or Ledger(), list[BaseException]()
-    executors = Executors(
-        engine,
-        ImageDecoder(engine.card.shape, 50_000_000),
-        ledger,
-        Metrics(),
-        **({"count": 2, "max_batch": 8, "capacity": 1000} | options),
-        deliver=inbox.deliver,
-        on_failure=failures.append,
-    )
-    if start:
-        executors.start()
-    yield Bench(executors, inbox, ledger, failures)
-    executors.stop()
+OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
-def test_every_request_is_answered_and_recorded_once(engine: Engine) -> None:
+@pytest.fixture(params=["inline", "threads"])
+def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
+    """Executors of either kind for one test; stopped at its end."""
+
+    @asynccontextmanager
+    async def opened(
+        model: Any = engine, ledger: Ledger | None = None, start: bool = True, **options: Any
+    ) -> AsyncIterator[Bench]:
+        inbox, ledger, failures = Inbox(), ledger or Ledger(), list[BaseException]()
+        predictor = Predictor(model, ImageDecoder(engine.card.shape, 50_000_000), ledger)
+        count = options.pop("count", 2)
+        chosen: dict[str, Any] = {"max_batch": 8, "capacity": 10_000, "deliver": inbox.deliver} | options
+        executors: InlineExecutor | ThreadExecutors
+        if request.param == "inline":
+            executors = InlineExecutor(predictor, **chosen)
+        else:
+            executors = ThreadExecutors(predictor, count=count, on_failure=failures.append, **chosen)
+        if start:
+            executors.start()
+        yield Bench(executors, inbox, ledger, failures)
+        await executors.stop()
+
+    return opened
+
+
+async def test_every_request_is_answered_and_recorded_once(bench: OpenBench) -> None:
     """As many answers as requests, as many records as predictions, with matching ids."""
-    with bench(engine) as at:
+    async with bench() as at:
         for number in range(200):
             at.submit(number)
-        replies = at.inbox.wait_for(200)
+        replies = await at.inbox.wait_for(200)
     assert [reply["id"] for reply in replies] == list(range(200))
     assert {reply["emotion_name"] for reply in replies} == {"happy"}
     recorded = {str(record.prediction_id) for record in at.ledger.records}
@@ -129,21 +141,21 @@ def test_every_request_is_answered_and_recorded_once(engine: Engine) -> None:
     assert len(at.ledger.records) == 200
 
 
-def test_requests_that_wait_together_run_together(engine: Engine) -> None:
+async def test_requests_that_wait_together_run_together(bench: OpenBench) -> None:
     """Requests that piled up before an executor was free share a run of the model, at most max_batch of them."""
-    with bench(engine, start=False, count=1, max_batch=4) as at:
+    async with bench(start=False, count=1, max_batch=4) as at:
         for number in range(10):
             at.submit(number)
         at.executors.start()
-        replies = at.inbox.wait_for(10)
+        replies = await at.inbox.wait_for(10)
     assert [reply["timing"]["batch_size"] for reply in replies] == [4] * 8 + [2] * 2
 
 
-def test_a_record_holds_what_was_answered(engine: Engine) -> None:
+async def test_a_record_holds_what_was_answered(bench: OpenBench) -> None:
     """Emotion, confidence, probabilities, request id and address, as the client was told."""
-    with bench(engine) as at:
+    async with bench() as at:
         at.submit(7, client=Peer("10.1.2.3"))
-        (reply,) = at.inbox.wait_for(1)
+        (reply,) = await at.inbox.wait_for(1)
     (record,) = at.ledger.records
     assert record.emotion == reply["emotion_name"]
     assert record.confidence == reply["confidence"]
@@ -153,34 +165,35 @@ def test_a_record_holds_what_was_answered(engine: Engine) -> None:
     assert record.timestamp.tzinfo is not None
 
 
-def test_a_prediction_that_the_store_refuses_is_answered_without_an_id(engine: Engine) -> None:
+async def test_a_prediction_that_the_store_refuses_is_answered_without_an_id(bench: OpenBench) -> None:
     """The client is served, and told by a null id that nothing was stored."""
-    with bench(engine, Ledger(accepts=False)) as at:
+    async with bench(ledger=Ledger(accepts=False)) as at:
         at.submit(1)
-        (reply,) = at.inbox.wait_for(1)
+        (reply,) = await at.inbox.wait_for(1)
     assert reply["status"] == "success"
     assert reply["prediction_id"] is None
 
 
-def test_an_image_that_fails_in_the_model_does_not_fail_its_batch(engine: Engine) -> None:
+async def test_an_image_that_fails_in_the_model_does_not_fail_its_batch(
+    bench: OpenBench, engine: Engine
+) -> None:
     """A run that raises is repeated one by one; only the culprit is answered `internal`."""
-    white = np.full((64, 64), 255, np.uint8)
-    poison = _png(white)
+    poison = _png(np.full((64, 64), 255, np.uint8))
     faulty = FaultyEngine(engine, lambda images: bool((images == 255).all(axis=(1, 2, 3)).any()))
-    with bench(faulty, start=False, count=1) as at:
+    async with bench(faulty, start=False, count=1) as at:
         for number in range(6):
             at.submit(number, poison if number == 3 else FACE)
         at.executors.start()
-        replies = at.inbox.wait_for(6)
+        replies = await at.inbox.wait_for(6)
         assert [reply["type"] for reply in replies] == ["prediction"] * 3 + ["error"] + ["prediction"] * 2
         assert replies[3]["code"] == "internal"
         at.submit(6)
-        assert at.inbox.wait_for(7)[-1]["type"] == "prediction"
+        assert (await at.inbox.wait_for(7))[-1]["type"] == "prediction"
     assert not at.failures
     assert len(at.ledger.records) == 6
 
 
-def test_a_failing_store_does_not_leave_clients_waiting(engine: Engine) -> None:
+async def test_a_failing_store_does_not_leave_clients_waiting(bench: OpenBench) -> None:
     """An exception where none is expected is answered `internal`, and the executor goes on."""
 
     class Broken(Ledger):
@@ -189,97 +202,110 @@ def test_a_failing_store_does_not_leave_clients_waiting(engine: Engine) -> None:
                 raise RuntimeError("injected")
             return super().record(records)
 
-    with bench(engine, Broken(), count=1, max_batch=1) as at:
+    async with bench(ledger=Broken(), count=1, max_batch=1) as at:
         at.submit(0)
         at.submit(1)
-        replies = at.inbox.wait_for(2)
+        replies = await at.inbox.wait_for(2)
     assert replies[0]["code"] == "internal"
     assert replies[1]["status"] == "success"
     assert not at.failures
 
 
-def test_an_executor_that_dies_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner is told, so that the service can end instead of hanging, and what waits is answered at stop."""
-    died = threading.Event()
-    monkeypatch.setattr(threading, "excepthook", lambda _: died.set())
-    with bench(engine, start=False, count=1) as at:
+async def test_an_executor_thread_that_dies_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is told, so that the service can end instead of hanging, and what waits is answered at the stop."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    died = asyncio.Event()
+    inbox = Inbox()
+    failures: list[BaseException] = []
 
-        def explode(*_: object) -> None:
-            raise MemoryError("injected")
+    def on_failure(exc: BaseException) -> None:
+        failures.append(exc)
+        died.set()
 
-        monkeypatch.setattr(at.executors, "_take", explode)
-        at.executors.start()
-        assert died.wait(TIMEOUT)
-        at.submit(1)
-    assert isinstance(at.failures[0], MemoryError)
-    (reply,) = at.inbox.wait_for(1)
+    def explode(*_: object) -> None:
+        raise MemoryError("injected")
+
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executors = ThreadExecutors(
+        predictor, count=1, max_batch=4, capacity=10, deliver=inbox.deliver, on_failure=on_failure
+    )
+    monkeypatch.setattr(executors, "_take", explode)
+    executors.start()
+    async with asyncio.timeout(TIMEOUT):
+        await died.wait()
+    executors.submit(Request(Peer(), 1, FACE, time.perf_counter()))
+    await executors.stop()
+    assert isinstance(failures[0], MemoryError)
+    (reply,) = await inbox.wait_for(1)
     assert reply["code"] == "shutting_down"
 
 
-def test_an_expired_request_is_answered_without_being_run(engine: Engine) -> None:
+async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench) -> None:
     """Its deadline passed in the queue: no inference, no record."""
-    with bench(engine, start=False) as at:
-        at.submit(1, deadline=time.monotonic() - 1)
+    async with bench(start=False) as at:
+        at.submit(1, deadline=time.perf_counter() - 1)
         at.executors.start()
-        (reply,) = at.inbox.wait_for(1)
+        (reply,) = await at.inbox.wait_for(1)
     assert reply["code"] == "deadline_exceeded"
     assert not at.ledger.records
 
 
-def test_a_full_queue_refuses(engine: Engine) -> None:
+async def test_a_full_queue_refuses(bench: OpenBench) -> None:
     """What does not fit is told so at once."""
-    with bench(engine, start=False, capacity=3) as at:
+    async with bench(start=False, capacity=3) as at:
         for number in range(3):
             at.submit(number)
         with pytest.raises(Overloaded) as caught:
             at.submit(3)
         assert caught.value.retry_after_ms is not None
         at.executors.start()
-        at.inbox.wait_for(3)
+        await at.inbox.wait_for(3)
 
 
-def test_what_a_gone_client_left_is_not_run(engine: Engine) -> None:
+async def test_what_a_gone_client_left_is_not_run(bench: OpenBench) -> None:
     """Discarded requests cost nothing and are not answered."""
     gone = Peer()
-    with bench(engine, start=False) as at:
+    async with bench(start=False) as at:
         for number in range(5):
             at.submit(number, client=gone)
         at.submit(5)
         assert at.executors.discard(gone) == 5
         at.executors.start()
-        assert [reply["id"] for reply in at.inbox.wait_for(1)] == [5]
+        assert [reply["id"] for reply in await at.inbox.wait_for(1)] == [5]
 
 
-def test_stopping_answers_what_still_waits(engine: Engine) -> None:
+async def test_stopping_answers_what_still_waits(bench: OpenBench) -> None:
     """No request hangs at shutdown, and none is admitted after it."""
-    with bench(engine, start=False) as at:
+    async with bench(start=False) as at:
         for number in range(4):
             at.submit(number)
-        at.executors.stop()
-        assert {reply["code"] for reply in at.inbox.wait_for(4)} == {"shutting_down"}
+        await at.executors.stop()
+        assert {reply["code"] for reply in await at.inbox.wait_for(4)} == {"shutting_down"}
         with pytest.raises(ShuttingDown):
             at.submit(9)
 
 
-def test_submitting_from_many_threads_loses_nothing(engine: Engine) -> None:
-    """Idle executors are woken for each request, under any interleaving."""
-    with bench(engine, count=3, capacity=10_000) as at:
+async def test_bursts_and_pauses_lose_nothing(bench: OpenBench) -> None:
+    """Idle executors are woken for each request, however submissions and answers interleave."""
+    async with bench(count=3) as at:
+        submitted = 0
+        for burst in (1, 5, 1, 40, 2, 100, 1, 50):
+            for _ in range(burst):
+                at.submit(submitted)
+                submitted += 1
+            await at.inbox.wait_for(submitted) if burst % 2 else await asyncio.sleep(0)
+        assert [reply["id"] for reply in await at.inbox.wait_for(submitted)] == list(range(submitted))
 
-        def submit(start: int) -> None:
-            for number in range(start, start + 100):
-                at.submit(number)
 
-        threads = [threading.Thread(target=submit, args=(start,)) for start in range(0, 400, 100)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [reply["id"] for reply in at.inbox.wait_for(400)] == list(range(400))
+def test_prediction_ids_are_random_uuids() -> None:
+    """Version 4, and no two alike, also among those fetched together."""
+    ids = PredictionIds()
+    made = [ids.next() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert {identifier.version for identifier in made} == {4}
 
 
 def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    import cv2
-
     ok, data = cv2.imencode(".png", image)
     assert ok
     return data.tobytes()

@@ -72,7 +72,7 @@ async def test_metrics_count_what_happened(running: Running) -> None:
     assert samples["visionai_errors_total", "unknown_command"] == 1
     assert samples["visionai_connections",] == 1
     assert samples["visionai_queue_depth",] == 0
-    assert samples["visionai_ready",] == 1
+    assert samples["visionai_workers_ready",] == 1
     assert samples["visionai_batch_size_count",] == 3
     for stage in ("decode", "queue", "inference", "total"):
         assert samples["visionai_stage_duration_seconds_count", stage] == 3

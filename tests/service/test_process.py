@@ -9,9 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import orjson
+import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -89,21 +91,18 @@ async def test_a_shutdown_under_load_answers_what_was_admitted(
     assert {identifier.replace("-", "") for identifier in ids} <= in_database
 
 
-async def test_the_serving_process_has_no_tensorflow(start_process: StartProcess, tmp_path: Path) -> None:
-    """Neither TensorFlow, Keras nor the conversion step is imported to serve."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import atexit, json, pathlib, sys\n"
-        "atexit.register(lambda: pathlib.Path('modules.json').write_text(json.dumps(sorted(sys.modules))))\n"
-    )
-    service = start_process(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+async def test_the_serving_processes_import_no_tensorflow(start_process: StartProcess) -> None:
+    """Neither TensorFlow, Keras nor the conversion step is imported to serve, by any of the processes."""
+    service = start_process(PYTHONPROFILEIMPORTTIME="1")
     async with connect(service.url) as websocket:
         await read(websocket)
         assert (await ask(websocket, predict_message()))["status"] == "success"
     service.process.terminate()
-    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
-    modules = orjson.loads((tmp_path / "modules.json").read_bytes())
-    assert "onnxruntime" in modules
-    packages = {name.split(".")[0] for name in modules}
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    packages = {
+        line.rsplit("|", 1)[1].strip().split(".")[0] for line in log.splitlines() if line.count("|") == 2
+    }
+    assert {"onnxruntime", "sqlalchemy", "websockets"} <= packages
     assert not packages & {"tensorflow", "keras", "tf2onnx", "onnx", "conversion", "models"}
 
 
@@ -166,3 +165,75 @@ def test_a_second_signal_hurries(start_process: StartProcess) -> None:
     service.process.send_signal(signal.SIGINT)
     assert service.process.wait(TIMEOUT) == 0
     assert time.monotonic() - begun < TIMEOUT
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The worker processes of a service."""
+    workers: list[psutil.Process] = psutil.Process(pid).children()
+    return workers
+
+
+async def test_a_worker_that_dies_is_replaced(start_process: StartProcess) -> None:
+    """Its connections break, new ones are served, and no connection attempt is refused meanwhile."""
+    service = start_process(WORKERS="2")
+    before = workers_of(service.process.pid)
+    assert len(before) == 2
+    before[0].kill()
+    await asyncio.to_thread(before[0].wait, TIMEOUT)
+    for _ in range(20):
+        async with connect(service.url, open_timeout=TIMEOUT) as websocket:
+            assert (await read(websocket))["type"] == "welcome"
+            assert (await ask(websocket, predict_message()))["status"] == "success"
+    after = workers_of(service.process.pid)
+    assert len(after) == 2
+    assert before[0].pid not in {worker.pid for worker in after}
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+async def test_workers_end_with_their_supervisor(start_process: StartProcess) -> None:
+    """A supervisor that is killed leaves no process behind, and what was answered is stored."""
+    service = start_process(WORKERS="2")
+    workers = workers_of(service.process.pid)
+    service.process.kill()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, workers, TIMEOUT)
+    assert not alive
+
+
+async def test_health_and_metrics_are_those_of_all_workers(start_process: StartProcess) -> None:
+    """Whichever worker is asked, it answers for the service."""
+    service = start_process(WORKERS="2")
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(service.url)) for _ in range(16)]
+        for client in clients:
+            await read(client)
+            await ask(client, predict_message())
+        assert {(await ask(client, '{"command": "health"}'))["clients_connected"] for client in clients} == {
+            16
+        }
+
+        def scrape() -> str:
+            with urllib.request.urlopen(
+                service.url.replace("ws:", "http:") + "/metrics", timeout=TIMEOUT
+            ) as response:
+                return str(response.read(), "utf-8")
+
+        for _ in range(6):
+            text = await asyncio.to_thread(scrape)
+            assert 'visionai_predictions_total{emotion="happy"} 16.0' in text
+            assert "visionai_workers_ready 2.0" in text
+
+
+@pytest.mark.parametrize("layout", [{"WORKERS": "1"}, {"WORKERS": "1", "EXECUTORS": "2"}, {"WORKERS": "3"}])
+async def test_every_layout_serves_and_stops_cleanly(
+    start_process: StartProcess, tmp_path: Path, layout: dict[str, str]
+) -> None:
+    """One worker or several, inline or with threads: the same answers, all stored."""
+    service = start_process(**layout)
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        for _ in range(5):
+            assert (await ask(websocket, predict_message()))["emotion_name"] == "happy"
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    assert len(stored(tmp_path / "process.db")) == 5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service import protocol
 from service.errors import InvalidRequest, Overloaded
-from service.protocol import FrameError, Predict, Prediction, Query, Timing, parse_frame
+from service.protocol import FrameError, Predict, PredictionReplies, Query, Timing, parse_frame
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
@@ -144,23 +144,16 @@ def _encodable(value: object) -> bool:
     return True
 
 
-def prediction(**changes: Any) -> Prediction:
-    fields: dict[str, Any] = {
-        "id": None,
-        "prediction_id": UUID("12345678-1234-5678-1234-567812345678"),
-        "labels": ("angry", "happy"),
-        "probabilities": [0.25, 0.75],
-        "best": 1,
-        "version_tag": "v1.0.0",
-        "timing": Timing(decode=0.1, queue=0.05, inference=0.3, total=0.45123, batch_size=2),
-        "timestamp": datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC),
-    }
-    return Prediction(**(fields | changes))
+STORED = UUID("12345678-1234-5678-1234-567812345678")
+REPLIES = PredictionReplies(
+    ("angry", "happy"), "v1.0.0", datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
+)
+TIMING = Timing(decode=0.1, queue=0.05, inference=0.3, total=0.45123, batch_size=2)
 
 
 def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
     """The reply's fields and their forms are the contract."""
-    assert orjson.loads(protocol.prediction_reply(prediction(id="a"), stored=True)) == {
+    assert orjson.loads(REPLIES.reply("a", STORED, [0.25, 0.75], TIMING)) == {
         "type": "prediction",
         "status": "success",
         "id": "a",
@@ -169,7 +162,7 @@ def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
         "model_version_tag": "v1.0.0",
         "processing_time_ms": 1,
         "timestamp": "2026-11-22T10:30:45.123456",
-        "prediction_id": "12345678-1234-5678-1234-567812345678",
+        "prediction_id": str(STORED),
         "probabilities": {"angry": 0.25, "happy": 0.75},
         "timing": {"decode": 0.1, "queue": 0.05, "inference": 0.3, "total": 0.451, "batch_size": 2},
     }
@@ -177,12 +170,12 @@ def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
 
 def test_a_prediction_that_was_not_stored_has_a_null_id() -> None:
     """No client holds an id that is not in the database."""
-    assert orjson.loads(protocol.prediction_reply(prediction(), stored=False))["prediction_id"] is None
+    assert orjson.loads(REPLIES.reply(None, None, [0.25, 0.75], TIMING))["prediction_id"] is None
 
 
 def test_a_reply_has_an_id_only_if_the_request_had_one() -> None:
     """v1 clients see no id they did not send."""
-    assert b'"id"' not in protocol.prediction_reply(prediction(), stored=True)
+    assert b'"id"' not in REPLIES.reply(None, STORED, [0.25, 0.75], TIMING)
     assert b'"id"' not in protocol.error_reply(InvalidRequest("no"), None)
 
 

@@ -36,7 +36,9 @@ async def run_example(running: Running, folder: Path, name: str, code: str, *com
 
 async def test_the_python_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
     """Copied from the README, it runs and recognises the face."""
-    assert "\nhappy 0." in await run_example(running, tmp_path, "predict.py", example("python"), sys.executable)
+    assert "\nhappy 0." in await run_example(
+        running, tmp_path, "predict.py", example("python"), sys.executable
+    )
 
 
 async def test_the_javascript_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:

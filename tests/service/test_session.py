@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
@@ -180,7 +180,7 @@ async def test_a_client_may_ask_for_more_than_may_be_in_flight(serve: Serve) -> 
 
 async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Serve) -> None:
     """Overload is an error reply that says when to try again."""
-    async with serve(max_waiting=1, executors=1, max_in_flight=500) as running, running.client() as websocket:
+    async with serve(max_waiting=1, max_in_flight=500) as running, running.client() as websocket:
         for number in range(200):
             await websocket.send(predict_message(id=number))
         replies = [await read(websocket) for _ in range(200)]
@@ -193,7 +193,7 @@ async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Se
 
 async def test_a_request_too_late_to_be_run_is_told_so(serve: Serve) -> None:
     """A deadline that passes in the queue costs no inference."""
-    async with serve(executors=1, max_batch=1, max_in_flight=500) as running, running.client() as websocket:
+    async with serve(max_batch=1, max_in_flight=500) as running, running.client() as websocket:
         for _ in range(100):
             await websocket.send(predict_message())
         await websocket.send(predict_message(deadline_ms=0.001, id="late"))
@@ -262,3 +262,41 @@ async def test_compression_is_not_negotiated(running: Running) -> None:
     async with connect(running.url, compression="deflate") as websocket:
         assert websocket.response is not None
         assert "Sec-WebSocket-Extensions" not in websocket.response.headers
+
+
+async def test_a_fragmented_message_is_put_together(running: Running) -> None:
+    """Text and binary messages may come in pieces, as RFC 6455 has it."""
+    message = predict_message(id="pieces")
+    async with running.client() as websocket:
+        await websocket.send(iter([message[:100], message[100:105], "", message[105:]]))
+        assert (await read(websocket))["id"] == "pieces"
+        await websocket.send(iter([FACE[:1000], FACE[1000:]]))
+        assert (await read(websocket))["emotion_name"] == "happy"
+
+
+async def test_replies_of_every_size_are_framed(serve: Serve) -> None:
+    """Below 126 bytes, below 64 KiB and beyond, a reply is one frame that a client can read."""
+    async with serve() as running, running.client() as websocket:
+        connection = next(iter(running.service._connections))
+        for size in (1, 125, 126, 65535, 65536, 200_000):
+            connection._write(b"x" * size)
+            async with asyncio.timeout(30):
+                assert len(await websocket.recv()) == size
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(serve: Serve) -> None:
+    """Its replies stop piling up; the others are served; once it reads, it gets everything in order."""
+    async with serve() as running, running.client() as other, connect(running.url, max_queue=1) as slow:
+        await read(slow)
+        count = 3000
+        sending = asyncio.create_task(_send_all(slow, ['{"command": "model_info", "id": 1}'] * count))
+        for _ in range(20):
+            assert (await ask(other, predict_message()))["status"] == "success"
+        for _ in range(count):
+            assert (await read(slow))["type"] == "model_info"
+        await sending
+
+
+async def _send_all(websocket: ClientConnection, messages: list[str]) -> None:
+    for message in messages:
+        await websocket.send(message)

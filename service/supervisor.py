@@ -1,0 +1,301 @@
+"""The supervisor: binds the port, starts the workers, replaces one that dies, and passes signals on.
+
+The sockets are bound here and inherited, one per worker (SO_REUSEPORT: the kernel spreads connections over them).
+The supervisor keeps each open, so that connections which arrive while a worker is being replaced wait for its
+successor instead of being refused. Where the kernel does not spread connections, the workers share one socket.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+from service import __version__
+from service.errors import StartupError
+from service.metrics import SharedCells
+from service.server import BACKLOG
+from service.settings import Settings
+from service.worker import EXIT_FAILED, EXIT_OK, READY, run_worker
+
+log = logging.getLogger(__name__)
+
+# A worker that dies is replaced at once; one that dies again within this time waits twice as long each time.
+_QUICK_DEATH_SECONDS = 5.0
+_FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
+
+# Beyond DRAIN_SECONDS, for closing connections and flushing the store.
+_GRACE_SECONDS = 15.0
+
+
+def bind(settings: Settings) -> list[list[socket.socket]]:
+    """The sockets of each worker, bound and not yet listening. Port 0 is one free port for all.
+
+    Raises:
+        StartupError: the address does not exist, is in use, or may not be used.
+    """
+    try:
+        addresses = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as exc:
+        raise StartupError(
+            f"HOST={settings.host} is not an address of this machine: {exc.strerror}"
+        ) from None
+    # Only Linux spreads connections over sockets that share a port; a second service must not share ours by accident,
+    # so the port is tried without sharing first.
+    spread = sys.platform == "linux" and settings.workers > 1
+    workers: list[list[socket.socket]] = [[] for _ in range(settings.workers)]
+    port = settings.port
+    try:
+        for family, kind, protocol, _, address in addresses:
+            target = (address[0], port, *address[2:])
+            with _bound(family, kind, protocol, target, reuse_port=False) as probe:
+                port = probe.getsockname()[1]
+            target = (address[0], port, *address[2:])
+            if spread:
+                for sockets in workers:
+                    sockets.append(_bound(family, kind, protocol, target, reuse_port=True))
+            else:
+                shared = _bound(family, kind, protocol, target, reuse_port=False)
+                for sockets in workers:
+                    sockets.append(shared)
+    except OSError as exc:
+        raise StartupError(
+            f"cannot listen on {settings.host}:{port}: {os.strerror(exc.errno or 0)}; set HOST or PORT"
+        ) from None
+    return workers
+
+
+def _bound(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse_port: bool
+) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there it would let two services share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        if not reuse_port:
+            sock.listen(BACKLOG)  # an address that is in use shows here, where SO_REUSEADDR hid it from bind
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A worker's place: its sockets stay, its process may be replaced."""
+
+    index: int
+    sockets: list[socket.socket]
+    process: BaseProcess | None = None
+    pipe: Pipe | None = None
+    ready: bool = False
+    started: float = 0.0
+    delay: float = 0.0
+    start_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs the workers until a signal or until they cannot start."""
+
+    settings: Settings
+    shared: SharedCells = field(init=False)
+    slots: list[_Slot] = field(init=False)
+    _context: BaseContext = field(init=False)
+    _announced: bool = False
+    _stops: int = 0
+
+    def __post_init__(self) -> None:
+        self.shared = SharedCells(self.settings.workers)
+        self.slots = [_Slot(index, sockets) for index, sockets in enumerate(bind(self.settings))]
+        # A forked worker shares what is imported with its siblings. Only Linux forks safely.
+        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. Returns the exit code.
+
+        Raises:
+            StartupError: a worker could not start, and none had before.
+        """
+        wake, wake_end = self._context.Pipe(duplex=False)
+
+        def on_signal(*_: object) -> None:
+            wake_end.send(None)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        gc.freeze()  # the collector would touch, and so copy, every page that a fork shares
+        try:
+            for slot in self.slots:
+                self._start(slot)
+            return self._watch(wake)
+        finally:
+            self._end_all()
+
+    def _start(self, slot: _Slot) -> None:
+        ours, theirs = self._context.Pipe(duplex=True)
+        slot.process = self._context.Process(  # type: ignore[attr-defined]
+            target=_worker_main,
+            args=(self.settings, slot.sockets, self.shared, slot.index, theirs, self._inherited(slot, ours)),
+            name=f"worker-{slot.index}",
+        )
+        assert slot.process is not None
+        slot.process.start()
+        theirs.close()
+        slot.pipe, slot.ready, slot.started = ours, False, time.monotonic()
+
+    def _inherited(self, slot: _Slot, ours: Pipe) -> list[Pipe | socket.socket]:
+        """What a forked worker has open and must close: the supervisor's pipes, and the other workers' sockets.
+
+        A pipe left open would hide the supervisor's end from its workers; a socket left open would go on taking
+        connections for a worker that has stopped.
+        """
+        if sys.platform != "linux":
+            return []
+        inherited: list[Pipe | socket.socket] = [ours]
+        for other in self.slots:
+            if other is not slot:
+                inherited += [sock for sock in other.sockets if sock not in slot.sockets]
+                inherited += [] if other.pipe is None else [other.pipe]
+        return inherited
+
+    def _watch(self, wake: Pipe) -> int:
+        """Wait for signals, for what workers say, and for their ends."""
+        deadline: float | None = None
+        exit_code = EXIT_OK
+        while True:
+            alive = [slot for slot in self.slots if slot.process is not None]
+            if self._stops and not alive:
+                return exit_code
+            objects: list[object] = [wake]
+            objects += [slot.process.sentinel for slot in alive if slot.process is not None]
+            objects += [slot.pipe for slot in alive if slot.pipe is not None and not slot.ready]
+            fired = wait(objects, self._timeout(deadline))  # type: ignore[arg-type]
+            if wake in fired:
+                wake.recv()
+                self._stops += 1
+                deadline = time.monotonic() + self.settings.drain_seconds + _GRACE_SECONDS
+                self._stop_all()
+            for slot in alive:
+                if slot.pipe in fired:
+                    self._hear(slot)
+            for slot in alive:
+                if slot.process is not None and slot.process.sentinel in fired:
+                    code = self._bury(slot)
+                    if self._stops and code != EXIT_OK:
+                        exit_code = EXIT_FAILED
+            if self._stops:
+                if deadline is not None and time.monotonic() > deadline:
+                    log.error("workers did not stop in time; they are killed")
+                    return EXIT_FAILED
+                continue
+            for slot in self.slots:
+                if slot.process is None and time.monotonic() >= slot.start_at:
+                    self._start(slot)
+
+    def _timeout(self, deadline: float | None) -> float | None:
+        """Seconds until something must be done without being told; None to sleep until then."""
+        moments = [slot.start_at for slot in self.slots if slot.process is None and not self._stops]
+        if deadline is not None:
+            moments.append(deadline)
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+    def _hear(self, slot: _Slot) -> None:
+        """Take a worker's word: that it is ready, or why it cannot start."""
+        assert slot.pipe is not None
+        try:
+            said = slot.pipe.recv()
+        except (EOFError, OSError):
+            return  # it died before it could say anything; its sentinel fires too
+        if isinstance(said, str):
+            if not self._announced:
+                raise StartupError(said)
+            log.error("worker %d cannot start: %s", slot.index, said)
+            return
+        assert said[0] == READY
+        slot.ready = True
+        if not self._announced and all(each.ready for each in self.slots):
+            self._announced = True
+            self._announce(said[1])
+
+    def _announce(self, version_tag: str) -> None:
+        host, port = self.slots[0].sockets[0].getsockname()[:2]
+        settings = self.settings
+        layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
+        if settings.executors:
+            layout += f" of {settings.executors} executor threads"
+        print(
+            f"VisionAI {__version__} is ready on ws://{f'[{host}]' if ':' in host else host}:{port} "
+            f"(model {version_tag}, {layout}, {settings.provider})",
+            flush=True,
+        )
+
+    def _bury(self, slot: _Slot) -> int:
+        """A worker has ended: forget it, and plan its successor. Returns its exit code."""
+        assert slot.process is not None
+        assert slot.pipe is not None
+        slot.process.join()
+        code = slot.process.exitcode or 0
+        slot.pipe.close()
+        slot.process.close()
+        slot.process = slot.pipe = None
+        if not self._stops:
+            if not self._announced and not slot.ready:
+                raise StartupError(
+                    f"a worker ended while it started, with exit code {code}; the log has the cause"
+                )
+            quick = time.monotonic() - slot.started < _QUICK_DEATH_SECONDS
+            slot.delay = min(_LAST_DELAY, max(_FIRST_DELAY, slot.delay * 2)) if quick else 0.0
+            slot.start_at = time.monotonic() + slot.delay
+            log.error("worker %d ended with exit code %d; it is replaced", slot.index, code)
+        slot.ready = False
+        return code
+
+    def _stop_all(self) -> None:
+        for slot in self.slots:
+            for sock in slot.sockets:
+                sock.close()  # or connections would wait in a backlog that no one accepts from
+            if slot.process is not None:
+                slot.process.terminate()
+
+    def _end_all(self) -> None:
+        """Leave no worker behind, whatever happened."""
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.join()
+            for sock in slot.sockets:
+                sock.close()
+
+
+def _worker_main(
+    settings: Settings,
+    sockets: list[socket.socket],
+    shared: SharedCells,
+    index: int,
+    pipe: Pipe,
+    inherited: list[Pipe | socket.socket],
+) -> None:
+    """A worker process' entry."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
+    for each in inherited:
+        each.close()
+    sys.exit(run_worker(settings, sockets, shared, index, pipe))

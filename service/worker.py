@@ -1,0 +1,122 @@
+"""One worker process: loads the model, opens the store, serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection as Pipe
+
+from service.emotions import DESCRIPTIONS
+from service.engine import Engine
+from service.errors import StartupError
+from service.metrics import Metrics, SharedCells
+from service.server import Service
+from service.settings import Settings, resolve_model
+from service.store import Store
+
+# What a worker tells its supervisor through the pipe, once.
+READY = "ready"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CANNOT_START = 2
+
+
+def configure_logging(level: str) -> None:
+    """Log to stderr. The libraries' chatter is left out."""
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # Alembic tells of each of its plugins; the store says itself what it migrated.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def open_store(settings: Settings, engine: Engine) -> Store:
+    """The database, migrated, with the rows that this model's predictions point to.
+
+    Raises:
+        StartupError: it cannot be used.
+    """
+    card = engine.card
+    return Store.open(
+        settings.database_url,
+        labels=card.labels,
+        version_tag=card.version_tag,
+        model_filename=card.path.name,
+        descriptions=DESCRIPTIONS["es"],
+    )
+
+
+def run_worker(
+    settings: Settings, sockets: Sequence[socket.socket], shared: SharedCells, index: int, pipe: Pipe
+) -> int:
+    """Serve these bound sockets. Returns the exit code.
+
+    Sends through `pipe` either `READY` and the model's version, or why it cannot start. Stops on SIGTERM, and when
+    the other end of the pipe is closed: the supervisor is gone then, however it ended.
+    """
+    # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on as SIGTERM; taken twice,
+    # it would count as the second signal, which hurries.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        engine = Engine(resolve_model(settings.model_path), settings.provider)
+        store = open_store(settings, engine)
+    except StartupError as exc:
+        pipe.send(str(exc))
+        return EXIT_CANNOT_START
+    try:
+        metrics = Metrics(engine.card.labels, shared, index)
+        return _runner()(_serve(settings, engine, store, metrics, sockets, pipe))
+    finally:
+        if lost := store.close(timeout=settings.drain_seconds):
+            print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
+
+
+def _runner() -> Callable[..., int]:
+    if sys.platform == "win32":
+        return asyncio.run
+    import uvloop
+
+    return uvloop.run
+
+
+async def _serve(
+    settings: Settings,
+    engine: Engine,
+    store: Store,
+    metrics: Metrics,
+    sockets: Sequence[socket.socket],
+    pipe: Pipe,
+) -> int:
+    loop = asyncio.get_running_loop()
+    service = Service(settings, engine, store, metrics)
+    stops = 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            service.stop()
+        else:
+            service.hurry()
+
+    def supervisor_gone() -> None:
+        loop.remove_reader(pipe.fileno())
+        service.stop()
+
+    if sys.platform == "win32":
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(stop))
+    else:
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_reader(pipe.fileno(), supervisor_gone)
+    async with service.running(sockets):
+        pipe.send((READY, engine.card.version_tag))
+        await service.wait_stopped()
+    if sys.platform != "win32":
+        # The loop's handler goes with the loop; another SIGTERM must not cut the flush of the store short.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    return EXIT_OK if service.failure is None else EXIT_FAILED
