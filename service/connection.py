@@ -22,9 +22,9 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 
 from service import protocol
-from service.errors import Overloaded, RequestError, ShuttingDown
+from service.errors import Overloaded, RequestError, ShuttingDown, Superseded
 from service.predictor import Request
-from service.protocol import FrameError, Predict, Query
+from service.protocol import Configure, FrameError, Options, Predict, Query
 
 _TEXT_FIN = 0x80 | Opcode.TEXT
 
@@ -40,11 +40,12 @@ class _Answered:
 class Backend:
     """What a connection needs of the service that it belongs to.
 
-    `submit` admits a request for prediction, or raises `Overloaded` or `ShuttingDown`; `answer` is the reply to a
-    query; `on_error` is told the code of each error that is replied from here.
+    `submit` admits a request for prediction, or raises `Overloaded` or `ShuttingDown`; `withdraw` takes one back that
+    still waits; `answer` is the reply to a query; `on_error` is told the code of each error that is replied from here.
     """
 
     submit: Callable[[Request], None]
+    withdraw: Callable[[Request], bool]
     answer: Callable[[Query], bytes]
     on_error: Callable[[str], None]
     max_in_flight: int
@@ -57,7 +58,12 @@ class Connection(ServerConnection):
         super().__init__(*args, **kwargs)
         self.address: str | None = None
         self._backend: Backend | None = None
+        self._options = Options()
+        # What is to be answered in order, and how many requests may be answered in any order.
         self._outstanding: deque[Request | _Answered] = deque()
+        self._unordered = 0
+        # The newest frame of a stream, which may wait still.
+        self._newest: Request | None = None
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | bytes] = deque()
         self._fragments: bytearray | None = None
@@ -123,22 +129,47 @@ class Connection(ServerConnection):
         except FrameError as exc:
             self._refuse(exc.error, exc.id)
         else:
-            if isinstance(parsed, Query):
-                self._reply(self._backend.answer(parsed))
-            else:
-                self._predict(parsed, received)
+            match parsed:
+                case Predict():
+                    self._predict(parsed, received)
+                case Query():
+                    self._reply(self._backend.answer(parsed))
+                case Configure():
+                    self._configure(parsed)
+
+    def _configure(self, configure: Configure) -> None:
+        try:
+            self._options = self._options.changed(configure.changes)
+        except RequestError as exc:
+            self._refuse(exc, configure.id)
+        else:
+            self._reply(protocol.configuration_reply(self._options, configure.id))
 
     def _predict(self, predict: Predict, received: float) -> None:
         assert self._backend is not None
-        deadline = None if predict.deadline_ms is None else received + predict.deadline_ms / 1000
+        options = self._options
+        deadline_ms = options.deadline_ms if predict.deadline_ms is None else predict.deadline_ms
+        deadline = None if deadline_ms is None else received + deadline_ms / 1000
         request = Request(self, predict.id, predict.image, received, deadline)
-        self._outstanding.append(request)
+        if options.ordered or predict.id is None:
+            self._outstanding.append(request)
+        else:
+            request.in_order = False
+            self._unordered += 1
+        if options.stream:
+            overtaken, self._newest = self._newest, request
+            if overtaken is not None and self._backend.withdraw(overtaken):
+                self._answer_here(overtaken, Superseded("a newer frame took this one's place"))
         try:
             self._backend.submit(request)
         except (Overloaded, ShuttingDown) as exc:
-            self._backend.on_error(exc.code)
-            request.fail(exc)
-            self._flush()
+            self._answer_here(request, exc)
+
+    def _answer_here(self, request: Request, error: RequestError) -> None:
+        assert self._backend is not None
+        self._backend.on_error(error.code)
+        request.fail(error)
+        self._send(request)
 
     def _refuse(self, error: RequestError, request_id: protocol.RequestId) -> None:
         assert self._backend is not None
@@ -147,17 +178,23 @@ class Connection(ServerConnection):
 
     # Replies
 
-    def settle(self) -> None:
-        """Send what is ready, up to the first reply that is not. Called when a request has been answered."""
-        self._flush()
+    def settle(self, request: Request) -> None:
+        """A request of this connection has been answered: send what that makes ready."""
+        self._send(request)
         if self._reading_paused:
             self._resume()
 
-    def _flush(self) -> None:
-        outstanding = self._outstanding
-        while outstanding and (reply := outstanding[0].reply) is not None:
-            outstanding.popleft()
-            self._write(reply)
+    def _send(self, request: Request) -> None:
+        """Send a reply: at once, or in its place, with those behind it that had waited for it."""
+        if request.in_order:
+            outstanding = self._outstanding
+            while outstanding and (reply := outstanding[0].reply) is not None:
+                outstanding.popleft()
+                self._write(reply)
+        else:
+            assert request.reply is not None
+            self._unordered -= 1
+            self._write(request.reply)
 
     def _reply(self, reply: bytes) -> None:
         if self._outstanding:
@@ -186,7 +223,7 @@ class Connection(ServerConnection):
 
     def _is_full(self) -> bool:
         assert self._backend is not None
-        return self.paused or len(self._outstanding) >= self._backend.max_in_flight
+        return self.paused or len(self._outstanding) + self._unordered >= self._backend.max_in_flight
 
     def _resume(self) -> None:
         """Go on with what had been read already, then with the network, as far as there is room."""

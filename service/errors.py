@@ -11,6 +11,7 @@
       ImageTooLarge                 refused by its header, before decoding
       Overloaded                    refused at the door; says when to try again
       DeadlineExceeded              its deadline passed while it waited; it was not run
+      Superseded                    a newer frame of the same stream took its place
       ShuttingDown
       Internal                      our fault; the log has the cause
 
@@ -87,6 +88,12 @@ class DeadlineExceeded(RequestError):
     code = "deadline_exceeded"
 
 
+class Superseded(RequestError):
+    """A newer frame of the same stream came in while this one waited."""
+
+    code = "superseded"
+
+
 class ShuttingDown(RequestError):
     """The service drains; another instance should be asked."""
 
@@ -110,6 +117,7 @@ ERROR_CODES: Final = tuple(
         ImageTooLarge,
         Overloaded,
         DeadlineExceeded,
+        Superseded,
         ShuttingDown,
         Internal,
     )

@@ -98,6 +98,10 @@ class InlineExecutor:
             self._scheduled = True
             self._loop.call_soon(self._work)
 
+    def withdraw(self, request: Request) -> bool:
+        """Take back a request, if it still waits; it is then the caller's to answer."""
+        return self._queue.withdraw(request)
+
     def discard(self, client: Client) -> int:
         """Drop what waits for a client that has gone."""
         return self._queue.discard(client)
@@ -185,6 +189,11 @@ class ThreadExecutors:
                 return
             self._idle -= 1
         self._tokens.put(None)
+
+    def withdraw(self, request: Request) -> bool:
+        """Take back a request, if it still waits; it is then the caller's to answer."""
+        with self._lock:
+            return self._queue.withdraw(request)
 
     def discard(self, client: Client) -> int:
         """Drop what waits for a client that has gone; what is being worked on is answered to no one."""

@@ -48,6 +48,8 @@ class Recorder(Protocol):
 class Request:
     """One prediction on its way through the service. Times are `time.perf_counter` seconds.
 
+    `in_order` is false if its reply may overtake others of its client.
+
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
     """
 
@@ -56,6 +58,7 @@ class Request:
     image: str | bytes
     received: float
     deadline: float | None = None
+    in_order: bool = True
     reply: bytes | None = None
     emotion: str | None = None
     timing: Timing | None = None

@@ -10,7 +10,7 @@ The base64 text of an image is kept as it came: it is decoded where the image is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -27,8 +27,12 @@ COMMANDS: Final = {
     "emotions": "List the emotions that can be recognised",
     "model_info": "Describe the model that is served",
     "health": "Tell whether the service is well",
+    "models": "List the model versions that can be served",
+    "ping": "Answer pong: for browsers, which cannot send WebSocket pings",
+    "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
 }
-QUERIES: Final = frozenset(COMMANDS) - {"predict"}
+QUERIES: Final = frozenset(COMMANDS) - {"predict", "configure"}
+SUBPROTOCOL: Final = "visionai.v2"
 
 # A request id comes back in the reply and is stored with the prediction: long ones would be free storage.
 MAX_ID_LENGTH: Final = 128
@@ -55,6 +59,45 @@ class Query:
     command: str
 
 
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """A request to change the connection's options; `changes` holds those of its fields that are options."""
+
+    id: RequestId
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a connection may set for itself with `configure`. The defaults are v1's behaviour.
+
+    ============ =======================================================================================
+    ordered      replies come in the order of the requests; false lets those with an id come as they finish
+    stream       for cameras: a frame that is overtaken by a newer one while it waits is `superseded`
+    deadline_ms  the deadline of requests that bring none of their own; null for none
+    ============ =======================================================================================
+    """
+
+    ordered: bool = True
+    stream: bool = False
+    deadline_ms: float | None = None
+
+    def changed(self, changes: Mapping[str, Any]) -> Options:
+        """These options with some replaced.
+
+        Raises:
+            InvalidRequest: a field is not an option, or its value is of the wrong type; names it.
+        """
+        for name, value in changes.items():
+            if name not in self.__slots__:
+                raise InvalidRequest(f"'{name[:40]}' cannot be configured; {', '.join(self.__slots__)} can")
+            if name != "deadline_ms" and not isinstance(value, bool):
+                raise InvalidRequest(f"'{name}' is true or false, not {_json_type(value)}")
+        if "deadline_ms" in changes:
+            changes = {**changes, "deadline_ms": _read_deadline(changes)}
+        return replace(self, **changes)
+
+
 class FrameError(Exception):
     """A frame that is not a valid request: the error to reply with, and the id to reply to."""
 
@@ -64,7 +107,7 @@ class FrameError(Exception):
         self.id = request_id
 
 
-def parse_frame(frame: str | bytes) -> Predict | Query:
+def parse_frame(frame: str | bytes) -> Predict | Query | Configure:
     """Read one frame: str for a text frame, bytes for a binary one.
 
     Raises:
@@ -95,13 +138,15 @@ def _load(text: str | bytes) -> dict[str, Any]:
     return message
 
 
-def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Predict | Query:
+def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Predict | Query | Configure:
     request_id = _read_id(message)
     try:
         command = message.get("command", "predict")
         if command == "predict":
             image = attached_image if attached_image is not None else _read_image(message)
             return Predict(request_id, image, _read_deadline(message))
+        if command == "configure":
+            return Configure(request_id, {k: v for k, v in message.items() if k not in ("command", "id")})
         # A list or an object is no command either, and is not hashable.
         if isinstance(command, str) and command in QUERIES:
             return Query(request_id, command)
@@ -139,7 +184,7 @@ def _read_image(message: dict[str, Any]) -> str:
     return image
 
 
-def _read_deadline(message: dict[str, Any]) -> float | None:
+def _read_deadline(message: Mapping[str, Any]) -> float | None:
     value = message.get("deadline_ms")
     if value is None:
         return None
@@ -264,6 +309,21 @@ def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
 def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
     """The reply to `model_info`."""
     return _success({"type": "model_info", "info": info}, request_id)
+
+
+def configuration_reply(options: Options, request_id: RequestId) -> bytes:
+    """The reply to `configure`: the options that are in force from the next request on."""
+    return _success({"type": "configuration", "configuration": asdict(options)}, request_id)
+
+
+def pong_reply(now: datetime, request_id: RequestId) -> bytes:
+    """The reply to `ping`."""
+    return _success({"type": "pong", "timestamp": naive_utc(now)}, request_id)
+
+
+def models_reply(models: Sequence[Mapping[str, Any]], request_id: RequestId) -> bytes:
+    """The reply to `models`."""
+    return _success({"type": "models", "models": models}, request_id)
 
 
 def health_reply(

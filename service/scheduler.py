@@ -51,8 +51,8 @@ class Batch(Generic[R]):
 class MicroBatchQueue(Generic[R]):
     """Holds admitted requests until an executor takes them.
 
-    Every admitted request leaves exactly once: in a batch's `requests` or `expired`, or through `discard` or
-    `drain`. Not thread-safe: the caller holds a lock.
+    Every admitted request leaves exactly once: in a batch's `requests` or `expired`, or through `withdraw`,
+    `discard` or `drain`. Not thread-safe: the caller holds a lock.
 
     Args:
         capacity: requests that may wait; one more is refused.
@@ -105,6 +105,18 @@ class MicroBatchQueue(Generic[R]):
                 requests.append(request)
         self._size -= len(requests) + len(expired)
         return Batch(requests, expired)
+
+    def withdraw(self, request: R) -> bool:
+        """Take out one request, if it still waits."""
+        queue = self._queues.get(request.client)
+        if queue is None or request not in queue:
+            return False
+        queue.remove(request)
+        self._size -= 1
+        if not queue:
+            del self._queues[request.client]
+            self._turns.remove(request.client)
+        return True
 
     def discard(self, client: Hashable) -> int:
         """Forget the requests of a client that has gone. Returns how many there were."""

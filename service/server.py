@@ -17,6 +17,7 @@ from typing import Any
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
+from websockets.typing import Subprotocol
 
 from service import __version__, http, protocol
 from service.connection import Backend, Connection
@@ -85,6 +86,7 @@ class Service:
         )
         self._backend = Backend(
             submit=self._submit,
+            withdraw=self._withdraw,
             answer=self._answer,
             on_error=metrics.failed,
             max_in_flight=settings.max_in_flight,
@@ -119,6 +121,7 @@ class Service:
             max_size=self._settings.max_message_bytes,
             backlog=BACKLOG,
             create_connection=Connection,
+            select_subprotocol=_select_subprotocol,
             logger=_connection_log(),
         )
 
@@ -209,11 +212,18 @@ class Service:
             self._inline.submit(request)
         self._in_flight += 1
 
+    def _withdraw(self, request: Request) -> bool:
+        inline = self._inline
+        withdrawn = (inline is not None and inline.withdraw(request)) or self._threads.withdraw(request)
+        if withdrawn:
+            self._left(1)
+        return withdrawn
+
     def _deliver(self, requests: list[Request]) -> None:
         for request in requests:
             connection = request.client
             assert isinstance(connection, Connection)
-            connection.settle()
+            connection.settle(request)
         self._metrics.answered(requests)
         self._left(len(requests))
 
@@ -248,6 +258,10 @@ class Service:
                 return protocol.emotions_reply(self._emotions, query.id)
             case "model_info":
                 return protocol.model_info_reply(self._model_info(), query.id)
+            case "models":
+                return protocol.models_reply([self._model_summary()], query.id)
+            case "ping":
+                return protocol.pong_reply(datetime.now(UTC), query.id)
             case _:
                 return self._health(query)
 
@@ -271,6 +285,15 @@ class Service:
             query.id,
         )
 
+    def _model_summary(self) -> dict[str, Any]:
+        card = self._engine.card
+        return {
+            "version_tag": card.version_tag,
+            "active": True,
+            "precision": card.precision,
+            "labels": card.labels,
+        }
+
     def _model_info(self) -> dict[str, Any]:
         card = self._engine.card
         shape = card.shape
@@ -293,6 +316,12 @@ class Service:
             "executors": self._settings.executors,
             "max_batch": self._settings.max_batch,
         }
+
+
+def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours where it is asked for; none otherwise, and never a refusal: v1 clients offer none."""
+    ours = Subprotocol(protocol.SUBPROTOCOL)
+    return ours if ours in offered else None
 
 
 def _resident_bytes() -> float:

@@ -76,6 +76,18 @@ def test_what_a_gone_client_left_is_forgotten() -> None:
     assert [request.client for request in queue.take(8, now=0).requests] == ["here"]
 
 
+def test_a_request_can_be_withdrawn_while_it_waits() -> None:
+    """It is gone from the queue, the others keep their places, and a second try finds nothing."""
+    first, second, other = Waiting("a", 1), Waiting("a", 2), Waiting("b")
+    queue = filled(first, second, other)
+    assert queue.withdraw(first)
+    assert not queue.withdraw(first)
+    assert queue.withdraw(other)
+    assert len(queue) == 1
+    assert queue.take(8, now=0).requests == [second]
+    assert not queue.withdraw(second)
+
+
 def test_draining_empties_the_queue() -> None:
     """At shutdown every waiting request is accounted for."""
     requests = [Waiting("a"), Waiting("b"), Waiting("a")]

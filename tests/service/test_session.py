@@ -10,6 +10,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
@@ -300,3 +301,97 @@ async def test_a_client_that_does_not_read_is_not_read_from(serve: Serve) -> Non
 async def _send_all(websocket: ClientConnection, messages: list[str]) -> None:
     for message in messages:
         await websocket.send(message)
+
+
+async def test_configure_replies_with_all_options(running: Running) -> None:
+    """A change is confirmed together with what was left as it is, and holds for this connection only."""
+    async with running.client() as websocket, running.client() as other:
+        reply = await ask(websocket, '{"command": "configure", "id": "c", "ordered": false}')
+        assert reply["type"] == "configuration"
+        assert reply["status"] == "success"
+        assert reply["id"] == "c"
+        assert reply["configuration"] == {"ordered": False, "stream": False, "deadline_ms": None}
+        reply = await ask(websocket, '{"command": "configure", "deadline_ms": 250}')
+        assert reply["configuration"] == {"ordered": False, "stream": False, "deadline_ms": 250.0}
+        reply = await ask(other, '{"command": "configure"}')
+        assert reply["configuration"] == {"ordered": True, "stream": False, "deadline_ms": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("colour", '"red"'), ("ordered", '"no"'), ("stream", "1"), ("deadline_ms", "-5")]
+)
+async def test_a_wrong_option_is_named_and_changes_nothing(running: Running, field: str, value: str) -> None:
+    """An unknown field, or a value of the wrong type, leaves the configuration as it was."""
+    async with running.client() as websocket:
+        reply = await ask(websocket, f'{{"command": "configure", "stream": true, "{field}": {value}}}')
+        assert reply["code"] == "invalid_request"
+        assert f"'{field}'" in reply["message"]
+        assert (await ask(websocket, '{"command": "configure"}'))["configuration"]["stream"] is False
+
+
+async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
+    """With ids and ordered off, a query does not wait for predictions, and each request is answered once."""
+    async with serve(max_batch=1) as running, running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
+        for number in range(20):
+            await websocket.send(predict_message(id=number))
+        await websocket.send('{"command": "ping", "id": "ping"}')
+        replies = [await read(websocket) for _ in range(21)]
+        assert sorted(str(reply["id"]) for reply in replies) == sorted([*map(str, range(20)), "ping"])
+        assert replies[-1]["id"] != "ping"
+
+
+async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
+    """Without ids a client can only tell replies by their order."""
+    async with running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
+        for number in range(10):
+            await websocket.send(predict_message(b"broken") if number % 2 else predict_message())
+        types = [(await read(websocket))["type"] for _ in range(10)]
+        assert types == ["prediction", "error"] * 5
+
+
+async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
+    """Each frame gets exactly one reply, in order: a prediction, or `superseded`; the last one is predicted."""
+    async with serve(max_batch=1) as running, running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "stream": true}')
+        for number in range(200):
+            await websocket.send(predict_message(id=number))
+        replies = [await read(websocket) for _ in range(200)]
+        assert [reply["id"] for reply in replies] == list(range(200))
+        assert replies[-1]["type"] == "prediction"
+        overtaken = [reply for reply in replies if reply["type"] == "error"]
+        assert overtaken
+        assert {reply["code"] for reply in overtaken} == {"superseded"}
+        assert (await ask(websocket, '{"command": "health"}'))["status"] == "healthy"
+
+
+async def test_a_stream_does_not_supersede_another_clients_frames(running: Running) -> None:
+    """Newest wins among the frames of one connection only."""
+    async with running.client() as first, running.client() as second:
+        for websocket in (first, second):
+            await ask(websocket, '{"command": "configure", "stream": true}')
+        await first.send(predict_message())
+        await second.send(predict_message())
+        assert (await read(first))["type"] == (await read(second))["type"] == "prediction"
+
+
+async def test_ping_and_models(running: Running) -> None:
+    """Browsers can measure a round trip, and see which version is served."""
+    async with running.client() as websocket:
+        reply = await ask(websocket, '{"command": "ping", "id": 1}')
+        assert (reply["type"], reply["status"], reply["id"]) == ("pong", "success", 1)
+        reply = await ask(websocket, '{"command": "models"}')
+        tag = (await ask(websocket, predict_message()))["model_version_tag"]
+        assert [(model["version_tag"], model["active"]) for model in reply["models"]] == [(tag, True)]
+
+
+async def test_the_subprotocol_is_echoed_only_where_it_is_offered(running: Running) -> None:
+    """A v2 client sees that it speaks to a v2 server; others are served without one."""
+    async with connect(
+        running.url, subprotocols=[Subprotocol("other"), Subprotocol("visionai.v2")]
+    ) as websocket:
+        assert websocket.subprotocol == "visionai.v2"
+    async with connect(running.url, subprotocols=[Subprotocol("other")]) as websocket:
+        assert websocket.subprotocol is None
+        assert (await read(websocket))["type"] == "welcome"
