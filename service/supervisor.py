@@ -7,6 +7,7 @@ successor instead of being refused. Where the kernel does not spread connections
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import multiprocessing
@@ -26,13 +27,16 @@ from service.errors import StartupError
 from service.metrics import SharedCells
 from service.server import BACKLOG
 from service.settings import Settings
-from service.worker import EXIT_FAILED, EXIT_OK, READY, run_worker
+from service.worker import EXIT_FAILED, EXIT_OK, READY, STOP, run_worker
 
 log = logging.getLogger(__name__)
 
 # A worker that dies is replaced at once; one that dies again within this time waits twice as long each time.
 _QUICK_DEATH_SECONDS = 5.0
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
+
+# Windows does not wake a wait for a signal: Ctrl-C is seen after this time at most.
+_WINDOWS_SIGNAL_SECONDS = 0.5
 
 # Beyond DRAIN_SECONDS, for closing connections and flushing the store.
 _GRACE_SECONDS = 15.0
@@ -215,6 +219,8 @@ class Supervisor:
         moments = [slot.start_at for slot in self.slots if slot.process is None and not self._stops]
         if deadline is not None:
             moments.append(deadline)
+        if sys.platform == "win32":
+            moments.append(time.monotonic() + _WINDOWS_SIGNAL_SECONDS)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _hear(self, slot: _Slot) -> None:
@@ -272,8 +278,10 @@ class Supervisor:
         for slot in self.slots:
             for sock in slot.sockets:
                 sock.close()  # or connections would wait in a backlog that no one accepts from
-            if slot.process is not None:
-                slot.process.terminate()
+            if slot.pipe is not None:
+                # A worker that has just died does not hear; its sentinel says so.
+                with contextlib.suppress(OSError):
+                    slot.pipe.send(STOP)
 
     def _end_all(self) -> None:
         """Leave no worker behind, whatever happened."""

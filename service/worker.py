@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection as Pipe
 
@@ -18,8 +20,9 @@ from service.server import Service
 from service.settings import Settings, resolve_model
 from service.store import Store
 
-# What a worker tells its supervisor through the pipe, once.
+# What a worker tells its supervisor through the pipe, once, and what it is told.
 READY = "ready"
+STOP = "stop"
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -56,11 +59,11 @@ def run_worker(
 ) -> int:
     """Serve these bound sockets. Returns the exit code.
 
-    Sends through `pipe` either `READY` and the model's version, or why it cannot start. Stops on SIGTERM, and when
-    the other end of the pipe is closed: the supervisor is gone then, however it ended.
+    Sends through `pipe` either `READY` and the model's version, or why it cannot start. Stops when it is told so
+    through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on SIGTERM.
+    What comes second hurries.
     """
-    # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on as SIGTERM; taken twice,
-    # it would count as the second signal, which hurries.
+    # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         engine = Engine(resolve_model(settings.model_path), settings.provider)
@@ -104,19 +107,34 @@ async def _serve(
         else:
             service.hurry()
 
-    def supervisor_gone() -> None:
-        loop.remove_reader(pipe.fileno())
-        service.stop()
+    def hear() -> None:
+        try:
+            pipe.recv()
+        except (EOFError, OSError):
+            loop.remove_reader(pipe.fileno())
+        stop()
 
     if sys.platform == "win32":
-        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(stop))
+        # Its event loop watches no pipes; a thread that waits on this one ends with the process.
+        threading.Thread(target=_hear_in_thread, args=(pipe, loop, stop), daemon=True).start()
     else:
         loop.add_signal_handler(signal.SIGTERM, stop)
-        loop.add_reader(pipe.fileno(), supervisor_gone)
+        loop.add_reader(pipe.fileno(), hear)
     async with service.running(sockets):
+        gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
         pipe.send((READY, engine.card.version_tag))
         await service.wait_stopped()
     if sys.platform != "win32":
         # The loop's handler goes with the loop; another SIGTERM must not cut the flush of the store short.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     return EXIT_OK if service.failure is None else EXIT_FAILED
+
+
+def _hear_in_thread(pipe: Pipe, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    while True:
+        try:
+            pipe.recv()
+        except (EOFError, OSError):
+            loop.call_soon_threadsafe(stop)
+            return
+        loop.call_soon_threadsafe(stop)
