@@ -52,8 +52,9 @@ def _start(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
 
-    from service.settings import load_settings, resolve_model
-    from service.worker import configure_logging, open_store
+    from service.modelfile import resolve_model
+    from service.settings import load_settings
+    from service.worker import configure_logging, load_engine, open_store
 
     settings = load_settings()
     if arguments.host is not None:
@@ -62,9 +63,7 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = replace(settings, port=arguments.port)
     configure_logging(settings.log_level)
     if arguments.migrate_only:
-        from service.engine import Engine
-
-        open_store(settings, Engine(resolve_model(settings.model_path), settings.provider)).close(timeout=0)
+        open_store(settings, load_engine(settings)).close(timeout=0)
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     from service.supervisor import Supervisor

@@ -10,19 +10,20 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import StartupError
 from service.images.decode import InputShape
+from service.modelfile import read_model
+from service.settings import Provider
 
 # ONNX Runtime's Linux wheels can send telemetry; this must be said before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
-Provider = Literal["cpu", "cuda"]
 _PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _METADATA_SCHEMA = "1"
@@ -58,7 +59,8 @@ class Engine:
             never a silent fall back to the CPU.
 
     Raises:
-        StartupError: the file is missing, unreadable or not made by the conversion step, or the provider is missing.
+        StartupError: the file is missing, unreadable, not what its manifest says or not made by the conversion
+            step, or the provider is missing.
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu") -> None:
@@ -75,8 +77,9 @@ class Engine:
         # The layout optimisation is worth 3x on convolutions; never load with less.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        model = read_model(path)
         try:
-            self._session = ort.InferenceSession(os.fspath(path), options, providers=[name])
+            self._session = ort.InferenceSession(model, options, providers=[name])
         except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
             raise StartupError(f"{path} cannot be loaded: {_first_line(exc)}") from exc
         if self._session.get_providers()[0] != name:

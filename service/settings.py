@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from environs import Env, EnvError, validate
 
 from service.cpus import available_cpus
 from service.emotions import Language
-from service.engine import Provider
 from service.errors import StartupError
+
+Provider = Literal["cpu", "cuda"]
 
 DEFAULT_MODEL = Path("models/build/emotion.onnx")
 DEFAULT_DATABASE = "sqlite:///visionai.db"
@@ -111,27 +112,3 @@ def _layout(provider: Provider) -> tuple[int, int]:
     if provider != "cpu" or sys.platform == "win32":
         return 1, cpus
     return cpus, 0
-
-
-def resolve_model(model_path: Path) -> Path:
-    """The ONNX file to serve: `model_path` itself, or what a Keras file was converted to.
-
-    A converted file is looked for beside the Keras file and in models/build/, under the same name.
-
-    Raises:
-        StartupError: there is none; says how to make it.
-    """
-    if model_path.suffix == ".onnx":
-        if model_path.is_file():
-            return model_path
-        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check MODEL_PATH"
-        raise StartupError(f"the model {model_path} does not exist: {hint}")
-    beside = model_path.with_suffix(".onnx")
-    built = DEFAULT_MODEL.parent / beside.name
-    for candidate in (beside, built):
-        if candidate.is_file():
-            return candidate
-    raise StartupError(
-        f"MODEL_PATH={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
-        f"build it with `python -m conversion {model_path} -o {built}`"
-    )

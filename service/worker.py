@@ -16,8 +16,9 @@ from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import StartupError
 from service.metrics import Metrics, SharedCells
+from service.modelfile import check_source, resolve_model
 from service.server import Service
-from service.settings import Settings, resolve_model
+from service.settings import Settings
 from service.store import Store
 
 # What a worker tells its supervisor through the pipe, once, and what it is told.
@@ -36,6 +37,17 @@ def configure_logging(level: str) -> None:
     )
     # Alembic tells of each of its plugins; the store says itself what it migrated.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The model that MODEL_PATH means.
+
+    Raises:
+        StartupError: there is none that may be served.
+    """
+    engine = Engine(resolve_model(settings.model_path), settings.provider)
+    check_source(settings.model_path, engine.card.path, engine.card.source_sha256)
+    return engine
 
 
 def open_store(settings: Settings, engine: Engine) -> Store:
@@ -66,7 +78,7 @@ def run_worker(
     # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        engine = Engine(resolve_model(settings.model_path), settings.provider)
+        engine = load_engine(settings)
         store = open_store(settings, engine)
     except StartupError as exc:
         pipe.send(str(exc))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartupError
-from service.settings import Settings, load_settings, resolve_model
+from service.settings import Settings, load_settings
 
 NAMES = [name.upper() for name in Settings.__dataclass_fields__]
 
@@ -66,33 +66,6 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=name):
         load_settings()
-
-
-def test_a_keras_path_means_its_converted_file(tmp_path: Path) -> None:
-    """The ONNX file is found beside the Keras file, or where the conversion step puts it."""
-    keras = tmp_path / "models" / "net.keras"
-    built = tmp_path / "models" / "build" / "net.onnx"
-    built.parent.mkdir(parents=True)
-    built.touch()
-    relative = Path("models/net.keras")
-    assert resolve_model(relative) == Path("models/build/net.onnx")
-    keras.with_suffix(".onnx").touch()
-    assert resolve_model(relative) == Path("models/net.onnx")
-
-
-@pytest.mark.parametrize(
-    ("path", "hint"),
-    [
-        ("models/build/emotion.onnx", "make convert"),
-        ("elsewhere/net.onnx", "MODEL_PATH"),
-        ("models/net.keras", "python -m conversion models/net.keras -o models/build/net.onnx"),
-        ("models/net.h5", "python -m conversion models/net.h5 -o models/build/net.onnx"),
-    ],
-)
-def test_a_missing_model_is_told_with_how_to_make_it(path: str, hint: str) -> None:
-    """The message is what to type."""
-    with pytest.raises(StartupError, match=hint):
-        resolve_model(Path(path))
 
 
 @pytest.mark.parametrize(("provider", "expected"), [("cpu", (4, 0)), ("cuda", (1, 4))])

@@ -1,0 +1,86 @@
+"""From MODEL_PATH to the bytes of a model that may be served: found, and what its manifest says it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from service.errors import StartupError
+from service.settings import DEFAULT_MODEL
+
+log = logging.getLogger(__name__)
+
+
+def resolve_model(model_path: Path) -> Path:
+    """The ONNX file to serve: `model_path` itself, or what a Keras file was converted to.
+
+    A converted file is looked for beside the Keras file and in models/build/, under the same name.
+
+    Raises:
+        StartupError: there is none; says how to make it.
+    """
+    if model_path.suffix == ".onnx":
+        if model_path.is_file():
+            return model_path
+        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check MODEL_PATH"
+        raise StartupError(f"the model {model_path} does not exist: {hint}")
+    beside = model_path.with_suffix(".onnx")
+    built = DEFAULT_MODEL.parent / beside.name
+    for candidate in (beside, built):
+        if candidate.is_file():
+            return candidate
+    raise StartupError(
+        f"MODEL_PATH={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
+        f"build it with `{_conversion(model_path, built)}`"
+    )
+
+
+def read_model(onnx: Path) -> bytes:
+    """The file's bytes, checked against the manifest that the conversion step put beside it.
+
+    What is checked is what is returned, so that the file cannot change in between. A model without a manifest is
+    served, with a warning: nothing says that it is wrong.
+
+    Raises:
+        StartupError: the file cannot be read, or is not what its manifest says.
+    """
+    try:
+        model = onnx.read_bytes()
+    except OSError as exc:
+        raise StartupError(f"{onnx} cannot be read: {exc.strerror}") from None
+    manifest = onnx.with_name(onnx.name + ".manifest.json")
+    try:
+        expected = json.loads(manifest.read_bytes())["model_sha256"]
+    except FileNotFoundError:
+        log.warning("%s has no manifest beside it: it is served unchecked", onnx)
+        return model
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise StartupError(f"{manifest} is not a manifest ({exc!r}); convert the model again") from None
+    found = hashlib.sha256(model).hexdigest()
+    if found != expected:
+        raise StartupError(
+            f"{onnx} is not the file that its manifest describes: its sha256 is {found[:12]}..., not "
+            f"{str(expected)[:12]}...; convert the model again"
+        )
+    return model
+
+
+def check_source(model_path: Path, onnx: Path, source_sha256: str) -> None:
+    """Where MODEL_PATH names a Keras file that is there, the ONNX file must have been made from it as it is now.
+
+    Raises:
+        StartupError: it was made from another; says how to make it again.
+    """
+    if model_path.suffix == ".onnx" or not model_path.is_file():
+        return
+    if hashlib.sha256(model_path.read_bytes()).hexdigest() != source_sha256:
+        raise StartupError(
+            f"{onnx} was not converted from {model_path} as it is now: "
+            f"build it again with `{_conversion(model_path, onnx)}`"
+        )
+
+
+def _conversion(source: Path, onnx: Path) -> str:
+    return f"python -m conversion {source} -o {onnx}"
