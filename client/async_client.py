@@ -30,6 +30,9 @@ from client.retry import Retry
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 
+# Whose answer depends on the user; other commands would take the token for an unknown field.
+_USERS_OWN = frozenset({"history", "stats"})
+
 ImageSource = bytes | str | os.PathLike[str]
 """The bytes of an image file, or the path of one."""
 
@@ -247,8 +250,8 @@ class AsyncClient:
         Raises:
             VisionAIError: see `client.errors`.
         """
-        if self._token is not None:
-            fields.setdefault("token", self._token)
+        if self._token is not None and command in _USERS_OWN:
+            fields = {"token": self._token, **fields}
         return await self._ask(Request(command, fields))
 
     async def _ask(

@@ -9,7 +9,10 @@ import typer
 from client.cli.exit_codes import HELP, exit_code_of
 from client.cli.predict import predict
 from client.cli.queries import emotions, health, model_info
+from client.cli.records import history, stats
 from client.cli.serve import serve
+from client.cli.top import top
+from client.cli.watch import watch
 from client.errors import VisionAIError
 
 app = typer.Typer(
@@ -23,6 +26,10 @@ app.command()(predict)
 app.command()(emotions)
 app.command()(model_info)
 app.command()(health)
+app.command()(stats)
+app.command()(history)
+app.command()(watch)
+app.command()(top)
 app.command(context_settings={"allow_extra_args": True})(serve)
 
 

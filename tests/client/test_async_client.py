@@ -392,6 +392,15 @@ async def test_the_token_goes_with_the_handshake_and_the_request(peer: Peer) -> 
     assert peer.predictions_received[0].message["token"] == "secret"
 
 
+async def test_the_token_goes_only_where_it_matters(peer: Peer) -> None:
+    """History is the user's own; configure would take the token for an unknown option."""
+    async with connect(peer, token="secret") as client:
+        await client.history()
+        await client.configure(detect="never")
+    tokens = {request.message["command"]: request.message.get("token") for request in peer.received}
+    assert tokens == {"configure": None, "history": "secret"}
+
+
 async def test_options_of_a_prediction_are_sent_only_when_given(peer: Peer) -> None:
     """Defaults are the server's business."""
     async with connect(peer) as client:

@@ -1,0 +1,110 @@
+"""`visionai stats` and `visionai history`: what the server has stored."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from typing import Annotated
+
+import typer
+from rich.bar import Bar
+from rich.console import Console
+from rich.text import Text
+
+from client.async_client import AsyncClient
+from client.cli import options
+from client.cli.output import Format, percent
+from client.cli.queries import ask, plain_table, print_json
+from client.cli.rows import write_rows
+from client.results import Stats, StoredPrediction
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_PAGE = 200
+"""Rows asked for at once."""
+
+
+def seconds_of(duration: str) -> float:
+    """``90s``, ``30m``, ``1h`` or ``7d`` in seconds; a bare number is seconds.
+
+    Raises:
+        typer.BadParameter: anything else, or nothing at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", duration)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"{duration!r} is not a duration such as 90s, 30m, 1h or 7d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def stats(
+    window: Annotated[
+        str, typer.Option("--window", help="How far back: 90s, 30m, 1h, 7d.", metavar="DURATION")
+    ] = "1h",
+    as_json: options.Json = False,
+    url: options.Url = options.URL,
+    token: options.Token = None,
+    timeout: options.Timeout = options.TIMEOUT,
+) -> None:
+    """Count the predictions of the last hour by emotion, with mean confidence and latency."""
+    seconds = seconds_of(window)
+
+    async def question(client: AsyncClient) -> Stats:
+        return await client.stats(window_s=seconds)
+
+    found = ask(options.client_for(url, token, timeout), question)
+    if as_json:
+        print_json({key: value for key, value in found.raw.items() if key not in ("id", "type", "status")})
+        return
+    console = Console()
+    table = plain_table("Emotion", "Count", "Share", "", "Confidence")
+    for name, entry in sorted(found.emotions.items(), key=lambda item: -item[1].count):
+        share = entry.count / found.count if found.count else 0.0
+        confidence = percent(entry.mean_confidence) if entry.mean_confidence is not None else ""
+        table.add_row(name, str(entry.count), percent(share), Bar(1, 0, share, width=24), confidence)
+    console.print(table)
+    latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())
+    console.print(
+        Text(f"{found.count} predictions in the last {window}" + (f"; latency {latency}" if latency else ""))
+    )
+
+
+def history(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, latest first.")] = 20,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", help="Table for people, the others for programs.")
+    ] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    url: options.Url = options.URL,
+    token: options.Token = None,
+    timeout: options.Timeout = options.TIMEOUT,
+) -> None:
+    """Show the latest stored predictions: this user's, where the server knows users."""
+    rows = asyncio.run(_rows(options.client_for(url, token, timeout), limit))
+    chosen = Format.JSON if as_json else format
+    if chosen is Format.TABLE:
+        table = plain_table("Time", "Emotion", "Confidence", "Model", "Prediction")
+        for row in rows:
+            table.add_row(
+                row.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+                row.emotion_name,
+                percent(row.confidence),
+                row.model_version_tag or "",
+                str(row.prediction_id or ""),
+            )
+        Console().print(table)
+    else:
+        write_rows(chosen, sys.stdout, [dict(row.raw) for row in rows])
+
+
+async def _rows(client: AsyncClient, limit: int) -> list[StoredPrediction]:
+    rows: list[StoredPrediction] = []
+    cursor: str | None = None
+    async with client:
+        while len(rows) < limit:
+            page = await client.history(limit=min(limit - len(rows), _PAGE), cursor=cursor)
+            rows.extend(page.predictions)
+            cursor = page.next
+            if cursor is None:
+                break
+    return rows

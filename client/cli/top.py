@@ -1,0 +1,170 @@
+"""`visionai top`: a server's rate, latency, queue and batches, live in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import time
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Annotated
+from urllib.parse import urljoin, urlsplit
+
+import orjson
+import typer
+from rich.bar import Bar
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from client.async_client import AsyncClient
+from client.cli import options
+from client.cli.metrics import STAGES, Interval, Reading, between
+from client.cli.output import percent
+from client.errors import CannotConnect, ProtocolViolation, Unauthorized
+from client.results import Stats
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_HISTORY = 60
+_STATS_WINDOW_S = 3600.0
+
+
+def top(
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, help="Seconds between readings.", metavar="SECONDS")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="One reading, then end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each reading.")] = False,
+    url: options.Url = options.URL,
+    token: options.Token = None,
+    timeout: options.Timeout = options.TIMEOUT,
+) -> None:
+    """Watch a server: rate, latency by stage, queue, batch sizes, memory and CPU. Ctrl-C ends it.
+
+    Reads /metrics on the server's port, and asks it for its statistics where it keeps any.
+    """
+    asyncio.run(_top(options.client_for(url, token, timeout), interval, once, as_json, token))
+
+
+async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, token: str | None) -> None:
+    address = metrics_address(client.url)
+    rates: deque[float] = deque(maxlen=_HISTORY)
+    console = Console()
+    async with client:
+        has_stats = "stats" in (await client.connect()).commands
+        before, taken = await _read(address, token)
+        # The whole screen while it is watched; a single reading stays in the terminal.
+        with (
+            Live(console=console, auto_refresh=False, screen=console.is_terminal)
+            if not (once or as_json)
+            else nullcontext() as live
+        ):
+            while True:
+                await asyncio.sleep(interval)
+                after, now = await _read(address, token)
+                current = between(before, after, now - taken)
+                before, taken = after, now
+                rates.append(current.rate)
+                stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
+                if as_json:
+                    print(orjson.dumps(asdict(current)).decode(), flush=True)
+                elif live is None:
+                    console.print(dashboard(client.url, current, rates, stats))
+                else:
+                    live.update(dashboard(client.url, current, rates, stats), refresh=True)
+                if once:
+                    return
+
+
+def metrics_address(url: str) -> str:
+    """Where the metrics are: beside the WebSocket's path, on the same port."""
+    parts = urlsplit(url)
+    scheme = "https" if parts.scheme == "wss" else "http"
+    return urljoin(f"{scheme}://{parts.netloc}{parts.path or '/'}", "metrics")
+
+
+async def _read(address: str, token: str | None) -> tuple[Reading, float]:
+    """A reading, and when it was taken on the monotonic clock.
+
+    Raises:
+        CannotConnect, Unauthorized, ProtocolViolation: there are no metrics at the address.
+    """
+    status, body = await asyncio.to_thread(_get, address, token)
+    taken = time.monotonic()
+    if status in (401, 403):
+        raise Unauthorized(f"{address} asks for a token, or refuses this one (HTTP {status})")
+    if status != 200:
+        raise CannotConnect(f"{address} has no metrics (HTTP {status})")
+    try:
+        return Reading.parse(body.decode()), taken
+    except ValueError as error:
+        raise ProtocolViolation(f"{address} does not answer with Prometheus metrics: {error}") from None
+
+
+def _get(address: str, token: str | None) -> tuple[int, bytes]:
+    parts = urlsplit(address)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=10)
+    try:
+        connection.request("GET", parts.path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CannotConnect(f"{address} does not answer: {error}") from None
+    finally:
+        connection.close()
+
+
+def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | None) -> Group:
+    """What the terminal shows."""
+    head = Table.grid(padding=(0, 3))
+    cells = [
+        ("predictions/s", f"{now.rate:.0f}"),
+        ("clients", _number(now.clients)),
+        ("queue", _number(now.queue_depth)),
+        ("batch size", f"{now.batch_size:.1f}" if now.batch_size is not None else "-"),
+        ("to store", _number(now.store_pending)),
+        ("memory", f"{now.memory_bytes / 2**20:.0f} MB" if now.memory_bytes is not None else "-"),
+        ("CPU", percent(now.cpu_share) if now.cpu_share is not None else "-"),
+    ]
+    head.add_row(*(Text(name, style="dim") for name, _ in cells))
+    head.add_row(*(Text(value, style="bold") for _, value in cells))
+
+    latency = Table(box=None, pad_edge=False, header_style="dim")
+    latency.add_column("latency in ms")
+    for quantile in ("p50", "p90", "p99"):
+        latency.add_column(quantile, justify="right")
+    for stage in STAGES:
+        values = now.stages.get(stage)
+        latency.add_row(stage, *(f"{values[q]:.2f}" if values else "-" for q in ("p50", "p90", "p99")))
+
+    parts: list[Text | Table] = [Text(url, style="bold"), head, Text(f"rate  {sparkline(rates)}"), latency]
+    if now.predictions:
+        emotions = Table.grid(padding=(0, 2))
+        total = sum(now.predictions.values())
+        for name, count in sorted(now.predictions.items(), key=lambda item: -item[1]):
+            emotions.add_row(name, Bar(1, 0, count / total, width=30), percent(count / total))
+        parts.append(emotions)
+    if now.errors:
+        errors = ", ".join(
+            f"{code} {count / now.seconds:.1f}/s" for code, count in sorted(now.errors.items())
+        )
+        parts.append(Text(f"errors  {errors}", style="red"))
+    if stats is not None:
+        mean = (
+            f", mean confidence {percent(stats.mean_confidence)}" if stats.mean_confidence is not None else ""
+        )
+        parts.append(Text(f"last hour  {stats.count} predictions{mean}"))
+    return Group(*parts)
+
+
+def sparkline(values: deque[float]) -> str:
+    """The values as bars of eight heights; the highest is the largest value."""
+    peak = max(values, default=0.0)
+    return "".join(_SPARKS[round(value / peak * 7) if peak else 0] for value in values)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.0f}" if value is not None else "-"

@@ -1,0 +1,161 @@
+"""stats, history, top, watch and --annotate as processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from client.cli.exit_codes import ExitCode
+from tests.client.harness import FACE, ServiceProcess, VisionAI
+from tests.client.peer import V1_COMMANDS, Peer
+
+
+async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> None:
+    """Counts by emotion with their share, and the server's percentiles."""
+    done = await visionai("stats", "--window", "30m", "--url", peer.url)
+    assert done.code == 0, done.err
+    happy = next(line for line in done.out.splitlines() if line.startswith("happy"))
+    assert happy.split()[1:4] == ["3", "75.0", "%"]
+    assert "4 predictions in the last 30m; latency p50 1.20 ms, p99 3.40 ms" in done.out
+    assert peer.received[-1].message["window_s"] == 1800
+    document = json.loads((await visionai("stats", "--json", "--url", peer.url)).out)
+    assert (document["count"], document["window_s"]) == (4, 3600)
+
+
+@pytest.mark.parametrize("window", ["soon", "0h", "-1h", "1w"])
+async def test_a_window_is_a_duration(visionai: VisionAI, window: str) -> None:
+    """Anything but a duration above zero is a usage error."""
+    done = await visionai("stats", f"--window={window}")
+    assert (done.code, "is not a duration" in done.err) == (ExitCode.USAGE, True)
+
+
+async def test_history_pages_until_it_has_enough(peer: Peer, visionai: VisionAI) -> None:
+    """--limit may be more than there is; CSV has the server's fields as columns."""
+    done = await visionai("history", "--limit", "3", "-f", "csv", "--url", peer.url)
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert [row["emotion_name"] for row in rows] == ["happy", "sad", "happy"]
+    everything = await visionai("history", "--limit", "500", "--json", "--url", peer.url)
+    assert len(json.loads(everything.out)) == 5
+    table = await visionai("history", "--url", peer.url)
+    assert len(table.out.splitlines()) == 6
+
+
+async def test_an_old_server_has_no_history(visionai: VisionAI) -> None:
+    """The message names the command and what the server has instead."""
+    async with Peer(1, V1_COMMANDS).running() as peer:
+        done = await visionai("history", "--url", peer.url)
+    assert done.code == ExitCode.SERVER_ERROR
+    assert "has no command 'history'; it has emotions, health, model_info, predict" in done.err
+
+
+async def test_top_reads_the_servers_metrics(peer: Peer, visionai: VisionAI) -> None:
+    """One reading shows clients, queue and the statistics; as JSON it has the same figures."""
+    done = await visionai("top", "--once", "--interval", "0.1", "--url", peer.url)
+    assert done.code == 0, done.err
+    assert "predictions/s" in done.out
+    assert "last hour  4 predictions, mean confidence 80.0 %" in done.out
+    document = json.loads(
+        (await visionai("top", "--once", "--json", "--interval", "0.1", "--url", peer.url)).out
+    )
+    assert (document["clients"], document["queue_depth"], document["rate"]) == (2, 5, 0)
+
+
+async def test_top_on_the_real_service(service: ServiceProcess, visionai: VisionAI) -> None:
+    """The service's own metrics have the names that the dashboard looks for."""
+    done = await visionai("top", "--once", "--json", "--interval", "0.1", "--url", service.url)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["clients"] == 1
+    assert None not in (document["queue_depth"], document["store_pending"], document["memory_bytes"])
+    assert document["cpu_share"] is not None
+
+
+async def test_top_of_a_server_without_metrics(visionai: VisionAI, tmp_path: Path) -> None:
+    """A server that refuses /metrics is named with the HTTP status."""
+    async with Peer(metrics=None).running() as peer:
+        done = await visionai("top", "--once", "--url", peer.url)
+    assert done.code == ExitCode.CANNOT_CONNECT
+    assert "has no metrics (HTTP 404)" in done.err
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Half a second of a face."""
+    face = cv2.imread(str(FACE))
+    assert face is not None
+    path = tmp_path / "face.avi"
+    height, width = face.shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (width, height))
+    for _ in range(10):
+        writer.write(face)
+    writer.release()
+    return path
+
+
+async def test_watch_plays_a_video_to_its_end(
+    service: ServiceProcess, visionai: VisionAI, video: Path
+) -> None:
+    """Every frame is answered or overtaken, the emotion is shown, and the end of the video is the end."""
+    done = await visionai("watch", "--camera", video, "--json", "--url", service.url)
+    assert done.code == 0, done.err
+    replies = [json.loads(line) for line in done.out.splitlines()]
+    assert replies
+    assert {reply["emotion_name"] for reply in replies} == {"happy"}
+    assert f"{len(replies)} answered" in done.err
+    assert "0 failed" in done.err
+
+
+async def test_watch_shows_the_emotions(service: ServiceProcess, visionai: VisionAI, video: Path) -> None:
+    """For people: the emotion with its probabilities."""
+    done = await visionai("watch", "--camera", video, "--url", service.url)
+    assert done.code == 0, done.err
+    assert "happy" in done.out
+    assert "surprise" in done.out
+
+
+@pytest.mark.parametrize("camera", ["nowhere.mp4", "notes.txt", "99"])
+async def test_watch_without_a_camera_is_a_usage_error(
+    visionai: VisionAI, tmp_path: Path, unused_url: str, camera: str
+) -> None:
+    """A file that is missing or no video, and a camera that is not there, are told before anything is sent."""
+    (tmp_path / "notes.txt").write_text("no video")
+    done = await visionai("watch", "--camera", camera, "--url", unused_url)
+    assert done.code == ExitCode.USAGE
+    assert "Error" in done.err
+
+
+async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_path: Path) -> None:
+    """The copy differs from the photo at the face's box, and only around it."""
+    photo = np.full((400, 300, 3), 90, np.uint8)
+    (tmp_path / "photo.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes())
+    async with Peer(fixed_faces=[(100, 150, 80, 120)]).running() as peer:
+        done = await visionai("predict", "photo.png", "--annotate", "out", "--url", peer.url)
+    assert done.code == 0, done.err
+    copy = cv2.imread(str(tmp_path / "out" / "photo.png"))
+    assert copy is not None
+    changed = (copy != photo).any(axis=2)
+    assert changed[150, 100:180].all()
+    assert changed[150:270, 100].all()
+    assert not changed[160:260, 110:170].any()
+    assert not changed[300:].any()
+    assert changed[:150].any()  # the label is above the box
+
+
+async def test_annotated_copies_never_overwrite(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """Images of the same name get numbers, and the folder of the images themselves is refused."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "face.jpg").write_bytes(FACE.read_bytes())
+    done = await visionai("predict", "one", "two", "--annotate", "out", "--url", service.url)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face-2.jpg", "face.jpg"]
+    refused = await visionai("predict", "one", "--annotate", "one", "--url", service.url)
+    assert refused.code == ExitCode.USAGE
+    assert (tmp_path / "one" / "face.jpg").read_bytes() == FACE.read_bytes()

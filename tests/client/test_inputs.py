@@ -1,0 +1,78 @@
+"""From arguments to images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.cli.inputs import Image, InputError, collect
+
+
+def names(*arguments: str, folders: tuple[Path, ...] = (), recursive: bool = False) -> list[str]:
+    """The names of the images that the arguments stand for."""
+    return [image.name for image in collect(arguments, folders, recursive=recursive, read_stdin=lambda: b"")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images, one with brackets in its name, and one in a subfolder."""
+    (tmp_path / "deep").mkdir()
+    for name in ("b.png", "a[1].jpg", "deep/c.webp", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def test_a_file_is_taken_as_it_is(folder: Path) -> None:
+    """Any file that is named is sent, whatever its suffix, and also when it does not exist."""
+    assert names(str(folder / "notes.txt"), "missing.jpg") == [str(folder / "notes.txt"), "missing.jpg"]
+
+
+def test_a_name_with_brackets_is_a_file_first(folder: Path) -> None:
+    """A file that exists is never read as a pattern."""
+    assert names(str(folder / "a[1].jpg")) == [str(folder / "a[1].jpg")]
+
+
+def test_a_pattern_is_expanded_in_order(folder: Path) -> None:
+    """Patterns give images only, sorted; ** goes into subfolders."""
+    assert names(str(folder / "*")) == [str(folder / "a[1].jpg"), str(folder / "b.png")]
+    assert names(str(folder / "**" / "*.webp")) == [str(folder / "deep" / "c.webp")]
+
+
+def test_folders_give_their_images(folder: Path) -> None:
+    """A folder, as an argument or as an option, with subfolders only when asked."""
+    assert names(str(folder)) == names(folders=(folder,)) == [str(folder / "a[1].jpg"), str(folder / "b.png")]
+    assert str(folder / "deep" / "c.webp") in names(str(folder), recursive=True)
+
+
+def test_a_file_url_is_a_path(folder: Path) -> None:
+    """Escapes in a file: URL are undone."""
+    assert names((folder / "a[1].jpg").as_uri()) == [str(folder / "a[1].jpg")]
+
+
+def test_stdin_is_read(folder: Path) -> None:
+    """- is what standard input holds."""
+    found = collect(["-"], [], recursive=False, read_stdin=lambda: b"bytes")
+    assert found == [Image("-", b"bytes")]
+
+
+@pytest.mark.parametrize(
+    "argument", ["*.jpg", "ftp://host/a.jpg", "file://elsewhere/a.jpg", "https://example.com/a.jpg"]
+)
+def test_what_names_no_image_is_an_error(
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern without a match and a URL that is no local file are usage errors."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no image matches|only file:///"):
+        names(argument)
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    """A folder without images, and one that does not exist, are usage errors."""
+    with pytest.raises(InputError, match="no images"):
+        names(str(tmp_path))
+    with pytest.raises(InputError, match="not a folder"):
+        names(folders=(tmp_path / "none",))
+    with pytest.raises(InputError, match="at least one"):
+        names()
