@@ -22,7 +22,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 
 from service import protocol
-from service.errors import Overloaded, RequestError, ShuttingDown, Superseded
+from service.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown, Superseded
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
 
@@ -40,7 +40,8 @@ class _Answered:
 class Backend:
     """What a connection needs of the service that it belongs to.
 
-    `submit` admits a request for prediction, or raises `Overloaded` or `ShuttingDown`; `withdraw` takes one back that
+    `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or
+    `ShuttingDown`; `withdraw` takes one back that
     still waits; `answer` is the reply to a query; `on_error` is told the code of each error that is replied from here.
     """
 
@@ -150,7 +151,7 @@ class Connection(ServerConnection):
         options = self._options
         deadline_ms = options.deadline_ms if predict.deadline_ms is None else predict.deadline_ms
         deadline = None if deadline_ms is None else received + deadline_ms / 1000
-        request = Request(self, predict.id, predict.image, received, deadline)
+        request = Request(self, predict.id, predict.image, received, deadline, predict.priority)
         if options.ordered or predict.id is None:
             self._outstanding.append(request)
         else:
@@ -162,7 +163,7 @@ class Connection(ServerConnection):
                 self._answer_here(overtaken, Superseded("a newer frame took this one's place"))
         try:
             self._backend.submit(request)
-        except (Overloaded, ShuttingDown) as exc:
+        except (Overloaded, DeadlineExceeded, ShuttingDown) as exc:
             self._answer_here(request, exc)
 
     def _answer_here(self, request: Request, error: RequestError) -> None:

@@ -7,6 +7,7 @@ there by the conversion step. Nothing about a particular model is written down i
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ import onnxruntime as ort
 _PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _METADATA_SCHEMA = "1"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Engine:
         # The layout optimisation is worth 3x on convolutions; never load with less.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        model = read_model(path)
+        model, checked = read_model(path)
         try:
             self._session = ort.InferenceSession(model, options, providers=[name])
         except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
@@ -86,6 +89,8 @@ class Engine:
             raise StartupError(f"PROVIDER={provider}: {name} could not be loaded (is its driver installed?)")
         self.provider = name
         self.card = _read_card(path, self._session)
+        if not checked:
+            log.warning("%s has no manifest beside it: it is served unchecked", path)
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities of a batch: uint8 [n, height, width, channels] in, float32 [n, labels] out."""

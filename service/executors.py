@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 from service.errors import DeadlineExceeded, RequestError, ShuttingDown
 from service.predictor import Client, Predictor, Request
-from service.scheduler import MicroBatchQueue, share
+from service.scheduler import CostModel, MicroBatchQueue, share
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +35,12 @@ _STOPPING = "the service is shutting down"
 _LATE = "the deadline passed before the image could be looked at"
 
 
-class CostAverage:
-    """Seconds that a request costs an executor, as an exponential average; what a wait is predicted from."""
-
-    _WEIGHT = 0.1
-
-    def __init__(self) -> None:
-        self.seconds = 0.001
-
-    def add(self, seconds: float, requests: int) -> None:
-        """Take in how long a batch took."""
-        self.seconds += self._WEIGHT * (seconds / requests - self.seconds)
-
-    def retry_after_ms(self, waiting: int, executors: int) -> int:
-        """When the requests that wait now will have been worked off, in whole milliseconds from 1."""
-        return max(1, round(waiting * self.seconds / executors * 1000))
+def _observe(cost: CostModel, requests: list[Request]) -> None:
+    """Teach the cost model what a batch took: each its own decoding, and its share of the run."""
+    for request in requests:
+        if request.timing is not None:
+            timing = request.timing
+            cost.observe(request.size, (timing.decode + timing.inference / timing.batch_size) / 1000)
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
@@ -65,13 +56,15 @@ class InlineExecutor:
     else had arrived, so that requests which came together are worked on together, at the price of no wait.
     """
 
-    def __init__(self, predictor: Predictor, *, max_batch: int, capacity: int, deliver: Deliver) -> None:
+    def __init__(
+        self, predictor: Predictor, *, max_batch: int, capacity: int, max_wait: float, deliver: Deliver
+    ) -> None:
         self._predictor = predictor
         self._deliver = deliver
         self._max_batch = max_batch
         self._buffer = predictor.make_buffer(max_batch)
-        self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity)
-        self._cost = CostAverage()
+        self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait)
+        self._cost = CostModel()
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._stopping = False
@@ -88,12 +81,14 @@ class InlineExecutor:
         """Admit a request.
 
         Raises:
-            Overloaded: too many are waiting.
+            Overloaded: too many are waiting, or for too long.
+            DeadlineExceeded: it could not be done in time.
             ShuttingDown: `stop` was called.
         """
         if self._stopping:
             raise ShuttingDown(_STOPPING)
-        self._queue.admit(request, self._cost.retry_after_ms(len(self._queue), 1))
+        request.cost = self._cost.predict(request.size)
+        self._queue.admit(request, request.received)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -113,11 +108,10 @@ class InlineExecutor:
             self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
 
     def _work(self) -> None:
-        begun = time.perf_counter()
-        batch = self._queue.take(self._max_batch, begun)
+        batch = self._queue.take(self._max_batch, time.perf_counter())
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
-            self._cost.add(time.perf_counter() - begun, len(batch.requests))
+            _observe(self._cost, batch.requests)
         # Scheduled again before replies are delivered: the network is looked at in between.
         self._scheduled = bool(self._queue)
         if self._scheduled:
@@ -141,6 +135,7 @@ class ThreadExecutors:
         count: int,
         max_batch: int,
         capacity: int,
+        max_wait: float,
         deliver: Deliver,
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -148,11 +143,11 @@ class ThreadExecutors:
         self._max_batch = max_batch
         self._deliver = deliver
         self._on_failure = on_failure
-        self._cost = CostAverage()
+        self._cost = CostModel()
         self._loop = asyncio.get_running_loop()
-        # `_lock` guards the queue, the idle count and the stopping flag.
+        # `_lock` guards the queue, the cost model, the idle count and the stopping flag.
         self._lock = threading.Lock()
-        self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity)
+        self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait, count)
         self._idle = 0
         self._stopping = False
         self._tokens: SimpleQueue[None] = SimpleQueue()
@@ -178,13 +173,15 @@ class ThreadExecutors:
         """Admit a request, and wake an executor if one is idle.
 
         Raises:
-            Overloaded: too many are waiting.
+            Overloaded: too many are waiting, or for too long.
+            DeadlineExceeded: it could not be done in time.
             ShuttingDown: `stop` was called.
         """
         with self._lock:
             if self._stopping:
                 raise ShuttingDown(_STOPPING)
-            self._queue.admit(request, self._cost.retry_after_ms(len(self._queue), len(self._threads)))
+            request.cost = self._cost.predict(request.size)
+            self._queue.admit(request, request.received)
             if not self._idle:
                 return
             self._idle -= 1
@@ -220,10 +217,10 @@ class ThreadExecutors:
         try:
             while (batch := self._take()) is not None:
                 requests, expired = batch
-                begun = time.perf_counter()
                 if requests:
                     self._predictor.serve(requests, buffer)
-                    self._cost.add(time.perf_counter() - begun, len(requests))
+                    with self._lock:
+                        _observe(self._cost, requests)
                 self._hand_over(requests + _refuse(expired, DeadlineExceeded(_LATE)))
         except BaseException as exc:
             # Nothing above is expected to raise. If it does, this thread is gone, and requests that wait for

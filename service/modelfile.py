@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from service.errors import StartupError
 from service.settings import DEFAULT_MODEL
-
-log = logging.getLogger(__name__)
 
 
 def resolve_model(model_path: Path) -> Path:
@@ -37,11 +34,11 @@ def resolve_model(model_path: Path) -> Path:
     )
 
 
-def read_model(onnx: Path) -> bytes:
-    """The file's bytes, checked against the manifest that the conversion step put beside it.
+def read_model(onnx: Path) -> tuple[bytes, bool]:
+    """The file's bytes, and whether they were checked against the manifest that the conversion step put beside it.
 
-    What is checked is what is returned, so that the file cannot change in between. A model without a manifest is
-    served, with a warning: nothing says that it is wrong.
+    What is checked is what is returned, so that the file cannot change in between. A model without a manifest cannot
+    be checked; nothing says that it is wrong.
 
     Raises:
         StartupError: the file cannot be read, or is not what its manifest says.
@@ -54,8 +51,7 @@ def read_model(onnx: Path) -> bytes:
     try:
         expected = json.loads(manifest.read_bytes())["model_sha256"]
     except FileNotFoundError:
-        log.warning("%s has no manifest beside it: it is served unchecked", onnx)
-        return model
+        return model, False
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise StartupError(f"{manifest} is not a manifest ({exc!r}); convert the model again") from None
     found = hashlib.sha256(model).hexdigest()
@@ -64,7 +60,7 @@ def read_model(onnx: Path) -> bytes:
             f"{onnx} is not the file that its manifest describes: its sha256 is {found[:12]}..., not "
             f"{str(expected)[:12]}...; convert the model again"
         )
-    return model
+    return model, True
 
 
 def check_source(model_path: Path, onnx: Path, source_sha256: str) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
@@ -26,6 +26,7 @@ from service.engine import Engine
 from service.errors import Internal, RequestError
 from service.images.decode import ImageDecoder
 from service.protocol import RequestId, Timing
+from service.scheduler import NORMAL
 from service.store.records import PredictionRecord
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,10 @@ class Request:
     image: str | bytes
     received: float
     deadline: float | None = None
+    priority: int = NORMAL
     in_order: bool = True
+    size: int = field(init=False)
+    cost: float = 0.0
     reply: bytes | None = None
     emotion: str | None = None
     timing: Timing | None = None
@@ -66,6 +70,9 @@ class Request:
     error: str | None = None
     started: float = 0.0
     decoded: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.size = len(self.image)
 
     def fail(self, error: RequestError) -> None:
         """Answer with an error. The first answer stands."""

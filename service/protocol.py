@@ -19,6 +19,7 @@ import orjson
 
 from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
+from service.scheduler import HIGH, LOW, NORMAL
 
 RequestId = str | int | None
 
@@ -32,6 +33,7 @@ COMMANDS: Final = {
     "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
 }
 QUERIES: Final = frozenset(COMMANDS) - {"predict", "configure"}
+PRIORITIES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
 SUBPROTOCOL: Final = "visionai.v2"
 
 # A request id comes back in the reply and is stored with the prediction: long ones would be free storage.
@@ -49,6 +51,7 @@ class Predict:
     id: RequestId
     image: str | bytes
     deadline_ms: float | None = None
+    priority: int = NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Pred
         command = message.get("command", "predict")
         if command == "predict":
             image = attached_image if attached_image is not None else _read_image(message)
-            return Predict(request_id, image, _read_deadline(message))
+            return Predict(request_id, image, _read_deadline(message), _read_priority(message))
         if command == "configure":
             return Configure(request_id, {k: v for k, v in message.items() if k not in ("command", "id")})
         # A list or an object is no command either, and is not hashable.
@@ -191,6 +194,14 @@ def _read_deadline(message: Mapping[str, Any]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidRequest("'deadline_ms' is a number of milliseconds above 0")
     return float(value)
+
+
+def _read_priority(message: Mapping[str, Any]) -> int:
+    value = message.get("priority", "normal")
+    try:
+        return PRIORITIES[value]
+    except (KeyError, TypeError):  # TypeError: a list or an object is not hashable
+        raise InvalidRequest(f"'priority' is one of {', '.join(PRIORITIES)}") from None
 
 
 def _json_type(value: object) -> str:

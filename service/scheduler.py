@@ -4,10 +4,13 @@ Executors pull. A batch is made when an executor is free and asks for one (`Micr
 arrived by then: an idle service adds no wait, and a busy one batches by itself, because requests pile up while
 its executors work. There is no timer and no maximum wait.
 
-Requests wait in a queue per client, and batches are filled from the clients in turn, so that one that
-pipelines a thousand requests delays another's single one by at most one place in the round.
+Who is next: the highest priority first, but for one place in `_LOW_SHARE`, which goes to the lowest, so that it is
+never starved. Within a priority clients take turns by deficit round robin (Shreedhar and Varghese 1995): a client
+may take as much predicted work per round as any other, so neither one that pipelines a thousand requests nor one
+that sends huge images delays another's small single one by more than a round.
 
-Time is whatever the caller's clock says, in seconds; the queue only compares it.
+Who is admitted: a request whose predicted wait is within bounds and within its deadline. Times are whatever the
+caller's clock says, in seconds; the queue only compares them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,16 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import Overloaded
+from service.errors import DeadlineExceeded, Overloaded
+
+HIGH, NORMAL, LOW = 1, 0, -1
+
+# One request in so many is taken from the lowest priority that waits.
+_LOW_SHARE = 8
+
+# Predicted work, in seconds, that a client may take per round: about that of one small image, so that clients which
+# send these alternate one by one.
+_QUANTUM = 0.0005
 
 
 class Waiting(Protocol):
@@ -33,8 +45,48 @@ class Waiting(Protocol):
         """The clock's time after which it must not be run."""
         ...
 
+    @property
+    def priority(self) -> int:
+        """`HIGH`, `NORMAL` or `LOW`."""
+        ...
+
+    @property
+    def cost(self) -> float:
+        """The work that it is predicted to take, in seconds of one executor."""
+        ...
+
 
 R = TypeVar("R", bound=Waiting)
+
+
+class CostModel:
+    """Predicts the seconds of one executor that a request takes from its size in bytes, by what it saw so far.
+
+    Sizes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted as the
+    nearest one that was.
+    """
+
+    _WEIGHT = 0.1
+    _FIRST_GUESS = 0.001
+
+    def __init__(self) -> None:
+        self._averages: dict[int, float] = {}
+
+    def predict(self, size: int) -> float:
+        """Seconds for a request of this size."""
+        averages, magnitude = self._averages, size.bit_length()
+        known = averages.get(magnitude)
+        if known is not None:
+            return known
+        if not averages:
+            return self._FIRST_GUESS
+        return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Take in what a request of this size took."""
+        magnitude = size.bit_length()
+        known = self._averages.get(magnitude, seconds)
+        self._averages[magnitude] = known + self._WEIGHT * (seconds - known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +100,52 @@ class Batch(Generic[R]):
         return bool(self.requests or self.expired)
 
 
+class _Level(Generic[R]):
+    """The waiting requests of one priority: a queue per client, served by deficit round robin."""
+
+    def __init__(self) -> None:
+        # Each client with waiting requests is in `turns` exactly once, and has a non-empty queue.
+        self.turns: deque[Hashable] = deque()
+        self.queues: dict[Hashable, deque[R]] = {}
+        self._deficits: dict[Hashable, float] = {}
+
+    def append(self, request: R) -> None:
+        queue = self.queues.get(request.client)
+        if queue is None:
+            queue = self.queues[request.client] = deque()
+            self.turns.append(request.client)
+            self._deficits[request.client] = 0.0
+        queue.append(request)
+
+    def pop(self) -> R:
+        """The next request. There must be one."""
+        turns = self.turns
+        while True:
+            client = turns[0]
+            queue = self.queues[client]
+            cost = queue[0].cost
+            if len(turns) > 1:
+                # A client alone owes nothing to others, and the rounds until it may go are not spun through.
+                if self._deficits[client] < cost:
+                    self._deficits[client] += _QUANTUM
+                if self._deficits[client] < cost:
+                    turns.rotate(-1)
+                    continue
+                self._deficits[client] -= cost
+            request = queue.popleft()
+            if not queue:
+                self.forget(client)
+            elif len(turns) > 1 and self._deficits[client] < queue[0].cost:
+                turns.rotate(-1)
+            return request
+
+    def forget(self, client: Hashable) -> deque[R]:
+        """Take out a client with what it has waiting. Its deficit goes too: idleness earns no credit."""
+        self.turns.remove(client)
+        del self._deficits[client]
+        return self.queues.pop(client)
+
+
 class MicroBatchQueue(Generic[R]):
     """Holds admitted requests until an executor takes them.
 
@@ -56,84 +154,107 @@ class MicroBatchQueue(Generic[R]):
 
     Args:
         capacity: requests that may wait; one more is refused.
+        max_wait: seconds of predicted wait; a request that would wait longer is refused.
+        executors: how many work off the queue at the same time.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, max_wait: float, executors: int = 1) -> None:
+        self._capacity = capacity
+        self._max_wait = max_wait
+        self._executors = executors
         self._size = 0
-        # Each client with waiting requests is in `_turns` exactly once, and has a non-empty queue.
-        self._turns: deque[Hashable] = deque()
-        self._queues: dict[Hashable, deque[R]] = {}
+        self._work = 0.0
+        self._levels: dict[int, _Level[R]] = {priority: _Level() for priority in (HIGH, NORMAL, LOW)}
+        self._taken = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def admit(self, request: R, retry_after_ms: int) -> None:
+    def predicted_wait(self) -> float:
+        """Seconds until what waits now has been worked off."""
+        return self._work / self._executors
+
+    def admit(self, request: R, now: float) -> None:
         """Let a request wait for its turn.
 
         Raises:
-            Overloaded: the queue is full; `retry_after_ms` is passed on to the client.
+            Overloaded: the queue is full, or the wait would be too long; says when there will be room.
+            DeadlineExceeded: it would not be done before its deadline.
         """
-        if self._size >= self.capacity:
+        wait = self.predicted_wait()
+        if self._size >= self._capacity or wait > self._max_wait:
+            # By then half of what waits will be gone: room for more than the first that comes back.
+            retry_after_ms = max(1, round(wait / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
-        queue = self._queues.get(request.client)
-        if queue is None:
-            queue = self._queues[request.client] = deque()
-            self._turns.append(request.client)
-        queue.append(request)
+        # A high priority overtakes what waits; how far is not predicted, so it is given the benefit of the doubt.
+        if (
+            request.deadline is not None
+            and request.priority != HIGH
+            and now + wait + request.cost > request.deadline
+        ):
+            raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
+        self._levels[request.priority].append(request)
         self._size += 1
+        self._work += request.cost
 
     def take(self, limit: int, now: float) -> Batch[R]:
-        """Take up to `limit` requests to run, one per client and turn, oldest first within a client.
+        """Take up to `limit` requests to run.
 
         Requests whose deadline is before `now` are taken out too, beside the limit: they cost nothing to run.
         """
         requests: list[R] = []
         expired: list[R] = []
-        turns, queues = self._turns, self._queues
-        while turns and len(requests) < limit:
-            client = turns.popleft()
-            queue = queues[client]
-            request = queue.popleft()
-            if queue:
-                turns.append(client)
-            else:
-                del queues[client]
+        while self._size and len(requests) < limit:
+            request = self._next_level().pop()
+            self._left(request)
             if request.deadline is not None and request.deadline < now:
                 expired.append(request)
             else:
                 requests.append(request)
-        self._size -= len(requests) + len(expired)
         return Batch(requests, expired)
 
     def withdraw(self, request: R) -> bool:
         """Take out one request, if it still waits."""
-        queue = self._queues.get(request.client)
+        level = self._levels[request.priority]
+        queue = level.queues.get(request.client)
         if queue is None or request not in queue:
             return False
         queue.remove(request)
-        self._size -= 1
         if not queue:
-            del self._queues[request.client]
-            self._turns.remove(request.client)
+            level.forget(request.client)
+        self._left(request)
         return True
 
     def discard(self, client: Hashable) -> int:
         """Forget the requests of a client that has gone. Returns how many there were."""
-        queue = self._queues.pop(client, None)
-        if queue is None:
-            return 0
-        self._turns.remove(client)
-        self._size -= len(queue)
-        return len(queue)
+        count = 0
+        for level in self._levels.values():
+            if client in level.queues:
+                for request in level.forget(client):
+                    self._left(request)
+                    count += 1
+        return count
 
     def drain(self) -> list[R]:
         """Take everything out, in no particular order of clients."""
-        left = [request for queue in self._queues.values() for request in queue]
-        self._queues.clear()
-        self._turns.clear()
-        self._size = 0
+        left: list[R] = []
+        for level in self._levels.values():
+            for client in list(level.turns):
+                left += level.forget(client)
+        for request in left:
+            self._left(request)
         return left
+
+    def _next_level(self) -> _Level[R]:
+        """The highest priority that waits; every so often, the lowest."""
+        self._taken += 1
+        waiting = [level for level in self._levels.values() if level.turns]
+        return waiting[-1] if self._taken % _LOW_SHARE == 0 else waiting[0]
+
+    def _left(self, request: R) -> None:
+        self._size -= 1
+        # Exactly zero when empty: sums of floats drift.
+        self._work = max(0.0, self._work - request.cost) if self._size else 0.0
 
 
 def share(waiting: int, free_executors: int, max_batch: int) -> int:

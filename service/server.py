@@ -73,6 +73,7 @@ class Service:
             count=settings.executors or 1,
             max_batch=settings.max_batch,
             capacity=settings.max_waiting,
+            max_wait=settings.max_wait_ms / 1000,
             deliver=self._deliver,
             on_failure=self._executor_failed,
         )
@@ -81,7 +82,11 @@ class Service:
             None
             if settings.executors
             else InlineExecutor(
-                predictor, max_batch=settings.max_batch, capacity=settings.max_waiting, deliver=self._deliver
+                predictor,
+                max_batch=settings.max_batch,
+                capacity=settings.max_waiting,
+                max_wait=settings.max_wait_ms / 1000,
+                deliver=self._deliver,
             )
         )
         self._backend = Backend(

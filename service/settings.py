@@ -33,6 +33,7 @@ class Settings:
     executors               threads in each worker that decode and run the model; 0 works in its event loop
     max_batch               images in one run of the model, at most
     max_waiting             requests that may wait in each worker; more are refused as `overloaded`
+    max_wait_ms             predicted wait in milliseconds; a request that would wait longer is `overloaded`
     max_in_flight           requests of one connection that may be unanswered; more wait in the network
     max_message_bytes       size of a frame; a larger one closes its connection with 1009
     max_image_pixels        width x height of an image; a larger one is refused as `image_too_large`
@@ -51,6 +52,7 @@ class Settings:
     executors: int = 0
     max_batch: int = 8
     max_waiting: int = 4096
+    max_wait_ms: float = 1000.0
     max_in_flight: int = 32
     max_message_bytes: int = 16 * 2**20
     max_image_pixels: int = 50_000_000
@@ -82,6 +84,7 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         "executors": env.int("EXECUTORS", None, validate=validate.Range(min=0)),
         "max_batch": env.int("MAX_BATCH", default.max_batch, validate=positive),
         "max_waiting": env.int("MAX_WAITING", default.max_waiting, validate=positive),
+        "max_wait_ms": env.float("MAX_WAIT_MS", default.max_wait_ms, validate=positive),
         "max_in_flight": env.int("MAX_IN_FLIGHT", default.max_in_flight, validate=positive),
         "max_message_bytes": env.int(
             "MAX_MESSAGE_BYTES", default.max_message_bytes, validate=validate.Range(min=1024)

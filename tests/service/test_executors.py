@@ -114,7 +114,12 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
         inbox, ledger, failures = Inbox(), ledger or Ledger(), list[BaseException]()
         predictor = Predictor(model, ImageDecoder(engine.card.shape, 50_000_000), ledger)
         count = options.pop("count", 2)
-        chosen: dict[str, Any] = {"max_batch": 8, "capacity": 10_000, "deliver": inbox.deliver} | options
+        chosen: dict[str, Any] = {
+            "max_batch": 8,
+            "capacity": 10_000,
+            "max_wait": 100.0,
+            "deliver": inbox.deliver,
+        } | options
         executors: InlineExecutor | ThreadExecutors
         if request.param == "inline":
             executors = InlineExecutor(predictor, **chosen)
@@ -227,7 +232,13 @@ async def test_an_executor_thread_that_dies_says_so(engine: Engine, monkeypatch:
 
     predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
     executors = ThreadExecutors(
-        predictor, count=1, max_batch=4, capacity=10, deliver=inbox.deliver, on_failure=on_failure
+        predictor,
+        count=1,
+        max_batch=4,
+        capacity=10,
+        max_wait=1.0,
+        deliver=inbox.deliver,
+        on_failure=on_failure,
     )
     monkeypatch.setattr(executors, "_take", explode)
     executors.start()
@@ -243,7 +254,8 @@ async def test_an_executor_thread_that_dies_says_so(engine: Engine, monkeypatch:
 async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench) -> None:
     """Its deadline passed in the queue: no inference, no record."""
     async with bench(start=False) as at:
-        at.submit(1, deadline=time.perf_counter() - 1)
+        at.submit(1, deadline=time.perf_counter() + 0.05)
+        time.sleep(0.06)  # noqa: ASYNC251 - the event loop and the executors are held until the deadline has passed
         at.executors.start()
         (reply,) = await at.inbox.wait_for(1)
     assert reply["code"] == "deadline_exceeded"

@@ -79,6 +79,8 @@ def test_unknown_fields_are_passed_over() -> None:
         ('{"image": "", "deadline_ms": "soon"}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": 0}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": true}', "invalid_request", "'deadline_ms'"),
+        ('{"image": "", "priority": "urgent"}', "invalid_request", "'priority'"),
+        ('{"image": "", "priority": ["high"]}', "invalid_request", "'priority'"),
         ('{"id": true, "image": ""}', "invalid_request", "'id'"),
         ('{"id": 1.5, "image": ""}', "invalid_request", "'id'"),
         ('{"id": [1], "image": ""}', "invalid_request", "'id'"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import Overloaded
-from service.scheduler import MicroBatchQueue, share
+from service.errors import DeadlineExceeded, Overloaded
+from service.scheduler import HIGH, LOW, NORMAL, CostModel, MicroBatchQueue, share
 
 
 @dataclass(eq=False)
@@ -20,12 +21,14 @@ class Waiting:
     client: str
     number: int = 0
     deadline: float | None = None
+    priority: int = NORMAL
+    cost: float = 0.0005
 
 
 def filled(*requests: Waiting, capacity: int = 100) -> MicroBatchQueue[Waiting]:
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(capacity)
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(capacity, max_wait=100.0)
     for request in requests:
-        queue.admit(request, retry_after_ms=1)
+        queue.admit(request, now=0.0)
     return queue
 
 
@@ -50,13 +53,89 @@ def test_a_client_with_many_requests_does_not_hold_up_one_with_few() -> None:
     assert [request.client for request in queue.take(3, now=0).requests] == ["flood", "quiet", "flood"]
 
 
+def test_a_client_with_costly_requests_does_not_hold_up_one_with_cheap_ones() -> None:
+    """Turns are counted in predicted work: ten small images pass for one that costs as much."""
+    large = [Waiting("large", number, cost=0.005) for number in range(5)]
+    small = [Waiting("small", number) for number in range(40)]
+    taken = filled(*large, *small).take(33, now=0).requests
+    assert sum(request.client == "large" for request in taken) in (2, 3)
+
+
+def test_a_client_alone_takes_all_places() -> None:
+    """Nobody else waits, so there is nothing to be fair about."""
+    requests = [Waiting("only", number, cost=1.0) for number in range(8)]
+    assert filled(*requests).take(8, now=0).requests == requests
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """High before normal before low, whoever came first."""
+    low, normal, high = Waiting("a", priority=LOW), Waiting("b"), Waiting("c", priority=HIGH)
+    assert filled(low, normal, high).take(3, now=0).requests == [high, normal, low]
+
+
+def test_a_low_priority_is_not_starved() -> None:
+    """One place in eight is the lowest's, however much of higher priority waits."""
+    queue = filled(
+        *(Waiting("a", number, priority=HIGH) for number in range(100)),
+        Waiting("b", priority=LOW),
+        capacity=200,
+    )
+    assert "b" in [request.client for request in queue.take(8, now=0).requests]
+
+
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     """Admission is bounded, and the refused request is not kept."""
-    queue = filled(Waiting("a"), Waiting("b"), capacity=2)
+    queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
     with pytest.raises(Overloaded) as caught:
-        queue.admit(Waiting("c"), retry_after_ms=17)
-    assert caught.value.retry_after_ms == 17
+        queue.admit(Waiting("c"), now=0)
+    assert caught.value.retry_after_ms == 10
     assert len(queue) == 2
+
+
+def test_a_wait_that_would_be_too_long_is_refused() -> None:
+    """What waits is counted in predicted work, shared by the executors that work it off."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(100, max_wait=1.0, executors=2)
+    for _ in range(3):
+        queue.admit(Waiting("a", cost=0.9), now=0)
+    assert queue.predicted_wait() == pytest.approx(1.35)
+    with pytest.raises(Overloaded):
+        queue.admit(Waiting("b"), now=0)
+    queue.take(1, now=0)
+    queue.admit(Waiting("b"), now=0)
+
+
+def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
+    """A request that would be done too late does not wait in vain; one of high priority may overtake, and does."""
+    queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(Waiting("b", deadline=5.5), now=5.0)
+    queue.admit(Waiting("b", deadline=6.5), now=5.0)
+    queue.admit(Waiting("b", deadline=5.5, priority=HIGH), now=5.0)
+    assert len(queue) == 12
+
+
+def test_an_empty_queue_predicts_no_wait() -> None:
+    """Sums of predictions do not drift once everything has left."""
+    queue = filled(*(Waiting("a", number, cost=0.01 * number) for number in range(50)))
+    while queue.take(7, now=0):
+        pass
+    assert queue.predicted_wait() == 0.0
+
+
+def test_the_cost_of_a_size_is_learnt() -> None:
+    """A prediction follows what was observed for sizes alike, and takes the nearest size for one not seen."""
+    model = CostModel()
+    assert model.predict(1000) > 0
+    for _ in range(100):
+        model.observe(1000, 0.0005)
+        model.observe(1_000_000, 0.02)
+    assert model.predict(1023) == pytest.approx(0.0005)
+    assert model.predict(900_000) == pytest.approx(0.02)
+    assert model.predict(10) == pytest.approx(0.0005)
+    assert model.predict(50_000_000) == pytest.approx(0.02)
+    for _ in range(100):
+        model.observe(1000, 0.001)
+    assert model.predict(1000) == pytest.approx(0.001, rel=0.01)
 
 
 def test_a_request_past_its_deadline_is_not_run() -> None:
@@ -110,7 +189,11 @@ def test_waiting_requests_are_shared_among_free_executors(
 
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("admit"), st.sampled_from("abc"), st.none() | st.floats(0, 10)),
+        st.tuples(
+            st.just("admit"),
+            st.tuples(st.sampled_from("abc"), st.sampled_from([HIGH, NORMAL, LOW]), st.floats(0, 0.01)),
+            st.none() | st.floats(5, 10),
+        ),
         st.tuples(st.just("take"), st.integers(1, 4), st.floats(0, 10)),
         st.tuples(st.just("discard"), st.sampled_from("abc"), st.none()),
     ),
@@ -120,24 +203,25 @@ OPERATIONS = st.lists(
 
 @given(OPERATIONS)
 def test_every_admitted_request_leaves_exactly_once(
-    operations: list[tuple[str, str | int, float | None]],
+    operations: list[tuple[str, Any, float | None]],
 ) -> None:
     """Whatever the order of events, no request is lost, run twice, or run after its deadline."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(capacity=10)
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(capacity=10, max_wait=100.0)
     admitted: list[Waiting] = []
     left: Counter[Waiting] = Counter()
     discarded = 0
+    subject: Any
     for name, subject, value in operations:
         if name == "admit":
-            request = Waiting(str(subject), len(admitted), value)
+            client, priority, cost = subject
+            request = Waiting(client, len(admitted), value, priority, cost)
             try:
-                queue.admit(request, retry_after_ms=1)
+                queue.admit(request, now=0.0)
             except Overloaded:
                 assert len(queue) == 10
             else:
                 admitted.append(request)
         elif name == "take":
-            assert isinstance(subject, int)
             assert value is not None
             batch = queue.take(subject, now=value)
             assert len(batch.requests) <= subject
