@@ -8,6 +8,7 @@ import onnx
 
 from conversion.constants import fold_constants
 from conversion.errors import GraphError
+from conversion.lowering import lower
 from conversion.onnxfile import BATCH, INPUT, OUTPUT
 from conversion.options import Specification
 from conversion.sources import Source
@@ -68,6 +69,7 @@ def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProt
     yet in one order. Raises GraphError when the network holds an operation that ONNX cannot express.
     """
     graph = fold_constants(frozen.function.graph.as_graph_def())
+    lower(graph)
     # tf2onnx numbers the names it makes up from a counter that lives as long as the process.
     tf2onnx.utils.INTERNAL_NAME = 1
     try:

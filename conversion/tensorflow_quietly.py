@@ -14,7 +14,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 logging.getLogger("absl").setLevel(logging.ERROR)
-logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+# It logs each operation that it cannot convert; the exception says it in one line.
+logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
 
 with warnings.catch_warnings():
     # TensorFlow's own imports use what NumPy and the standard library have deprecated.
