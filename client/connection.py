@@ -28,8 +28,6 @@ from client.errors import (
 )
 from client.protocol import Request, Unanswered, Welcome, encode, parse_reply, parse_welcome
 
-SUBPROTOCOL = "visionai.v2"
-
 # A page of history is the largest reply; this is room for tens of thousands of rows.
 MAX_REPLY_BYTES = 16 * 2**20
 
@@ -73,7 +71,6 @@ class Connection:
             async with asyncio.timeout(timeout):
                 websocket = await connect(
                     url,
-                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType of str
                     additional_headers={"Authorization": f"Bearer {token}"} if token else None,
                     compression=None,  # JPEG does not compress
                     # A proxy set for the web would not find this machine's own address.

@@ -75,7 +75,7 @@ class Annotator:
         thickness = max(1, round(scale * 2))
         left, top = round(box.x), round(box.y)
         right, bottom = round(box.x + box.width), round(box.y + box.height)
-        cv2.rectangle(pixels, (left, top), (right - 1, bottom - 1), _GREEN, thickness)
+        cv2.rectangle(pixels, (left, top), (right - 1, bottom - 1), _GREEN, thickness + 1)
         (text_width, text_height), baseline = cv2.getTextSize(
             text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness
         )

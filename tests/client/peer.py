@@ -116,7 +116,10 @@ class Peer:
             compression=None,
         ) as server:
             self.url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
-            yield self
+            try:
+                yield self
+            finally:
+                self.gate.set()  # a v1 connection would wait for it, and closing waits for the connection
 
     @property
     def predictions_received(self) -> list[Received]:

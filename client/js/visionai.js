@@ -1,0 +1,538 @@
+/**
+ * Client of a VisionAI server, for browsers and Node 22 or newer (anything with a global WebSocket).
+ *
+ *     import { VisionAI } from "./visionai.js";
+ *     const client = new VisionAI("ws://127.0.0.1:8000/ws");
+ *     const { emotion_name, confidence } = await client.predict(file);   // a Blob, ArrayBuffer or typed array
+ *     client.close();
+ *
+ * One connection, kept and restored. Any number of requests may be in flight on it; each reply finds its
+ * request. When the connection is lost, the next request restores it, and requests without an answer are sent
+ * again; so an image whose reply was lost may be stored twice. Requests that the server refuses for load are
+ * sent again when it says so. All of it ends with the request's timeout. Results are the server's own replies,
+ * typed in visionai.d.ts.
+ */
+
+/** Base of all errors. Branch on the class or on `code`; `message` is for people and may change. */
+export class VisionAIError extends Error {
+  constructor(message, code = "error", retryAfterMs = undefined) {
+    super(message);
+    this.name = new.target.name;
+    this.code = code;
+    this.retryAfterMs = retryAfterMs;
+  }
+}
+/** The server cannot be reached or understood: cannot_connect, connection_lost, protocol_violation. */
+export class ConnectionFailed extends VisionAIError {}
+/** The same request would fail again: invalid_request, unknown_command, invalid_image, no_face, and so on. */
+export class RequestRejected extends VisionAIError {}
+/** The same request may succeed later: overloaded, rate_limited, shutting_down. */
+export class Unavailable extends VisionAIError {}
+/** No token was given, or the server does not accept it: unauthorized. */
+export class Unauthorized extends VisionAIError {}
+/** No answer in time, whether the server or this client noticed: deadline_exceeded. */
+export class DeadlineExceeded extends VisionAIError {}
+/** A newer camera frame overtook this one: superseded. */
+export class Superseded extends VisionAIError {}
+
+const ERRORS = {
+  invalid_request: RequestRejected,
+  invalid_json: RequestRejected,
+  unknown_command: RequestRejected,
+  invalid_base64: RequestRejected,
+  invalid_image: RequestRejected,
+  image_too_large: RequestRejected,
+  no_face: RequestRejected,
+  overloaded: Unavailable,
+  rate_limited: Unavailable,
+  shutting_down: Unavailable,
+  unauthorized: Unauthorized,
+  deadline_exceeded: DeadlineExceeded,
+  superseded: Superseded,
+};
+
+const errorOf = ({ code = "error", message = "the server gave no reason", retry_after_ms }) =>
+  new (ERRORS[code] ?? VisionAIError)(message, code, retry_after_ms);
+
+const violation = (message) => new ConnectionFailed(message, "protocol_violation");
+const lost = (message) => new ConnectionFailed(message, "connection_lost");
+
+const encoder = new TextEncoder();
+
+/** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
+class Connection {
+  ended = false;
+  #socket;
+  #welcome;
+  #nextId = 1;
+  #unanswered = new Map(); // id -> {resolve, reject, size}, oldest first; resolve is null once nobody waits
+  #onEnd;
+  #heardOf = Date.now();
+  #heartbeat;
+
+  constructor(socket, welcome, keepaliveMs, onEnd) {
+    this.#socket = socket;
+    this.#welcome = welcome;
+    this.#onEnd = onEnd;
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onerror = null; // a close event follows
+    socket.onclose = ({ code, reason }) => this.#end(code, reason);
+    this.#heartbeat = setInterval(() => this.#beat(keepaliveMs), keepaliveMs);
+    this.#heartbeat.unref?.(); // in Node: an idle client does not keep the process
+  }
+
+  /** Connect and read the welcome. */
+  static open(url, { WebSocket, timeoutMs, keepaliveMs, onEnd }) {
+    return new Promise((resolve, reject) => {
+      // No subprotocol is asked for: browsers refuse servers that do not know it, and the welcome says it all.
+      const socket = new WebSocket(url);
+      socket.binaryType = "arraybuffer";
+      const fail = (error) => {
+        clearTimeout(timer);
+        socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
+        socket.close();
+        reject(error);
+      };
+      const timer = setTimeout(
+        () => fail(new ConnectionFailed(`${url} gave no answer within ${timeoutMs} ms`, "cannot_connect")),
+        timeoutMs,
+      );
+      socket.onmessage = ({ data }) => {
+        try {
+          const welcome = parse(data);
+          if (welcome.type !== "welcome") throw violation(`its first message is ${welcome.type}, not a welcome`);
+          clearTimeout(timer);
+          resolve(new Connection(socket, welcome, keepaliveMs, onEnd));
+        } catch (error) {
+          fail(violation(`${url} is not a VisionAI server: ${error.message}`));
+        }
+      };
+      // Browsers tell scripts no more than this, on purpose.
+      const advice = `cannot connect to ${url}: check that the service runs, host and port, and the token`;
+      socket.onerror = () => fail(new ConnectionFailed(advice, "cannot_connect"));
+      socket.onclose = ({ code, reason }) => fail(closeError(code, reason));
+    });
+  }
+
+  get welcome() {
+    return this.#welcome;
+  }
+
+  get bufferedAmount() {
+    return this.#socket.bufferedAmount;
+  }
+
+  /** Send a request and wait for its reply, until `signal` is aborted. Registers and sends in one step. */
+  exchange(command, fields, image, deadlineMs, signal) {
+    const { commands, protocol = 1, version = "unknown" } = this.#welcome;
+    const known = Object.keys(commands ?? {});
+    if (known.length && !known.includes(command)) {
+      const message = `this server (version ${version}) has no command '${command}'; it has ${known.sort().join(", ")}`;
+      return Promise.reject(new RequestRejected(message, "unknown_command"));
+    }
+    if (this.ended) return Promise.reject(lost("the connection is closed"));
+    if (signal?.aborted) return Promise.reject(signal.reason);
+    const id = this.#nextId++;
+    const frame = encode({ command, id, ...fields }, image, protocol, deadlineMs);
+    return new Promise((resolve, reject) => {
+      const size = typeof frame === "string" ? frame.length : frame.byteLength;
+      const entry = { resolve, reject, size };
+      // It keeps its place until its reply has come, so that a late reply is not taken for the next one's.
+      const abandon = () => {
+        entry.resolve = null;
+        reject(signal.reason);
+      };
+      const settled = (settle) => (value) => {
+        signal?.removeEventListener("abort", abandon);
+        settle(value);
+      };
+      entry.resolve = settled(resolve);
+      entry.reject = settled(reject);
+      signal?.addEventListener("abort", abandon, { once: true });
+      this.#unanswered.set(id, entry);
+      this.#socket.send(frame);
+    });
+  }
+
+  /** Close. Requests that still wait fail with connection_lost. */
+  close() {
+    this.#socket.close(1000);
+    this.#finish(() => lost("the client is closed"));
+  }
+
+  #receive(data) {
+    this.#heardOf = Date.now();
+    try {
+      const reply = parse(data);
+      const entry = this.#take(reply);
+      if (!entry.resolve) return;
+      if (reply.type === "error") entry.reject(errorOf(reply));
+      else entry.resolve(reply);
+    } catch (error) {
+      this.#socket.close(1000);
+      this.#finish(() => violation(error.message));
+    }
+  }
+
+  /** The request that a reply answers: by id, or the oldest where the server knows no ids. */
+  #take(reply) {
+    let { id } = reply;
+    if (id === undefined || id === null) {
+      if (this.#welcome.protocol >= 2) throw violation(`a reply without the request's id: ${reply.message ?? reply.type}`);
+      [id] = this.#unanswered.keys();
+    }
+    const entry = this.#unanswered.get(id);
+    if (!entry) throw violation(`a reply to a request that was not sent (id ${id})`);
+    this.#unanswered.delete(id);
+    return entry;
+  }
+
+  #end(code, reason) {
+    if (this.ended) return;
+    if (code === 1009 && this.#unanswered.size) {
+      // A message was too big, and it is an unanswered one: the largest is. The others are innocent.
+      const [id, entry] = [...this.#unanswered].reduce((a, b) => (b[1].size > a[1].size ? b : a));
+      this.#unanswered.delete(id);
+      const message = "the image is larger than the messages that the server accepts";
+      if (entry.resolve) entry.reject(new RequestRejected(message, "image_too_large"));
+    }
+    this.#finish(() => closeError(code, reason));
+  }
+
+  #finish(makeError) {
+    if (this.ended) return;
+    this.ended = true;
+    clearInterval(this.#heartbeat);
+    const entries = [...this.#unanswered.values()];
+    this.#unanswered.clear();
+    this.#onEnd(this);
+    for (const entry of entries) if (entry.resolve) entry.reject(makeError());
+  }
+
+  /** Scripts cannot send WebSocket pings: the command `ping` finds out whether the peer is still there. */
+  #beat(keepaliveMs) {
+    const silence = Date.now() - this.#heardOf;
+    if (silence >= 2 * keepaliveMs && this.#unanswered.size) {
+      // A peer that is gone never answers a close either: do not wait for it.
+      this.#socket.onmessage = this.#socket.onclose = null;
+      this.#socket.close();
+      this.#finish(() => lost(`the server has been silent for ${silence} ms`));
+    } else if (silence >= keepaliveMs && this.#welcome.commands?.ping !== undefined) {
+      this.exchange("ping", {}).catch(() => {}); // if it fails, every request is told
+    }
+  }
+}
+
+function parse(data) {
+  const text = typeof data === "string" ? data : new TextDecoder().decode(data);
+  let message;
+  try {
+    message = JSON.parse(text);
+  } catch (error) {
+    throw violation(`the server sent something that is not JSON: ${error.message}`);
+  }
+  if (message === null || typeof message !== "object" || Array.isArray(message)) {
+    throw violation("the server sent JSON that is not an object");
+  }
+  return message;
+}
+
+/** The frame for a request: JSON, for an image a JSON line and its bytes, for servers of protocol 1 base64. */
+function encode(header, image, protocol, deadlineMs) {
+  if (image === undefined) return JSON.stringify(header);
+  if (protocol < 2) return JSON.stringify({ ...header, image: base64(image) });
+  const line = encoder.encode(JSON.stringify({ ...header, deadline_ms: deadlineMs }) + "\n");
+  const frame = new Uint8Array(line.length + image.length);
+  frame.set(line);
+  frame.set(image, line.length);
+  return frame;
+}
+
+function base64(bytes) {
+  let binary = "";
+  // In pieces: an argument list has a limit.
+  for (let at = 0; at < bytes.length; at += 0x8000) {
+    binary += String.fromCharCode(...bytes.subarray(at, at + 0x8000));
+  }
+  return btoa(binary);
+}
+
+function closeError(code, reason) {
+  const why = reason || `close code ${code}`;
+  if (code === 1008) return new Unauthorized(`the server closed the connection: ${why}`, "unauthorized");
+  if (code === 1013) return new Unavailable(`the server takes no more connections: ${why}`, "overloaded");
+  return lost(`the server closed the connection before it answered (${why})`);
+}
+
+async function bytesOf(image) {
+  if (typeof Blob !== "undefined" && image instanceof Blob) return new Uint8Array(await image.arrayBuffer());
+  if (image instanceof ArrayBuffer) return new Uint8Array(image);
+  if (ArrayBuffer.isView(image)) return new Uint8Array(image.buffer, image.byteOffset, image.byteLength);
+  throw new TypeError("an image is a Blob, an ArrayBuffer or a typed array");
+}
+
+const sleep = (ms, signal) =>
+  new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", stop, { once: true });
+  });
+
+/** A client. Fires the events "open" (with the welcome as `detail`), "close" and "reconnecting". */
+export class VisionAI extends EventTarget {
+  #options;
+  #connection = null;
+  #leaving = new Set();
+  #opening = null;
+  #configuration = {};
+  #wasConnected = false;
+  #closed = null; // why, once it is
+  #asking = new Set(); // aborted by closing
+
+  constructor(url, options = {}) {
+    super();
+    const { protocol } = new URL(url);
+    if (protocol !== "ws:" && protocol !== "wss:") {
+      throw new TypeError(`${url} is not a WebSocket address such as ws://127.0.0.1:8000/ws`);
+    }
+    const { retry = {}, ...others } = options;
+    this.url = url;
+    this.#options = {
+      token: undefined,
+      timeoutMs: 30_000,
+      connectTimeoutMs: 5_000,
+      keepaliveMs: 10_000,
+      WebSocket: globalThis.WebSocket,
+      ...others,
+      retry: { attempts: 10, firstDelayMs: 100, maxDelayMs: 5_000, ...retry },
+    };
+    if (!this.#options.WebSocket) throw new TypeError("there is no WebSocket here: use Node 22 or newer, or a browser");
+  }
+
+  /** "open", "connecting" or "closed". */
+  get state() {
+    if (this.#opening) return "connecting";
+    return this.#connection ? "open" : "closed";
+  }
+
+  /** Bytes that wait to be sent. A camera that sees it grow sends too much. */
+  get bufferedAmount() {
+    return this.#connection?.bufferedAmount ?? 0;
+  }
+
+  /** Connect if there is no connection; what the server says of itself. The first connection is tried once. */
+  async connect() {
+    return (await this.#connected()).welcome;
+  }
+
+  /** Close for good. Requests in flight fail with connection_lost. */
+  close() {
+    this.#closed ??= lost("the client is closed");
+    for (const abort of this.#asking) abort.abort(this.#closed);
+    for (const connection of this.#leaving) connection.close();
+    this.#connection?.close();
+  }
+
+  /** The emotion in an image: a Blob, an ArrayBuffer or a typed array with a JPEG, PNG or WebP file. */
+  async predict(image, { detect, maxFaces, timeoutMs, signal } = {}) {
+    const bytes = await bytesOf(image);
+    const fields = { detect, max_faces: maxFaces, token: this.#options.token };
+    // A camera's frame that was lost is stale by the time it could be sent again.
+    return this.#ask("predict", fields, bytes, { timeoutMs, signal, resend: !this.#configuration.stream });
+  }
+
+  /**
+   * The emotions in many images, in their order: {index, image, prediction} or {index, image, error} for each.
+   * At most `concurrency` are in flight. What would fail all of them is thrown instead.
+   */
+  async *predictMany(images, { concurrency = 16, ...options } = {}) {
+    if (!(concurrency >= 1)) throw new RangeError(`concurrency is at least 1, not ${concurrency}`);
+    const settle = async (index, image, signal) => {
+      try {
+        return { index, image, prediction: await this.predict(image, { ...options, signal }) };
+      } catch (error) {
+        const ofThisImage = error instanceof VisionAIError || error instanceof TypeError;
+        if (!ofThisImage || error instanceof ConnectionFailed || error instanceof Unauthorized) throw error;
+        return { index, image, error };
+      }
+    };
+    const flight = [];
+    const abortAll = () => flight.forEach(({ abort }) => abort.abort(options.signal?.reason));
+    options.signal?.addEventListener("abort", abortAll, { once: true });
+    try {
+      let index = 0;
+      for await (const image of images) {
+        options.signal?.throwIfAborted();
+        const abort = new AbortController();
+        const outcome = settle(index++, image, abort.signal);
+        outcome.catch(() => {}); // it is thrown when its turn comes
+        flight.push({ outcome, abort });
+        if (flight.length === concurrency) yield await flight.shift().outcome;
+      }
+      while (flight.length) yield await flight.shift().outcome;
+    } finally {
+      options.signal?.removeEventListener("abort", abortAll);
+      abortAll();
+    }
+  }
+
+  /** The emotions that the server tells apart. */
+  async emotions() {
+    return (await this.request("emotions")).emotions;
+  }
+
+  /** The model that the server runs. */
+  async modelInfo() {
+    return (await this.request("model_info")).info;
+  }
+
+  /** How the server is; well is `status === "healthy"`. */
+  health() {
+    return this.request("health");
+  }
+
+  /** Counts, confidence and latency of the predictions of the last `windowS` seconds. */
+  stats({ windowS = 3600 } = {}) {
+    return this.request("stats", { window_s: windowS, token: this.#options.token });
+  }
+
+  /** Stored predictions, latest first; `cursor` is the `next` of the page before. */
+  history({ limit = 50, cursor } = {}) {
+    return this.request("history", { limit, cursor, token: this.#options.token });
+  }
+
+  /** Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection. */
+  async configure(options) {
+    const { configuration } = await this.request("configure", options);
+    Object.assign(this.#configuration, options);
+    return configuration;
+  }
+
+  /** Send any command; its reply as it came. */
+  request(command, fields = {}, options = {}) {
+    return this.#ask(command, fields, undefined, options);
+  }
+
+  async #ask(command, fields, image, { timeoutMs = this.#options.timeoutMs, signal, resend = true } = {}) {
+    if (this.#closed) throw this.#closed;
+    signal?.throwIfAborted();
+    const abort = new AbortController();
+    this.#asking.add(abort);
+    const giveUp = () => abort.abort(signal.reason);
+    signal?.addEventListener("abort", giveUp, { once: true });
+    const late = new DeadlineExceeded(`no answer to '${command}' within ${timeoutMs} ms`, "deadline_exceeded");
+    const timer = setTimeout(() => abort.abort(late), timeoutMs);
+    try {
+      return await this.#askUntil(Date.now() + timeoutMs, command, fields, image, abort.signal, resend);
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", giveUp);
+      this.#asking.delete(abort);
+    }
+  }
+
+  async #askUntil(deadline, command, fields, image, signal, resend) {
+    const { attempts } = this.#options.retry;
+    for (let attempt = 1; ; attempt++) {
+      const connection = await unlessAborted(this.#connected(), signal);
+      let pause;
+      try {
+        return await connection.exchange(command, fields, image, Math.max(1, deadline - Date.now()), signal);
+      } catch (error) {
+        if (error.code === "shutting_down") this.#leave(connection);
+        const again = error.code === "connection_lost" || error instanceof Unavailable;
+        pause = this.#delay(attempt - 1, error.retryAfterMs);
+        // Where the pause is longer than what is left, the real reason says more than a timeout would.
+        if (!again || !resend || signal.aborted || attempt >= attempts || Date.now() + pause >= deadline) throw error;
+      }
+      await sleep(pause, signal);
+    }
+  }
+
+  /** Full jitter: uniform below a ceiling that doubles; added to what the server itself asks for. */
+  #delay(retry, atLeastMs = 0) {
+    const { firstDelayMs, maxDelayMs } = this.#options.retry;
+    return atLeastMs + Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** retry);
+  }
+
+  /** Use a connection no more; it stays open for its requests in flight. */
+  #leave(connection) {
+    if (this.#connection !== connection) return;
+    this.#connection = null;
+    this.#leaving.add(connection);
+  }
+
+  /** The connection, restored if need be. Requests that need it at once share one attempt. */
+  #connected() {
+    if (this.#closed) return Promise.reject(this.#closed);
+    if (this.#connection) return Promise.resolve(this.#connection);
+    this.#opening ??= this.#open().finally(() => (this.#opening = null));
+    return this.#opening;
+  }
+
+  async #open() {
+    const { attempts } = this.#options.retry;
+    for (let attempt = 1; ; attempt++) {
+      if (this.#wasConnected) this.dispatchEvent(new Event("reconnecting"));
+      let pause;
+      try {
+        return await this.#attempt();
+      } catch (error) {
+        const again = ["cannot_connect", "connection_lost"].includes(error.code) || error instanceof Unavailable;
+        if (!again || attempt >= (this.#wasConnected ? attempts : 1)) throw error;
+        pause = this.#delay(attempt - 1, error.retryAfterMs);
+      }
+      await sleep(pause);
+      if (this.#closed) throw this.#closed;
+    }
+  }
+
+  async #attempt() {
+    const { WebSocket, connectTimeoutMs: timeoutMs, keepaliveMs } = this.#options;
+    const onEnd = (ended) => this.#ended(ended);
+    const opening = Connection.open(this.url, { WebSocket, timeoutMs, keepaliveMs, onEnd });
+    const connection = await opening;
+    if (this.#closed) {
+      connection.close();
+      throw this.#closed;
+    }
+    const { commands, ...welcome } = connection.welcome;
+    if (commands?.configure !== undefined) {
+      // Replies need no order: each finds its request by id.
+      const signal = AbortSignal.timeout(timeoutMs);
+      try {
+        await connection.exchange("configure", { ordered: false, ...this.#configuration }, undefined, undefined, signal);
+      } catch (error) {
+        connection.close();
+        throw signal.aborted ? lost(`${this.url} gave no answer within ${timeoutMs} ms`) : error;
+      }
+    }
+    this.#connection = connection;
+    this.#wasConnected = true;
+    this.dispatchEvent(new CustomEvent("open", { detail: { commands, ...welcome } }));
+    return connection;
+  }
+
+  #ended(connection) {
+    this.#leaving.delete(connection);
+    if (this.#connection !== connection) return;
+    this.#connection = null;
+    this.dispatchEvent(new Event("close"));
+  }
+}
+
+/** What `promise` gives, or the reason of `signal` if it is aborted first. */
+function unlessAborted(promise, signal) {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) return reject(signal.reason);
+    const stop = () => reject(signal.reason);
+    signal.addEventListener("abort", stop, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+  });
+}

@@ -1,0 +1,270 @@
+// The JavaScript client against peers that commit faults on request. Addresses are in the environment.
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { after, test } from "node:test";
+import * as module from "../../../client/js/visionai.js";
+
+const { VisionAI, VisionAIError, ConnectionFailed, RequestRejected, Unavailable, DeadlineExceeded, Unauthorized } = module;
+const { PEER, PEER_V1, PEER_SMALL, PEER_CHAT, NOBODY } = process.env;
+
+const clients = [];
+after(() => clients.forEach((client) => client.close()));
+
+function connect(url, options = {}) {
+  const client = new VisionAI(url, { retry: { attempts: 5, firstDelayMs: 10, maxDelayMs: 50 }, ...options });
+  clients.push(client);
+  return client;
+}
+
+let salt = 0;
+/** A script for the peer, different each time: it counts how often it has seen one. */
+const image = (emotion, script = {}) =>
+  new TextEncoder().encode(JSON.stringify({ emotion, salt: `${process.pid}.${salt++}`, ...script }));
+
+for (const [version, url] of [["v1", PEER_V1], ["v2", PEER]]) {
+  test(`${version}: a Blob, an ArrayBuffer and a view are images`, async () => {
+    const client = connect(url);
+    const bytes = image("sad");
+    const padded = new Uint8Array([0, ...bytes, 0]).subarray(1, bytes.length + 1);
+    for (const source of [new Blob([bytes]), bytes.buffer, padded, Buffer.from(bytes)]) {
+      assert.equal((await client.predict(source)).emotion_name, "sad");
+    }
+  });
+
+  test(`${version}: every reply finds its request`, async () => {
+    const client = connect(url);
+    const emotions = Array.from({ length: 30 }, (_, n) => ["happy", "sad", "fear"][n % 3]);
+    const found = await Promise.all(emotions.map((emotion) => client.predict(image(emotion))));
+    assert.deepEqual(found.map(({ emotion_name }) => emotion_name), emotions);
+  });
+
+  test(`${version}: a lost connection is restored and its requests are sent again`, async () => {
+    const client = connect(url);
+    const events = [];
+    for (const type of ["open", "close", "reconnecting"]) client.addEventListener(type, () => events.push(type));
+    const drop = { first: [{ drop: true }] };
+    const found = await Promise.all(["sad", "fear"].map((emotion) => client.predict(image(emotion, drop))));
+    assert.deepEqual(found.map(({ emotion_name }) => emotion_name), ["sad", "fear"]);
+    assert.deepEqual(events.slice(0, 4), ["open", "close", "reconnecting", "open"]);
+    assert.equal(client.state, "open");
+  });
+
+  test(`${version}: an error is raised and the connection lives on`, async () => {
+    const client = connect(url);
+    let opened = 0;
+    client.addEventListener("open", () => opened++);
+    await assert.rejects(client.predict(image("sad", { first: [{ error: "invalid_image" }] })), {
+      message: "as asked: invalid_image",
+    });
+    assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+    assert.equal(opened, 1);
+  });
+}
+
+test("the server describes itself", async () => {
+  const client = connect(PEER);
+  assert.equal((await client.connect()).protocol, 2);
+  assert.equal((await client.emotions())[3].name, "happy");
+  assert.equal((await client.modelInfo()).num_classes, 7);
+  assert.equal((await client.health()).status, "healthy");
+  assert.equal((await client.stats({ windowS: 60 })).window_s, 60);
+  const page = await client.history({ limit: 3 });
+  assert.equal(page.predictions.length, 3);
+  assert.equal((await client.history({ limit: 3, cursor: page.next })).next, null);
+  assert.equal((await client.request("ping")).type, "pong");
+});
+
+test("requests are in flight together and answered out of order", async () => {
+  const client = connect(PEER);
+  const order = [];
+  // The gate of this peer is never opened: these two are answered while the third waits.
+  const late = client.predict(image("angry", { gated: true }), { timeoutMs: 500 }).catch(({ code }) => order.push(code));
+  await Promise.all(["happy", "sad"].map(async (emotion) => order.push((await client.predict(image(emotion))).emotion_name)));
+  await late;
+  assert.deepEqual(order.sort(), ["deadline_exceeded", "happy", "sad"]);
+  assert.equal(client.state, "open");
+});
+
+test("errors have the class and the code that they mean", async () => {
+  const client = connect(PEER, { retry: { attempts: 1 } });
+  const expected = {
+    invalid_image: RequestRejected,
+    no_face: RequestRejected,
+    overloaded: Unavailable,
+    rate_limited: Unavailable,
+    unauthorized: Unauthorized,
+    deadline_exceeded: DeadlineExceeded,
+    superseded: module.Superseded,
+    internal: VisionAIError,
+    from_the_future: VisionAIError,
+  };
+  for (const [code, type] of Object.entries(expected)) {
+    const error = await client.predict(image("sad", { first: [{ error: code, retry_after_ms: 7 }] })).catch((e) => e);
+    assert.equal(error.constructor, type, code);
+    assert.deepEqual([error.code, error.retryAfterMs, error.name], [code, 7, type.name]);
+  }
+});
+
+test("a refusal for load is tried again when the server says", async () => {
+  const client = connect(PEER);
+  const started = Date.now();
+  const found = await client.predict(image("fear", { first: [{ error: "overloaded", retry_after_ms: 120 }] }));
+  assert.equal(found.emotion_name, "fear");
+  assert.ok(Date.now() - started >= 118); // timers may fire a millisecond early
+});
+
+test("a pause beyond the timeout is not waited for", async () => {
+  const client = connect(PEER);
+  const script = { first: [{ error: "rate_limited", retry_after_ms: 600_000 }] };
+  await assert.rejects(client.predict(image("sad", script)), { code: "rate_limited", retryAfterMs: 600_000 });
+});
+
+test("giving up says that the connection was lost", async () => {
+  const client = connect(PEER);
+  const script = { first: Array(5).fill({ drop: true }) };
+  await assert.rejects(client.predict(image("sad", script)), { code: "connection_lost", name: "ConnectionFailed" });
+});
+
+test("a server that shuts down is left for a new connection", async () => {
+  const client = connect(PEER);
+  assert.equal((await client.predict(image("sad", { first: [{ error: "shutting_down" }] }))).emotion_name, "sad");
+});
+
+test("a policy that closes the connection is a matter of authorization", async () => {
+  const client = connect(PEER);
+  await assert.rejects(client.predict(image("sad", { first: [{ close: 1008 }] })), { code: "unauthorized" });
+});
+
+test("an image above the message limit fails alone", async () => {
+  const client = connect(PEER_SMALL);
+  const [small, large] = await Promise.allSettled([
+    client.predict(image("sad")),
+    client.predict(image("happy", { padding: "x".repeat(8192) })),
+  ]);
+  assert.equal(small.value?.emotion_name, "sad");
+  assert.equal(large.reason?.code, "image_too_large");
+});
+
+test("nonsense from the server ends the connection, and a new one works", async () => {
+  const client = connect(PEER);
+  for (const garbage of ["not JSON", "[1]", '{"type":"prediction"}', '{"id":999,"type":"prediction"}']) {
+    const outcomes = await Promise.allSettled([
+      client.predict(image("sad", { gated: true })),
+      client.predict(image("sad", { first: [{ garbage }] })),
+    ]);
+    assert.deepEqual(outcomes.map(({ reason }) => reason?.code), ["protocol_violation", "protocol_violation"]);
+  }
+  assert.equal((await client.predict(image("happy"))).emotion_name, "happy");
+});
+
+test("an aborted request leaves the others alone", async () => {
+  for (const url of [PEER, PEER_V1]) {
+    const client = connect(url);
+    await client.connect();
+    const abort = new AbortController();
+    const aborted = client.predict(image("angry"), { signal: abort.signal });
+    const other = client.predict(image("sad"));
+    abort.abort(new Error("changed my mind"));
+    await assert.rejects(aborted, { message: "changed my mind" });
+    assert.equal((await other).emotion_name, "sad");
+  }
+});
+
+test("a configuration outlives its connection", async () => {
+  const client = connect(PEER);
+  assert.equal((await client.configure({ detect: "always" })).detect, "always");
+  await client.predict(image("sad", { first: [{ drop: true }] }));
+  await assert.rejects(client.configure({ colour: "red" }), { code: "invalid_request" });
+});
+
+test("a frame of a stream is not sent again", async () => {
+  const client = connect(PEER);
+  await client.configure({ stream: true });
+  await assert.rejects(client.predict(image("sad", { first: [{ drop: true }] })), { code: "connection_lost" });
+  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+});
+
+test("many images come out in order with their errors", async () => {
+  const client = connect(PEER);
+  const images = [image("angry"), image("sad", { first: [{ error: "no_face" }] }), "no image", image("happy")];
+  const found = [];
+  for await (const { index, prediction, error } of client.predictMany(images, { concurrency: 2 })) {
+    found.push([index, prediction?.emotion_name ?? error.code ?? error.name]);
+  }
+  assert.deepEqual(found, [[0, "angry"], [1, "no_face"], [2, "TypeError"], [3, "happy"]]);
+});
+
+test("many images are drawn only as needed, and stop at what fails all", async () => {
+  const client = connect(PEER);
+  let taken = 0;
+  function* endless() {
+    for (;;) {
+      taken++;
+      yield image("sad");
+    }
+  }
+  let seen = 0;
+  for await (const _ of client.predictMany(endless(), { concurrency: 4 })) {
+    seen++;
+    assert.ok(taken <= seen + 3);
+    if (seen === 10) break;
+  }
+  const refused = [image("sad", { first: [{ error: "unauthorized" }] }), image("sad")];
+  await assert.rejects(async () => {
+    for await (const _ of client.predictMany(refused)) assert.fail("nothing comes out");
+  }, { code: "unauthorized" });
+  await assert.rejects(client.predictMany([], { concurrency: 0 }).next(), RangeError);
+});
+
+test("a command that an old server lacks says so", async () => {
+  await assert.rejects(connect(PEER_V1).history(), {
+    code: "unknown_command",
+    message: /has no command 'history'; it has emotions, health/,
+  });
+});
+
+test("nobody at the address, or somebody else", async () => {
+  await assert.rejects(connect(NOBODY).connect(), { code: "cannot_connect", message: /check that the service runs/ });
+  await assert.rejects(connect(PEER_CHAT).connect(), { code: "protocol_violation", message: /is not a VisionAI server/ });
+});
+
+test("an address that is none is refused at once", () => {
+  assert.throws(() => new VisionAI("http://localhost:8000"), TypeError);
+  assert.throws(() => new VisionAI("localhost"), TypeError);
+});
+
+test("closing tells requests in flight, and is for good", async () => {
+  const client = connect(PEER);
+  await client.connect();
+  const waiting = client.predict(image("sad", { gated: true }));
+  await client.predict(image("happy"));
+  client.close();
+  await assert.rejects(waiting, { code: "connection_lost", message: "the client is closed" });
+  await assert.rejects(client.predict(image("sad")), { message: "the client is closed" });
+  assert.equal(client.state, "closed");
+});
+
+test("a server that falls silent is noticed", async () => {
+  // Nothing but a script that is never answered, on a peer that knows no ping.
+  const client = connect(PEER_V1, { keepaliveMs: 50, retry: { attempts: 1 } });
+  await assert.rejects(client.predict(image("sad", { gated: true })), {
+    code: "connection_lost",
+    message: /silent for \d+ ms/,
+  });
+});
+
+test("a slow answer on a live connection is waited for", async () => {
+  // The peer answers pings while the request waits: silence is not the same as work.
+  const client = connect(PEER, { keepaliveMs: 30 });
+  await assert.rejects(client.predict(image("sad", { gated: true }), { timeoutMs: 400 }), { code: "deadline_exceeded" });
+  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+});
+
+test("the types declare what the module exports", async () => {
+  const types = await readFile(new URL("../../../client/js/visionai.d.ts", import.meta.url), "utf8");
+  const classes = [...types.matchAll(/^export class (\w+)/gm)].map(([, name]) => name);
+  assert.deepEqual(classes.sort(), Object.keys(module).sort());
+  const body = types.slice(types.indexOf("export class VisionAI extends EventTarget"));
+  const declared = [...body.matchAll(/^  (?:get )?(\w+)[(<]/gm)].map(([, name]) => name);
+  assert.deepEqual(declared.sort(), Object.getOwnPropertyNames(VisionAI.prototype).sort());
+});

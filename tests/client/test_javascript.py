@@ -1,0 +1,59 @@
+"""The JavaScript client, tested by `node --test` against peers and against the real service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.client.harness import FACE, ROOT, ServiceProcess, run_command
+from tests.client.peer import V1_COMMANDS, Peer
+
+TESTS = ROOT / "tests/client/js"
+
+
+async def run_node(file: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run one file of JavaScript tests; all of them must run, and pass."""
+    node = shutil.which("node")
+    assert node is not None, (
+        "Node.js 20.10 or newer is needed to test the JavaScript client: install it, with `node` on the PATH"
+    )
+    # Node 22 has a global WebSocket without the flag, and accepts the flag.
+    done = await run_command(
+        [node, "--experimental-websocket", "--test", TESTS / file], folder=folder, environment=environment
+    )
+    assert done.code == 0, done.out + done.err
+    expected = len(re.findall(r"^\s*test\(", (TESTS / file).read_text(), re.MULTILINE))
+    passed = re.search(r"^# pass (\d+)$", done.out, re.MULTILINE)
+    assert passed is not None, done.out
+    assert int(passed[1]) >= expected > 0
+
+
+async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused_url: str) -> None:
+    """The same faults as for the Python client: lost connections, refusals, nonsense, silence, old servers."""
+    async with AsyncExitStack() as peers:
+        peer = await peers.enter_async_context(Peer().running())
+        v1 = await peers.enter_async_context(Peer(1, V1_COMMANDS).running())
+        small = await peers.enter_async_context(Peer(max_size=4096).running())
+        chat = await peers.enter_async_context(Peer(bad_welcome='{"type":"chat"}').running())
+        addresses = {"PEER": peer.url, "PEER_V1": v1.url, "PEER_SMALL": small.url, "PEER_CHAT": chat.url}
+        await run_node("peer.test.mjs", tmp_path, addresses | {"NOBODY": unused_url})
+    assert all(request.binary for request in peer.predictions_received)
+    assert not any(request.binary for request in v1.predictions_received)
+
+
+async def test_the_javascript_client_works_on_the_real_service(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    """Binary frames, many images, a stream, and the queries."""
+    await run_node("service.test.mjs", tmp_path, {"SERVICE": service.url, "FACE": str(FACE)})
+
+
+async def test_without_node_the_failure_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Node.js fails these tests with what to install; it does not skip them."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssertionError, match="Node"):
+        await run_node("peer.test.mjs", tmp_path, {})
