@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import ROOT, VisionAI
+from tests.client.harness import ROOT, TIMEOUT, VisionAI
 from tests.client.peer import V1_COMMANDS, Peer, image
 
 
@@ -227,3 +229,34 @@ def test_the_client_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def test_ctrl_c_is_code_130(peer: Peer, photos: Path) -> None:
+    """An interrupted command ends at once, without a traceback."""
+    (photos / "a.jpg").write_bytes(image("happy", gated=True))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "predict", str(photos / "a.jpg"), "--url", peer.url),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(TIMEOUT):
+        while not peer.predictions_received:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, b"", b"")
+
+
+async def test_a_reader_that_leaves_is_no_crash(peer: Peer, photos: Path) -> None:
+    """`visionai predict … | head -1`: the output's reader may close it without a traceback."""
+    for number in range(200):
+        (photos / f"n{number}.jpg").write_bytes(image("sad", padding="x" * 2000, number=number))
+    command = f"{sys.executable} -m client predict {photos} -f ndjson --url {peer.url} | head -1"
+    process = await asyncio.create_subprocess_shell(
+        command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT):
+        out, err = await process.communicate()
+    assert json.loads(out)["emotion_name"] == "happy"
+    assert b"Traceback" not in err

@@ -1,0 +1,98 @@
+"""Everything that docs/client.md shows is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import cv2
+import pytest
+
+from client.cli.exit_codes import ExitCode
+from tests.client.harness import FACE, ROOT, ServiceProcess, VisionAI, run_command
+from tests.client.peer import Peer
+
+PAGE = (ROOT / "docs/client.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The page's examples in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files that the examples name."""
+    (tmp_path / "photos").mkdir()
+    face = cv2.imread(str(FACE))
+    assert face is not None
+    (tmp_path / "face.jpg").write_bytes(FACE.read_bytes())
+    (tmp_path / "photos" / "one.jpg").write_bytes(FACE.read_bytes())
+    (tmp_path / "photos" / "two.png").write_bytes(cv2.imencode(".png", face)[1].tobytes())
+    height, width = face.shape[:2]
+    video = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 20, (width, height))
+    for _ in range(5):
+        video.write(face)
+    video.release()
+    return tmp_path
+
+
+@pytest.fixture
+async def full_peer() -> AsyncIterator[Peer]:
+    """A server with every command of protocol 2, for those that the service does not have."""
+    async with Peer(fixed_faces=[(1, 2, 30, 40)]).running() as running:
+        yield running
+
+
+@pytest.mark.parametrize("line", blocks("sh")[0].splitlines())
+async def test_a_command_of_the_page(
+    line: str, folder: Path, service: ServiceProcess, full_peer: Peer, visionai: VisionAI
+) -> None:
+    """Each command line ends with exit code 0 and prints something."""
+    command, _, redirected = line.partition(" < ")
+    arguments = shlex.split(command)
+    assert arguments[0] == "visionai"
+    stdin = (folder / redirected).read_bytes() if redirected else b""
+    url = full_peer.url if arguments[1] in ("stats", "history") else service.url
+    done = await visionai(*arguments[1:], stdin=stdin, environment={"VISIONAI_URL": url})
+    assert done.code == 0, done.err
+    assert done.out
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+async def test_a_python_example_of_the_page(code: str, folder: Path, service: ServiceProcess) -> None:
+    """Each program prints the emotion of the face."""
+    (folder / "example.py").write_text(code.replace("ws://127.0.0.1:8000/ws", service.url))
+    done = await run_command([sys.executable, "example.py"], folder=folder)
+    assert done.code == 0, done.err
+    assert done.out.startswith("happy")
+
+
+@pytest.mark.parametrize("code", blocks("js"))
+async def test_a_javascript_example_of_the_page(code: str, folder: Path, service: ServiceProcess) -> None:
+    """The module prints the emotion of the face, and the code of the error."""
+    node = shutil.which("node")
+    assert node is not None, (
+        "Node.js 20.10 or newer, as `node` on the PATH, is needed to test the JavaScript client"
+    )
+    code = code.replace("ws://127.0.0.1:8000/ws", service.url).replace(
+        "./client/js", (ROOT / "client/js").as_uri()
+    )
+    (folder / "example.mjs").write_text(code)
+    done = await run_command([node, "--experimental-websocket", "example.mjs"], folder=folder)
+    assert done.code == 0, done.err
+    first, second = done.out.splitlines()
+    assert first.startswith("happy 0.")
+    assert second.startswith("invalid_image ")
+
+
+def test_the_exit_codes_of_the_page_are_true() -> None:
+    """The page's table lists exactly the exit codes that there are."""
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
+    assert listed == set(map(int, ExitCode))
