@@ -9,7 +9,7 @@ BUILD_VENV := .venv-build
 BIN := $(VENV)/bin
 BUILD_BIN := $(BUILD_VENV)/bin
 PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
-MODEL := models/build/emotion.onnx
+MODELS := models/build/emotion.onnx models/build/face_short.onnx models/build/face_back.onnx
 
 .DEFAULT_GOAL := help
 .PHONY: help run convert test lint format bench lock clean
@@ -17,13 +17,13 @@ MODEL := models/build/emotion.onnx
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-run: $(VENV)/.serve $(MODEL) ## install, convert the model if needed, migrate, serve on ws://127.0.0.1:8000
+run: $(VENV)/.serve $(MODELS) ## install, convert the model if needed, migrate, serve on ws://127.0.0.1:8000
 	@exec $(BIN)/python -m service
 
 convert: $(BUILD_VENV)/.build ## convert the Keras model to ONNX (in .venv-build, the only place with TensorFlow)
 	@$(BUILD_BIN)/python -m models convert
 
-test: $(VENV)/.dev $(BUILD_VENV)/.build $(MODEL) ## run every test, PostgreSQL included
+test: $(VENV)/.dev $(BUILD_VENV)/.build $(MODELS) ## run every test, PostgreSQL included
 	$(BUILD_BIN)/python -m pytest tests/conversion tests/models
 	$(BIN)/python -m pytest --ignore tests/conversion --ignore tests/models
 
@@ -36,7 +36,7 @@ format: $(VENV)/.dev ## let ruff format and fix the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev $(MODEL) ## a short load run; see `python -m benchmarks --help`
+bench: $(VENV)/.dev $(MODELS) ## a short load run; see `python -m benchmarks --help`
 	$(BIN)/python -m benchmarks
 
 lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
@@ -47,7 +47,7 @@ lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
 clean: ## remove environments, built models and caches
 	rm -rf $(VENV) $(BUILD_VENV) models/build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(MODEL): | $(BUILD_VENV)/.build
+$(MODELS): | $(BUILD_VENV)/.build
 	@$(BUILD_BIN)/python -m models convert
 
 # Environments are made once, and again when the dependencies change. An order of their own: the stamp is

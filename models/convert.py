@@ -6,11 +6,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from models.detector import convert_detector, is_detector
 from models.fetch import ensure_fetched, sha256_of
 from models.sources import ROOT, ModelSource, ModelSourceError, read_source
 
-# What `make convert` builds: the emotion model that the service loads by default.
-SERVED = ("fer",)
+# What `make convert` builds: the emotion model that the service loads by default, and the face detectors.
+SERVED = ("fer", "face_short", "face_back")
 # A new version of any of these may write other bytes.
 _TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
 
@@ -24,7 +25,8 @@ def inputs_digest(source: ModelSource) -> str:
     digest = hashlib.sha256()
     model = source.package.member_sha256 if source.package else sha256_of(source.path)
     digest.update(f"{model}\n{sha256_of(source.description)}\n".encode())
-    for path in sorted((ROOT / "conversion").glob("*.p*")):
+    code = [*(ROOT / "conversion").glob("*.p*"), ROOT / "models" / "detector.py"]
+    for path in sorted(code, key=lambda path: path.name):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     for tool in _TOOLS:
         try:
@@ -77,6 +79,10 @@ def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> i
 def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     path = ensure_fetched(source)
     try:
+        if is_detector(source):
+            convert_detector(source, path, output)
+            _stamp_path(output).write_text(json.dumps(_stamp(source, output)) + "\n", "utf-8")
+            return 0
         from conversion.cli import main
 
         arguments = [str(path), "-o", str(output), "--sidecar", str(source.description)]

@@ -26,6 +26,7 @@ from service.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingD
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
 
+_DEFAULT_OPTIONS = Options()
 _TEXT_FIN = 0x80 | Opcode.TEXT
 
 
@@ -42,7 +43,8 @@ class Backend:
 
     `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or
     `ShuttingDown`; `withdraw` takes one back that
-    still waits; `answer` is the reply to a query; `on_error` is told the code of each error that is replied from here.
+    still waits; `answer` is the reply to a query; `on_error` is told the code of each error that is replied from
+    here; `options` are those that a connection starts with.
     """
 
     submit: Callable[[Request], None]
@@ -50,6 +52,7 @@ class Backend:
     answer: Callable[[Query], bytes]
     on_error: Callable[[str], None]
     max_in_flight: int
+    options: Options
 
 
 class Connection(ServerConnection):
@@ -59,7 +62,7 @@ class Connection(ServerConnection):
         super().__init__(*args, **kwargs)
         self.address: str | None = None
         self._backend: Backend | None = None
-        self._options = Options()
+        self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order.
         self._outstanding: deque[Request | _Answered] = deque()
         self._unordered = 0
@@ -73,6 +76,7 @@ class Connection(ServerConnection):
 
     def open(self, backend: Backend, welcome: bytes) -> None:
         """Greet, and serve from here on. To be called right after the opening handshake."""
+        self._options = backend.options
         peer = self.remote_address
         self.address = peer[0] if isinstance(peer, tuple) else None
         self._backend = backend
@@ -151,7 +155,16 @@ class Connection(ServerConnection):
         options = self._options
         deadline_ms = options.deadline_ms if predict.deadline_ms is None else predict.deadline_ms
         deadline = None if deadline_ms is None else received + deadline_ms / 1000
-        request = Request(self, predict.id, predict.image, received, deadline, predict.priority)
+        request = Request(
+            self,
+            predict.id,
+            predict.image,
+            received,
+            deadline,
+            predict.priority,
+            predict.detect or options.detect,
+            predict.max_faces or options.max_faces,
+        )
         if options.ordered or predict.id is None:
             self._outstanding.append(request)
         else:

@@ -9,6 +9,7 @@
       InvalidBase64
       InvalidImage                  not an image, damaged, or of a kind that is not served
       ImageTooLarge                 refused by its header, before decoding
+      NoFace                        a face was asked for, and none was found
       Overloaded                    refused at the door; says when to try again
       DeadlineExceeded              its deadline passed while it waited; it was not run
       Superseded                    a newer frame of the same stream took its place
@@ -72,6 +73,12 @@ class ImageTooLarge(RequestError):
     code = "image_too_large"
 
 
+class NoFace(RequestError):
+    """`detect` is "always", and no face was found."""
+
+    code = "no_face"
+
+
 class Overloaded(RequestError):
     """The queue is full; the request was not admitted."""
 
@@ -115,6 +122,7 @@ ERROR_CODES: Final = tuple(
         InvalidBase64,
         InvalidImage,
         ImageTooLarge,
+        NoFace,
         Overloaded,
         DeadlineExceeded,
         Superseded,

@@ -40,7 +40,9 @@ def _observe(cost: CostModel, requests: list[Request]) -> None:
     for request in requests:
         if request.timing is not None:
             timing = request.timing
-            cost.observe(request.size, (timing.decode + timing.inference / timing.batch_size) / 1000)
+            cost.observe(
+                request.detect, request.size, (timing.decode + timing.inference / timing.batch_size) / 1000
+            )
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
@@ -87,7 +89,7 @@ class InlineExecutor:
         """
         if self._stopping:
             raise ShuttingDown(_STOPPING)
-        request.cost = self._cost.predict(request.size)
+        request.cost = self._cost.predict(request.detect, request.size)
         self._queue.admit(request, request.received)
         if not self._scheduled:
             self._scheduled = True
@@ -180,7 +182,7 @@ class ThreadExecutors:
         with self._lock:
             if self._stopping:
                 raise ShuttingDown(_STOPPING)
-            request.cost = self._cost.predict(request.size)
+            request.cost = self._cost.predict(request.detect, request.size)
             self._queue.admit(request, request.received)
             if not self._idle:
                 return

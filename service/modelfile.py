@@ -34,6 +34,18 @@ def resolve_model(model_path: Path) -> Path:
     )
 
 
+def resolve_detector(model: Path, name: str) -> Path:
+    """A face detector's file: beside the emotion model, or where `make convert` puts it.
+
+    Raises:
+        StartupError: there is none; says how to make it.
+    """
+    for candidate in (model.with_name(name), DEFAULT_MODEL.with_name(name)):
+        if candidate.is_file():
+            return candidate
+    raise StartupError(f"the face detector {name} is not beside {model}: `make convert` builds it")
+
+
 def read_model(onnx: Path) -> tuple[bytes, bool]:
     """The file's bytes, and whether they were checked against the manifest that the conversion step put beside it.
 

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
@@ -23,10 +23,12 @@ import numpy.typing as npt
 
 from service import protocol
 from service.engine import Engine
-from service.errors import Internal, RequestError
-from service.images.decode import ImageDecoder
-from service.protocol import RequestId, Timing
+from service.errors import Internal, NoFace, RequestError
+from service.faces import Face, FaceDetector, crop_face
+from service.images.decode import ImageDecoder, Photo
+from service.protocol import PredictionReplies, RequestId, ScoredFace, Timing
 from service.scheduler import NORMAL
+from service.settings import Detect
 from service.store.records import PredictionRecord
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class Request:
     received: float
     deadline: float | None = None
     priority: int = NORMAL
+    detect: Detect = "never"
+    max_faces: int = 1
     in_order: bool = True
     size: int = field(init=False)
     cost: float = 0.0
@@ -81,22 +85,37 @@ class Request:
             self.reply = protocol.error_reply(error, self.id)
 
 
-class Predictor:
-    """Answers batches with one engine. Threads may share it if each brings a buffer of its own."""
+# An image no larger than this in either direction is taken for a face that was cut out already: "auto" does not look
+# for one in it. The detector's own input is 128 pixels a side; clients that cut out faces send 48 to 100.
+FACE_CROP_SIDE = 100
 
-    def __init__(self, engine: Engine, decoder: ImageDecoder, store: Recorder) -> None:
+
+class Predictor:
+    """Answers batches with one engine. Threads may share it if each brings a buffer of its own.
+
+    Args:
+        engine: the emotion network.
+        decoder: decodes to the engine's input.
+        store: takes the predictions.
+        detector: finds faces; None if every image is taken as a face.
+    """
+
+    def __init__(
+        self, engine: Engine, decoder: ImageDecoder, store: Recorder, detector: FaceDetector | None = None
+    ) -> None:
         self._engine = engine
         self._decoder = decoder
         self._store = store
+        self._detector = detector
         self._ids = PredictionIds()
 
     def make_buffer(self, max_batch: int) -> npt.NDArray[np.uint8]:
-        """A model input for batches of up to `max_batch` images: uint8 [max_batch, height, width, channels]."""
+        """A model input for batches of up to `max_batch` faces: uint8 [max_batch, height, width, channels]."""
         shape = self._decoder.shape
         return np.empty((max_batch, shape.height, shape.width, shape.channels), np.uint8)
 
     def serve(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
-        """Answer every request of a batch, at most as many as `buffer` holds. Does not raise."""
+        """Answer every request of a batch. Does not raise."""
         try:
             self._predict(requests, buffer)
         except Exception:
@@ -106,88 +125,166 @@ class Predictor:
                 request.fail(Internal("the prediction failed; the fault is ours"))
 
     def _predict(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
+        scoring = _Scoring(self._engine, buffer)
         decoded: list[Request] = []
         clock = time.perf_counter
         for request in requests:
             request.started = clock()
+            in_model = scoring.seconds
             try:
-                self._decoder.decode_into(request.image, buffer[len(decoded)])
+                self._add_faces(request, scoring)
             except RequestError as exc:
                 request.fail(exc)
                 continue
             finally:
                 request.image = b""  # an image may be megabytes, and the request lives on until it is sent
-            request.decoded = clock()
+            # A buffer that filled up meanwhile was run meanwhile: that is no decoding.
+            request.decoded = clock() - (scoring.seconds - in_model)
             decoded.append(request)
-        if not decoded:
-            return
-        size = len(decoded)
-        begun = clock()
-        try:
-            probabilities = self._engine.run(buffer[:size])
-        except Exception:  # ONNX Runtime's exceptions share no narrower base
-            if size == 1:
-                raise
-            log.exception("a batch of %d failed in the model; its requests are run one by one", size)
-            self._predict_singly(decoded, buffer)
-            return
-        self._complete(decoded, probabilities, begun)
+        scoring.run()
+        self._complete([request for request in decoded if scoring.is_complete(request)], scoring)
 
-    def _predict_singly(self, decoded: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
-        """An input that the model fails on must not fail its batch-mates."""
-        for index, request in enumerate(decoded):
-            begun = time.perf_counter()
-            try:
-                probabilities = self._engine.run(buffer[index : index + 1])
-            except Exception:  # as above; `serve` answers the request
-                log.exception("the model failed on a single image")
-                continue
-            self._complete([request], probabilities, begun)
+    def _add_faces(self, request: Request, scoring: _Scoring) -> None:
+        """Decode a request's image, and add its faces, or all of it, to what is to be scored."""
+        decoder, detector = self._decoder, self._detector
+        if request.detect == "never" or detector is None:
+            decoder.decode_into(request.image, scoring.slot())
+            scoring.add(request, None)
+            return
+        photo = decoder.decode_photo(request.image)
+        is_crop = request.detect == "auto" and max(photo.width, photo.height) <= FACE_CROP_SIDE
+        faces = [] if is_crop else detector.detect(photo.pixels, request.max_faces)
+        shape = decoder.shape
+        for face in faces:
+            slot = scoring.slot()
+            slot[:] = crop_face(photo.pixels, face, shape.height, shape.width).reshape(slot.shape)
+            scoring.add(request, _scaled(face, photo))
+        if not faces:
+            if request.detect == "always":
+                raise NoFace("no face was found in the image")
+            decoder.fit(photo.pixels, scoring.slot())
+            scoring.add(request, None)
 
-    def _complete(
-        self, requests: list[Request], probabilities: npt.NDArray[np.float32], begun: float
-    ) -> None:
-        """Store the predictions of one run, then make their replies."""
-        inferred = time.perf_counter()
+    def _complete(self, requests: list[Request], scoring: _Scoring) -> None:
+        """Store the predictions of a batch, then make their replies."""
+        if not requests:
+            return
+        now = time.perf_counter()
         labels = self._engine.card.labels
-        size = len(requests)
-        inference = (inferred - begun) * 1000
         moment = datetime.now(UTC)
-        answers: list[tuple[UUID, list[float]]] = []
+        answers: list[tuple[UUID, list[ScoredFace]]] = []
         records = []
-        for request, exact in zip(requests, probabilities.tolist(), strict=True):
-            # Six decimals: more would only be noise in the JSON; the sum stays within 1e-5 of 1.
-            row = [round(value, 6) for value in exact]
-            confidence = max(row)
-            total = (inferred - request.received) * 1000
+        for request in requests:
+            faces = scoring.faces[request]
+            total = (now - request.received) * 1000
             request.timing = Timing(
                 decode=(request.decoded - request.started) * 1000,
                 queue=(request.started - request.received) * 1000,
-                inference=inference,
+                inference=scoring.seconds * 1000,
                 total=total,
-                batch_size=size,
+                batch_size=scoring.size,
             )
-            request.emotion = labels[row.index(confidence)]
             prediction_id = self._ids.next()
-            answers.append((prediction_id, row))
-            records.append(
-                PredictionRecord(
-                    prediction_id=prediction_id,
-                    emotion=request.emotion,
-                    confidence=confidence,
-                    probabilities=tuple(row),
-                    processing_ms=total,
-                    timestamp=moment,
-                    source_ip=request.client.address,
-                    request_id=None if request.id is None else str(request.id),
+            answers.append((prediction_id, faces))
+            for index, face in enumerate(faces):
+                confidence = max(face.probabilities)
+                emotion = labels[face.probabilities.index(confidence)]
+                if index == 0:
+                    request.emotion = emotion
+                records.append(
+                    PredictionRecord(
+                        prediction_id=prediction_id,
+                        emotion=emotion,
+                        confidence=confidence,
+                        probabilities=tuple(face.probabilities),
+                        processing_ms=total,
+                        timestamp=moment,
+                        source_ip=request.client.address,
+                        request_id=None if request.id is None else str(request.id),
+                        face_index=index,
+                        face_box=face.box,
+                        detection_score=face.detection_score,
+                    )
                 )
-            )
         stored = self._store.record(records)
-        template = protocol.PredictionReplies(labels, self._engine.card.version_tag, moment)
-        for request, (prediction_id, row) in zip(requests, answers, strict=True):
+        replies = PredictionReplies(labels, self._engine.card.version_tag, moment)
+        for request, (prediction_id, faces) in zip(requests, answers, strict=True):
             assert request.timing is not None
             request.stored = stored
-            request.reply = template.reply(request.id, prediction_id if stored else None, row, request.timing)
+            request.reply = replies.reply(
+                request.id, prediction_id if stored else None, faces, request.timing
+            )
+
+
+def _scaled(face: Face, photo: Photo) -> Face:
+    """A face found in a photo's pixels, in pixels of the sent image."""
+    rows, columns = photo.pixels.shape[:2]
+    x, y, w, h = face.box
+    sx, sy = photo.width / columns, photo.height / rows
+    return replace(face, box=(round(x * sx), round(y * sy), round(w * sx), round(h * sy)))
+
+
+class _Scoring:
+    """The faces of one batch of requests on their way through the model, as many at a time as the buffer holds.
+
+    `seconds` were spent in the model, on `size` faces at most at once.
+    """
+
+    def __init__(self, engine: Engine, buffer: npt.NDArray[np.uint8]) -> None:
+        self._engine = engine
+        self._buffer = buffer
+        self._waiting: list[tuple[Request, Face | None]] = []
+        self._failed: set[Request] = set()
+        self.faces: dict[Request, list[ScoredFace]] = {}
+        self.seconds = 0.0
+        self.size = 0
+
+    def slot(self) -> npt.NDArray[np.uint8]:
+        """Where the next face goes: uint8 [height, width, channels]."""
+        if len(self._waiting) == len(self._buffer):
+            self.run()
+        slot: npt.NDArray[np.uint8] = self._buffer[len(self._waiting)]
+        return slot
+
+    def add(self, request: Request, face: Face | None) -> None:
+        """What was written to the slot is this face of this request; None for its whole image."""
+        self._waiting.append((request, face))
+
+    def is_complete(self, request: Request) -> bool:
+        """Whether the model scored every face of a request."""
+        return request not in self._failed
+
+    def run(self) -> None:
+        """Score what waits. An input that the model fails on does not fail its batch-mates."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        self.size = max(self.size, len(waiting))
+        begun = time.perf_counter()
+        rows: list[list[float] | None]
+        try:
+            rows = self._engine.run(self._buffer[: len(waiting)]).tolist()
+        except Exception:  # ONNX Runtime's exceptions share no narrower base
+            log.exception("the model failed on a batch of %d; its images are run one by one", len(waiting))
+            rows = [self._run_singly(index) for index in range(len(waiting))]
+        self.seconds += time.perf_counter() - begun
+        for (request, face), row in zip(waiting, rows, strict=True):
+            if row is None:
+                self._failed.add(request)
+                continue
+            # Six decimals: more would only be noise in the JSON; the sum stays within 1e-5 of 1.
+            scored = ScoredFace([round(value, 6) for value in row])
+            if face is not None:
+                scored.box, scored.detection_score = face.box, round(face.score, 4)
+            self.faces.setdefault(request, []).append(scored)
+
+    def _run_singly(self, index: int) -> list[float] | None:
+        try:
+            row: list[float] = self._engine.run(self._buffer[index : index + 1])[0].tolist()
+        except Exception:  # as above; the request is answered `internal`
+            log.exception("the model failed on a single image")
+            return None
+        return row
 
 
 class PredictionIds:

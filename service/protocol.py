@@ -20,6 +20,7 @@ import orjson
 from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.scheduler import HIGH, LOW, NORMAL
+from service.settings import Detect
 
 RequestId = str | int | None
 
@@ -33,6 +34,8 @@ COMMANDS: Final = {
     "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
 }
 QUERIES: Final = frozenset(COMMANDS) - {"predict", "configure"}
+DETECT: Final[tuple[Detect, ...]] = ("auto", "always", "never")
+MAX_FACES: Final = 64
 PRIORITIES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
 SUBPROTOCOL: Final = "visionai.v2"
 
@@ -52,6 +55,8 @@ class Predict:
     image: str | bytes
     deadline_ms: float | None = None
     priority: int = NORMAL
+    detect: Detect | None = None
+    max_faces: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,17 @@ class Options:
     """What a connection may set for itself with `configure`. The defaults are v1's behaviour.
 
     ============ =======================================================================================
+    detect       "auto": find faces, and score the whole image where there is none; "always": no face is the error
+                 `no_face`; "never": the image is a face
+    max_faces    the largest faces, at most so many (1 to 64)
     ordered      replies come in the order of the requests; false lets those with an id come as they finish
     stream       for cameras: a frame that is overtaken by a newer one while it waits is `superseded`
     deadline_ms  the deadline of requests that bring none of their own; null for none
     ============ =======================================================================================
     """
 
+    detect: Detect = "auto"
+    max_faces: int = 16
     ordered: bool = True
     stream: bool = False
     deadline_ms: float | None = None
@@ -94,11 +104,16 @@ class Options:
         for name, value in changes.items():
             if name not in self.__slots__:
                 raise InvalidRequest(f"'{name[:40]}' cannot be configured; {', '.join(self.__slots__)} can")
-            if name != "deadline_ms" and not isinstance(value, bool):
+            if name in ("ordered", "stream") and not isinstance(value, bool):
                 raise InvalidRequest(f"'{name}' is true or false, not {_json_type(value)}")
+        checked = dict(changes)
         if "deadline_ms" in changes:
-            changes = {**changes, "deadline_ms": _read_deadline(changes)}
-        return replace(self, **changes)
+            checked["deadline_ms"] = _read_deadline(changes)
+        if "detect" in changes:
+            checked["detect"] = _read_detect(changes) or self.detect
+        if "max_faces" in changes:
+            checked["max_faces"] = _read_max_faces(changes) or self.max_faces
+        return replace(self, **checked)
 
 
 class FrameError(Exception):
@@ -147,7 +162,14 @@ def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Pred
         command = message.get("command", "predict")
         if command == "predict":
             image = attached_image if attached_image is not None else _read_image(message)
-            return Predict(request_id, image, _read_deadline(message), _read_priority(message))
+            return Predict(
+                request_id,
+                image,
+                _read_deadline(message),
+                _read_priority(message),
+                _read_detect(message),
+                _read_max_faces(message),
+            )
         if command == "configure":
             return Configure(request_id, {k: v for k, v in message.items() if k not in ("command", "id")})
         # A list or an object is no command either, and is not hashable.
@@ -204,6 +226,25 @@ def _read_priority(message: Mapping[str, Any]) -> int:
         raise InvalidRequest(f"'priority' is one of {', '.join(PRIORITIES)}") from None
 
 
+def _read_detect(message: Mapping[str, Any]) -> Detect | None:
+    value = message.get("detect")
+    if value is None:
+        return None
+    for known in DETECT:
+        if value == known:
+            return known
+    raise InvalidRequest(f"'detect' is one of {', '.join(DETECT)}")
+
+
+def _read_max_faces(message: Mapping[str, Any]) -> int | None:
+    value = message.get("max_faces")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_FACES:
+        raise InvalidRequest(f"'max_faces' is an integer from 1 to {MAX_FACES}")
+    return value
+
+
 def _json_type(value: object) -> str:
     match value:
         case None:
@@ -242,6 +283,19 @@ def naive_utc(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
 
 
+@dataclass(slots=True)
+class ScoredFace:
+    """What the model says of one face, or of a whole image, whose box and detection score are None.
+
+    `probabilities` are in the order of the labels and sum to 1; `box` is x, y, width, height in pixels of the sent
+    image, turned upright.
+    """
+
+    probabilities: Sequence[float]
+    box: tuple[int, int, int, int] | None = None
+    detection_score: float | None = None
+
+
 class PredictionReplies:
     """Makes the replies to the requests of one micro-batch, which share the model's version and the moment."""
 
@@ -254,28 +308,36 @@ class PredictionReplies:
         self,
         request_id: RequestId,
         prediction_id: UUID | None,
-        probabilities: Sequence[float],
+        faces: Sequence[ScoredFace],
         timing: Timing,
     ) -> bytes:
         """The reply to `predict`: v1's fields, then ours.
 
         Args:
             request_id: left out of the reply where it is None.
-            prediction_id: the stored row's id; None if the prediction was not stored.
-            probabilities: in the order of the labels, summing to 1.
+            prediction_id: the stored rows' id; None if the prediction was not stored.
+            faces: largest first, at least one; the first is what v1's fields tell of.
             timing: how long it took.
         """
-        confidence = max(probabilities)
+        first = self._scores(faces[0].probabilities)
+        detected = faces[0].box is not None
         reply: dict[str, Any] = {
             "type": "prediction",
             "status": "success",
-            "emotion_name": self._labels[probabilities.index(confidence)],
-            "confidence": confidence,
+            "emotion_name": first["emotion_name"],
+            "confidence": first["confidence"],
             "model_version_tag": self._version_tag,
             "processing_time_ms": whole_milliseconds(timing.total),
             "timestamp": self._timestamp,
             "prediction_id": prediction_id,
-            "probabilities": dict(zip(self._labels, probabilities, strict=True)),
+            "probabilities": first["probabilities"],
+            "face_detected": detected,
+            "faces": [
+                {"box": face.box, "detection_score": face.detection_score} | self._scores(face.probabilities)
+                for face in faces
+            ]
+            if detected
+            else [],
             "timing": {
                 "decode": round(timing.decode, 3),
                 "queue": round(timing.queue, 3),
@@ -287,6 +349,14 @@ class PredictionReplies:
         if request_id is not None:
             reply["id"] = request_id
         return orjson.dumps(reply)
+
+    def _scores(self, probabilities: Sequence[float]) -> dict[str, Any]:
+        confidence = max(probabilities)
+        return {
+            "emotion_name": self._labels[probabilities.index(confidence)],
+            "confidence": confidence,
+            "probabilities": dict(zip(self._labels, probabilities, strict=True)),
+        }
 
 
 def error_reply(error: RequestError, request_id: RequestId) -> bytes:

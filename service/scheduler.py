@@ -60,33 +60,33 @@ R = TypeVar("R", bound=Waiting)
 
 
 class CostModel:
-    """Predicts the seconds of one executor that a request takes from its size in bytes, by what it saw so far.
+    """Predicts the seconds of one executor that a request takes from its kind and size, by what it saw so far.
 
-    Sizes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted as the
-    nearest one that was.
+    Sizes in bytes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted
+    as the nearest one of its kind that was.
     """
 
     _WEIGHT = 0.1
     _FIRST_GUESS = 0.001
 
     def __init__(self) -> None:
-        self._averages: dict[int, float] = {}
+        self._averages: dict[Hashable, dict[int, float]] = {}
 
-    def predict(self, size: int) -> float:
-        """Seconds for a request of this size."""
-        averages, magnitude = self._averages, size.bit_length()
+    def predict(self, kind: Hashable, size: int) -> float:
+        """Seconds for a request of this kind and size."""
+        averages, magnitude = self._averages.get(kind), size.bit_length()
+        if not averages:
+            return self._FIRST_GUESS
         known = averages.get(magnitude)
         if known is not None:
             return known
-        if not averages:
-            return self._FIRST_GUESS
         return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
 
-    def observe(self, size: int, seconds: float) -> None:
-        """Take in what a request of this size took."""
-        magnitude = size.bit_length()
-        known = self._averages.get(magnitude, seconds)
-        self._averages[magnitude] = known + self._WEIGHT * (seconds - known)
+    def observe(self, kind: Hashable, size: int, seconds: float) -> None:
+        """Take in what a request of this kind and size took."""
+        averages, magnitude = self._averages.setdefault(kind, {}), size.bit_length()
+        known = averages.get(magnitude, seconds)
+        averages[magnitude] = known + self._WEIGHT * (seconds - known)
 
 
 @dataclass(frozen=True, slots=True)

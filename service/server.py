@@ -25,10 +25,11 @@ from service.emotions import describe
 from service.engine import Engine
 from service.errors import ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
-from service.images.decode import ImageDecoder
+from service.faces import FaceDetector
+from service.images.decode import ImageDecoder, peek_size
 from service.metrics import Gauge, Metrics
 from service.predictor import Predictor, Request
-from service.protocol import Query
+from service.protocol import Options, Query
 from service.settings import Settings
 from service.store import Store
 
@@ -42,9 +43,12 @@ BACKLOG = 4096
 # How often a worker tells what it does not count: its queue, its store, its memory.
 _GAUGE_SECONDS = 0.5
 
-# An image that decodes for longer than some milliseconds would hold up a worker's other clients: it goes to a
-# thread. Measured on a 2-core machine: a photo of 2 million pixels takes 6 ms to decode at reduced scale.
+# Work that takes longer than some milliseconds would hold up a worker's other clients: it goes to a thread. That is
+# decoding a file larger than this, and the search for small faces in an image of more pixels a side than this.
 _INLINE_BYTES = 400_000
+_INLINE_DETECT_SIDE = 800
+# Smaller files are no large images: their headers need not be looked at.
+_PEEK_FROM = 8_000
 
 
 class Service:
@@ -53,7 +57,9 @@ class Service:
     Use `running` to start and stop it.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, store: Store, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, store: Store, metrics: Metrics, detector: FaceDetector
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._store = store
@@ -67,7 +73,9 @@ class Service:
         self._stopped = asyncio.Event()
         self._settled: asyncio.Future[None] | None = None
         self._gauge_timer: asyncio.TimerHandle | None = None
-        predictor = Predictor(engine, ImageDecoder(engine.card.shape, settings.max_image_pixels), store)
+        predictor = Predictor(
+            engine, ImageDecoder(engine.card.shape, settings.max_image_pixels), store, detector
+        )
         self._threads = ThreadExecutors(
             predictor,
             count=settings.executors or 1,
@@ -95,6 +103,7 @@ class Service:
             answer=self._answer,
             on_error=metrics.failed,
             max_in_flight=settings.max_in_flight,
+            options=Options(detect=settings.detect),
         )
         self._welcome = protocol.welcome(__version__)
         self._emotions = describe(engine.card.labels, settings.emotions_language)
@@ -211,7 +220,7 @@ class Service:
     def _submit(self, request: Request) -> None:
         if self._draining:
             raise ShuttingDown("the service is shutting down")
-        if self._inline is None or len(request.image) > _INLINE_BYTES:
+        if self._inline is None or _holds_up(request):
             self._threads.submit(request)
         else:
             self._inline.submit(request)
@@ -321,6 +330,17 @@ class Service:
             "executors": self._settings.executors,
             "max_batch": self._settings.max_batch,
         }
+
+
+def _holds_up(request: Request) -> bool:
+    """Whether a request would hold up others if it were worked on in the event loop."""
+    size = len(request.image)
+    if size > _INLINE_BYTES:
+        return True
+    if request.detect == "never" or size < _PEEK_FROM:
+        return False
+    pixels = peek_size(request.image)
+    return pixels is None or max(pixels) > _INLINE_DETECT_SIDE
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -14,8 +14,11 @@ from service.emotions import Language
 from service.errors import StartupError
 
 Provider = Literal["cpu", "cuda"]
+Detect = Literal["auto", "always", "never"]
+SmallFaces = Literal["auto", "always", "never"]
 
 DEFAULT_MODEL = Path("models/build/emotion.onnx")
+DETECTORS = ("face_short.onnx", "face_back.onnx")
 DEFAULT_DATABASE = "sqlite:///visionai.db"
 
 
@@ -27,6 +30,8 @@ class Settings:
     host, port              where to listen; port 0 takes a free one
     database_url            SQLAlchemy URL, sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME
     model_path              an .onnx file, or the .keras file that it was converted from
+    detect                  for clients that do not ask: auto finds faces, always insists, never takes an image as one
+    small_faces             whether small faces are looked for: auto (in large images), always, never
     provider                ONNX Runtime's execution provider: cpu or cuda
     emotions_language       language of the emotions' descriptions: es or en
     workers                 worker processes that share the port; one per CPU, but one in all with a GPU
@@ -46,6 +51,8 @@ class Settings:
     port: int = 8000
     database_url: str = DEFAULT_DATABASE
     model_path: Path = DEFAULT_MODEL
+    detect: Detect = "auto"
+    small_faces: SmallFaces = "auto"
     provider: Provider = "cpu"
     emotions_language: Language = "es"
     workers: int = 1
@@ -77,6 +84,10 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         "database_url": env.str("DATABASE_URL", default.database_url),
         "model_path": env.path("MODEL_PATH", default.model_path),
         "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(["cpu", "cuda"])),
+        "detect": env.str("DETECT", default.detect, validate=validate.OneOf(["auto", "always", "never"])),
+        "small_faces": env.str(
+            "SMALL_FACES", default.small_faces, validate=validate.OneOf(["auto", "always", "never"])
+        ),
         "emotions_language": env.str(
             "EMOTIONS_LANGUAGE", default.emotions_language, validate=validate.OneOf(["es", "en"])
         ),

@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection as Pipe
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import StartupError
+from service.faces import FaceDetector
 from service.metrics import Metrics, SharedCells
-from service.modelfile import check_source, resolve_model
+from service.modelfile import check_source, resolve_detector, resolve_model
 from service.server import Service
-from service.settings import Settings
+from service.settings import DETECTORS, Settings
 from service.store import Store
 
 # What a worker tells its supervisor through the pipe, once, and what it is told.
@@ -50,6 +51,16 @@ def load_engine(settings: Settings) -> Engine:
     return engine
 
 
+def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
+    """The face detector, whose files `make convert` builds.
+
+    Raises:
+        StartupError: a file is missing or wrong.
+    """
+    short_range, second = (resolve_detector(engine.card.path, name) for name in DETECTORS)
+    return FaceDetector(short_range, second, settings.small_faces)
+
+
 def open_store(settings: Settings, engine: Engine) -> Store:
     """The database, migrated, with the rows that this model's predictions point to.
 
@@ -79,13 +90,14 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         engine = load_engine(settings)
+        detector = load_detector(settings, engine)
         store = open_store(settings, engine)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
     try:
         metrics = Metrics(engine.card.labels, shared, index)
-        return _runner()(_serve(settings, engine, store, metrics, sockets, pipe))
+        return _runner()(_serve(settings, engine, detector, store, metrics, sockets, pipe))
     finally:
         if lost := store.close(timeout=settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
@@ -102,13 +114,14 @@ def _runner() -> Callable[..., int]:
 async def _serve(
     settings: Settings,
     engine: Engine,
+    detector: FaceDetector,
     store: Store,
     metrics: Metrics,
     sockets: Sequence[socket.socket],
     pipe: Pipe,
 ) -> int:
     loop = asyncio.get_running_loop()
-    service = Service(settings, engine, store, metrics)
+    service = Service(settings, engine, store, metrics, detector)
     stops = 0
 
     def stop() -> None:

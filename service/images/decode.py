@@ -23,6 +23,9 @@ Pixels = npt.NDArray[np.uint8]
 # An image of fewer pixels a side than this holds no face that any network could read.
 MIN_SIDE = 8
 
+# Photos are decoded at least so large, in pixels of the longer side: what the search for small faces works on.
+PHOTO_SIDE = 1280
+
 # What libjpeg says where the file ends before the picture does. Its other complaints (stray bytes between
 # markers, say, which some cameras write) leave a picture that is worth reading.
 _JPEG_CUT_OFF = "Premature end"
@@ -30,6 +33,9 @@ _JPEG_CUT_OFF = "Premature end"
 # WhatsApp-style data URIs, as browsers' toDataURL makes them.
 _DATA_URI_MARK = ";base64,"
 _DATA_URI_MAX_PREFIX = 128
+
+# Enough for a JPEG's frame header behind its tables; a large Exif thumbnail before it is not looked past.
+_PEEK_BYTES = 3072
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,20 @@ class InputShape:
     def channels(self) -> int:
         """1 or 3."""
         return 1 if self.color == "gray" else 3
+
+
+def peek_size(image: str | bytes) -> tuple[int, int] | None:
+    """Width and height in pixels from the first bytes of an image; None if they don't tell. Cheap; does not raise."""
+    try:
+        if isinstance(image, str):
+            start = 0
+            if image.startswith("data:"):
+                start = image.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX) + len(_DATA_URI_MARK)
+            image = pybase64.b64decode(image[start : start + _PEEK_BYTES // 3 * 4])
+        header = read_header(image[:_PEEK_BYTES])
+    except (ValueError, InvalidImage):
+        return None
+    return header.width, header.height
 
 
 def decode_base64(text: str) -> bytes:
@@ -68,6 +88,17 @@ def decode_base64(text: str) -> bytes:
         raise InvalidBase64(f"'image' is not base64: {exc}") from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Photo:
+    """An image decoded to look for faces: `pixels`, uint8 [h, w] gray or [h, w, 3] RGB, upright, perhaps smaller
+    than the sent image, whose upright size in pixels is `width` x `height`.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
 class ImageDecoder:
     """Decodes images to the input of one model. Has no state of its own: threads may share it.
 
@@ -90,23 +121,47 @@ class ImageDecoder:
         Raises:
             InvalidBase64, InvalidImage, ImageTooLarge: the image's fault. `out` is then undefined.
         """
+        shape = self.shape
+        data, header = self._open(image)
+        self.fit(self._decode(data, header, shape.height, shape.width), out)
+
+    def decode_photo(self, image: str | bytes) -> Photo:
+        """Decode an image to look for faces in it: at full size, or a size at which small faces can still be found.
+
+        Raises:
+            InvalidBase64, InvalidImage, ImageTooLarge: the image's fault.
+        """
+        data, header = self._open(image)
+        width, height = header.upright_size
+        # A side of 1 bounds nothing, so that the longer one decides.
+        least = min(PHOTO_SIDE, max(width, height))
+        pixels = self._decode(data, header, *((least, 1) if height > width else (1, least)))
+        return Photo(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, width, height)
+
+    def fit(self, pixels: Pixels, out: Pixels) -> None:
+        """Scale an image, uint8 [h, w] or [h, w, channels], to the model's size, into `out`."""
+        shape = self.shape
+        if pixels.shape[:2] != (shape.height, shape.width):
+            shrinks = pixels.shape[0] >= shape.height and pixels.shape[1] >= shape.width
+            # Averaging over the area keeps a shrunk face free of aliasing; it does nothing good when enlarging.
+            interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            resized = cv2.resize(pixels, (shape.width, shape.height), interpolation=interpolation)
+            pixels = np.asarray(resized, np.uint8)
+        out[:] = pixels.reshape(out.shape)
+
+    def _open(self, image: str | bytes) -> tuple[bytes, ImageHeader]:
         data = decode_base64(image) if isinstance(image, str) else image
         header = read_header(data)
         self._check_size(header)
-        pixels = (
-            self._decode_jpeg(data, header)
-            if header.format is Format.JPEG
-            else self._decode_other(data, header)
-        )
-        shape = self.shape
-        if pixels.shape[:2] == (shape.height, shape.width):
-            out[:] = pixels.reshape(out.shape)
-            return
-        shrinks = pixels.shape[0] >= shape.height and pixels.shape[1] >= shape.width
-        # Averaging over the area keeps a shrunk face free of aliasing; it does nothing good when enlarging.
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        resized = cv2.resize(pixels, (shape.width, shape.height), interpolation=interpolation)
-        out[:] = resized.reshape(out.shape)
+        return data, header
+
+    def _decode(self, data: bytes, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
+        """An upright image, at least of this size if it was as large: uint8 [h, w, channels]."""
+        if header.format is Format.JPEG:
+            pixels = self._decode_jpeg(data, header, min_height, min_width)
+        else:
+            pixels = self._decode_other(data, header)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
     def _check_size(self, header: ImageHeader) -> None:
         width, height = header.width, header.height
@@ -119,13 +174,12 @@ class ImageDecoder:
                 f"the image has {width} x {height} pixels; a face needs at least {MIN_SIDE} a side"
             )
 
-    def _decode_jpeg(self, data: bytes, header: ImageHeader) -> Pixels:
-        """Decode at the smallest scale (of libjpeg's eighths) that still covers the model's input."""
+    def _decode_jpeg(self, data: bytes, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
+        """Decode at the smallest scale (of libjpeg's eighths) that still has this size, upright."""
         gray = self.shape.color == "gray"
         # Sideways pictures (orientation 5-8) are turned after decoding, so the sides swap.
-        sideways = header.orientation >= 5
-        min_height = self.shape.width if sideways else self.shape.height
-        min_width = self.shape.height if sideways else self.shape.width
+        if header.orientation >= 5:
+            min_height, min_width = min_width, min_height
         if header.cmyk:
             # libjpeg-turbo does not convert CMYK; OpenCV does, and turns the picture upright by itself.
             return self._decode_other(data, header)

@@ -42,6 +42,11 @@ class ImageHeader:
     orientation: int = 1
     cmyk: bool = False
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height in pixels once the orientation is undone."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
 
 def read_header(data: bytes) -> ImageHeader:
     """Read the header of a JPEG, PNG, WebP or BMP file.

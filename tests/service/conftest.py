@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from service.engine import Engine
+from service.faces import FaceDetector
 from service.metrics import Metrics
 from service.server import Service
-from service.settings import Settings
+from service.settings import DETECTORS, Settings
 from service.store import Store
 from tests.service.harness import MODEL, ROOT, TIMEOUT, Running, Serve, ServiceProcess, StartProcess
 
@@ -30,6 +31,12 @@ def engine() -> Engine:
     return Engine(MODEL)
 
 
+@pytest.fixture(scope="session")
+def detector() -> FaceDetector:
+    """The converted face detector."""
+    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> str:
     """The URL of an SQLite file that does not exist yet."""
@@ -37,7 +44,7 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def serve(engine: Engine, database: str) -> Serve:
+def serve(engine: Engine, detector: FaceDetector, database: str) -> Serve:
     """Run a service on a free port, with settings of one's own."""
 
     @asynccontextmanager
@@ -50,7 +57,7 @@ def serve(engine: Engine, database: str) -> Serve:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             try:
-                service = Service(chosen, model, store, Metrics(card.labels))
+                service = Service(chosen, model, store, Metrics(card.labels), detector)
                 async with service.running([listener]):
                     yield Running(service, port)
             finally:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service import protocol
 from service.errors import InvalidRequest, Overloaded
-from service.protocol import FrameError, Predict, PredictionReplies, Query, Timing, parse_frame
+from service.protocol import FrameError, Predict, PredictionReplies, Query, ScoredFace, Timing, parse_frame
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
@@ -79,6 +79,11 @@ def test_unknown_fields_are_passed_over() -> None:
         ('{"image": "", "deadline_ms": "soon"}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": 0}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": true}', "invalid_request", "'deadline_ms'"),
+        ('{"image": "", "detect": "maybe"}', "invalid_request", "'detect'"),
+        ('{"image": "", "detect": true}', "invalid_request", "'detect'"),
+        ('{"image": "", "max_faces": 0}', "invalid_request", "'max_faces'"),
+        ('{"image": "", "max_faces": 65}', "invalid_request", "'max_faces'"),
+        ('{"image": "", "max_faces": "all"}', "invalid_request", "'max_faces'"),
         ('{"image": "", "priority": "urgent"}', "invalid_request", "'priority'"),
         ('{"image": "", "priority": ["high"]}', "invalid_request", "'priority'"),
         ('{"id": true, "image": ""}', "invalid_request", "'id'"),
@@ -150,12 +155,13 @@ STORED = UUID("12345678-1234-5678-1234-567812345678")
 REPLIES = PredictionReplies(
     ("angry", "happy"), "v1.0.0", datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
 )
+WHOLE = [ScoredFace([0.25, 0.75])]
 TIMING = Timing(decode=0.1, queue=0.05, inference=0.3, total=0.45123, batch_size=2)
 
 
 def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
     """The reply's fields and their forms are the contract."""
-    assert orjson.loads(REPLIES.reply("a", STORED, [0.25, 0.75], TIMING)) == {
+    assert orjson.loads(REPLIES.reply("a", STORED, WHOLE, TIMING)) == {
         "type": "prediction",
         "status": "success",
         "id": "a",
@@ -166,18 +172,44 @@ def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
         "timestamp": "2026-11-22T10:30:45.123456",
         "prediction_id": str(STORED),
         "probabilities": {"angry": 0.25, "happy": 0.75},
+        "face_detected": False,
+        "faces": [],
         "timing": {"decode": 0.1, "queue": 0.05, "inference": 0.3, "total": 0.451, "batch_size": 2},
     }
 
 
+def test_each_face_has_its_box_and_its_own_emotion() -> None:
+    """The first face is what v1's fields tell of."""
+    faces = [ScoredFace([0.9, 0.1], (1, 2, 30, 40), 0.97), ScoredFace([0.2, 0.8], (50, 60, 20, 20), 0.81)]
+    reply = orjson.loads(REPLIES.reply(None, STORED, faces, TIMING))
+    assert reply["face_detected"] is True
+    assert reply["emotion_name"] == "angry"
+    assert reply["faces"] == [
+        {
+            "box": [1, 2, 30, 40],
+            "detection_score": 0.97,
+            "emotion_name": "angry",
+            "confidence": 0.9,
+            "probabilities": {"angry": 0.9, "happy": 0.1},
+        },
+        {
+            "box": [50, 60, 20, 20],
+            "detection_score": 0.81,
+            "emotion_name": "happy",
+            "confidence": 0.8,
+            "probabilities": {"angry": 0.2, "happy": 0.8},
+        },
+    ]
+
+
 def test_a_prediction_that_was_not_stored_has_a_null_id() -> None:
     """No client holds an id that is not in the database."""
-    assert orjson.loads(REPLIES.reply(None, None, [0.25, 0.75], TIMING))["prediction_id"] is None
+    assert orjson.loads(REPLIES.reply(None, None, WHOLE, TIMING))["prediction_id"] is None
 
 
 def test_a_reply_has_an_id_only_if_the_request_had_one() -> None:
     """v1 clients see no id they did not send."""
-    assert b'"id"' not in REPLIES.reply(None, STORED, [0.25, 0.75], TIMING)
+    assert b'"id"' not in REPLIES.reply(None, STORED, WHOLE, TIMING)
     assert b'"id"' not in protocol.error_reply(InvalidRequest("no"), None)
 
 

@@ -122,20 +122,22 @@ def test_an_empty_queue_predicts_no_wait() -> None:
     assert queue.predicted_wait() == 0.0
 
 
-def test_the_cost_of_a_size_is_learnt() -> None:
+def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
     """A prediction follows what was observed for sizes alike, and takes the nearest size for one not seen."""
     model = CostModel()
-    assert model.predict(1000) > 0
+    assert model.predict("crop", 1000) > 0
     for _ in range(100):
-        model.observe(1000, 0.0005)
-        model.observe(1_000_000, 0.02)
-    assert model.predict(1023) == pytest.approx(0.0005)
-    assert model.predict(900_000) == pytest.approx(0.02)
-    assert model.predict(10) == pytest.approx(0.0005)
-    assert model.predict(50_000_000) == pytest.approx(0.02)
+        model.observe("crop", 1000, 0.0005)
+        model.observe("crop", 1_000_000, 0.02)
+        model.observe("photo", 1000, 0.1)
+    assert model.predict("crop", 1023) == pytest.approx(0.0005)
+    assert model.predict("crop", 900_000) == pytest.approx(0.02)
+    assert model.predict("crop", 10) == pytest.approx(0.0005)
+    assert model.predict("crop", 50_000_000) == pytest.approx(0.02)
+    assert model.predict("photo", 1000) == pytest.approx(0.1)
     for _ in range(100):
-        model.observe(1000, 0.001)
-    assert model.predict(1000) == pytest.approx(0.001, rel=0.01)
+        model.observe("crop", 1000, 0.001)
+    assert model.predict("crop", 1000) == pytest.approx(0.001, rel=0.01)
 
 
 def test_a_request_past_its_deadline_is_not_run() -> None:

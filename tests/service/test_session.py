@@ -14,6 +14,7 @@ from websockets.typing import Subprotocol
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
+DEFAULTS = {"detect": "auto", "max_faces": 16, "ordered": True, "stream": False, "deadline_ms": None}
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 
 
@@ -310,11 +311,11 @@ async def test_configure_replies_with_all_options(running: Running) -> None:
         assert reply["type"] == "configuration"
         assert reply["status"] == "success"
         assert reply["id"] == "c"
-        assert reply["configuration"] == {"ordered": False, "stream": False, "deadline_ms": None}
+        assert reply["configuration"] == DEFAULTS | {"ordered": False}
         reply = await ask(websocket, '{"command": "configure", "deadline_ms": 250}')
-        assert reply["configuration"] == {"ordered": False, "stream": False, "deadline_ms": 250.0}
+        assert reply["configuration"] == DEFAULTS | {"ordered": False, "deadline_ms": 250.0}
         reply = await ask(other, '{"command": "configure"}')
-        assert reply["configuration"] == {"ordered": True, "stream": False, "deadline_ms": None}
+        assert reply["configuration"] == DEFAULTS
 
 
 @pytest.mark.parametrize(

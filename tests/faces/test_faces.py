@@ -1,0 +1,134 @@
+"""The detector's arithmetic, on numbers that can be checked by hand, and its crops."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from service.faces import Face, FaceDetector, crop_face
+from service.faces.decode import anchors, decode_detections, suppress, to_faces, unletterbox
+from service.settings import DETECTORS
+from tests.service.harness import MODEL, ROOT
+
+
+def test_anchors_are_cell_centres_in_row_order() -> None:
+    """BlazeFace short range: 16x16 cells with 2 anchors, then 8x8 with 6."""
+    centres = anchors(128, ((8, 2), (16, 6)))
+    assert centres.shape == (896, 2)
+    np.testing.assert_allclose(centres[:4], [[0.03125, 0.03125]] * 2 + [[0.09375, 0.03125]] * 2)
+    np.testing.assert_allclose(centres[512:518], [[0.0625, 0.0625]] * 6)
+    np.testing.assert_allclose(centres[-1], [0.9375, 0.9375])
+
+
+def test_a_detection_is_its_anchor_and_offsets() -> None:
+    """Box centre and size in pixels of the input, relative to the anchor; the score is a sigmoid."""
+    raw = np.zeros((2, 16), np.float32)
+    raw[1, :4] = [12.8, -12.8, 25.6, 51.2]
+    raw[1, 4:6] = [6.4, 6.4]
+    centres = np.array([[0.1, 0.1], [0.5, 0.5]], np.float32)
+    points, scores = decode_detections(raw, np.array([-5, 2], np.float32), centres, 128, 0.5)
+    assert points.shape == (1, 8, 2)
+    np.testing.assert_allclose(points[0, :3], [[0.5, 0.2], [0.7, 0.6], [0.55, 0.55]], atol=1e-6)
+    assert scores[0] == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_nothing_above_the_score_is_nothing() -> None:
+    """An image without a face gives empty arrays of the right shape."""
+    points, scores = decode_detections(
+        np.zeros((5, 16), np.float32), np.full(5, -9, np.float32), np.zeros((5, 2), np.float32), 128, 0.5
+    )
+    assert points.shape == (0, 8, 2)
+    assert scores.shape == (0,)
+    assert to_faces(*suppress(points, scores), 10, 10) == []
+
+
+def _square(x: float, y: float, side: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    points = np.full((8, 2), (x + side / 2, y + side / 2), np.float32)
+    points[0], points[1] = (x, y), (x + side, y + side)
+    return points
+
+
+def test_overlapping_detections_become_one_weighted_by_score() -> None:
+    """Two of one face are averaged; one far away stays; one that touches stays."""
+    points = np.stack([_square(0, 0, 10), _square(1, 0, 10), _square(50, 0, 10), _square(10, 0, 10)])
+    merged, scores = suppress(points, np.array([0.9, 0.6, 0.8, 0.7], np.float32))
+    assert len(merged) == 3
+    np.testing.assert_allclose(merged[0, 0], [0.4, 0.0], atol=1e-6)
+    np.testing.assert_allclose(scores, [0.9, 0.8, 0.7])
+
+
+def test_boxes_are_clipped_and_sorted_by_size() -> None:
+    """Largest first; what lies wholly outside the image is no face in it."""
+    points = np.stack([_square(-5, -5, 10), _square(20, 20, 60), _square(200, 200, 30)])
+    faces = to_faces(points, np.array([0.9, 0.8, 0.7], np.float32), 100, 70)
+    assert [face.box for face in faces] == [(20, 20, 60, 50), (0, 0, 5, 5)]
+
+
+def test_points_map_back_through_a_letterbox() -> None:
+    """A 200x100 image in a square input: the middle stays the middle."""
+    points = unletterbox(np.array([[[0.5, 0.5], [0.0, 0.25]]], np.float32), (200, 200), (0.0, 0.25))
+    np.testing.assert_allclose(points, [[[100, 50], [0, 0]]], atol=1e-4)
+
+
+def _face(box: tuple[int, int, int, int], tilt: float = 0.0) -> Face:
+    x, y, w, h = box
+    centre = np.array([x + w / 2, y + h / 2], np.float32)
+    along = np.array([math.cos(tilt), math.sin(tilt)], np.float32) * w / 4
+    keypoints = np.tile(centre, (6, 1)).astype(np.float32)
+    keypoints[0], keypoints[1] = centre - along, centre + along
+    return Face(box, 0.9, keypoints)
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -30])
+def test_a_tilted_face_is_cut_out_upright(degrees: float) -> None:
+    """A line through the eyes is level in the crop."""
+    image = np.zeros((300, 300), np.uint8)
+    tilt = math.radians(degrees)
+    along = np.array([math.cos(tilt), math.sin(tilt)]) * 60
+    start, end = np.array([150, 150]) - along, np.array([150, 150]) + along
+    cv2.line(image, tuple(map(int, start)), tuple(map(int, end)), 255, 5)
+    crop = crop_face(image, _face((90, 90, 120, 120), tilt), 64, 64)
+    rows = np.flatnonzero(crop.mean(axis=1) > 60)
+    assert 1 <= len(rows) <= 6
+
+
+def test_a_face_at_the_edge_is_filled_with_the_edge() -> None:
+    """No black bars that the network never saw."""
+    image = np.full((100, 100, 3), 77, np.uint8)
+    for box in ((0, 0, 50, 50), (60, 70, 40, 30), (0, 0, 100, 100)):
+        crop = crop_face(image, _face(box), 48, 48)
+        assert crop.shape == (48, 48, 3)
+        assert (crop == 77).all()
+
+
+def test_tiny_and_huge_faces_are_cut_out_to_size() -> None:
+    """From a few pixels up, and from thousands down."""
+    image = np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8)
+    for side in (1, 7, 2900):
+        assert crop_face(image, _face((20, 20, side, side)), 64, 64).shape == (64, 64)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    """The converted networks."""
+    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (9, 900), (900, 9), (100, 2000)])
+def test_images_of_any_shape_can_be_searched(detector: FaceDetector, size: tuple[int, int]) -> None:
+    """However small or thin."""
+    image = np.random.default_rng(1).integers(0, 256, size, np.uint8)
+    assert detector.detect(image, 4) == []
+
+
+def test_the_keypoints_are_where_they_belong(detector: FaceDetector) -> None:
+    """Eyes above the nose above the mouth, the subject's right eye on the left of the picture."""
+    photo = cv2.imread(str(ROOT / "tests/data/astronaut.jpg"))
+    assert photo is not None
+    (face,) = detector.detect(np.ascontiguousarray(photo[:, :, ::-1]), 5)
+    right_eye, left_eye, nose, mouth = face.keypoints[:4]
+    assert right_eye[0] < nose[0] < left_eye[0] + 5
+    assert max(right_eye[1], left_eye[1]) < nose[1] < mouth[1]
