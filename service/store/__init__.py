@@ -8,27 +8,34 @@
     lost = store.close(timeout=10)                                             # writes everything that is left
 
 Rooms: ``schema`` and ``migrations`` (the tables), ``database`` (URLs, connections), ``records`` (what is stored),
-``backlog`` (waiting to be written), ``writer`` (the thread), ``insert`` and ``reference`` (the statements).
+``backlog`` (waiting to be written) with ``journal``, ``segments``, ``framing``, ``folders`` and ``orphans`` (the same
+on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from service.errors import StartupError
 from service.store import reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_folder, parse_url, unusable
+from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
 from service.store.records import PredictionRecord, encode
 from service.store.reference import Model
+from service.store.retention import Retention
+from service.store.segments import Fsync
 from service.store.writer import Writer
 
-__all__ = ["PredictionRecord", "Store", "StoreStatus"]
+__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus"]
 
 #: A database that has not answered for this long is reported, although nothing has failed yet.
 STALLED_S: Final = 10.0
@@ -58,13 +65,22 @@ class StoreStatus:
 class Store:
     """The predictions of this process, on their way into the database."""
 
-    def __init__(self, engine: sa.Engine, backlog: Backlog, writer: Writer, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        backlog: Backlog,
+        writer: Writer,
+        labels: Sequence[str],
+        private: bool,
+        retention: Retention | None,
+    ) -> None:
         self._engine = engine
         self._backlog = backlog
         self._writer = writer
+        self._private = private
+        self._retention = retention
         self._labels = frozenset(labels)
         self._refused = 0
-        self._refusing = False
 
     @classmethod
     def open(
@@ -75,13 +91,25 @@ class Store:
         version_tag: str,
         model_filename: str,
         descriptions: Mapping[str, str] | None = None,
+        journal_dir: Path | None = None,
+        fsync: Fsync = "interval",
+        private: bool = False,
+        retention_days: float | None = None,
         memory_limit: int = MEMORY_LIMIT,
     ) -> Store:
         """Migrate the database, make the rows that predictions point to, and start the writer.
 
         ``url`` is ``sqlite:///FILE`` (its folder is made) or ``postgresql://…``. The version ``version_tag``
         becomes the active one in ``model_version``. A label without an entry in ``descriptions`` is described by
-        its name. At most ``memory_limit`` records wait in memory.
+        its name.
+
+        With a ``journal_dir`` records are on disk before :meth:`record` returns, and survive what ``fsync`` says
+        (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, and one that
+        lives stores what one that died left there. Without it, up to ``memory_limit`` records wait in memory and
+        die with the process.
+
+        ``private`` keeps neither address nor face box of anybody. Rows older than ``retention_days`` are deleted,
+        those of earlier runs and of the older server too.
 
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used.
@@ -89,22 +117,24 @@ class Store:
         parsed = parse_url(url)
         create_folder(parsed)
         model = Model(version_tag, model_filename, tuple(labels))
-        engine = create_engine(parsed)
+        # A journal that survives a power loss is let go of only for a commit that does too.
+        engine = create_engine(parsed, durable=journal_dir is not None and fsync != "never")
         try:
             migrate(engine)
             with engine.begin() as connection:
                 references = reference.ensure(connection, model, descriptions or {})
                 reference.activate(connection, references.model_id)
+            backlog = _open_backlog(model, journal_dir, fsync, memory_limit)
         except exc.DBAPIError as error:
             engine.dispose()
             raise unusable(parsed, error) from error
         except BaseException:
             engine.dispose()
             raise
-        backlog = MemoryBacklog(model, memory_limit)
         writer = Writer(engine, backlog, {model: references}, descriptions or {})
         writer.start()
-        return cls(engine, backlog, writer, labels)
+        retention = None if retention_days is None else Retention(engine, retention_days)
+        return cls(engine, backlog, writer, labels, private, retention)
 
     @property
     def engine(self) -> sa.Engine:
@@ -123,35 +153,51 @@ class Store:
         for record in records:
             if record.emotion not in self._labels:
                 raise ValueError(f"{record.emotion!r} is not one of the labels {sorted(self._labels)}")
-        taken = self._backlog.append(encode(records), len(records))
-        if taken:
-            self._refusing = False
+        if self._backlog.append(encode(records, private=self._private), len(records)):
             self._writer.notify()
-        else:
-            self._refused += len(records)
-            self._refusing = True
-        return taken
+            return True
+        self._refused += len(records)
+        return False
 
     def status(self) -> StoreStatus:
         """A snapshot; cheap, from any thread."""
         state = self._writer.state
         waiting = self._writer.attempt_seconds
-        stalled = waiting > STALLED_S
+        problem = self._backlog.error
+        if problem is None and waiting > STALLED_S:
+            problem = f"the database has not answered for {waiting:.0f} s"
         return StoreStatus(
             pending=self._backlog.pending,
             written=state.written,
             rejected=state.rejected,
             refused=self._refused,
             failed_attempts=state.attempts_failed,
-            last_error=f"the database has not answered for {waiting:.0f} s" if stalled else state.last_error,
-            healthy=not (state.failing or stalled or self._refusing),
+            last_error=problem or state.last_error,
+            healthy=problem is None and not state.failing,
         )
 
     def close(self, timeout: float) -> int:
-        """Write everything that was taken over, for at most ``timeout`` seconds; the number of records left out."""
+        """Write everything that was taken over, for at most ``timeout`` seconds; the number of records left out.
+
+        Those that are left out stay in the journal, if there is one.
+        """
         self._backlog.seal()
+        began = time.monotonic()
         self._writer.close(timeout)
+        if self._retention is not None:
+            self._retention.close(max(0.0, timeout - (time.monotonic() - began)))
         remaining = self._backlog.pending
         self._backlog.close()
         self._engine.dispose()
         return remaining
+
+
+def _open_backlog(model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int) -> Backlog:
+    if journal_dir is None:
+        return MemoryBacklog(model, memory_limit)
+    try:
+        return JournalBacklog(journal_dir, model, fsync=fsync)
+    except OSError as error:
+        raise StartupError(
+            f"cannot write a journal in {journal_dir}: {error.strerror}; check JOURNAL_DIR"
+        ) from None

@@ -38,6 +38,10 @@ class Backlog(Protocol):
     def pending(self) -> int:
         """How many records are kept."""
 
+    @property
+    def error(self) -> str | None:
+        """Why the last append answered False; None when it answered True."""
+
     def seal(self) -> None:
         """Take nothing more: every later append answers False."""
 
@@ -51,6 +55,7 @@ class MemoryBacklog:
     def __init__(self, model: Model, limit: int) -> None:
         self._model = model
         self._limit = limit
+        self.error: str | None = None
         self._queue: deque[tuple[bytes, int]] = deque()
         self._pending = 0
         self._sealed = False
@@ -59,8 +64,12 @@ class MemoryBacklog:
     def append(self, payload: bytes, count: int) -> bool:
         """See :class:`Backlog`."""
         with self._lock:
-            if self._sealed or self._pending + count > self._limit:
+            if self._sealed:
                 return False
+            if self._pending + count > self._limit:
+                self.error = f"{self._pending} records wait in memory, and {self._limit} may"
+                return False
+            self.error = None
             self._pending += count
             self._queue.append((payload, count))
             return True

@@ -36,20 +36,29 @@ class PredictionRecord:
     detection_score: float | None = None
 
 
-def encode(records: Sequence[PredictionRecord]) -> bytes:
-    """A JSON list of the records, as every database takes it.
+def encode(records: Sequence[PredictionRecord], *, private: bool = False) -> bytes:
+    """A JSON list of the records, as every database takes it; ``private`` leaves out addresses and boxes.
 
-    A ``source_ip`` that is not an address is left out, and so are NUL characters in the texts: PostgreSQL has a
-    place for neither, and one such record would stop its whole batch.
+    A ``source_ip`` that is not an address is left out too, and so are NUL characters in the texts, while half a
+    surrogate pair becomes a question mark: no database has a place for them, and one such record would stop its
+    whole batch.
     """
-    if any(
+    if private:
+        records = [replace(record, source_ip=None, face_box=None) for record in records]
+    elif any(
         record.source_ip is not None and address(record.source_ip) != record.source_ip for record in records
     ):
         records = [
             record if record.source_ip is None else replace(record, source_ip=address(record.source_ip))
             for record in records
         ]
-    payload = orjson.dumps(records, option=orjson.OPT_NAIVE_UTC)
+    try:
+        payload = orjson.dumps(records, option=orjson.OPT_NAIVE_UTC)
+    except orjson.JSONEncodeError:
+        # A lone surrogate, which a token may carry: JSON can escape it, UTF-8 cannot hold it.
+        payload = orjson.dumps(
+            [_with_whole_characters(record) for record in records], option=orjson.OPT_NAIVE_UTC
+        )
     if b"\\u0000" in payload:
         payload = encode_rows([_without_nul(row) for row in decode(payload)])
     return payload
@@ -82,3 +91,10 @@ def address(text: str) -> str | None:
 
 def _without_nul(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value.replace("\0", "") if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _with_whole_characters(record: PredictionRecord) -> PredictionRecord:
+    def whole(text: str | None) -> str | None:
+        return None if text is None else text.encode("utf-8", "replace").decode()
+
+    return replace(record, request_id=whole(record.request_id), user=whole(record.user))

@@ -28,6 +28,9 @@ BATCH_ROWS: Final = 1000
 #: most of the cost of a row is the transaction's.
 GATHER_S: Final = 0.05
 
+#: An idle writer looks at the backlog this often: another process may have died and left its journal.
+LOOK_S: Final = 10.0
+
 _FIRST_RETRY_S: Final = 0.1
 _LONGEST_RETRY_S: Final = 5.0
 _RETRY_WHILE_CLOSING_S: Final = 0.25
@@ -75,7 +78,8 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write, also what is in the backlog already."""
+        self._arrived.set()
         self._thread.start()
 
     def notify(self) -> None:
@@ -104,7 +108,7 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            self._arrived.wait()
+            self._arrived.wait(LOOK_S)
             if not self._closing.is_set():
                 self._hurry.wait(GATHER_S)
             # Cleared before looking: what is appended from here on sets them again.

@@ -294,3 +294,29 @@ def test_one_refused_record_does_not_hold_up_the_others(
     assert set(stored(database_url)) == ids(good)
     assert store.status().rejected == 1
     assert store.status().written == 5
+
+
+def test_an_outage_outlives_the_process(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    restartable_postgres: PostgresServer,
+    tmp_path: Path,
+    database_url: str,
+) -> None:
+    """What was recorded while the database was down, in a process that has ended since, is stored by the next."""
+    journal = tmp_path / "journal"
+    first = open_store(journal_dir=journal)
+    restartable_postgres.stop()
+    records = [make_record() for _ in range(50)]
+    assert all(first.record([record]) for record in records)
+    assert first.close(timeout=0.5) == 50
+    restartable_postgres.start()
+
+    second = open_store(journal_dir=journal, version_tag="v2")
+    assert second.close(timeout=30) == 0
+    assert set(stored(database_url)) == ids(records)
+    tags = restartable_postgres.execute(
+        "SELECT DISTINCT model_version_tag, model_status FROM predictions_log NATURAL JOIN model_version",
+        name,
+    )
+    assert tags == [("v1.0.0", "00")]

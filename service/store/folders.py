@@ -1,0 +1,105 @@
+"""Who owns which journal: one folder per process, held by a lock that the kernel releases when the process dies.
+
+::
+
+    JOURNAL_DIR/.lock                         held for moments, while folders are made, taken over or removed
+    JOURNAL_DIR/<random>/.lock        held by the owner for as long as it lives
+    JOURNAL_DIR/<random>/00000001.journal ...
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_LOCK: Final = ".lock"
+_PREFIX: Final = "journal-"
+_SUFFIX: Final = ".segment"
+
+
+class Folder:
+    """A folder of segments that this process holds."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def segment(self, number: int) -> Path:
+        """The path of a segment."""
+        return self.path / f"{number:08d}{_SUFFIX}"
+
+    def segments(self) -> list[Path]:
+        """The segments that exist, oldest first."""
+        return sorted(self.path.glob(f"*{_SUFFIX}"))
+
+    def release(self) -> None:
+        """Let another process take what is in it. Removed when no segment is left."""
+        with _exclusively(self.path.parent):
+            # First, because Windows does not delete what is open. Nobody looks before the outer lock is free.
+            os.close(self._lock)
+            if not self.segments():
+                (self.path / _LOCK).unlink()
+                self.path.rmdir()
+
+
+def create(root: Path) -> Folder:
+    """A new folder, held by this process. Raises OSError."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _exclusively(root):
+        path = root / (_PREFIX + secrets.token_hex(6))
+        path.mkdir(mode=0o700)
+        lock = _try_lock(path / _LOCK)
+        if lock is None:
+            raise OSError(f"{path} cannot be locked")
+        return Folder(path, lock)
+
+
+def adopt(root: Path) -> list[Folder]:
+    """Take over the folders whose owners have died. Raises OSError."""
+    adopted = []
+    with _exclusively(root):
+        for path in sorted(root.glob(f"{_PREFIX}*/{_LOCK}")):
+            lock = _try_lock(path)
+            if lock is not None:
+                adopted.append(Folder(path.parent, lock))
+    return adopted
+
+
+@contextmanager
+def _exclusively(root: Path) -> Iterator[None]:
+    descriptor = _open(root / _LOCK)
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = _open(path)
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

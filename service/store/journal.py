@@ -1,0 +1,246 @@
+"""A backlog on disk: records are appended to a journal before they are acknowledged, and read again after a crash.
+
+Appending is one ``write`` per micro-batch. Until the database has them, the newest records are also kept in memory,
+so that the journal is read only when more have piled up than memory is meant for, and after a crash.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from service.store import folders, segments
+from service.store.backlog import Batch
+from service.store.framing import frame
+from service.store.orphans import Orphans
+from service.store.reference import Model
+from service.store.segments import Fsync, Position, SegmentWriter
+
+SEGMENT_BYTES: Final = 4 * 1024 * 1024
+JOURNAL_BYTES: Final = 4 * 1024**3
+MEMORY_RECORDS: Final = 10_000
+FSYNC_INTERVAL_S: Final = 1.0
+ADOPT_INTERVAL_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One append that is in memory too."""
+
+    payload: bytes
+    count: int
+    segment: int
+
+
+class JournalBacklog:
+    """See :class:`service.store.backlog.Backlog`. What ``append`` took is in the journal when it returns True.
+
+    With ``fsync`` "never" or "interval" that means: in the operating system's hands, safe from the death of this
+    process but not from a power loss ("interval": of the last second). With "always" it is on the disk itself;
+    threads that append at the same time share a flush.
+
+    What processes that died left in the same ``root`` is taken over, at start and every ``ADOPT_INTERVAL_S``.
+
+    Raises OSError from the constructor when ``root`` cannot be made or written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        model: Model,
+        *,
+        fsync: Fsync = "interval",
+        segment_bytes: int = SEGMENT_BYTES,
+        journal_bytes: int = JOURNAL_BYTES,
+        memory_records: int = MEMORY_RECORDS,
+    ) -> None:
+        self._model = model
+        self._fsync: Fsync = fsync
+        self._journal_bytes = journal_bytes
+        self._memory_records = memory_records
+        self._lock = threading.Lock()
+        self._sealed = False
+        self._closed = False
+        self.error: str | None = None
+
+        self._folder = folders.create(root)
+        try:
+            self._writer = SegmentWriter(
+                self._folder, model, segment_bytes=segment_bytes, synced=fsync != "never"
+            )
+        except OSError:
+            self._folder.release()
+            raise
+        # Bytes of each segment that exists, by number, and of all.
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0
+
+        # The queue's head is in memory. When _spilled is set the rest is on disk only, from that position on.
+        self._memory: deque[Entry] = deque()
+        self._memory_count = 0
+        self._spilled: Position | None = None
+        self._pending = 0
+
+        self._orphans = Orphans(root, model)
+        self._next_look = 0.0
+        self._took_orphans = False
+
+        self._dirty = threading.Event()
+        self._stopping = threading.Event()
+        if fsync == "interval":
+            threading.Thread(target=self._flush_regularly, name="store-fsync", daemon=True).start()
+
+    @property
+    def pending(self) -> int:
+        """See :class:`Backlog`; with what is known of other processes' journals."""
+        return self._pending + self._orphans.pending
+
+    @property
+    def size_bytes(self) -> int:
+        """What this process's journal takes on the disk."""
+        return self._bytes
+
+    def append(self, payload: bytes, count: int) -> bool:
+        """Write the records to the journal; False, with the reason in ``error``, when they may be lost."""
+        data = frame(payload, count)
+        with self._lock:
+            if self._sealed:
+                return False
+            try:
+                if self._bytes + len(data) > self._journal_bytes:
+                    raise OSError(0, f"its limit of {self._journal_bytes} bytes is reached")
+                begin = self._writer.append(data)
+            except OSError as error:
+                return self._failed(error)
+            mark = self._writer.position
+            self._bytes += mark[1] - self._sizes.get(mark[0], 0)
+            self._sizes[mark[0]] = mark[1]
+            self._remember(payload, count, begin)
+        if self._fsync == "always":
+            try:
+                self._writer.flush(mark)
+            except OSError as error:
+                return self._failed(error)
+        elif self._fsync == "interval" and not self._dirty.is_set():
+            self._dirty.set()
+        self.error = None
+        return True
+
+    def take(self, limit: int) -> Batch | None:
+        """See :class:`Backlog`. What processes that died left comes first."""
+        if self._closed:
+            return None
+        if time.monotonic() >= self._next_look:
+            self._orphans.look()
+            self._next_look = time.monotonic() + ADOPT_INTERVAL_S
+        batch = self._orphans.take(limit)
+        self._took_orphans = batch is not None
+        if batch is not None:
+            return batch
+        while not self._memory:
+            if self._spilled is None:
+                return None
+            self._read_back(self._spilled)
+        payloads: list[bytes] = []
+        total = 0
+        with self._lock:
+            for entry in self._memory:
+                payloads.append(entry.payload)
+                total += entry.count
+                if total >= limit:
+                    break
+        return Batch(payloads, total, self._model)
+
+    def acknowledge(self, batch: Batch) -> None:
+        """See :class:`Backlog`. Segments that hold nothing else are deleted."""
+        if self._took_orphans:
+            self._orphans.acknowledge(batch)
+            return
+        with self._lock:
+            if self._closed:
+                return
+            for _ in batch.payloads:
+                self._memory.popleft()
+            self._memory_count -= batch.count
+            self._pending -= batch.count
+            if self._memory:
+                needed = self._memory[0].segment
+            else:
+                needed, _ = self._spilled or self._writer.position
+            done = [number for number in self._sizes if number < needed]
+            for number in done:
+                self._bytes -= self._sizes.pop(number)
+        for number in done:
+            self._folder.segment(number).unlink(missing_ok=True)
+
+    def seal(self) -> None:
+        """See :class:`Backlog`."""
+        with self._lock:
+            self._sealed = True
+
+    def close(self) -> None:
+        """See :class:`Backlog`. The journal is deleted unless something in it is not in the database yet."""
+        self.seal()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._stopping.set()
+            self._dirty.set()
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._failed(error)
+            if self._pending == 0:
+                for path in self._folder.segments():
+                    path.unlink()
+        self._orphans.close()
+        self._folder.release()
+
+    def _failed(self, error: OSError) -> bool:
+        self.error = f"journal: {error.strerror}"
+        return False
+
+    def _remember(self, payload: bytes, count: int, begin: Position) -> None:
+        self._pending += count
+        if self._spilled is not None:
+            return
+        if self._memory and self._memory_count + count > self._memory_records:
+            self._spilled = begin
+            return
+        self._memory.append(Entry(payload, count, begin[0]))
+        self._memory_count += count
+
+    def _read_back(self, begin: Position) -> None:
+        """Continue the memory, which is empty, with the rest of the segment that ``begin`` is in."""
+        number, offset = begin
+        with self._lock:
+            newest, size = self._writer.position
+        end = size if number == newest else None
+        # Without the lock: reading must not hold up those who append.
+        contents = segments.read(self._folder.segment(number), offset, end)
+        segments.report(self._folder.segment(number), contents.damages)
+        entries = [Entry(frame.payload, frame.count, number) for frame in contents.frames]
+        with self._lock:
+            self._memory.extend(entries)
+            self._memory_count = sum(entry.count for entry in entries)
+            self._spilled = (number + 1, 0) if end is None else (number, end)
+            if self._spilled == self._writer.position:
+                self._spilled = None
+                self._pending = self._memory_count
+
+    def _flush_regularly(self) -> None:
+        while True:
+            self._dirty.wait()
+            if self._stopping.is_set():
+                return
+            self._dirty.clear()
+            try:
+                self._writer.flush(self._writer.position)
+            except OSError as error:
+                self._failed(error)
+            self._stopping.wait(FSYNC_INTERVAL_S)

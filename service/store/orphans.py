@@ -1,0 +1,102 @@
+"""What processes that died left behind: their journals, taken over and read one segment at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from pathlib import Path
+
+from service.store import folders, segments
+from service.store.backlog import Batch
+from service.store.folders import Folder
+from service.store.framing import Frame
+from service.store.reference import Model
+from service.store.segments import UnknownFormat
+
+logger = logging.getLogger(__name__)
+
+
+class Orphans:
+    """The journals that no living process holds. Used by one thread; ``pending`` may be read by any."""
+
+    def __init__(self, root: Path, model: Model) -> None:
+        self._root = root
+        self._folders: deque[Folder] = deque()
+        self._given_up: list[Folder] = []
+        self._frames: deque[Frame] = deque()
+        self._segment: Path | None = None
+        # That of the last head that was read: a segment with a damaged one is of the same process, or else ours.
+        self._model = model
+        self.pending = 0
+
+    def look(self) -> None:
+        """Take over what has become an orphan since the last look."""
+        try:
+            adopted = folders.adopt(self._root)
+        except OSError as error:
+            logger.warning("cannot look for journals of other processes: %s", error)
+            return
+        for folder in adopted:
+            try:
+                count = sum(frame.count for path in folder.segments() for frame in segments.read(path).frames)
+            except (OSError, UnknownFormat) as error:
+                self._give_up(folder, error)
+                continue
+            if count:
+                logger.info("taking over %d records of the journal %s", count, folder.path.name)
+            self.pending += count
+            self._folders.append(folder)
+
+    def take(self, limit: int) -> Batch | None:
+        """See :class:`service.store.backlog.Backlog`."""
+        while not self._frames:
+            if not self._next_segment():
+                return None
+        payloads: list[bytes] = []
+        total = 0
+        for frame in self._frames:
+            payloads.append(frame.payload)
+            total += frame.count
+            if total >= limit:
+                break
+        return Batch(payloads, total, self._model)
+
+    def acknowledge(self, batch: Batch) -> None:
+        """See :class:`service.store.backlog.Backlog`."""
+        for _ in batch.payloads:
+            self._frames.popleft()
+        self.pending -= batch.count
+
+    def close(self) -> None:
+        """Leave what is left to other processes."""
+        for folder in (*self._folders, *self._given_up):
+            folder.release()
+
+    def _next_segment(self) -> bool:
+        """Done with one segment, on to the next; False when there is none."""
+        if self._segment is not None:
+            self._segment.unlink(missing_ok=True)
+            self._segment = None
+        while self._folders:
+            folder = self._folders[0]
+            remaining = folder.segments()
+            if not remaining:
+                self._folders.popleft().release()
+                continue
+            try:
+                contents = segments.read(remaining[0])
+            except (OSError, UnknownFormat) as error:
+                self._give_up(self._folders.popleft(), error)
+                continue
+            self._segment = remaining[0]
+            self._model = contents.model or self._model
+            self._frames.extend(contents.frames)
+            segments.report(self._segment, contents.damages)
+            return True
+        self.pending = 0
+        return False
+
+    def _give_up(self, folder: Folder, error: Exception) -> None:
+        """Keep it locked, so that it is not taken up again and again, and keep its files."""
+        logger.error("the journal %s cannot be read and is left as it is: %s", folder.path, error)
+        self._given_up.append(folder)

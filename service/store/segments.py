@@ -1,0 +1,206 @@
+"""The files of a journal: appending to the newest, reading any."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import orjson
+
+from service.store.folders import Folder
+from service.store.framing import Damage, Frame, frame, parse
+from service.store.reference import Model
+
+if sys.platform == "darwin":
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+#: ``never``: the operating system writes to the disk when it likes. ``interval``: at least every second.
+#: ``always``: before a record is acknowledged.
+Fsync = Literal["never", "interval", "always"]
+
+FORMAT: Final = 1
+
+#: Number of the segment, and how many of its bytes.
+Position = tuple[int, int]
+
+
+class UnknownFormat(Exception):
+    """A segment was written by a release that this one does not understand."""
+
+
+class SegmentWriter:
+    """Appends frames to the newest segment and begins a new one when that is full.
+
+    One thread at a time may append, and close; any number may flush meanwhile.
+
+    Raises OSError from the constructor when the folder cannot be written.
+    """
+
+    def __init__(self, folder: Folder, model: Model, *, segment_bytes: int, synced: bool) -> None:
+        self._folder = folder
+        self._head = frame(_encode_head(model), 0)
+        self._segment_bytes = segment_bytes
+        self._synced = synced
+        self._descriptor = -1
+        self._number = 0
+        self._size = 0
+        self._flush_lock = threading.Lock()
+        self._change_lock = threading.Lock()
+        self._flushed: Position = (0, 0)
+        self._begin_segment()
+
+    @property
+    def position(self) -> Position:
+        """Where the next frame goes, unless a new segment is begun for it."""
+        return self._number, self._size
+
+    def append(self, data: bytes) -> Position:
+        """Write a frame; where it begins. Raises OSError, and has then changed nothing."""
+        if self._descriptor < 0 or self._size + len(data) > self._segment_bytes:
+            self._begin_segment()
+        begin = self.position
+        self._write(data)
+        return begin
+
+    def flush(self, mark: Position) -> None:
+        """Return when everything up to ``mark`` is on the disk. Threads that come together share one flush.
+
+        Raises OSError: then nothing is known about what is on the disk.
+        """
+        with self._flush_lock:
+            if self._flushed >= mark:
+                return
+            with self._change_lock:
+                reached = self.position
+                # A copy: the segment may be full, and closed by another thread, while it is flushed.
+                descriptor = os.dup(self._descriptor) if self._descriptor >= 0 else -1
+            if descriptor >= 0:
+                try:
+                    _flush(descriptor)
+                finally:
+                    os.close(descriptor)
+            self._flushed = reached
+
+    def close(self) -> None:
+        """Flush, unless nothing is to be flushed, and close the file."""
+        with self._change_lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                if self._synced:
+                    # What is marked in an earlier segment counts as flushed.
+                    _flush(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _begin_segment(self) -> None:
+        self.close()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        path = self._folder.segment(self._number + 1)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if os.write(descriptor, self._head) < len(self._head):
+                raise OSError("no space left for the head of a segment")
+            if self._synced:
+                _flush_folder(self._folder.path)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        with self._change_lock:
+            self._descriptor, self._number, self._size = descriptor, self._number + 1, len(self._head)
+
+    def _write(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:] if written else data)
+        except OSError:
+            # Half a frame must not stay in front of those to come.
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                self.close()
+            raise
+        with self._change_lock:
+            self._size += written
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a segment holds from some offset on; ``model`` is None when its head frame was not read, or is damaged."""
+
+    frames: list[Frame]
+    damages: list[Damage]
+    model: Model | None
+
+
+def read(path: Path, begin: int = 0, end: int | None = None) -> Contents:
+    """The frames of a segment between two offsets at which frames begin. Raises OSError and UnknownFormat."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        data = file.read() if end is None else file.read(end - begin)
+    frames, damages = parse(data)
+    model = None
+    if frames and frames[0].count == 0:
+        model = _decode_head(frames.pop(0).payload)
+    return Contents(frames, damages, model)
+
+
+def report(path: Path, damages: list[Damage]) -> None:
+    """Log what of a segment could not be read, and keep a copy of a segment that lost more than its tail."""
+    for damage in damages:
+        size = damage.end - damage.start
+        if damage.tail:
+            # What a process was writing when it died: its client was never told that it is stored.
+            logger.warning("the journal %s ends in %d bytes of an unfinished record", path, size)
+        else:
+            logger.error("the journal %s is damaged: %d bytes at %d are lost", path, size, damage.start)
+    if not all(damage.tail for damage in damages):
+        copy = path.parent.parent / f"damaged-{path.parent.name}-{path.name}"
+        shutil.copyfile(path, copy)
+        logger.error("a copy of it is kept as %s", copy)
+
+
+def _encode_head(model: Model) -> bytes:
+    head = {
+        "format": FORMAT,
+        "version_tag": model.version_tag,
+        "filename": model.filename,
+        "labels": model.labels,
+    }
+    return orjson.dumps(head)
+
+
+def _decode_head(payload: bytes) -> Model:
+    head: dict[str, Any] = orjson.loads(payload)
+    if head["format"] != FORMAT:
+        raise UnknownFormat(f"format {head['format']} of the journal is not known to this release")
+    return Model(head["version_tag"], head["filename"], tuple(head["labels"]))
+
+
+def _flush(descriptor: int) -> None:
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync stops at the drive's cache there
+    elif sys.platform == "win32":
+        os.fsync(descriptor)
+    else:
+        os.fdatasync(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the name of a new file as durable as its content. Windows does that by itself."""
+    if sys.platform != "win32":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,113 @@
+"""With a journal: what ``record`` took is stored exactly once, whatever dies. ``VISIONAI_KILLS`` makes it longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from service.errors import StartupError
+from service.store import PredictionRecord, Store
+from service.store.database import create_engine, parse_url
+from service.store.schema import predictions_log
+
+MakeRecord = Callable[..., PredictionRecord]
+OpenStore = Callable[..., Store]
+
+KILLS = int(os.environ.get("VISIONAI_KILLS", "20"))
+
+# Forks writers that record from two threads and note what was acknowledged; kills each with SIGKILL at a random
+# instant of its life, two at a time so that the living take over from the dead.
+KILLER = """
+import os, random, signal, sys, threading, time, uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from service.store import PredictionRecord, Store
+
+url, root, kills, fsync = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+labels = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+
+def open_store():
+    return Store.open(url, labels=labels, version_tag="v1", model_filename="emotion.onnx",
+                      journal_dir=root / "journal", fsync=fsync)
+
+def write():
+    store = open_store()
+    notes = os.open(root / f"acknowledged-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def work():
+        while True:
+            batch = [PredictionRecord(uuid.uuid4(), random.choice(labels), 0.5, (1 / 7,) * 7, 0.7, datetime.now(UTC),
+                                      "192.0.2.1") for _ in range(random.randint(1, 8))]
+            assert store.record(batch)
+            os.write(notes, b"".join(record.prediction_id.bytes for record in batch))
+            time.sleep(0.0005)
+
+    for _ in range(2):
+        threading.Thread(target=work).start()
+
+def kill(child):
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, "a writer ended by itself"
+
+alive = []
+for _ in range(kills):
+    child = os.fork()
+    if child == 0:
+        write()
+        threading.Event().wait()
+    alive.append(child)
+    if len(alive) == 2:
+        time.sleep(random.uniform(0.005, 0.3))
+        kill(alive.pop(random.randrange(2)))
+for child in alive:
+    kill(child)
+"""
+
+
+def stored(url: str) -> list[UUID | None]:
+    engine = create_engine(parse_url(url))
+    with engine.connect() as connection:
+        found = list(connection.execute(sa.select(predictions_log.c.prediction_uuid)).scalars())
+    engine.dispose()
+    return found
+
+
+@pytest.mark.parametrize("fsync", ["interval", "always"])
+def test_killed_at_any_instant(open_store: OpenStore, database_url: str, tmp_path: Path, fsync: str) -> None:
+    """Of processes that are killed under load, every acknowledged prediction is in the table once."""
+    open_store().close(timeout=5)
+    arguments = [sys.executable, "-c", KILLER, database_url, str(tmp_path), str(KILLS), fsync]
+    subprocess.run(arguments, check=True, timeout=60 + 2 * KILLS)
+
+    last = open_store(journal_dir=tmp_path / "journal")
+    assert last.close(timeout=60) == 0
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [".lock"]
+
+    notes = b"".join(path.read_bytes() for path in tmp_path.glob("acknowledged-*"))
+    acknowledged = {UUID(bytes=notes[at : at + 16]) for at in range(0, len(notes), 16)}
+    found = stored(database_url)
+    assert len(acknowledged) > 10 * KILLS
+    assert acknowledged - set(found) == set()
+    assert len(found) == len(set(found))
+
+
+def test_a_journal_that_cannot_be_written(open_store: OpenStore, tmp_path: Path) -> None:
+    """A journal folder that cannot be used stops the start with one line that names the setting."""
+    (tmp_path / "journal").touch()
+    with pytest.raises(StartupError, match=r"cannot write a journal in .*journal: .*; check JOURNAL_DIR"):
+        open_store(journal_dir=tmp_path / "journal")
+
+
+def test_lone_surrogates(open_store: OpenStore, make_record: MakeRecord, tmp_path: Path) -> None:
+    """A text that no encoding can hold is stored with a question mark, and stops nothing."""
+    store = open_store(journal_dir=tmp_path / "journal")
+    assert store.record([make_record(user="a\ud800b")])
+    assert store.close(timeout=10) == 0
+    assert store.status().written == 1

@@ -1,0 +1,335 @@
+"""The backlog on disk: order, bounds, spilling and reading back, orphans, damage, a full disk."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.store.framing import frame
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+from service.store.segments import Fsync
+
+MODEL = Model("v1", "emotion.onnx", ("happy", "sad"))
+
+OpenJournal = Callable[..., JournalBacklog]
+
+
+def payload(number: int) -> bytes:
+    return b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80)
+
+
+def drain(backlog: JournalBacklog, limit: int = 7) -> list[bytes]:
+    found: list[bytes] = []
+    while (batch := backlog.take(limit)) is not None:
+        found.extend(batch.payloads)
+        backlog.acknowledge(batch)
+    return found
+
+
+def segments(root: Path) -> list[Path]:
+    return sorted(root.glob("journal-*/*.segment"))
+
+
+@pytest.fixture
+def open_journal(tmp_path: Path) -> Iterator[OpenJournal]:
+    """Opens journals in the test's folder; those left open are closed."""
+    opened: list[JournalBacklog] = []
+
+    def open_one(model: Model = MODEL, **arguments: int | Fsync) -> JournalBacklog:
+        backlog = JournalBacklog(tmp_path, model, **arguments)  # type: ignore[arg-type]
+        opened.append(backlog)
+        return backlog
+
+    yield open_one
+    for backlog in opened:
+        backlog.close()
+
+
+@pytest.mark.parametrize("fsync", ["never", "interval", "always"])
+def test_in_order_and_gone_when_acknowledged(open_journal: OpenJournal, tmp_path: Path, fsync: Fsync) -> None:
+    """What is appended is taken in order, once; closed with nothing left, the journal leaves no file behind."""
+    backlog = open_journal(fsync=fsync)
+    expected = [payload(number) for number in range(50)]
+    for data in expected:
+        assert backlog.append(data, 1)
+    assert backlog.pending == 50
+    assert drain(backlog) == expected
+    assert backlog.pending == 0
+    backlog.close()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_taken_again_until_acknowledged(open_journal: OpenJournal) -> None:
+    """A batch that is not acknowledged is given again."""
+    backlog = open_journal()
+    backlog.append(payload(1), 1)
+    first, second = backlog.take(10), backlog.take(10)
+    assert first == second
+    assert first is not None
+
+
+def test_it_is_on_disk_before_append_returns(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """The file holds the frame when append has returned."""
+    backlog = open_journal()
+    backlog.append(payload(1), 1)
+    [path] = segments(tmp_path)
+    assert path.read_bytes().endswith(frame(payload(1), 1))
+
+
+def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """Beyond its memory the backlog is on disk alone, comes back in order, and its segments go one by one."""
+    backlog = open_journal(memory_records=20, segment_bytes=1000)
+    expected = [payload(number) for number in range(300)]
+    for data in expected:
+        assert backlog.append(data, 1)
+    count = len(segments(tmp_path))
+    assert count > 30
+    assert backlog.size_bytes == sum(path.stat().st_size for path in segments(tmp_path))
+    found: list[bytes] = []
+    remaining = [count]
+    while (batch := backlog.take(7)) is not None:
+        found.extend(batch.payloads)
+        backlog.acknowledge(batch)
+        remaining.append(len(segments(tmp_path)))
+    assert found == expected
+    assert remaining == sorted(remaining, reverse=True)
+    assert remaining[-1] == 1
+    assert backlog.pending == 0
+
+    late = [payload(number) for number in range(300, 310)]
+    for data in late:
+        assert backlog.append(data, 1)
+    assert drain(backlog) == late
+
+
+@pytest.mark.parametrize("fsync", ["never", "always"])
+def test_appended_while_read_back(open_journal: OpenJournal, fsync: Fsync) -> None:
+    """Threads that append while the writer reads from disk lose nothing, and each keeps its order."""
+    backlog = open_journal(memory_records=10, segment_bytes=2000, fsync=fsync)
+    amount = 60 if fsync == "always" else 300
+
+    def work(part: int) -> None:
+        for number in range(amount):
+            assert backlog.append(b"[%d,%d]" % (part, number), 1)
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    found: list[bytes] = []
+    while any(thread.is_alive() for thread in threads) or backlog.pending:
+        found.extend(drain(backlog))
+    for part in range(4):
+        mine = [data for data in found if data.startswith(b"[%d," % part)]
+        assert mine == [b"[%d,%d]" % (part, number) for number in range(amount)]
+    assert len(found) == 4 * amount
+
+
+def test_a_dead_process_is_replayed(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """What a process that died had appended is taken over, with the model it was made with, and then deleted."""
+    kill_after_appending(tmp_path, 25)
+    backlog = open_journal(Model("v2", "other.onnx", ("calm",)))
+    batch = backlog.take(10)
+    assert batch is not None
+    assert batch.model == MODEL
+    assert batch.count == 10
+    assert backlog.pending == 25
+    assert drain(backlog) == [payload(number) for number in range(25)]
+    assert backlog.pending == 0
+    assert len(list(tmp_path.glob("journal-*"))) == 1
+
+
+def test_a_living_process_is_left_alone(open_journal: OpenJournal) -> None:
+    """The journal of a process that lives is its own."""
+    first, second = open_journal(), open_journal()
+    assert first.append(payload(1), 1)
+    assert second.take(10) is None
+    assert drain(first) == [payload(1)]
+
+
+def test_closed_with_something_left(open_journal: OpenJournal) -> None:
+    """What is not in the database at close is there for the next process."""
+    first = open_journal()
+    first.append(payload(1), 1)
+    first.append(payload(2), 1)
+    first.close()
+    assert not first.append(payload(3), 1)
+    assert drain(open_journal()) == [payload(1), payload(2)]
+
+
+def test_a_replay_that_is_cut_short_begins_again(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """Orphans whose new owner ends in the middle of them go to the next one, whole."""
+    kill_after_appending(tmp_path, 5)
+    first = open_journal()
+    batch = first.take(2)
+    assert batch is not None
+    first.acknowledge(batch)
+    first.close()
+    assert drain(open_journal()) == [payload(number) for number in range(5)]
+
+
+APPENDER = """
+import os, signal, sys
+from pathlib import Path
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="never")
+for number in range(int(sys.argv[2])):
+    assert backlog.append(b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80), 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_after_appending(root: Path, count: int) -> Path:
+    """A process appends and dies; its segment."""
+    done = subprocess.run([sys.executable, "-c", APPENDER, root, str(count)], check=False)
+    assert done.returncode == -9
+    return segments(root)[-1]
+
+
+def test_a_torn_tail_at_every_byte(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """Wherever the last record of a dead process's journal is cut, every record before it is replayed."""
+    segment = kill_after_appending(tmp_path, 3)
+    data = segment.read_bytes()
+    last = frame(payload(2), 1)
+    assert data.endswith(last)
+    for cut in range(1, len(last) + 1):
+        # The folder is gone after each replay: a dead process's journal is made anew, held by nobody.
+        segment.parent.mkdir(exist_ok=True)
+        (segment.parent / ".lock").touch()
+        segment.write_bytes(data[:-cut])
+        backlog = open_journal(fsync="never")
+        assert drain(backlog) == [payload(0), payload(1)]
+        backlog.close()
+        assert not segment.exists()
+
+
+def test_damage_in_the_middle_is_reported(
+    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bad spot costs the record it is in, is logged as an error, and the file is kept for inspection."""
+    segment = kill_after_appending(tmp_path, 3)
+    data = bytearray(segment.read_bytes())
+    data[data.index(payload(1)) + 5] ^= 0xFF
+    segment.write_bytes(data)
+    assert drain(open_journal()) == [payload(0), payload(2)]
+    assert f"is damaged: {len(frame(payload(1), 1))} bytes" in caplog.text
+    [copy] = tmp_path.glob("damaged-*")
+    assert copy.read_bytes() == data
+
+
+def test_a_journal_of_another_format_is_left_alone(
+    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A journal that a later release wrote is neither replayed nor deleted."""
+    segment = kill_after_appending(tmp_path, 1)
+    segment.write_bytes(frame(b'{"format":2}', 0) + frame(b"?", 1))
+    backlog = open_journal()
+    assert drain(backlog) == []
+    assert "format 2 of the journal is not known" in caplog.text
+    backlog.close()
+    assert segment.exists()
+
+
+def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
+    """A journal that has reached its size takes no more, says so, and takes again when there is room."""
+    backlog = open_journal(journal_bytes=2000, segment_bytes=500)
+    taken = 0
+    while backlog.append(payload(taken), 1):
+        taken += 1
+    assert 10 < taken < 20
+    assert backlog.error == "journal: its limit of 2000 bytes is reached"
+    assert drain(backlog) == [payload(number) for number in range(taken)]
+    assert backlog.append(payload(taken), 1)
+    assert backlog.error is None
+
+
+# A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="always")
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+taken = 0
+while backlog.append(b"[%03d]" % taken + b" " * 95, 1):
+    taken += 1
+assert not backlog.append(b"x" * 200, 1)
+print(taken, backlog.error)
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+assert backlog.append(b"[999]" + b" " * 95, 1)
+found = []
+while (batch := backlog.take(100)) is not None:
+    found += batch.payloads
+    backlog.acknowledge(batch)
+print(len(found), found[-1][:5].decode(), backlog.error)
+"""
+
+
+def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
+    """A write that fails half-way is undone, answered with False, explained, and does not spoil what follows."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], check=False, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    taken, _, reason = first.partition(" ")
+    assert int(taken) > 3
+    assert reason == "journal: File too large"
+    kept, last, error = second.split()
+    assert int(kept) == int(taken) + 1
+    assert (last, error) == ("[999]", "None")
+    # The process ended without closing: what it wrote is intact on disk as well.
+    replayed = drain(open_journal())
+    assert len(replayed) == int(kept)
+    assert replayed[-1].startswith(b"[999]")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file in the place of the folder is an error at once."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        JournalBacklog(tmp_path / "file", MODEL)
+
+
+def test_other_files_in_the_folder_are_left_alone(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """A journal in a folder that holds other things touches none of them."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "00000001.segment").write_text("mine")
+    (tmp_path / "journal-of-the-captain").mkdir()
+    backlog = open_journal()
+    assert drain(backlog) == []
+    backlog.close()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        ".lock",
+        "00000001.segment",
+        "journal-of-the-captain",
+        "photos",
+    ]
+
+
+def test_nothing_in_the_journal_is_readable_by_others(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """Segments and their folder belong to the service's user alone: they hold addresses and users."""
+    open_journal().append(payload(1), 1)
+    [path] = segments(tmp_path)
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_logged_is_no_content(
+    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Taking over a journal logs how much it is and not what."""
+    caplog.set_level(logging.DEBUG)
+    kill_after_appending(tmp_path, 3)
+    drain(open_journal())
+    assert "taking over 3 records" in caplog.text
+    assert "pad" not in caplog.text

@@ -1,0 +1,67 @@
+"""What is not kept: old rows, and in private mode addresses and boxes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+
+from service.store import PredictionRecord, Store
+from service.store.retention import delete_before
+from service.store.schema import predictions_log
+
+MakeRecord = Callable[..., PredictionRecord]
+OpenStore = Callable[..., Store]
+
+
+def ages(engine: sa.Engine) -> list[int]:
+    """The ages of the stored rows in days."""
+    with engine.connect() as connection:
+        moments = connection.execute(sa.select(predictions_log.c.timestamp)).scalars()
+        return sorted(round((datetime.now(UTC) - moment) / timedelta(days=1)) for moment in moments if moment)
+
+
+def test_old_rows_are_deleted_at_start(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A store that keeps rows for some days deletes the older ones by itself, and no others."""
+    store = open_store()
+    now = datetime.now(UTC)
+    store.record(
+        [make_record(timestamp=now - timedelta(days=age)) for age in (0, 1, 9, 10, 40) for _ in range(3)]
+    )
+    assert store.close(timeout=10) == 0
+    assert len(ages(engine)) == 15
+
+    open_store(retention_days=9.5)
+    deadline = time.monotonic() + 20
+    while len(ages(engine)) > 9 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ages(engine) == [0, 0, 0, 1, 1, 1, 9, 9, 9]
+
+
+def test_the_oldest_go_first(open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord) -> None:
+    """One transaction deletes no more than its limit, and begins with the oldest rows."""
+    store = open_store()
+    now = datetime.now(UTC)
+    store.record([make_record(timestamp=now - timedelta(days=age)) for age in (20, 50, 30, 40, 5)])
+    assert store.close(timeout=10) == 0
+    with engine.begin() as connection:
+        assert delete_before(connection, now - timedelta(days=10), limit=2) == 2
+    assert ages(engine) == [5, 20, 30]
+    with engine.begin() as connection:
+        assert delete_before(connection, now - timedelta(days=10), limit=5) == 2
+    assert ages(engine) == [5]
+
+
+def test_private_rows(open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord) -> None:
+    """In private mode neither the address nor the box of a face reaches the database; the rest does."""
+    store = open_store(private=True)
+    store.record([make_record(face_box=(1, 2, 3, 4), detection_score=0.5, source_ip="192.0.2.7", user="ana")])
+    assert store.close(timeout=10) == 0
+    columns = predictions_log.c
+    with engine.connect() as connection:
+        query = sa.select(columns.source_ip, columns.face_box, columns.detection_score, columns.user_id)
+        assert tuple(connection.execute(query).one()) == (None, None, 0.5, "ana")
