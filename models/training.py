@@ -1,0 +1,188 @@
+"""The training loop: one or several networks on the same augmented batches, the first teaching the others.
+
+Nothing here touches files or the command line. `batches` is pure in its seed; `Trainer` owns the networks, their
+averaged copies and the optimiser, and everything that a checkpoint must hold is in `Trainer.checkpoint`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from models.architecture import Variant, build
+from models.augmentation import LIGHT, augment_batch
+from models.dataset import EMOTIONS
+from models.recipe import Recipe, learning_rate
+
+Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+_BATCHES_AHEAD = 6
+
+
+def epoch_order(targets: NDArray[np.float32], recipe: Recipe, epoch: int) -> NDArray[np.int64]:
+    """Return the shuffled row numbers of one epoch, rare emotions as often as `oversample` says."""
+    repeats = np.asarray(recipe.oversample)[targets.argmax(axis=1)]
+    order = np.repeat(np.arange(len(targets)), repeats)
+    return np.random.default_rng([recipe.seed, epoch]).permutation(order)
+
+
+def steps_per_epoch(targets: NDArray[np.float32], recipe: Recipe) -> int:
+    """How many full batches an epoch has; the rest of the shuffled rows is left for another epoch."""
+    return len(epoch_order(targets, recipe, 0)) // recipe.batch_size
+
+
+def batches(
+    images: NDArray[np.uint8], targets: NDArray[np.float32], recipe: Recipe, epoch: int
+) -> Iterator[Batch]:
+    """Yield the augmented batches of one epoch, made ahead in a thread beside the training step.
+
+    The same recipe and epoch give the same batches, so a resumed run sees what an uninterrupted one would.
+    """
+    how = LIGHT if epoch >= recipe.epochs * (1 - recipe.light_share) else recipe.augmentation
+    order = epoch_order(targets, recipe, epoch)
+    count = steps_per_epoch(targets, recipe)
+
+    def make(number: int) -> Batch:
+        rows = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
+        rng = np.random.default_rng([recipe.seed, epoch, number])
+        return augment_batch(images[rows], targets[rows], how, rng)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="augment") as executor:
+        ahead: list[Future[Batch]] = [
+            executor.submit(make, number) for number in range(min(_BATCHES_AHEAD, count))
+        ]
+        for number in range(count):
+            batch = ahead.pop(0).result()
+            if number + _BATCHES_AHEAD < count:
+                ahead.append(executor.submit(make, number + _BATCHES_AHEAD))
+            yield batch
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]  # Keras has no types
+    """Batch normalisation over the last axis that trains through TensorFlow's fused operation.
+
+    Keras 3 composes it of separate operations, which made a step on a CPU 1.3x slower. The weights and what it
+    does at inference are those of the layer it extends.
+    """
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Normalise float32 [n, height, width, channels], by the batch's own statistics when `training`."""
+        if not training:
+            return super().call(inputs, training=False, mask=mask)
+        empty = tf.zeros([0])
+        normalized, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=empty,
+            variance=empty,
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
+        self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1 - self.momentum))
+        return normalized
+
+
+class Trainer:
+    """Trains networks that give logits, all on the same batches.
+
+    The first network learns from the annotators' vote shares alone. The others learn from a blend of those and of
+    its probabilities for the very same augmented face (Hinton et al., 2015; Beyer et al., "Knowledge
+    distillation: a good teacher is patient and consistent", 2022), at the price of no extra forward pass.
+    `averaged[i]` follows `networks[i]` as an exponential moving average of its weights and batch statistics: it
+    is what gets evaluated and exported.
+    """
+
+    def __init__(self, variants: dict[str, Variant], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.networks = [build(variant, name, FusedBatchNormalization) for name, variant in variants.items()]
+        self.averaged = [build(variant, name) for name, variant in variants.items()]
+        networks = self.networks
+        for averaged, network in zip(self.averaged, networks, strict=True):
+            averaged.set_weights(network.get_weights())
+        self._variables = [variable for network in networks for variable in network.trainable_variables]
+        self._optimizer = keras.optimizers.SGD(
+            learning_rate=recipe.peak_rate,
+            momentum=recipe.momentum,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+        self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        self._optimizer.build(self._variables)
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.checkpoint = tf.train.Checkpoint(
+            networks=self.networks,
+            averaged=self.averaged,
+            optimizer=self._optimizer,
+            step=self.step,
+            epoch=self.epoch,
+        )
+        self._graph = tf.function(self._train_step, autograph=False)
+
+    def start_from(self, networks: list[keras.Model]) -> None:
+        """Take over the weights of trained networks of the same sizes, for another cycle."""
+        for mine, averaged, trained in zip(self.networks, self.averaged, networks, strict=True):
+            mine.set_weights(trained.get_weights())
+            averaged.set_weights(trained.get_weights())
+
+    def train_step(
+        self, images: NDArray[np.float32], targets: NDArray[np.float32], progress: float
+    ) -> list[float]:
+        """Take one step on a batch; return each network's loss against the annotators' vote shares.
+
+        `images` is float32 [n, height, width, 1] in 0..255, `targets` [n, 7], `progress` the share of the run
+        that lies behind.
+        """
+        self._optimizer.learning_rate.assign(learning_rate(self.recipe, progress))
+        step = int(self.step.numpy())
+        # An average that starts from nothing would take thousands of steps to forget the random weights.
+        decay = min(self.recipe.average_decay, (1 + step) / (10 + step))
+        # A teacher that knows nothing yet teaches nothing: its weight grows during the warm-up.
+        teaching = self.recipe.teaching * min(1.0, progress / max(self.recipe.warmup_share, 1e-9))
+        losses = self._graph(
+            tf.constant(images), tf.constant(targets), tf.constant(decay), tf.constant(teaching)
+        )
+        self.step.assign_add(1)
+        return [float(loss) for loss in losses.numpy()]
+
+    def _train_step(
+        self, images: tf.Tensor, targets: tf.Tensor, decay: tf.Tensor, teaching: tf.Tensor
+    ) -> tf.Tensor:
+        losses = []
+        total = tf.constant(0.0)
+        with tf.GradientTape() as tape:
+            taught = targets
+            for index, network in enumerate(self.networks):
+                logits = network(images, training=True)
+                blend = targets if index == 0 else teaching * taught + (1 - teaching) * targets
+                total += tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(blend, logits))
+                losses.append(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits)))
+                if index == 0:
+                    taught = tf.stop_gradient(tf.nn.softmax(logits))
+        gradients = tape.gradient(total, self._variables)
+        self._optimizer.apply_gradients(zip(gradients, self._variables, strict=True))
+        for averaged, network in zip(self.averaged, self.networks, strict=True):
+            for slow, fast in zip(averaged.weights, network.weights, strict=True):
+                # Dropout's seed is a weight too, and not one to average.
+                if slow.dtype == "float32":
+                    slow.assign(slow * decay + fast * (1 - decay))
+        return tf.stack(losses)
+
+
+def predict_logits(
+    network: keras.Model, images: NDArray[np.uint8], batch_size: int = 256
+) -> NDArray[np.float32]:
+    """Return the logits, float32 [n, 7], of faces uint8 [n, height, width]."""
+    graph = tf.function(lambda batch: network(batch, training=False), autograph=False)
+    logits = [
+        graph(tf.constant(images[start : start + batch_size, ..., None], tf.float32)).numpy()
+        for start in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(logits) if logits else np.zeros((0, len(EMOTIONS)), np.float32)
