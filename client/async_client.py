@@ -271,7 +271,7 @@ class AsyncClient:
         for attempt in itertools.count(1):
             connection = await self._connected()
             try:
-                return await connection.exchange(request, deadline_ms=(deadline - now()) * 1000)
+                return await connection.exchange(request, deadline)
             except (ConnectionLost, Unavailable) as error:
                 if isinstance(error, ShuttingDown):
                     self._leave(connection)

@@ -53,6 +53,7 @@ class Connection:
         self._websocket = websocket
         self._ids = itertools.count(1)
         self._unanswered: Unanswered[asyncio.Future[dict[str, Any]]] = Unanswered(welcome.protocol)
+        self._sending = asyncio.Lock()
         self._ended = False
         self._reader = asyncio.create_task(self._read(), name="visionai client reader")
 
@@ -110,24 +111,29 @@ class Connection:
         """False once the connection has ended."""
         return not self._ended
 
-    async def exchange(self, request: Request, deadline_ms: float | None = None) -> Mapping[str, Any]:
-        """Send `request` and wait for its reply.
+    async def exchange(self, request: Request, deadline: float | None = None) -> Mapping[str, Any]:
+        """Send `request` and wait for its reply. `deadline` is in the event loop's time; the server is told.
 
         Raises:
             ConnectionLost: the connection ended before the reply came.
             VisionAIError: whatever the server answered that is not a success, see `client.errors`.
         """
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[dict[str, Any]] = loop.create_future()
         request_id = next(self._ids)
-        frame, is_text = encode(request, request_id, self.welcome, deadline_ms)
-        if self._ended:
-            raise ConnectionLost("the connection is closed")
-        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        # Before the first await: requests are registered in the order in which they are written.
-        self._unanswered.add(request_id, reply, len(frame))
         try:
-            # The reader sees a closed connection too, and knows better what becomes of each request.
-            with contextlib.suppress(ConnectionClosed):
-                await self._websocket.send(frame, text=is_text)
+            # One at a time: on a slow line, what waits for its turn can still be given up without being sent, and
+            # the server is told what is left of its time when it goes.
+            async with self._sending:
+                if self._ended:
+                    raise ConnectionLost("the connection is closed")
+                remaining = None if deadline is None else max(0.001, (deadline - loop.time()) * 1000)
+                frame, is_text = encode(request, request_id, self.welcome, remaining)
+                # `send` writes before it first waits: requests are registered in the order in which they are sent.
+                self._unanswered.add(request_id, reply, len(frame))
+                # The reader sees a closed connection too, and knows better what becomes of each request.
+                with contextlib.suppress(ConnectionClosed):
+                    await self._websocket.send(frame, text=is_text)
             answer = await reply
         except asyncio.CancelledError:
             self._unanswered.give_up(request_id)

@@ -123,10 +123,6 @@ class Unanswered(Generic[Waiter]):
         if request_id in self._entries:
             self._entries[request_id].waiter = None
 
-    def withdraw(self, request_id: int) -> None:
-        """The request was never sent: no reply is expected."""
-        self._entries.pop(request_id, None)
-
     def answer(self, reply: Mapping[str, Any]) -> Waiter | None:
         """Whoever waits for `reply`; None where nobody does any more.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from client import Retry
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models/build/emotion.onnx"
+MODEL = ROOT / "models/build/modelo_emociones.onnx"
 FACE = ROOT / "tests/data/astronaut_face.jpg"
 
 # A command takes a fraction of a second. This is what separates slow from stuck, on the slowest machine.

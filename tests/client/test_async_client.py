@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -581,3 +583,50 @@ async def test_base64_is_what_v1_servers_decode() -> None:
     async with Peer(1, V1_COMMANDS).running() as peer, connect(peer) as client:
         await client.predict(image("sad"))
     assert base64.b64decode(peer.received[0].message["image"], validate=True) == image("sad")
+
+
+async def test_what_is_given_up_before_its_turn_is_not_sent() -> None:
+    """A line that is busy with a large image: a request whose time is over meanwhile never goes onto it."""
+    async with Peer(max_size=2**26).running() as peer:
+        opened = asyncio.Event()
+        async with gated_line(peer.url, opened) as url, AsyncClient(url) as client:
+            opened.clear()
+            # More than the buffers of both systems hold, so that it is still being sent.
+            large = asyncio.create_task(client.predict(image("sad", padding="x" * 2**25)))
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineExceeded):
+                await client.predict(image("fear"), timeout=0.1)
+            opened.set()
+            assert (await large).emotion_name == "sad"
+            assert (await client.predict(image("happy"))).emotion_name == "happy"
+    assert [json.loads(request.image or b"")["emotion"] for request in peer.predictions_received] == [
+        "sad",
+        "happy",
+    ]
+
+
+@asynccontextmanager
+async def gated_line(url: str, opened: asyncio.Event) -> AsyncIterator[str]:
+    """A relay to `url` that takes data from the client only while `opened` is set; its own address."""
+    port = int(url.rsplit(":", 1)[1].removesuffix("/ws"))
+    opened.set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def carry(
+            source: asyncio.StreamReader, sink: asyncio.StreamWriter, gate: asyncio.Event
+        ) -> None:
+            while data := await source.read(65536):
+                await gate.wait()
+                sink.write(data)
+                await sink.drain()
+            sink.close()
+
+        always = asyncio.Event()
+        always.set()
+        await asyncio.gather(carry(reader, upstream_writer, opened), carry(upstream_reader, writer, always))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0, limit=65536)
+    async with server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
