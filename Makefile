@@ -9,7 +9,7 @@ BUILD_VENV := .venv-build
 BIN := $(VENV)/bin
 BUILD_BIN := $(BUILD_VENV)/bin
 PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
-MODELS := models/build/emotion.onnx models/build/face_short.onnx models/build/face_back.onnx
+MODELS := models/build/modelo_emociones.onnx models/build/face_short.onnx models/build/face_back.onnx
 
 .DEFAULT_GOAL := help
 .PHONY: help run convert test lint format bench lock clean

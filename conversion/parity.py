@@ -12,7 +12,8 @@ class Thresholds:
     """How far a model may be from its reference, in probability (0..1), and how often it must agree.
 
     Each precision has its own. float32: the two runtimes sum in different orders, which moves a probability
-    by some 1e-6 at most; 1e-5 leaves room for deep networks and is far below a wrong scale or channel order.
+    by some 1e-6 on faces; noise drives deep networks to activations where 3e-5 was seen. 1e-4 leaves room for
+    that and is far below what a wrong scale or channel order does.
     """
 
     max_difference: float
@@ -28,7 +29,7 @@ class Thresholds:
 _TIE = 2e-5
 
 DEFAULT_THRESHOLDS = {
-    "fp32": Thresholds(max_difference=1e-5, mean_difference=2e-6, agreement=1.0),
+    "fp32": Thresholds(max_difference=1e-4, mean_difference=1e-5, agreement=1.0),
     "fp16": Thresholds(max_difference=2e-2, mean_difference=2e-3, agreement=0.99),
     "int8": Thresholds(max_difference=0.5, mean_difference=2e-2, agreement=0.95),
 }

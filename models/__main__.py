@@ -1,4 +1,4 @@
-"""`python -m models`: fetch, convert, train and evaluate the models that VisionAI serves.
+"""`python -m models`: fetch, convert, train, export and evaluate the models that VisionAI serves.
 
 Each command's module is imported when the command runs and not before: `convert` answers "nothing to do"
 without TensorFlow, and `fetch` works in an environment that has neither TensorFlow nor ONNX.
@@ -73,6 +73,14 @@ def train(context: typer.Context) -> None:
     from models.train import train_command
 
     _forward(train_command, context)
+
+
+@app.command(**_FORWARDED)
+def export(context: typer.Context) -> None:
+    """Calibrate a trained network and save it as the one that ships. Options: python -m models export --help."""
+    from models.export import export_command
+
+    _forward(export_command, context)
 
 
 @app.command(**_FORWARDED)

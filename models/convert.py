@@ -11,7 +11,7 @@ from models.fetch import ensure_fetched, sha256_of
 from models.sources import ROOT, ModelSource, ModelSourceError, read_source
 
 # What `make convert` builds: the emotion model that the service loads by default, and the face detectors.
-SERVED = ("fer", "face_short", "face_back")
+SERVED = ("modelo_emociones", "face_short", "face_back")
 # A new version of any of these may write other bytes.
 _TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
 

@@ -1,9 +1,10 @@
 """Face detectors from TensorFlow Lite to ONNX: uint8 images in, any batch, described by metadata as classifiers are."""
 
+import contextlib
 import hashlib
+import io
 import json
 import tomllib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def _difference(model: Any, tflite: Path, size: int) -> float:
     images = np.concatenate([noise, ramp])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     boxes, scores = session.run(["boxes", "scores"], {"images": images})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it announces its successor, another package
+    with contextlib.redirect_stderr(
+        io.StringIO()
+    ):  # it announces its successor, whatever the warning filters say
         interpreter = tf.lite.Interpreter(str(tflite))
     interpreter.allocate_tensors()
     worst = 0.0

@@ -85,7 +85,7 @@ def evaluate_command(
 ) -> None:
     """Score a model on labelled faces.
 
-    Example: python -m models evaluate models/build/emotion.onnx --data fer2013_train_val.npz --json
+    Example: python -m models evaluate models/build/modelo_emociones.onnx --data fer2013_train_val.npz --json
     """
     try:
         faces = load_split(data, split)

@@ -17,7 +17,7 @@ Provider = Literal["cpu", "cuda"]
 Detect = Literal["auto", "always", "never"]
 SmallFaces = Literal["auto", "always", "never"]
 
-DEFAULT_MODEL = Path("models/build/emotion.onnx")
+DEFAULT_MODEL = Path("models/build/modelo_emociones.onnx")
 DETECTORS = ("face_short.onnx", "face_back.onnx")
 DEFAULT_DATABASE = "sqlite:///visionai.db"
 

@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # The square that is cut out, as a multiple of the face box's longer side, and how far its centre is moved up, as a
 # multiple too: the box ends at the eyebrows, and the network wants the forehead.
-SCALE = 1.1
+SCALE = 1.2
 LIFT = 0.05
 
 # Beyond this the eyes are more likely misplaced than the head is tilted: a face on its side is not turned.

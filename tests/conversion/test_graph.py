@@ -52,7 +52,7 @@ def test_metadata_describes_the_model(converted_rgb: Converted) -> None:
         "classifier",
         "fp32",
     )
-    assert json.loads(stored["visionai.parity"])["max_difference"] == 1e-5
+    assert json.loads(stored["visionai.parity"])["max_difference"] == 1e-4
 
 
 def test_normalisations_are_folded_and_no_transpose_is_left(

@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from service.server import Service
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models/build/emotion.onnx"
+MODEL = ROOT / "models/build/modelo_emociones.onnx"
 FACE = (ROOT / "tests/data/astronaut_face.jpg").read_bytes()
 
 # A reply takes milliseconds. This is what separates slow from stuck, on the slowest machine.

@@ -68,4 +68,4 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> N
 def test_a_provider_that_is_missing_is_an_error() -> None:
     """Asked for a GPU where there is none, the service does not quietly use the CPU."""
     with pytest.raises(StartupError, match="CUDAExecutionProvider"):
-        Engine(ROOT / "models/build/emotion.onnx", "cuda")
+        Engine(ROOT / "models/build/modelo_emociones.onnx", "cuda")

@@ -162,7 +162,8 @@ async def test_a_small_image_is_taken_as_a_face_that_was_cut_out(running: Runnin
     auto = await predict(running, crop)
     never = await predict(running, crop, detect="never")
     assert auto["face_detected"] is False
-    assert auto["probabilities"] == never["probabilities"]
+    # Decoded at full size or at a libjpeg scale: the pixels differ by rounding.
+    assert auto["probabilities"] == pytest.approx(never["probabilities"], abs=0.02)
 
 
 async def test_detection_can_be_configured_for_the_connection(running: Running) -> None:

@@ -35,7 +35,7 @@ def test_a_keras_path_means_its_converted_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("models/build/emotion.onnx", "make convert"),
+        ("models/build/modelo_emociones.onnx", "make convert"),
         ("elsewhere/net.onnx", "MODEL_PATH"),
         ("models/net.keras", "python -m conversion models/net.keras -o models/build/net.onnx"),
         ("models/net.h5", "python -m conversion models/net.h5 -o models/build/net.onnx"),

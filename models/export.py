@@ -1,0 +1,73 @@
+"""`python -m models export`: a trained network, calibrated, as the Keras file that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from models.dataset import DataError, load_split, majority
+from models.metrics import accuracy, expected_calibration_error
+
+# Temperatures outside this are no calibration but a broken network.
+_COLDEST, _HOTTEST = 0.25, 4.0
+
+
+def export_command(
+    network: Annotated[Path, typer.Argument(help="NETWORK.keras of a training run; gives logits.")],
+    data: Annotated[Path, typer.Option(help="The .npz whose validation part it is calibrated on.")],
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/modelo_emociones.keras"),
+) -> None:
+    """Fit one temperature on the validation part, fold it and a softmax into the network, and save that.
+
+    Example: python -m models export models/runs/latest/small.keras --data fer2013_train_val.npz
+    """
+    try:
+        validation = load_split(data, "val")
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from error
+    from conversion.tensorflow_quietly import keras
+    from models.architecture import with_temperature
+    from models.training import predict_logits
+
+    trained = keras.models.load_model(network, compile=False)
+    truth = np.where(validation.duplicate, -1, majority(validation.votes))
+    kept = truth >= 0
+    logits = predict_logits(trained, validation.images[kept])
+    temperature = fit_temperature(logits, truth[kept])
+    with_temperature(trained, temperature).save(output)
+    for name, divisor in (("before", 1.0), ("after", temperature)):
+        probabilities = _softmax(logits / divisor)
+        ece = expected_calibration_error(probabilities, truth[kept])
+        print(
+            f"{name}: temperature {divisor:.3f}, accuracy {accuracy(probabilities, truth[kept]):.4f}, ece {ece:.4f}"
+        )
+    print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """The temperature that gives the least cross-entropy, by golden-section search (it is convex in 1/T).
+
+    `logits` is [n, k], `truth` [n] with 0..k-1. Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+    golden = (np.sqrt(5) - 1) / 2
+    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    while high - low > 1e-4:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if _cross_entropy(logits * left, truth) < _cross_entropy(logits * right, truth):
+            high = right
+        else:
+            low = left
+    return float(2 / (low + high))
+
+
+def _cross_entropy(logits: NDArray[np.floating], truth: NDArray[np.int64]) -> float:
+    return float(-np.log(_softmax(logits)[np.arange(len(truth)), truth]).mean())
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
