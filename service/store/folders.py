@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ else:
 
 _LOCK: Final = ".lock"
 _PREFIX: Final = "journal-"
+_NAME: Final = re.compile(_PREFIX + "[0-9a-f]{12}")
 _SUFFIX: Final = ".segment"
 
 
@@ -56,7 +58,7 @@ def create(root: Path) -> Folder:
     """A new folder, held by this process. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusively(root):
-        path = root / (_PREFIX + secrets.token_hex(6))
+        path = root / f"{_PREFIX}{secrets.token_hex(6)}"
         path.mkdir(mode=0o700)
         lock = _try_lock(path / _LOCK)
         if lock is None:
@@ -68,10 +70,16 @@ def adopt(root: Path) -> list[Folder]:
     """Take over the folders whose owners have died. Raises OSError."""
     adopted = []
     with _exclusively(root):
-        for path in sorted(root.glob(f"{_PREFIX}*/{_LOCK}")):
-            lock = _try_lock(path)
+        for path in sorted(root.iterdir()):
+            if not _NAME.fullmatch(path.name):
+                continue
+            if not (path / _LOCK).exists():
+                # Its owner died while it made or removed the folder, when there is no segment in it.
+                path.rmdir()
+                continue
+            lock = _try_lock(path / _LOCK)
             if lock is not None:
-                adopted.append(Folder(path.parent, lock))
+                adopted.append(Folder(path, lock))
     return adopted
 
 

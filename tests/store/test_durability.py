@@ -88,7 +88,8 @@ def test_killed_at_any_instant(open_store: OpenStore, database_url: str, tmp_pat
 
     last = open_store(journal_dir=tmp_path / "journal")
     assert last.close(timeout=60) == 0
-    assert [path.name for path in (tmp_path / "journal").iterdir()] == [".lock"]
+    journal = tmp_path / "journal"
+    assert [path.relative_to(journal) for path in journal.rglob("*")] == [Path(".lock")]
 
     notes = b"".join(path.read_bytes() for path in tmp_path.glob("acknowledged-*"))
     acknowledged = {UUID(bytes=notes[at : at + 16]) for at in range(0, len(notes), 16)}

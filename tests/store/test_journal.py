@@ -293,6 +293,14 @@ def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
     assert replayed[-1].startswith(b"[999]")
 
 
+def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """A folder that a process had made, but not yet locked, when it died is removed."""
+    (tmp_path / "journal-0123456789ab").mkdir()
+    backlog = open_journal()
+    assert drain(backlog) == []
+    assert not (tmp_path / "journal-0123456789ab").exists()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A file in the place of the folder is an error at once."""
     (tmp_path / "file").touch()

@@ -317,6 +317,6 @@ def test_an_outage_outlives_the_process(
     assert set(stored(database_url)) == ids(records)
     tags = restartable_postgres.execute(
         "SELECT DISTINCT model_version_tag, model_status FROM predictions_log NATURAL JOIN model_version",
-        name,
+        parse_url(database_url).database or "",
     )
     assert tags == [("v1.0.0", "00")]

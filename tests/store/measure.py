@@ -1,0 +1,171 @@
+"""What storing costs: ``python -m tests.store.measure`` from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg2.extras  # type: ignore[import-untyped]
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from service.store import Fsync, PredictionRecord, Store, reference
+from service.store.database import create_engine, parse_url
+from service.store.insert import insert
+from service.store.migrate import migrate
+from service.store.records import encode
+from service.store.reference import Model
+from service.store.schema import predictions_log
+from tests.conftest import PostgresServer
+
+LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+MODEL = Model("v1", "emotion.onnx", LABELS)
+BATCH = 200
+
+
+def record() -> PredictionRecord:
+    """A record as a whole image gives it."""
+    probabilities = (0.0123456789, 0.0023456789, 0.1123456789, 0.8123456789, 0.0323456789, 0.0183456789, 0.01)
+    now = datetime.now(UTC)
+    return PredictionRecord(
+        uuid4(), "happy", 0.8123456789, probabilities, 1.234, now, "192.0.2.7", "camera-7"
+    )
+
+
+def measure_record(folder: Path) -> None:
+    """Median and 99th percentile of one call of ``record``, in µs."""
+    policies: tuple[Fsync | None, ...] = (None, "never", "interval", "always")
+    for policy in policies:
+        for size in (1, 4, 8):
+            store = Store.open(
+                f"sqlite:///{folder / 'record.db'}",
+                labels=LABELS,
+                version_tag="v1",
+                model_filename="emotion.onnx",
+                journal_dir=folder / "journal" if policy else None,
+                fsync=policy or "never",
+            )
+            times = []
+            for _ in range(300 if policy == "always" else 3000):
+                batch = [record() for _ in range(size)]
+                began = time.perf_counter()
+                assert store.record(batch)
+                times.append((time.perf_counter() - began) * 1e6)
+            store.close(timeout=60)
+            cuts = statistics.quantiles(times, n=100)
+            name = f"fsync={policy}" if policy else "no journal"
+            print(f"record  {name:15} {size} records   p50 {cuts[49]:6.1f} µs   p99 {cuts[98]:7.1f} µs")
+
+
+def measure_insert(url: str, batches: int) -> None:
+    """CPU of this process and elapsed time per row, in µs, for our statement and for the usual ways."""
+    engine = create_engine(parse_url(url))
+    migrate(engine)
+    with engine.begin() as connection:
+        references = reference.ensure(connection, MODEL, {})
+
+    def ours(connection: sa.Connection, rows: list[PredictionRecord]) -> None:
+        insert(connection, references, [encode(rows)])
+
+    def values(row: PredictionRecord) -> dict[str, object]:
+        return {
+            "prediction_uuid": row.prediction_id,
+            "emotion_id": references.emotion_ids[row.emotion],
+            "model_id": references.model_id,
+            "confidence": row.confidence,
+            "probabilities": row.probabilities,
+            "processing_time_ms": round(row.processing_ms),
+            "processing_us": round(row.processing_ms * 1000),
+            "timestamp": row.timestamp,
+            "source_ip": row.source_ip,
+            "request_id": row.request_id,
+        }
+
+    statement = postgresql.insert(predictions_log).on_conflict_do_nothing()
+
+    def core(connection: sa.Connection, rows: list[PredictionRecord]) -> None:
+        connection.execute(statement, [values(row) for row in rows])
+
+    def execute_values(connection: sa.Connection, rows: list[PredictionRecord]) -> None:
+        psycopg2.extras.register_uuid()
+        items = [values(row) | {"probabilities": psycopg2.extras.Json(row.probabilities)} for row in rows]
+        cursor = connection.connection.cursor()
+        sql = f"INSERT INTO predictions_log ({', '.join(items[0])}) VALUES %s ON CONFLICT DO NOTHING"
+        psycopg2.extras.execute_values(cursor, sql, [tuple(item.values()) for item in items], page_size=BATCH)
+
+    ways = {"ours": ours, "SQLAlchemy": core}
+    if engine.dialect.name == "postgresql":
+        ways["execute_values"] = execute_values
+    for name, way in ways.items():
+        cpu = elapsed = 0.0
+        for _ in range(batches):
+            rows = [record() for _ in range(BATCH)]
+            used, began = time.process_time(), time.perf_counter()
+            with engine.begin() as connection:
+                way(connection, rows)
+            cpu += time.process_time() - used
+            elapsed += time.perf_counter() - began
+        each = 1e6 / (batches * BATCH)
+        print(
+            f"insert  {engine.dialect.name:10} {name:15} CPU {cpu * each:6.1f} µs   elapsed {elapsed * each:6.1f} µs"
+        )
+    engine.dispose()
+
+
+def measure_queries(url: str, rows: int) -> None:
+    """How long reading takes on a large table of PostgreSQL, in ms."""
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE predictions_log")
+        connection.exec_driver_sql(
+            "INSERT INTO predictions_log (prediction_uuid, emotion_id, confidence, model_id, processing_us, timestamp,"
+            " user_id) SELECT gen_random_uuid(), 1 + i %% 7, 0.5, 1, 900, now() - i * interval '100 ms',"
+            " CASE WHEN i %% 10 = 0 THEN 'user' || i %% 1000 END FROM generate_series(1, %(rows)s) i",
+            {"rows": rows},
+        )
+    queries = {
+        "history of a user": "SELECT * FROM predictions_log WHERE user_id = 'user70' ORDER BY timestamp DESC LIMIT 50",
+        "one prediction": "SELECT * FROM predictions_log WHERE prediction_uuid ="
+        " (SELECT prediction_uuid FROM predictions_log ORDER BY timestamp LIMIT 1)",
+        "statistics of an hour": "SELECT emotion_id, count(*), avg(confidence) FROM predictions_log"
+        " WHERE timestamp > now() - interval '1 hour' GROUP BY 1",
+        "statistics of a day": "SELECT emotion_id, count(*), avg(confidence) FROM predictions_log"
+        " WHERE timestamp > now() - interval '1 day' GROUP BY 1",
+    }
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE predictions_log")
+        for name, query in queries.items():
+            times = []
+            for _ in range(5):
+                began = time.perf_counter()
+                connection.exec_driver_sql(query).all()
+                times.append((time.perf_counter() - began) * 1000)
+            print(f"query   {rows} rows, {name:22} median {statistics.median(times):7.1f} ms")
+    engine.dispose()
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table for the queries")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure_record(Path(folder))
+        measure_insert(f"sqlite:///{folder}/insert.db", arguments.batches)
+    server = PostgresServer()
+    try:
+        url = server.url(server.create_database())
+        measure_insert(url, arguments.batches)
+        measure_queries(url, arguments.rows)
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
