@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.augmentation import LIGHT, MEDIUM, STRONG
-from models.dataset import DataError, Split, load_split, majority, soft_targets
+from models.dataset import EMOTIONS, DataError, Split, load_split, majority, soft_targets
 from models.recipe import Recipe
 
 HISTORY = "history.json"
@@ -30,6 +30,10 @@ def train_command(
     epochs: Annotated[int, typer.Option(min=1)] = 60,
     peak_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate of the cycle.")] = 0.1,
     augmentation: Annotated[str, typer.Option(help="strong, medium or light.")] = "strong",
+    oversample: Annotated[
+        str,
+        typer.Option(help="How often a face of each emotion is drawn in an epoch, in alphabetical order."),
+    ] = "1,4,2,1,1,1,1",
     continue_from: Annotated[
         Path | None, typer.Option(help="Another run's folder: start from its networks, for a second cycle.")
     ] = None,
@@ -50,12 +54,21 @@ def train_command(
     names = networks.split(",")
     if augmentation not in AUGMENTATIONS:
         raise typer.BadParameter(f"choose from {', '.join(AUGMENTATIONS)}", param_hint="--augmentation")
+    repeats = tuple(int(part) for part in oversample.split(",") if part.strip().isdecimal())
+    if len(repeats) != len(EMOTIONS):
+        raise typer.BadParameter(f"give {len(EMOTIONS)} whole numbers", param_hint="--oversample")
     start = [(continue_from / f"{name}.keras") for name in names] if continue_from else []
     for path in start:
         if not path.is_file():
             raise typer.BadParameter(f"{path}: no such file", param_hint="--continue-from")
     run.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(epochs=epochs, peak_rate=peak_rate, augmentation=AUGMENTATIONS[augmentation], seed=seed)
+    recipe = Recipe(
+        epochs=epochs,
+        peak_rate=peak_rate,
+        augmentation=AUGMENTATIONS[augmentation],
+        oversample=repeats,
+        seed=seed,
+    )
     _train(console, train_split, validation, run, names, recipe, start, bf16)
 
 
