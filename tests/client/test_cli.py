@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -260,3 +263,30 @@ async def test_a_reader_that_leaves_is_no_crash(peer: Peer, photos: Path) -> Non
         out, err = await process.communicate()
     assert json.loads(out)["emotion_name"] == "happy"
     assert b"Traceback" not in err
+
+
+async def test_a_folder_on_a_terminal_has_a_progress_bar(peer: Peer, photos: Path) -> None:
+    """Where standard error is a terminal, it shows how many are done, the rate, and the remaining time."""
+    controller, terminal = pty.openpty()
+    # The last images wait, so that the bar is seen half way.
+    (photos / "z.jpg").write_bytes(image("happy", gated=True))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "predict", str(photos), "-f", "ndjson", "--url", peer.url),
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = ""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while "3/4" not in seen:
+                seen += (await asyncio.to_thread(os.read, controller, 4096)).decode()
+            peer.gate.set()
+            out, _ = await process.communicate()
+    finally:
+        os.close(controller)
+    assert (process.returncode, len(out.splitlines())) == (0, 4)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    assert re.search(r"3/4 +\d+/s +\d:\d\d:\d\d", shown), shown
