@@ -65,6 +65,7 @@ def started_service(environment: Mapping[str, str] | None = None) -> Iterator[Ta
                 "HOST": "127.0.0.1",
                 "PORT": "0",
                 "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+                "JOURNAL_DIR": f"{folder}/journal",
                 "LOG_LEVEL": "WARNING",
                 **(environment or {}),
             },

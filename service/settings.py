@@ -15,6 +15,7 @@ from service.errors import StartupError
 
 Provider = Literal["cpu", "cuda"]
 Detect = Literal["auto", "always", "never"]
+Fsync = Literal["never", "interval", "always"]
 SmallFaces = Literal["auto", "always", "never"]
 
 DEFAULT_MODEL = Path("models/build/modelo_emociones.onnx")
@@ -29,6 +30,10 @@ class Settings:
     ======================= ==========================================================================
     host, port              where to listen; port 0 takes a free one
     database_url            SQLAlchemy URL, sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME
+    journal_dir             where answered predictions are kept until the database has them
+    journal_fsync           when the journal is forced to disk: never, interval or always; see docs/reliability.md
+    retention_days          stored predictions older than this are deleted; 0 keeps them
+    store_private           1 keeps neither IP addresses nor face boxes
     model_path              an .onnx file, or the .keras file that it was converted from
     detect                  for clients that do not ask: auto finds faces, always insists, never takes an image as one
     small_faces             whether small faces are looked for: auto (in large images), always, never
@@ -50,6 +55,10 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     database_url: str = DEFAULT_DATABASE
+    journal_dir: Path = Path("visionai.journal")
+    journal_fsync: Fsync = "interval"
+    retention_days: float = 0.0
+    store_private: bool = False
     model_path: Path = DEFAULT_MODEL
     detect: Detect = "auto"
     small_faces: SmallFaces = "auto"
@@ -82,6 +91,12 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         "host": env.str("HOST", default.host),
         "port": env.int("PORT", default.port, validate=validate.Range(min=0, max=65535)),
         "database_url": env.str("DATABASE_URL", default.database_url),
+        "journal_dir": env.path("JOURNAL_DIR", default.journal_dir),
+        "journal_fsync": env.str(
+            "JOURNAL_FSYNC", default.journal_fsync, validate=validate.OneOf(["never", "interval", "always"])
+        ),
+        "retention_days": env.float("RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0)),
+        "store_private": env.bool("STORE_PRIVATE", default.store_private),
         "model_path": env.path("MODEL_PATH", default.model_path),
         "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(["cpu", "cuda"])),
         "detect": env.str("DETECT", default.detect, validate=validate.OneOf(["auto", "always", "never"])),

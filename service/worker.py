@@ -74,6 +74,10 @@ def open_store(settings: Settings, engine: Engine) -> Store:
         version_tag=card.version_tag,
         model_filename=card.path.name,
         descriptions=DESCRIPTIONS["es"],
+        journal_dir=settings.journal_dir,
+        fsync=settings.journal_fsync,
+        private=settings.store_private,
+        retention_days=settings.retention_days or None,
     )
 
 

@@ -87,6 +87,7 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
                 "PORT": "0",
                 "LOG_LEVEL": "WARNING",
                 "DATABASE_URL": f"sqlite:///{tmp_path / 'process.db'}",
+                "JOURNAL_DIR": str(tmp_path / "journal"),
                 "MODEL_PATH": str(MODEL),
                 "PYTHONPATH": str(ROOT),
             }
