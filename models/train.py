@@ -42,7 +42,9 @@ def train_command(
         bool, typer.Option(help="Convolutions in bfloat16: faster on CPUs with AVX512-BF16 or AMX.")
     ] = True,
 ) -> None:
-    """Train networks and leave {NAME}.keras for each in the run's folder. A run that was cut off goes on.
+    """Train networks; the run's folder then holds {NAME}.keras for each, history and curves.
+
+    A run that was cut off goes on when it is started again.
 
     Example: python -m models train --data fer2013_train_val.npz --epochs 60
     """
@@ -87,6 +89,7 @@ def _train(
     import tensorflow as tf
 
     from models.architecture import VARIANTS
+    from models.plots import plot_curves
     from models.training import Trainer, batches, steps_per_epoch
 
     unknown = [name for name in names if name not in VARIANTS]
@@ -133,6 +136,7 @@ def _train(
             console.print(" ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     for name, averaged in zip(names, trainer.averaged, strict=True):
         averaged.save(run / f"{name}.keras")
+    plot_curves(history, names, run / "curves.png")
 
 
 def _validate(network: object, name: str, validation: Split) -> dict[str, float]:

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.__main__ import app
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Forty random faces a split, half voted happy, half sad."""
+    rng = np.random.default_rng(0)
+    votes = np.zeros((40, 10), np.uint8)
+    votes[::2, 1] = votes[1::2, 3] = 10
+    labels = np.tile(np.array([3, 5], np.uint8), 20)
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "val"):
+        arrays |= {f"{split}_x": rng.integers(0, 256, (40, 48, 48), dtype=np.uint8)}
+        arrays |= {f"{split}_y": labels, f"{split}_votes": votes}
+    path = tmp_path / "faces.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+# Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(data: Path, tmp_path: Path) -> None:
+    """One epoch, then the same folder asked for two: the first is not trained again."""
+    run = tmp_path / "run"
+    command = ["train", "--data", str(data), "--run", str(run), "--networks", "tiny"]
+    # A batch is 128 faces, so each face is drawn several times to fill one.
+    command += ["--oversample", "1,1,1,4,1,4,1"]
+    first = RUNNER.invoke(app, [*command, "--epochs", "1"])
+    assert first.exit_code == 0, first.output
+    second = RUNNER.invoke(app, [*command, "--epochs", "2"])
+    assert second.exit_code == 0, second.output
+    assert "Going on after epoch 1 of 2" in second.output
+    assert len(json.loads((run / "history.json").read_text())) == 2
+    assert (run / "tiny.keras").is_file()
+    assert (run / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--networks", "huge"], "no such size: huge"),
+        (["--augmentation", "wild"], "strong, medium, light"),
+        (["--oversample", "1,2"], "7 whole numbers"),
+        (["--continue-from", "nowhere"], "no such file"),
+    ],
+)
+def test_a_wrong_option_is_named(data: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    """A bad size, strength, repetition or folder ends with a usage error and no traceback."""
+    result = RUNNER.invoke(app, ["train", "--data", str(data), "--run", str(tmp_path / "run"), *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
