@@ -73,10 +73,7 @@ def adopt(root: Path) -> list[Folder]:
         for path in sorted(root.iterdir()):
             if not _NAME.fullmatch(path.name):
                 continue
-            if not (path / _LOCK).exists():
-                # Its owner died while it made or removed the folder, when there is no segment in it.
-                path.rmdir()
-                continue
+            # Made where it is missing: the owner died while it made the folder, or while it removed it.
             lock = _try_lock(path / _LOCK)
             if lock is not None:
                 adopted.append(Folder(path, lock))
