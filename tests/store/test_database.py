@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from service.errors import StartupError
 from service.store import Store
-from service.store.database import parse_url
+from service.store.database import create_engine, parse_url
 
 OpenStore = Callable[..., Store]
 
@@ -84,3 +87,21 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     ):
         open_store(url=f"sqlite:///{file}")
     assert file.read_text().startswith("not a database")
+
+
+def test_a_new_file_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """Switching a new SQLite file to write-ahead logging does not fail whoever comes second."""
+    for attempt in range(20):
+        url = parse_url(f"sqlite:///{tmp_path / f'{attempt}.db'}")
+        gate = threading.Barrier(4)
+
+        def connect(url: sa.URL = url, gate: threading.Barrier = gate) -> str:
+            engine = create_engine(url)
+            gate.wait()
+            with engine.connect() as connection:
+                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+            engine.dispose()
+            return str(mode)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert [future.result() for future in [pool.submit(connect) for _ in range(4)]] == ["wal"] * 4
