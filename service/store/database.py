@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,6 @@ ACCEPTED: Final = "use sqlite:///path/to/file.db or postgresql://user:password@h
 CONNECT_TIMEOUT_S: Final = 5
 SQLITE_BUSY_TIMEOUT_S: Final = 10
 _WAL_RETRY_S: Final = 0.01
-_WAL_RETRY_S = 0.01
 
 # A server that vanished without closing its connections is noticed after about 25 s, whether we wait for its
 # answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
@@ -81,23 +79,6 @@ def create_engine(url: sa.URL, *, durable: bool = False) -> sa.Engine:
     event.listen(engine, "connect", set_up)
     event.listen(engine, "begin", begin)
     return engine
-
-
-def _enter_wal(connection: sqlite3.Connection) -> None:
-    """Write ahead from now on, for all connections to this file.
-
-    The busy timeout does not cover this change: of two processes that make it on a new file at the same time, one is
-    told at once that the file is locked. It tries again, as the timeout would.
-    """
-    deadline = time.monotonic() + SQLITE_BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").close()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(_WAL_RETRY_S)
 
 
 def _enter_wal(connection: sqlite3.Connection) -> None:

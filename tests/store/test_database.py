@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from service.errors import StartupError
 from service.store import Store
@@ -89,19 +88,22 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     assert file.read_text().startswith("not a database")
 
 
-def test_a_new_file_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
+def _open_new_files(folder: Path, gate: Barrier) -> None:
+    for number in range(25):
+        engine = create_engine(parse_url(f"sqlite:///{folder / f'{number}.db'}"))
+        gate.wait()
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        engine.dispose()
+
+
+def test_a_new_file_can_be_opened_by_several_processes_at_once(tmp_path: Path) -> None:
     """Switching a new SQLite file to write-ahead logging does not fail whoever comes second."""
-    for attempt in range(20):
-        url = parse_url(f"sqlite:///{tmp_path / f'{attempt}.db'}")
-        gate = threading.Barrier(4)
-
-        def connect(url: sa.URL = url, gate: threading.Barrier = gate) -> str:
-            engine = create_engine(url)
-            gate.wait()
-            with engine.connect() as connection:
-                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
-            engine.dispose()
-            return str(mode)
-
-        with ThreadPoolExecutor(4) as pool:
-            assert [future.result() for future in [pool.submit(connect) for _ in range(4)]] == ["wal"] * 4
+    spawn = multiprocessing.get_context("spawn")
+    gate = spawn.Barrier(2, timeout=60)
+    processes = [spawn.Process(target=_open_new_files, args=(tmp_path, gate)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
