@@ -1,0 +1,96 @@
+"""Faces in photos: how many are found, how long it takes, and whether their emotions are right.
+
+`python -m benchmarks.faces FOLDER` looks for faces in each photo of a folder. Where the folder has a `labels.csv` with
+columns `file` and `emotion`, the largest face of each photo (or the whole photo, where none is found) is scored by the
+emotion network, as the service does it. Photos stay where they are; nothing of them is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.engine import Engine
+from service.errors import RequestError
+from service.faces import FaceDetector, crop_face
+from service.images.decode import ImageDecoder
+from service.settings import DEFAULT_MODEL, DETECTORS
+
+_REPEATS = 5
+
+
+def measure_faces(
+    folder: Annotated[Path, typer.Argument(help="A folder of photos, perhaps with a labels.csv.")],
+    model: Annotated[
+        Path, typer.Option(help="The emotion network, with the detectors beside it.")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Find and score the faces of each photo in a folder."""
+    engine = Engine(model)
+    detector = FaceDetector(model.with_name(DETECTORS[0]), model.with_name(DETECTORS[1]))
+    decoder = ImageDecoder(engine.card.shape, max_pixels=10**9)
+    labels = _read_labels(folder / "labels.csv")
+    table = Table(
+        "photo", "pixels", "faces", "detection ms (CPU)", "emotion", title=f"faces in {folder.name}"
+    )
+    right = 0
+    for path in sorted(folder.iterdir()):
+        try:
+            photo = decoder.decode_photo(path.read_bytes())
+        except RequestError:
+            continue  # no image
+        times = []
+        for _ in range(_REPEATS):
+            begun = time.thread_time()
+            faces = detector.detect(photo.pixels, 64)
+            times.append((time.thread_time() - begun) * 1000)
+        shape = engine.card.shape
+        face = np.empty((1, shape.height, shape.width, shape.channels), np.uint8)
+        if faces:
+            face[0] = crop_face(photo.pixels, faces[0], shape.height, shape.width).reshape(face[0].shape)
+        else:
+            decoder.fit(photo.pixels, face[0])
+        emotion = engine.card.labels[int(engine.run(face)[0].argmax())]
+        right += labels.get(path.name) == emotion
+        table.add_row(
+            path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{median(times):.2f}", emotion
+        )
+    console = Console()
+    console.print(table)
+    if labels:
+        console.print(f"emotion right: {right} of {len(labels)}, {right / len(labels):.1%}")
+    frame = np.asarray(cv2.resize(_portrait(), (640, 480)), np.uint8)
+    times = []
+    for _ in range(200):
+        begun = time.thread_time()
+        detector.detect(frame, 1)
+        times.append((time.thread_time() - begun) * 1000)
+    console.print(
+        f"a 640x480 gray frame with one near face: {median(times):.2f} ms of one core (median of {len(times)})"
+    )
+
+
+def _read_labels(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["file"]: row["emotion"] for row in csv.DictReader(file)}
+
+
+def _portrait() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    image = cv2.imread(str(Path(__file__).parents[1] / "tests/data/astronaut.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    return np.asarray(image, np.uint8)
+
+
+if __name__ == "__main__":
+    typer.run(measure_faces)
