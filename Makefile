@@ -24,7 +24,8 @@ convert: $(BUILD_VENV)/.build ## convert the Keras model to ONNX (in .venv-build
 	@$(BUILD_BIN)/python -m models convert
 
 test: $(VENV)/.dev $(BUILD_VENV)/.build $(MODELS) ## run every test, PostgreSQL included
-	$(BUILD_BIN)/python -m pytest tests/conversion tests/models
+	$(BUILD_BIN)/python -m pytest tests/conversion
+	$(BUILD_BIN)/python -m pytest tests/models
 	$(BIN)/python -m pytest --ignore tests/conversion --ignore tests/models
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
@@ -36,7 +37,7 @@ format: $(VENV)/.dev ## let ruff format and fix the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev $(MODELS) ## a short load run; see `python -m benchmarks --help`
+bench: $(VENV)/.dev $(MODELS) ## measure limit and service, 4 minutes; writes benchmarks/out/report.html
 	$(BIN)/python -m benchmarks
 
 lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
@@ -67,7 +68,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV))
 	@echo "Installing VisionAI with its test and lint tools into $(VENV) ..."
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,lint]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,lint,bench]'
 	@touch $@ $(VENV)/.serve
 
 $(BUILD_VENV)/.build: pyproject.toml constraints.txt

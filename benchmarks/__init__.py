@@ -1,1 +1,1 @@
-"""Load, limit and report: `python -m benchmarks`."""
+"""The machine's limit, the service under load, and reports of both: `python -m benchmarks`."""

@@ -1,7 +1,7 @@
 """The limit: decode and run in a bare loop on all cores, without network, protocol or storage.
 
-This is what the machine can do; a server is measured against it. The loop uses the service's own decoder and
-engine, so that both do the same work on an image.
+This is what the machine can do; a server is measured against it. The loop uses the service's own decoder, detector
+and engine, so that both do the same work on an image.
 """
 
 from __future__ import annotations
@@ -9,91 +9,157 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from benchmarks.workload import face_jpeg
+from benchmarks.percentiles import Latency, latency
+from benchmarks.workload import Detect, face_jpeg
 from service.engine import Engine
+from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
+from service.modelfile import resolve_detector
+from service.settings import DETECTORS
 
 Workers = Literal["threads", "processes"]
 
 
 @dataclass(frozen=True, slots=True)
 class LimitResult:
-    """Images per second over all workers, and CPU seconds per image."""
+    """Images per second over all workers, and CPU microseconds per image."""
 
     workers: Workers
     count: int
     size: str
     batch: int
+    detect: Detect
     throughput: float
     cpu_per_image_us: float
 
 
-def measure_limit(
-    model: Path, size: str, batch: int, workers: Workers, count: int, seconds: float
-) -> LimitResult:
-    """Run the bare loop for some seconds in `count` threads, or in `count` processes."""
-    if workers == "threads":
-        engine = Engine(model)
-        cpu = time.process_time()
-        done: list[int] = []
+class Job:
+    """What is done to an image. Threads may share it.
+
+    With `detect` other than ``never`` the largest face is looked for first, as the service does by default.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self.engine = Engine(model)
+        self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
+        self._detector = FaceDetector(
+            resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1])
+        )
+
+    def run_for(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[list[float], float]:
+        """Work on batches until the time is up. Returns the seconds of each batch, and of all together."""
+        shape = self.engine.card.shape
+        image = face_jpeg(size)
+        inputs = np.empty((batch, shape.height, shape.width, shape.channels), np.uint8)
+        clock = time.perf_counter
+        took = []
+        begun = before = clock()
+        while before - begun < seconds:
+            for index in range(batch):
+                if detect == "never":
+                    self._decoder.decode_into(image, inputs[index])
+                else:
+                    self._cut_face(image, inputs[index])
+            self.engine.run(inputs)
+            now = clock()
+            took.append(now - before)
+            before = now
+        return took, before - begun
+
+    def _cut_face(self, image: bytes, out: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+        photo = self._decoder.decode_photo(image)
+        faces = self._detector.detect(photo.pixels, 1)
+        if faces:
+            face = crop_face(photo.pixels, faces[0], out.shape[0], out.shape[1])
+            out[:] = face.reshape(out.shape)
+        else:
+            self._decoder.fit(photo.pixels, out)
+
+
+class LimitBench:
+    """The bare loop in `count` threads and in `count` processes, which stay for any number of measurements."""
+
+    def __init__(self, model: Path, count: int) -> None:
+        self.count = count
+        self._model = model
+        self._job = Job(model)
+        self._pool: Pool | None = None
+
+    def measure(
+        self, workers: Workers, size: str, batch: int = 1, detect: Detect = "never", seconds: float = 1.0
+    ) -> LimitResult:
+        """One measurement."""
+        measure = self._in_threads if workers == "threads" else self._in_processes
+        throughput, cpu = measure(size, batch, detect, seconds)
+        return LimitResult(workers, self.count, size, batch, detect, throughput, cpu * 1e6)
+
+    def call(self, size: str, detect: Detect = "never", seconds: float = 1.0) -> Latency:
+        """How long one image takes in one thread of this process, and nothing beside it."""
+        return latency(self._job.run_for(size, 1, detect, seconds)[0])
+
+    def _in_threads(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[float, float]:
+        done: list[tuple[list[float], float]] = []
         threads = [
-            threading.Thread(target=lambda: done.append(_loop(engine, size, batch, seconds)))
-            for _ in range(count)
+            threading.Thread(target=lambda: done.append(self._job.run_for(size, batch, detect, seconds)))
+            for _ in range(self.count)
         ]
-        begun = time.perf_counter()
+        cpu = time.process_time()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        elapsed = time.perf_counter() - begun
-        images, cpu = sum(done), time.process_time() - cpu
-        return LimitResult(workers, count, size, batch, images / elapsed, cpu / images * 1e6)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(count, _load_engine, (str(model),)) as pool:
-        # One task each: a worker is busy for `seconds`, so none can take two.
-        outcomes = pool.starmap(_loop_in_process, [(size, batch, seconds)] * count, chunksize=1)
-    images = sum(outcome[0] for outcome in outcomes)
-    return LimitResult(
-        workers,
-        count,
-        size,
-        batch,
-        sum(outcome[0] / outcome[1] for outcome in outcomes),
-        sum(outcome[2] for outcome in outcomes) / images * 1e6,
-    )
+        cpu = time.process_time() - cpu
+        images = sum(len(took) for took, _ in done) * batch
+        return sum(len(took) * batch / elapsed for took, elapsed in done), cpu / images
+
+    def _in_processes(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[float, float]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            barrier = context.Barrier(self.count)
+            self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
+        # One task each: the barrier holds every worker until all have one, so that none takes two.
+        tasks = [(size, batch, detect, seconds)] * self.count
+        outcomes = self._pool.starmap(_loop_in_process, tasks, chunksize=1)
+        images = sum(outcome[0] for outcome in outcomes)
+        return sum(outcome[0] / outcome[1] for outcome in outcomes), sum(o[2] for o in outcomes) / images
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
 
 
-_engine: Engine
+@contextmanager
+def limit_bench(model: Path, count: int) -> Iterator[LimitBench]:
+    """A bench whose processes end with the context."""
+    bench = LimitBench(model, count)
+    try:
+        yield bench
+    finally:
+        bench.close()
 
 
-def _load_engine(model: str) -> None:
-    global _engine  # a pool's workers have no other place for what their initializer makes
-    _engine = Engine(Path(model))
+_job: Job
+_barrier: threading.Barrier
 
 
-def _loop_in_process(size: str, batch: int, seconds: float) -> tuple[int, float, float]:
-    cpu, begun = time.process_time(), time.perf_counter()
-    images = _loop(_engine, size, batch, seconds)
-    return images, time.perf_counter() - begun, time.process_time() - cpu
+def _load_job(model: str, barrier: threading.Barrier) -> None:
+    global _job, _barrier  # a pool's workers have no other place for what their initializer makes
+    _job, _barrier = Job(Path(model)), barrier
 
 
-def _loop(engine: Engine, size: str, batch: int, seconds: float) -> int:
-    """Decode and run batches until the time is up. Returns the number of images."""
-    shape = engine.card.shape
-    decoder = ImageDecoder(shape, max_pixels=10**8)
-    image = face_jpeg(size)
-    inputs = np.empty((batch, shape.height, shape.width, shape.channels), np.uint8)
-    images = 0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for index in range(batch):
-            decoder.decode_into(image, inputs[index])
-        engine.run(inputs)
-        images += batch
-    return images
+def _loop_in_process(size: str, batch: int, detect: Detect, seconds: float) -> tuple[int, float, float]:
+    _barrier.wait()
+    cpu = time.process_time()
+    took, elapsed = _job.run_for(size, batch, detect, seconds)
+    return len(took) * batch, elapsed, time.process_time() - cpu

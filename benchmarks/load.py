@@ -1,22 +1,25 @@
-"""Load: many clients, closed loop or open loop, with every answer looked at.
+"""Load: many clients, in a closed or an open loop, with every answer looked at.
 
 Closed loop: each client keeps `depth` requests in flight; latency from send to reply.
-Open loop: requests arrive by a Poisson process at a fixed rate, whatever the server does, and latency counts
-from the moment a request was due, not from when it could be sent: a server that stalls is charged for all that
-waited meanwhile (no coordinated omission).
+Open loop: requests arrive at times of their own (see `arrivals`), whatever the server does, and latency counts from
+the moment a request was due, not from when it could be sent: a server that stalls is charged for all that waited
+meanwhile (no coordinated omission).
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import orjson
 
+from benchmarks.arrivals import Arrivals, send_at
+from benchmarks.http_wire import HTTPClient
 from benchmarks.percentiles import Latency, latency
 from benchmarks.target import Target, Usage
 from benchmarks.wire import WireClient
@@ -24,22 +27,37 @@ from benchmarks.workload import Workload
 
 _CONNECT_AT_ONCE = 64
 
+# Files that a process has open beside its connections.
+_SPARE_FILES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How to load: a closed loop of `clients` x `depth`, or an open one at `rate` requests per second."""
+    """How to load: a closed loop of `clients` x `depth`, or an open one at `rate` requests per second over all.
+
+    In an open loop `deadline_ms` is when an answer is still good for something; `goodput` counts those.
+    """
 
     clients: int = 64
     depth: int = 1
     rate: float | None = None
+    arrivals: Arrivals = "poisson"
+    deadline_ms: float | None = None
     seconds: float = 5.0
     warmup: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came of it. Counts and CPU are of the measured interval, after the warm-up."""
+    """What came of it. Counts and CPU are of the measured interval, after the warm-up.
 
+    `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
+    `goodput` are right answers per second within the deadline, of all if there was none.
+    """
+
+    size: str
+    framing: str
+    detect: str
     clients: int
     rate: float | None
     seconds: float
@@ -47,12 +65,24 @@ class LoadResult:
     errors: dict[str, int]
     wrong: int
     throughput: float
+    goodput: float
     latency: Latency
+    bursts_ms: list[float]
     slowest_client_share: float
     server_cpu_seconds: float | None
     server_cpu_per_request_us: float | None
     server: Usage | None
     generator_cpu_seconds: float
+
+    @property
+    def generator_cores(self) -> float:
+        """Cores that the generator kept busy."""
+        return self.generator_cpu_seconds / self.seconds
+
+    @property
+    def failed(self) -> int:
+        """Errors and wrong answers."""
+        return sum(self.errors.values()) + self.wrong
 
 
 @dataclass(slots=True)
@@ -60,12 +90,15 @@ class _Tally:
     """Counts replies while `measuring`."""
 
     expected: str
+    deadline: float
     measuring: bool = False
     latencies: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
+    in_time: int = 0
+    last_of_due: dict[float, float] = field(default_factory=dict)
 
-    def count(self, payload: bytes, seconds: float) -> bool:
+    def count(self, payload: bytes, due: float, seconds: float) -> bool:
         """Look at one reply; true for a success that counts."""
         if not self.measuring:
             return False
@@ -75,7 +108,10 @@ class _Tally:
             return False
         if reply["emotion_name"] != self.expected:
             self.wrong += 1
+        elif seconds <= self.deadline:
+            self.in_time += 1
         self.latencies.append(seconds)
+        self.last_of_due[due] = seconds
         return True
 
 
@@ -88,7 +124,7 @@ class _Client:
         self._resend = resend
         self._sent: deque[float] = deque()
         self.succeeded = 0
-        self.wire: WireClient
+        self.wire: WireClient | HTTPClient
 
     def send(self, due: float) -> None:
         """Send one request that was due at this time."""
@@ -98,7 +134,8 @@ class _Client:
     def on_reply(self, payload: bytes) -> None:
         """Count a reply; in a closed loop, ask again."""
         now = time.perf_counter()
-        self.succeeded += self._tally.count(payload, now - self._sent.popleft())
+        due = self._sent.popleft()
+        self.succeeded += self._tally.count(payload, due, now - due)
         if self._resend:
             self.send(time.perf_counter())
 
@@ -110,27 +147,61 @@ class _Client:
         self._resend = False
 
 
+def allow_open_files(connections: int) -> None:
+    """Let this process, and those it starts from now on, hold this many connections.
+
+    Raises:
+        RuntimeError: the system's hard limit is lower.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise RuntimeError(f"{connections} clients need {wanted} open files; the hard limit is {hard}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def open_wire(url: str, on_reply: Callable[[bytes], None]) -> WireClient | HTTPClient:
+    """Connect by the URL's scheme: ``ws`` or ``http``.
+
+    Raises:
+        ConnectionLost: the server cannot be reached.
+    """
+    if url.startswith("http://"):
+        return await HTTPClient.connect(url, on_reply)
+    return await WireClient.connect(url, on_reply)
+
+
 async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadResult:
     """Put a load on a server.
 
     Raises:
         ConnectionLost: the server cannot be reached.
     """
-    tally = _Tally(workload.expected_emotion)
+    tally = _Tally(
+        workload.expected_emotion, float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000
+    )
     closed = plan.rate is None
     clients = [_Client(workload.frame, tally, resend=closed) for _ in range(plan.clients)]
     gate = asyncio.Semaphore(_CONNECT_AT_ONCE)
 
     async def connect(client: _Client) -> None:
         async with gate:
-            client.wire = await WireClient.connect(target.url, client.on_reply)
+            client.wire = await open_wire(target.url, client.on_reply)
             client.wire.on_lost = client.on_lost
 
-    await asyncio.gather(*(connect(client) for client in clients))
     stop = threading.Event()
     loop = asyncio.get_running_loop()
-    arrivals = threading.Thread(target=_arrivals, args=(clients, plan, loop, stop), daemon=True)
+    senders = [client.send for client in clients]
+    arrivals = threading.Thread(
+        target=send_at, args=(plan.arrivals, plan.rate, senders, loop, stop), daemon=True
+    )
     try:
+        await asyncio.gather(*(connect(client) for client in clients))
         if closed:
             for client in clients:
                 for _ in range(plan.depth):
@@ -146,14 +217,18 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         usage, own = target.usage(), time.process_time() - own_before
     finally:
         stop.set()
-        if not closed:
+        if arrivals.is_alive():
             arrivals.join()
         for client in clients:
-            client.wire.close()
+            if hasattr(client, "wire"):  # one that could not connect has none
+                client.wire.close()
     succeeded = len(tally.latencies)
     cpu = None if usage is None or usage_before is None else usage.cpu_seconds - usage_before.cpu_seconds
     shares = [client.succeeded for client in clients]
     return LoadResult(
+        size=workload.size,
+        framing=workload.framing,
+        detect=workload.detect,
         clients=plan.clients,
         rate=plan.rate,
         seconds=elapsed,
@@ -161,7 +236,12 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         errors=dict(tally.errors),
         wrong=tally.wrong,
         throughput=succeeded / elapsed,
+        goodput=tally.in_time / elapsed,
         latency=latency(tally.latencies),
+        # The first and the last may have been cut by the interval's ends.
+        bursts_ms=[1000 * seconds for seconds in list(tally.last_of_due.values())[1:-1]]
+        if plan.arrivals == "burst" and not closed
+        else [],
         slowest_client_share=min(shares) / (sum(shares) / len(shares)) if succeeded else 0.0,
         server_cpu_seconds=cpu,
         server_cpu_per_request_us=None if cpu is None or not succeeded else cpu / succeeded * 1e6,
@@ -170,22 +250,16 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
     )
 
 
-def _arrivals(
-    clients: list[_Client], plan: LoadPlan, loop: asyncio.AbstractEventLoop, stop: threading.Event
-) -> None:
-    """Send at Poisson times, from the clients in turn; in a thread, since event loops sleep in whole milliseconds.
+def load(target: Target, workload: Workload, plan: LoadPlan) -> LoadResult:
+    """`run_load` in an event loop of its own, uvloop's where there is one.
 
-    A late wake-up sends all that has become due, each counted from when it was due.
+    Raises:
+        ConnectionLost: the server cannot be reached.
+        RuntimeError: this many connections are not allowed.
     """
-    assert plan.rate is not None
-    random = np.random.default_rng(0)
-    due = time.perf_counter()
-    turn = 0
-    while not stop.is_set():
-        now = time.perf_counter()
-        if due > now:
-            time.sleep(due - now)
-            continue
-        loop.call_soon_threadsafe(clients[turn].send, due)
-        turn = (turn + 1) % len(clients)
-        due += float(random.exponential(1 / plan.rate))
+    allow_open_files(plan.clients)
+    if sys.platform == "win32":
+        return asyncio.run(run_load(target, workload, plan))
+    import uvloop
+
+    return uvloop.run(run_load(target, workload, plan))

@@ -25,8 +25,3 @@ def latency(seconds: Sequence[float]) -> Latency:
         return Latency(*[float("nan")] * 5)
     p50, p90, p99, p999, worst = np.percentile(np.asarray(seconds) * 1000, [50, 90, 99, 99.9, 100]).tolist()
     return Latency(p50, p90, p99, p999, worst)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value."""
-    return float(np.median(values))

@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-_ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 _STOP_SECONDS = 30
 
 
@@ -50,39 +50,53 @@ class Target:
 
 
 @contextmanager
-def started_service(environment: Mapping[str, str] | None = None) -> Iterator[Target]:
-    """Run `python -m service` on a free port, by default with an SQLite database in a folder that goes away.
+def started_service(
+    model: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("-m", "service"),
+) -> Iterator[Target]:
+    """Run the service on a free port, by default with an SQLite database in a folder that goes away.
+
+    Args:
+        model: what to serve; None for the service's default.
+        environment: further settings.
+        command: arguments of Python; another one than the service itself must print the service's line when ready.
 
     Raises:
         RuntimeError: the service did not become ready; holds what it printed.
     """
     with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            cwd=_ROOT,
-            env={
-                **os.environ,
-                "HOST": "127.0.0.1",
-                "PORT": "0",
-                "DATABASE_URL": f"sqlite:///{folder}/bench.db",
-                "JOURNAL_DIR": f"{folder}/journal",
-                "LOG_LEVEL": "WARNING",
-                **(environment or {}),
-            },
+        settings = {
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+            "LOG_LEVEL": "WARNING",
+        }
+        if model is not None:
+            settings["MODEL_PATH"] = str(model.resolve())
+        with subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, **settings, **(environment or {})},
             stdout=subprocess.PIPE,
             text=True,
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"ready on (ws://\S+:\d+)", line)
-            if found is None:
-                raise RuntimeError(f"the service did not start: {line.strip() or 'see above'}")
-            yield Target(found.group(1), process.pid)
-        finally:
-            process.terminate()
+        ) as process:
             try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                found = re.search(r"ready on (ws://\S+:\d+)", line)
+                if found is None:
+                    raise RuntimeError(f"the service did not start: {line.strip() or 'see above'}")
+                yield Target(found.group(1), process.pid)
+            finally:
+                stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process and wait for it; one that does not end in time is killed."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

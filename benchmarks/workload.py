@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import orjson
 
+from benchmarks.http_wire import build_post
 from benchmarks.wire import build_frame
 
 _DATA = Path(__file__).parents[1] / "tests/data"
 
-Framing = Literal["json", "binary"]
+Framing = Literal["json", "binary", "http"]
+Detect = Literal["never", "auto", "always"]
 
 # Named by what they stand for: a face cut out by the client, a larger crop, a webcam's frame.
 SIZES: dict[str, tuple[int, int]] = {"64x64": (64, 64), "224x224": (224, 224), "640x480": (640, 480)}
@@ -27,6 +29,7 @@ class Workload:
 
     size: str
     framing: Framing
+    detect: Detect
     image: bytes
     frame: bytes
     expected_emotion: str = "happy"
@@ -46,10 +49,28 @@ def face_jpeg(size: str) -> bytes:
     return data.tobytes()
 
 
-def make_workload(size: str, framing: Framing) -> Workload:
-    """Build the frame for a size and a framing."""
+def make_workload(
+    size: str, framing: Framing = "json", detect: Detect = "never", deadline_ms: float | None = None
+) -> Workload:
+    """Build the frame for a size and a framing.
+
+    Args:
+        size: one of `SIZES`.
+        framing: base64 in a JSON text frame, a binary frame, or base64 in the JSON body of an HTTP POST to
+            ``/predict``, as the peers take it.
+        detect: whether the service looks for faces in the image, or takes it as one. Peers always take it as one.
+        deadline_ms: sent with each request; None for none.
+    """
     image = face_jpeg(size)
-    if framing == "binary":
-        return Workload(size, framing, image, build_frame(image, text=False))
-    message = orjson.dumps({"command": "predict", "image": base64.b64encode(image).decode()})
-    return Workload(size, framing, image, build_frame(message, text=True))
+    options: dict[str, Any] = {"detect": detect}
+    if deadline_ms is not None:
+        options["deadline_ms"] = deadline_ms
+    match framing:
+        case "binary":
+            frame = build_frame(orjson.dumps(options) + b"\n" + image, text=False)
+        case "http":
+            frame = build_post("/predict", orjson.dumps({"image": base64.b64encode(image).decode()}))
+        case "json":
+            message = {"command": "predict", "image": base64.b64encode(image).decode(), **options}
+            frame = build_frame(orjson.dumps(message), text=True)
+    return Workload(size, framing, detect, image, frame)

@@ -1,61 +1,139 @@
-"""The benchmarks measure what they say: answers are looked at, and the server's usage is the server's."""
+"""The command line measures what it says, against the real service."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from websockets.asyncio.server import ServerConnection, serve
-
-from benchmarks.load import LoadPlan, run_load
-from benchmarks.percentiles import latency
-from benchmarks.target import Target
-from benchmarks.workload import SIZES, make_workload
 
 ROOT = Path(__file__).parents[2]
-SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1)
 
 
-def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+def benchmark(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `python -m benchmarks`."""
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
 
 
+def results(*arguments: str) -> Any:
+    """The JSON of a run that must end well."""
+    ended = benchmark(*arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
 @pytest.mark.parametrize(
-    "extra", [(), ("--binary",), ("--rate", "100"), ("--size", "640x480", "--depth", "2")]
+    "extra",
+    [(), ("--binary",), ("--rate", "100"), ("--depth", "2"), ("--rate", "40", "--arrivals", "burst")],
 )
 def test_a_load_run_reports_the_servers_answers_and_usage(extra: tuple[str, ...]) -> None:
     """Each way to load gets right answers only, and usage is read from the started process."""
-    ended = benchmark("load", "--clients", "4", "--seconds", "0.5", "--json", *extra)
-    assert ended.returncode == 0, ended.stderr
-    result = json.loads(ended.stdout)
+    (result,) = results("load", "--clients", "4", "--seconds", "0.6", *extra)["results"]
     assert result["succeeded"] > 10
     assert result["errors"] == {}
     assert result["wrong"] == 0
+    assert result["goodput"] == pytest.approx(result["throughput"])
     assert result["server_cpu_seconds"] > 0
     assert result["server"]["pss_mb"] > 20
     assert 0 < result["latency"]["p50"] <= result["latency"]["p99"] <= result["latency"]["worst"]
+    assert bool(result["bursts_ms"]) == ("burst" in extra)
 
 
-@pytest.mark.parametrize("workers", ["threads", "processes"])
-def test_the_limit_is_measured_with_either_kind_of_worker(workers: str) -> None:
-    """Threads and processes both do the work they report."""
-    ended = benchmark("limit", "--workers", workers, "--seconds", "0.3", "--json")
-    assert ended.returncode == 0, ended.stderr
-    result = json.loads(ended.stdout)
-    assert result["throughput"] > 1
-    assert result["cpu_per_image_us"] > 10
+def test_sizes_clients_and_repeats_multiply() -> None:
+    """One call measures each size with each number of clients, as often as asked."""
+    found = results(
+        "load", "--size", "64x64,640x480", "--clients", "1,2", "--repeats", "2", "--seconds", "0.2"
+    )["results"]
+    assert [(each["size"], each["clients"]) for each in found] == [
+        (size, clients) for size in ("64x64", "640x480") for clients in (1, 2) for _ in range(2)
+    ]
+
+
+def test_a_missed_objective_is_exit_4_and_is_shown() -> None:
+    """A table names what was asked for, what was measured, and which was missed."""
+    ended = benchmark("load", "--clients", "2", "--seconds", "0.3", "--slo", "p99=60s,rps=10000000")
+    assert ended.returncode == 4, ended.stderr
+    lines = [line for line in ended.stdout.splitlines() if "rps=10000000" in line or "p99=60s" in line]
+    assert [line.split("│")[-2].strip() for line in lines] == ["yes", "NO"]
+
+
+def test_met_objectives_are_exit_0() -> None:
+    """Nothing missed, nothing said by the exit code."""
+    assert results("load", "--clients", "2", "--seconds", "0.3", "--slo", "p50=60s,rps=1,errors=0")["slo"]
+
+
+def test_the_limit_is_measured_for_each_setting() -> None:
+    """Threads and processes, each size and batch: all do the work they report."""
+    found = results(
+        "limit", "--size", "64x64,224x224", "--batch", "1,2", "--repeats", "1", "--seconds", "0.2"
+    )["results"]
+    assert len({(each["size"], each["batch"], each["workers"]) for each in found}) == 8
+    for each in found:
+        assert each["throughput"] > 1
+        assert each["cpu_per_image_us"] > 10
+
+
+def test_detection_is_part_of_the_limit_where_it_is_asked_for() -> None:
+    """A loop that looks for faces first takes longer for an image."""
+    common = (
+        "--size",
+        "640x480",
+        "--batch",
+        "1",
+        "--workers",
+        "threads",
+        "--repeats",
+        "1",
+        "--seconds",
+        "0.4",
+    )
+    (plain,) = results("limit", *common)["results"]
+    (detecting,) = results("limit", *common, "--detect", "auto")["results"]
+    assert detecting["cpu_per_image_us"] > 1.2 * plain["cpu_per_image_us"]
+
+
+def test_the_ratio_pairs_loop_and_service() -> None:
+    """Each repeat has a measurement of both."""
+    (pairs,) = results("ratio", "--clients", "4", "--repeats", "2", "--seconds", "0.4")["results"]
+    assert len(pairs) == 2
+    for pair in pairs:
+        assert pair["limit"]["throughput"] > pair["load"]["throughput"] * 0.5 > 0
+
+
+def test_the_profile_accounts_for_all_of_the_cpu_time() -> None:
+    """Every stage was seen, the stages add up to the total, and the total is what the operating system says."""
+    found = results("profile", "--clients", "16", "--seconds", "1.5")["profile"]
+    assert all(cost > 0 for cost in found["stages"].values()), found["stages"]
+    assert sum(found["stages"].values()) == pytest.approx(found["total"], rel=0.05)
+    assert found["total"] == pytest.approx(found["plain_total"], rel=0.5)
+    assert 0 < found["echo"] < found["total"]
+
+
+def test_storing_compares_no_store_sqlite_and_postgresql() -> None:
+    """All three answer the same load without errors."""
+    found = results("storing", "--clients", "4", "--repeats", "1", "--seconds", "0.3")["results"]
+    assert [each["storing"] for each in found] == ["dropped", "sqlite", "postgresql"]
+    for each in found:
+        assert each["load"]["succeeded"] > 10
+        assert each["load"]["errors"] == {}
+
+
+def test_idle_use_is_measured_with_open_connections() -> None:
+    """Memory grows with connections, and the service is up before they come."""
+    found = results("idle", "--connections", "50", "--seconds", "0.5")["idle"]
+    assert found["ready_seconds"] > 0.1
+    assert found["fresh_mb"] > 20
+    assert found["cpu_share"] < 1
 
 
 def test_an_unreachable_server_is_one_line() -> None:
@@ -66,63 +144,19 @@ def test_an_unreachable_server_is_one_line() -> None:
     assert "127.0.0.1:1" in ended.stderr
 
 
-async def _load_against(reply: str, plan: LoadPlan = SHORT) -> tuple[dict[str, int], int, int]:
-    """Errors, wrong answers and successes of a load on a server that gives one fixed reply."""
-
-    async def handle(websocket: ServerConnection) -> None:
-        await websocket.send('{"type": "welcome"}')
-        async for _ in websocket:
-            await websocket.send(reply)
-
-    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
-        port = server.sockets[0].getsockname()[1]
-        result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
-    return result.errors, result.wrong, result.succeeded
-
-
-async def test_errors_are_counted_by_code_and_not_as_successes() -> None:
-    """A server that refuses everything has no throughput."""
-    errors, _, succeeded = await _load_against('{"status": "error", "code": "overloaded"}')
-    assert errors["overloaded"] > 0
-    assert succeeded == 0
-
-
-async def test_a_wrong_emotion_is_counted() -> None:
-    """A server that answers fast but wrongly is found out."""
-    _, wrong, succeeded = await _load_against('{"status": "success", "emotion_name": "sad"}')
-    assert wrong == succeeded > 0
-
-
-async def test_a_stall_is_charged_to_all_that_were_due_meanwhile() -> None:
-    """In an open loop latency counts from when a request was due: a pause of 0.3 s shows in many latencies."""
-
-    async def handle(websocket: ServerConnection) -> None:
-        await websocket.send('{"type": "welcome"}')
-        count = 0
-        async for _ in websocket:
-            count += 1
-            if count == 20:
-                await asyncio.sleep(0.3)
-            await websocket.send('{"status": "success", "emotion_name": "happy"}')
-
-    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None, max_queue=4) as server:
-        port = server.sockets[0].getsockname()[1]
-        plan = LoadPlan(clients=1, rate=200, seconds=1.0, warmup=0.0)
-        result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
-    assert result.latency.worst >= 290
-    assert result.latency.p90 >= 100
-
-
-def test_percentiles_are_in_milliseconds() -> None:
-    """Of 1 to 100 ms the median is 50.5 ms."""
-    result = latency([number / 1000 for number in range(1, 101)])
-    assert result.p50 == pytest.approx(50.5)
-    assert result.worst == pytest.approx(100)
-
-
-def test_every_size_has_a_frame() -> None:
-    """Binary frames are smaller than base64 in JSON, of the same image."""
-    for size in SIZES:
-        plain, binary = make_workload(size, "json"), make_workload(size, "binary")
-        assert plain.image == binary.image
-        assert len(binary.frame) < len(plain.frame)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("limit", "--size", "1x1"), "640x480"),
+        (("limit", "--batch", "0"), "from 1"),
+        (("limit", "--workers", "fibres"), "threads or processes"),
+        (("load", "--slo", "p99=10"), "needs a unit"),
+        (("load", "--clients", "many"), "whole numbers"),
+        (("peers", "--peers", "nginx"), "mosec"),
+    ],
+)
+def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expected: str) -> None:
+    """Usage errors are exit code 2."""
+    ended = benchmark(*arguments)
+    assert ended.returncode == 2
+    assert expected in ended.stderr

@@ -1,0 +1,1 @@
+"""The same job in other servers, each in an environment of its own."""

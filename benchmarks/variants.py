@@ -1,0 +1,80 @@
+"""The service with one part changed, to see what that part costs: `python -m benchmarks.variants NAME [FILE]`.
+
+These are no features of the service; they exist so that there is something to compare it with.
+
+* ``no-store``: predictions are handed to a store that drops them: no encoding, no journal, no database.
+* ``profiled FILE``: every stage of the hot path is timed, see `stages`. The worker writes what it found to FILE when
+  it ends. Takes one worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from service.store.records import PredictionRecord
+
+
+class DroppingStore:
+    """Takes records over and forgets them."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def record(self, records: Sequence[PredictionRecord]) -> bool:
+        """Says that they will be stored, so that replies are as long as ever."""
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _without_store() -> None:
+    worker: Any = importlib.import_module("service.worker")
+    open_store = worker.open_store
+    # The real store is opened too: memory and start-up stay alike.
+    worker.open_store = lambda *args: DroppingStore(open_store(*args))
+
+
+def _profiled(file: Path) -> None:
+    from benchmarks.stages import Stages
+
+    supervisor: Any = importlib.import_module("service.supervisor")
+    run_worker = supervisor.run_worker
+    stages = Stages()
+
+    def run(*args: Any) -> int:
+        stages.install()
+        try:
+            code: int = run_worker(*args)
+            return code
+        finally:
+            file.write_bytes(stages.to_json())
+
+    supervisor.run_worker = run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start the variant; returns the service's exit code."""
+    # As the service does before it imports numpy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    match list(arguments):
+        case ["no-store"]:
+            _without_store()
+        case ["profiled", file]:
+            _profiled(Path(file))
+        case _:
+            print("usage: python -m benchmarks.variants no-store | profiled FILE", file=sys.stderr)
+            return 2
+    from service.__main__ import main as serve
+
+    sys.argv = ["python -m service"]
+    return serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""Summaries, objectives, ratios, the knee, tables, plots and the report, on figures that are known."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compare import Paired
+from benchmarks.limit import LimitResult
+from benchmarks.load import LoadResult
+from benchmarks.percentiles import Latency, latency
+from benchmarks.persistence import Storing, StoringResult
+from benchmarks.plots import plot_profile, plot_shares, plot_sweep
+from benchmarks.profile import Profile
+from benchmarks.report import write_report, write_results
+from benchmarks.slo import check_slo, parse_slo
+from benchmarks.spread import spread
+from benchmarks.stages import Stages
+from benchmarks.sweep import Sweep, find_knee
+from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
+from benchmarks.target import Usage
+
+LOAD = LoadResult(
+    size="64x64",
+    framing="json",
+    detect="never",
+    clients=64,
+    rate=None,
+    seconds=2.0,
+    succeeded=4000,
+    errors={},
+    wrong=0,
+    throughput=2000.0,
+    goodput=2000.0,
+    latency=Latency(p50=10.0, p90=20.0, p99=30.0, p999=40.0, worst=50.0),
+    bursts_ms=[],
+    slowest_client_share=0.9,
+    server_cpu_seconds=2.0,
+    server_cpu_per_request_us=500.0,
+    server=Usage(3.0, 200.0, 150.0),
+    generator_cpu_seconds=1.0,
+)
+LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0)
+PROFILE = Profile(
+    "64x64",
+    "json",
+    64,
+    1000,
+    {"run": 300.0, "decode": 40.0, "base64": 5.0, "json": 7.0},
+    352.0,
+    360.0,
+    9.0,
+    50.0,
+    3.0,
+)
+
+
+def at_rate(rate: float, p99: float, served: float = 1.0) -> LoadResult:
+    """A point of an open loop."""
+    return replace(LOAD, rate=rate, throughput=rate * served, latency=replace(LOAD.latency, p99=p99))
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    """Of 1 to 100 ms the median is 50.5 ms."""
+    result = latency([number / 1000 for number in range(1, 101)])
+    assert result.p50 == pytest.approx(50.5)
+    assert result.worst == pytest.approx(100)
+
+
+def test_a_spread_is_the_median_and_the_range() -> None:
+    """One repeat has no range."""
+    assert f"{spread([3.0, 1.0, 2000.0]):,.0f}" == "3 (1-2,000)"
+    assert f"{spread([3.0]):.1f}" == "3.0"
+
+
+def test_objectives_are_held_against_the_median_of_the_repeats() -> None:
+    """Latency and errors from above, rates from below; units are converted."""
+    repeats = [replace(LOAD, throughput=rate) for rate in (1000.0, 2000.0, 9000.0)]
+    outcomes = check_slo(parse_slo("p99=0.03s,p50=9ms,rps=2000,goodput=3000,errors=0,cpu=501us"), repeats)
+    assert [outcome.met for outcome in outcomes] == [True, False, True, False, True, True]
+    assert outcomes[2].measured == 2000
+
+
+def test_no_answers_meet_no_latency() -> None:
+    """NaN is below every bound and above every bound, and is a miss all the same."""
+    (outcome,) = check_slo(parse_slo("p99=1s"), [replace(LOAD, latency=latency([]))])
+    assert not outcome.met
+
+
+def test_cpu_of_a_server_that_is_not_ours_is_a_miss() -> None:
+    """What cannot be measured is not met."""
+    (outcome,) = check_slo(parse_slo("cpu=1s"), [replace(LOAD, server_cpu_per_request_us=None)])
+    assert outcome.measured is None
+    assert not outcome.met
+
+
+@pytest.mark.parametrize("text", ["", "p99", "p98=1ms", "p99=10", "p99=ms", "rps=many", "rps=10ms"])
+def test_a_malformed_objective_is_an_error(text: str) -> None:
+    """The message shows the part that is wrong."""
+    with pytest.raises(ValueError, match=text.partition("=")[2] or text or "NAME=VALUE"):
+        parse_slo(text)
+
+
+def test_the_limit_is_scaled_by_the_cores_that_the_generator_leaves() -> None:
+    """Half a core of two is a quarter of the machine: 2000 of 3000 are two thirds."""
+    pair = Paired(LIMIT, LOAD)
+    assert pair.share == pytest.approx(2000 / (4000 * 0.75))
+    assert pair.plain_share == pytest.approx(0.5)
+    assert pair.cpu_ratio == pytest.approx(1.25)
+
+
+def test_the_knee_is_the_last_rate_before_latency_runs_away() -> None:
+    """A rate that is not served ends the search, and so does a p99 of more than four times the lowest rate's."""
+    points = [at_rate(1000, 2), at_rate(2000, 7), at_rate(3000, 9), at_rate(4000, 3)]
+    knee = find_knee(points)
+    assert knee is not None
+    assert knee.rate == 2000
+    assert find_knee([at_rate(1000, 2, served=0.5)]) is None
+    assert find_knee([replace(at_rate(1000, 2), errors={"overloaded": 1})]) is None
+
+
+def test_tables_hold_medians_ranges_and_error_codes() -> None:
+    """One row per setting, whatever the number of repeats."""
+    other = replace(LOAD, throughput=3000.0, errors={"overloaded": 2}, wrong=1)
+    (row,) = load_grid([[LOAD, other, LOAD]]).rows
+    assert "2,000 (2,000-3,000)" in row
+    assert "overloaded:2 wrong:1" in row
+    assert len(limit_grid([LIMIT, replace(LIMIT, workers="processes"), LIMIT]).rows) == 2
+    assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25"]
+    assert "knee: 1,000/s" in sweep_grid(Sweep("64x64", 2000, [LOAD], [at_rate(1000, 2)])).note
+    assert profile_grid(PROFILE).rows[-2][:2] == ["outside base64, decode, run", "7.0"]
+
+
+def test_storing_is_compared_round_by_round() -> None:
+    """The ratio is within a round, so that a slow round does not count against one of them."""
+    rates: list[tuple[Storing, float]] = [
+        ("dropped", 1000),
+        ("sqlite", 900),
+        ("dropped", 2000),
+        ("sqlite", 1800),
+    ]
+    results = [StoringResult(storing, replace(LOAD, throughput=rate)) for storing, rate in rates]
+    assert storing_grid(results).rows[1][2] == "0.900 (0.900-0.900)"
+
+
+def test_the_report_is_one_file_with_plots_inside(tmp_path: Path) -> None:
+    """Tables are escaped, SVG is not, nothing is loaded from elsewhere; the JSON has the repeats."""
+    sweep = Sweep("64x64", 2000, [LOAD], [at_rate(500, 2), at_rate(1000, 3)])
+    pairs = [[Paired(LIMIT, LOAD)]]
+    machine = {"processor": "a < b", "packages": {"numpy": "2"}}
+    plots = [plot_sweep(sweep), plot_shares(pairs), plot_profile(PROFILE)]
+    page = write_report(tmp_path, machine, {"repeats": 3}, [ratio_grid(pairs), *plots]).read_text()
+    assert page.count("<svg") == page.count("</svg>") == 3
+    assert "a &lt; b" in page
+    assert 'src="' not in page
+    results = json.loads(write_results(tmp_path, {"pairs": pairs}).read_bytes())
+    assert results["pairs"][0][0]["load"]["throughput"] == 2000
+
+
+def test_the_same_figures_make_the_same_plot() -> None:
+    """A plot in the documentation changes only when its figures do."""
+    assert plot_profile(PROFILE) == plot_profile(PROFILE)
+
+
+def test_stages_count_each_microsecond_once() -> None:
+    """A stage that calls another is not charged for it, and waiting costs nothing."""
+    stages = Stages()
+
+    def burn(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    inner = stages._timed(lambda: burn(0.02), "run", "Engine.run")
+
+    def outer() -> None:
+        burn(0.01)
+        inner()
+        time.sleep(0.05)
+
+    stages._timed(outer, "predictor", "Predictor.serve")()
+    assert stages._seconds["run"] == pytest.approx(0.02, abs=0.004)
+    assert stages._seconds["predictor"] == pytest.approx(0.01, abs=0.004)

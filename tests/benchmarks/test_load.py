@@ -1,0 +1,204 @@
+"""The load generator looks at answers, charges stalls to the server, and speaks to peers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import resource
+import threading
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from benchmarks.arrivals import Arrivals, send_at
+from benchmarks.http_wire import HTTPClient, build_post, take_reply
+from benchmarks.load import LoadPlan, LoadResult, allow_open_files, run_load
+from benchmarks.target import Target
+from benchmarks.wire import ConnectionLost
+from benchmarks.workload import SIZES, make_workload
+
+SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1)
+
+
+async def _load_against(reply: str, plan: LoadPlan = SHORT) -> LoadResult:
+    """A load on a server that gives one fixed reply."""
+
+    async def handle(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            await websocket.send(reply)
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        return await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
+
+
+async def test_errors_are_counted_by_code_and_not_as_successes() -> None:
+    """A server that refuses everything has no throughput."""
+    result = await _load_against('{"status": "error", "code": "overloaded"}')
+    assert result.errors["overloaded"] > 0
+    assert result.succeeded == 0
+    assert result.goodput == 0
+
+
+async def test_a_wrong_emotion_is_counted() -> None:
+    """A server that answers fast but wrongly is found out, and its answers are no goodput."""
+    result = await _load_against('{"status": "success", "emotion_name": "sad"}')
+    assert result.wrong == result.succeeded > 0
+    assert result.goodput == 0
+
+
+async def test_answers_after_the_deadline_are_no_goodput() -> None:
+    """They count as throughput only."""
+    plan = LoadPlan(clients=2, seconds=0.3, warmup=0.1, deadline_ms=1e-6)
+    result = await _load_against('{"status": "success", "emotion_name": "happy"}', plan)
+    assert result.throughput > 0
+    assert result.goodput == 0
+
+
+async def test_a_starved_client_shows() -> None:
+    """A server that stops answering one of its clients has a slowest client with a small share."""
+    turn = 0
+
+    async def handle(websocket: ServerConnection) -> None:
+        nonlocal turn
+        starved = turn == 0
+        turn += 1
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            if not starved:
+                await websocket.send('{"status": "success", "emotion_name": "happy"}')
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64"), SHORT)
+    assert result.slowest_client_share == 0
+
+
+async def test_a_stall_is_charged_to_all_that_were_due_meanwhile() -> None:
+    """In an open loop latency counts from when a request was due: a pause of 0.3 s shows in many latencies."""
+
+    async def handle(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome"}')
+        count = 0
+        async for _ in websocket:
+            count += 1
+            if count == 20:
+                await asyncio.sleep(0.3)
+            await websocket.send('{"status": "success", "emotion_name": "happy"}')
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None, max_queue=4) as server:
+        port = server.sockets[0].getsockname()[1]
+        plan = LoadPlan(clients=1, rate=200, seconds=1.0, warmup=0.0)
+        result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
+    assert result.latency.worst >= 290
+    assert result.latency.p90 >= 100
+
+
+async def _dues(arrivals: Arrivals, rate: float, clients: int, seconds: float) -> list[tuple[int, float]]:
+    """Which client was due when, in seconds from the first."""
+    dues: list[tuple[int, float]] = []
+
+    def sender(client: int, due: float) -> None:
+        dues.append((client, due))
+
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    senders = [lambda due, client=client: sender(client, due) for client in range(clients)]
+    thread = threading.Thread(target=send_at, args=(arrivals, rate, senders, loop, stop))
+    thread.start()
+    await asyncio.sleep(seconds)
+    stop.set()
+    await asyncio.to_thread(thread.join)
+    return [(client, due - dues[0][1]) for client, due in dues]
+
+
+async def test_paced_arrivals_spread_the_clients_over_the_round() -> None:
+    """Four clients at 40 requests per second ask every 25 ms, in turn."""
+    dues = await _dues("paced", 40, 4, 0.3)
+    assert [client for client, _ in dues[:5]] == [0, 1, 2, 3, 0]
+    assert [due for _, due in dues[:5]] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+
+
+async def test_bursts_have_all_clients_due_at_the_same_instant() -> None:
+    """Four clients at 40 requests per second ask together, every 100 ms."""
+    dues = await _dues("burst", 40, 4, 0.35)
+    assert sorted(client for client, _ in dues[:4]) == [0, 1, 2, 3]
+    assert [due for _, due in dues[:8]] == pytest.approx([0] * 4 + [0.1] * 4)
+
+
+async def test_poisson_arrivals_keep_the_rate() -> None:
+    """About as many as the rate says, at irregular distances."""
+    dues = [due for _, due in await _dues("poisson", 1000, 4, 0.5)]
+    assert 380 < len(dues) < 620
+    gaps = {round(after - before, 5) for before, after in itertools.pairwise(dues)}
+    assert len(gaps) > len(dues) / 4
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_allowed() -> None:
+    """The soft limit goes up to the hard one; what is beyond that is an error that names both."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        allow_open_files(1000)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1000
+        with pytest.raises(RuntimeError, match="hard limit"):
+            allow_open_files(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_http_replies_are_read_whole_and_in_pieces() -> None:
+    """A length or chunks, several at once or byte by byte; another status than 200 is an error."""
+    plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n1\r\n \r\n0\r\n\r\n"
+    refused = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"
+    buffer = bytearray()
+    bodies = []
+    for byte in plain + chunked + refused:
+        buffer.append(byte)
+        if (body := take_reply(buffer)) is not None:
+            bodies.append(body)
+    assert bodies == [b"{}", b"{} ", b'{"status": "error", "code": "http_503"}']
+    assert not buffer
+
+
+async def test_http_requests_are_answered_over_one_connection() -> None:
+    """What `build_post` makes arrives as a request with its body."""
+    seen = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            seen.append((head.split(b"\r\n")[0], await reader.readexactly(7)))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    replies: asyncio.Queue[bytes] = asyncio.Queue()
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = await HTTPClient.connect(f"http://127.0.0.1:{port}", replies.put_nowait)
+        for _ in range(2):
+            client.send(build_post("/predict", b'{"a":1}'))
+            assert await replies.get() == b"ok"
+        client.close()
+    assert seen == [(b"POST /predict HTTP/1.1", b'{"a":1}')] * 2
+
+
+async def test_no_server_is_an_error_that_names_the_address() -> None:
+    """For HTTP as for WebSocket."""
+    with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
+        await HTTPClient.connect("http://127.0.0.1:1", lambda _: None)
+
+
+def test_every_size_has_a_frame() -> None:
+    """Binary frames are smaller than base64 in JSON, of the same image."""
+    for size in SIZES:
+        plain, binary = make_workload(size, "json"), make_workload(size, "binary")
+        assert plain.image == binary.image
+        assert len(binary.frame) < len(plain.frame)
+
+
+def test_a_deadline_travels_with_the_request() -> None:
+    """The service is told by when an answer is wanted."""
+    assert b'"deadline_ms":50' in make_workload("64x64", "json", deadline_ms=50).frame
+    assert b"deadline_ms" not in make_workload("64x64", "json").frame
