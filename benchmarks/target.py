@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 _STOP_SECONDS = 30
+
+# Some servers end before their children, and some never tell them.
+_ORPHAN_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,18 @@ def started_service(
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a process and wait for it; one that does not end in time is killed."""
+    """End a process and wait for it. One that does not end in time is killed, and so is what it leaves behind."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    _, left = psutil.wait_procs(children, timeout=_ORPHAN_SECONDS)
+    for child in left:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import resource
+import subprocess
+import sys
 import threading
 
+import psutil
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks.arrivals import Arrivals, send_at
 from benchmarks.http_wire import HTTPClient, build_post, take_reply
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files, run_load
-from benchmarks.target import Target
+from benchmarks.target import Target, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, make_workload
 
@@ -202,3 +205,16 @@ def test_a_deadline_travels_with_the_request() -> None:
     """The service is told by when an answer is wanted."""
     assert b'"deadline_ms":50' in make_workload("64x64", "json", deadline_ms=50).frame
     assert b"deadline_ms" not in make_workload("64x64", "json").frame
+
+
+def test_what_a_server_leaves_behind_is_ended() -> None:
+    """A child that outlives its parent does not outlive the benchmark."""
+    script = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        stop(process)
+    child.wait(5)
+    assert not child.is_running()
