@@ -50,6 +50,7 @@ def _build(tflite: Path, size: int) -> Any:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    from conversion.onnxfile import canonicalise
     from conversion.tensorflow_quietly import tf2onnx
 
     model, _ = tf2onnx.convert.from_tflite(str(tflite), opset=_OPSET)
@@ -83,8 +84,6 @@ def _build(tflite: Path, size: int) -> Any:
         helper.make_node("Squeeze", [raw[1].name, "last_axis"], ["scores"]),
     ]
     nodes = [*head, *graph.node, *tail]
-    for number, node in enumerate(nodes):
-        node.name = f"{node.op_type}_{number}"  # tf2onnx's names count from whatever was converted before
     new_graph = helper.make_graph(
         nodes,
         "face_detector",
@@ -93,10 +92,11 @@ def _build(tflite: Path, size: int) -> Any:
             helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", anchors, 16]),
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", anchors]),
         ],
-        sorted(graph.initializer, key=lambda initializer: initializer.name),
+        graph.initializer,
     )
     # Shapes with a batch of 1 that the converter noted inside the graph would contradict other batches.
     converted = helper.make_model(new_graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)
+    canonicalise(converted)
     onnx.checker.check_model(converted, full_check=True)
     return converted
 
@@ -117,7 +117,11 @@ def _difference(model: Any, tflite: Path, size: int) -> float:
     with contextlib.redirect_stderr(
         io.StringIO()
     ):  # it announces its successor, whatever the warning filters say
-        interpreter = tf.lite.Interpreter(str(tflite))
+        interpreter = tf.lite.Interpreter(
+            str(tflite),
+            # Plain kernels: the default ones announce themselves on stderr, and round differently per CPU.
+            experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
     interpreter.allocate_tensors()
     worst = 0.0
     for image, box, score in zip(images, boxes, scores, strict=True):
@@ -137,6 +141,8 @@ def _write(
 ) -> None:
     from onnx import helper
 
+    from conversion.onnxfile import serialise
+
     metadata = {
         "schema": "1",
         "kind": "detector",
@@ -147,7 +153,7 @@ def _write(
         "precision": "fp32",
     }
     helper.set_model_props(model, {f"visionai.{key}": value for key, value in sorted(metadata.items())})
-    content = model.SerializeToString()
+    content = serialise(model)
     manifest = {
         "schema": 1,
         "model": output.name,
