@@ -49,7 +49,7 @@ _EXIT_WRONG, _EXIT_NO_SERVER, _EXIT_MISSED = 1, 3, 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # Wide enough for the load table also where output goes to a file.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 190)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 230)
 errors = Console(stderr=True, highlight=False)
 _ALL_SIZES = ",".join(SIZES)
 
@@ -61,6 +61,12 @@ DetectOption = Annotated[
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Repeats; tables show the median and the range.")]
 SecondsOption = Annotated[float, typer.Option(min=0.2, help="Measured seconds of each, after a warm-up.")]
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Seconds to wait, before each measurement, for a machine that does nothing else."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 UrlOption = Annotated[str | None, typer.Option(help="A running server; otherwise one is started.")]
 
@@ -70,6 +76,7 @@ def short(
     context: typer.Context,
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 3,
+    patience: PatienceOption = 0.0,
     seconds: SecondsOption = 1.5,
 ) -> None:
     """Measure the limit of this machine and the service under load.
@@ -99,7 +106,7 @@ def short(
             if not errors.is_terminal:
                 errors.print(what)
 
-        suite = run_suite(model, repeats, seconds, tell)
+        suite = run_suite(model, repeats, seconds, patience, tell)
     settings = {"repeats": repeats, "seconds_each": seconds, "took": f"{time.monotonic() - begun:.0f} s"}
     parts = suite.parts()
     for part in parts:
@@ -205,6 +212,7 @@ def ratio(
     url: UrlOption = None,
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 3,
+    patience: PatienceOption = 0.0,
     seconds: SecondsOption = 3.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -218,7 +226,7 @@ def ratio(
             workload = make_workload(each, "binary" if binary else "json", detect)
             for count in counts:
                 plan = LoadPlan(clients=count, seconds=seconds)
-                series.append(list(against_limit(bench, target, workload, plan, repeats)))
+                series.append(list(against_limit(bench, target, workload, plan, repeats, patience)))
     loads = load_grid([[pair.load for pair in pairs] for pairs in series])
     _show(as_json, {"results": series}, ratio_grid(series), loads)
 
@@ -273,13 +281,14 @@ def storing(
     clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 64,
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 5,
+    patience: PatienceOption = 0.0,
     seconds: SecondsOption = 2.0,
     as_json: JsonOption = False,
 ) -> None:
     """What storing costs: predictions dropped, stored in SQLite, and in PostgreSQL."""
     with errors.status("storing"):
         plan = LoadPlan(clients=clients, seconds=seconds)
-        results = compare_storing(model, make_workload("64x64"), plan, repeats)
+        results = compare_storing(model, make_workload("64x64"), plan, repeats, patience)
     _show(as_json, {"results": results}, storing_grid(results))
 
 
@@ -305,6 +314,7 @@ def peers(
     clients: ClientsOption = "1,64",
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 3,
+    patience: PatienceOption = 0.0,
     seconds: SecondsOption = 2.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -318,7 +328,7 @@ def peers(
     (size,) = _sizes(size)
     plans = [LoadPlan(clients=count, seconds=seconds) for count in _numbers(clients, "--clients")]
     with errors.status("peers") as status:
-        results, missing = compare_peers(chosen, model, size, plans, repeats, status.update)
+        results, missing = compare_peers(chosen, model, size, plans, repeats, patience, status.update)
     _show(as_json, {"results": results, "missing": missing}, peers_grid(results))
     for name, reason in missing.items():
         errors.print(f"{name} is missing: {reason}")

@@ -1,7 +1,8 @@
 """The service against the bare loop, taken in turns so that both see the same machine.
 
-The load generator runs on the same cores as the server. What it uses, the server cannot have; so the loop's rate is
-scaled by the cores that the generator leaves: ``limit x (1 - generator's cores / cores)``.
+The load generator runs on the same cores as the server. What it uses, the server cannot have; and so it is with
+whatever else runs on the machine. So the loop's rate is taken per core that it had, and scaled by the cores that the server had:
+``limit / (cores - others then) x (cores - generator - others now)``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.limit import LimitBench, LimitResult
 from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.quiet import wait_until_quiet
 from benchmarks.target import Target
 from benchmarks.workload import Workload
 
@@ -25,8 +27,9 @@ class Paired:
     @property
     def share(self) -> float:
         """The service's rate as a share of the limit that the generator leaves."""
-        left = 1 - self.load.generator_cores / self.limit.count
-        return self.load.throughput / (self.limit.throughput * left)
+        per_core = self.limit.throughput / (self.limit.count - self.limit.others_cores)
+        left = self.limit.count - self.load.generator_cores - (self.load.others_cores or 0.0)
+        return self.load.throughput / (per_core * left)
 
     @property
     def plain_share(self) -> float:
@@ -41,9 +44,10 @@ class Paired:
 
 
 def against_limit(
-    bench: LimitBench, target: Target, workload: Workload, plan: LoadPlan, repeats: int
+    bench: LimitBench, target: Target, workload: Workload, plan: LoadPlan, repeats: int, patience: float = 0.0
 ) -> Iterator[Paired]:
-    """The loop in threads, then the service; once per repeat."""
+    """The loop in threads, then the service; once per repeat, after waiting for a quiet moment for that long."""
     for _ in range(repeats):
+        wait_until_quiet(patience)
         limit = bench.measure("threads", workload.size, 1, workload.detect, plan.seconds / 2)
         yield Paired(limit, load(target, workload, plan))

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.percentiles import Latency, latency
+from benchmarks.quiet import busy_seconds
 from benchmarks.workload import Detect, face_jpeg
 from service.engine import Engine
 from service.faces import FaceDetector, crop_face
@@ -31,7 +32,7 @@ Workers = Literal["threads", "processes"]
 
 @dataclass(frozen=True, slots=True)
 class LimitResult:
-    """Images per second over all workers, and CPU microseconds per image."""
+    """Images per second over all workers, CPU microseconds per image, and cores that were busy with something else."""
 
     workers: Workers
     count: int
@@ -40,6 +41,7 @@ class LimitResult:
     detect: Detect
     throughput: float
     cpu_per_image_us: float
+    others_cores: float
 
 
 class Job:
@@ -99,14 +101,18 @@ class LimitBench:
     ) -> LimitResult:
         """One measurement."""
         measure = self._in_threads if workers == "threads" else self._in_processes
-        throughput, cpu = measure(size, batch, detect, seconds)
-        return LimitResult(workers, self.count, size, batch, detect, throughput, cpu * 1e6)
+        busy, begun = busy_seconds(), time.perf_counter()
+        throughput, cpu, images = measure(size, batch, detect, seconds)
+        elapsed = time.perf_counter() - begun
+        others = max(0.0, busy_seconds() - busy - cpu) / elapsed
+        return LimitResult(workers, self.count, size, batch, detect, throughput, cpu / images * 1e6, others)
 
     def call(self, size: str, detect: Detect = "never", seconds: float = 1.0) -> Latency:
         """How long one image takes in one thread of this process, and nothing beside it."""
         return latency(self._job.run_for(size, 1, detect, seconds)[0])
 
-    def _in_threads(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[float, float]:
+    def _in_threads(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[float, float, int]:
+        """Images per second, CPU seconds, images."""
         done: list[tuple[list[float], float]] = []
         threads = [
             threading.Thread(target=lambda: done.append(self._job.run_for(size, batch, detect, seconds)))
@@ -119,9 +125,11 @@ class LimitBench:
             thread.join()
         cpu = time.process_time() - cpu
         images = sum(len(took) for took, _ in done) * batch
-        return sum(len(took) * batch / elapsed for took, elapsed in done), cpu / images
+        return sum(len(took) * batch / elapsed for took, elapsed in done), cpu, images
 
-    def _in_processes(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[float, float]:
+    def _in_processes(
+        self, size: str, batch: int, detect: Detect, seconds: float
+    ) -> tuple[float, float, int]:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             barrier = context.Barrier(self.count)
@@ -130,7 +138,7 @@ class LimitBench:
         tasks = [(size, batch, detect, seconds)] * self.count
         outcomes = self._pool.starmap(_loop_in_process, tasks, chunksize=1)
         images = sum(outcome[0] for outcome in outcomes)
-        return sum(outcome[0] / outcome[1] for outcome in outcomes), sum(o[2] for o in outcomes) / images
+        return sum(o[0] / o[1] for o in outcomes), sum(o[2] for o in outcomes), images
 
     def close(self) -> None:
         """End the processes."""

@@ -21,6 +21,7 @@ import orjson
 from benchmarks.arrivals import Arrivals, send_at
 from benchmarks.http_wire import HTTPClient
 from benchmarks.percentiles import Latency, latency
+from benchmarks.quiet import busy_seconds
 from benchmarks.target import Target, Usage
 from benchmarks.wire import WireClient
 from benchmarks.workload import Workload
@@ -52,7 +53,8 @@ class LoadResult:
     """What came of it. Counts and CPU are of the measured interval, after the warm-up.
 
     `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
-    `goodput` are right answers per second within the deadline, of all if there was none.
+    `goodput` are right answers per second within the deadline, of all if there was none; `others_cores` were busy with
+    neither the server nor the generator (None if the server is not ours).
     """
 
     size: str
@@ -73,6 +75,7 @@ class LoadResult:
     server_cpu_per_request_us: float | None
     server: Usage | None
     generator_cpu_seconds: float
+    others_cores: float | None
 
     @property
     def generator_cores(self) -> float:
@@ -210,10 +213,12 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
             arrivals.start()
         await asyncio.sleep(plan.warmup)
         usage_before, own_before, begun = target.usage(), time.process_time(), time.perf_counter()
+        busy_before = busy_seconds()
         tally.measuring = True
         await asyncio.sleep(plan.seconds)
         tally.measuring = False
         elapsed = time.perf_counter() - begun
+        busy = busy_seconds() - busy_before
         usage, own = target.usage(), time.process_time() - own_before
     finally:
         stop.set()
@@ -247,6 +252,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         server_cpu_per_request_us=None if cpu is None or not succeeded else cpu / succeeded * 1e6,
         server=usage,
         generator_cpu_seconds=own,
+        others_cores=None if cpu is None else max(0.0, busy - cpu - own) / elapsed,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.quiet import wait_until_quiet
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
 
@@ -37,11 +38,16 @@ def has_postgresql() -> bool:
 
 
 def compare_storing(
-    model: Path, workload: Workload, plan: LoadPlan, repeats: int, tick: Callable[[], None] = lambda: None
+    model: Path,
+    workload: Workload,
+    plan: LoadPlan,
+    repeats: int,
+    patience: float = 0.0,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[StoringResult]:
     """Load each in turn, `repeats` times; all are started before the first is loaded, and stay idle meanwhile.
 
-    `tick` is called after each load.
+    Each round waits for a quiet moment for at most `patience` seconds. `tick` is called after each load.
     """
     results = []
     with ExitStack() as stack:
@@ -55,6 +61,7 @@ def compare_storing(
             url = stack.enter_context(started_postgresql())
             targets["postgresql"] = stack.enter_context(started_service(model, {"DATABASE_URL": url}))
         for _ in range(repeats):
+            wait_until_quiet(patience)
             for storing, target in targets.items():
                 results.append(StoringResult(storing, load(target, workload, plan)))  # type: ignore[arg-type]
                 tick()

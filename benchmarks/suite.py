@@ -15,6 +15,7 @@ from benchmarks.percentiles import Latency
 from benchmarks.persistence import StoringResult, compare_storing
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
 from benchmarks.profile import Profile, profile
+from benchmarks.quiet import wait_until_quiet
 from benchmarks.report import Part
 from benchmarks.spread import spread
 from benchmarks.sweep import SHARES, Sweep, sweep_clients, sweep_rates
@@ -125,8 +126,8 @@ def steps(repeats: int) -> int:
     )
 
 
-def run_suite(model: Path, repeats: int, seconds: float, progress: Progress) -> Suite:
-    """Measure everything, `repeats` times `seconds` seconds each."""
+def run_suite(model: Path, repeats: int, seconds: float, patience: float, progress: Progress) -> Suite:
+    """Measure everything, `repeats` times `seconds` seconds each; waits for quiet moments where things are compared."""
     suite = Suite()
     allow_open_files(_MOST_CLIENTS)
     with limit_bench(model, available_cpus()) as bench:
@@ -138,20 +139,24 @@ def run_suite(model: Path, repeats: int, seconds: float, progress: Progress) -> 
             for size, detect, clients in PAIRS:
                 plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
                 pairs = []
-                for pair in against_limit(bench, target, make_workload(size, "json", detect), plan, repeats):
+                for pair in against_limit(
+                    bench, target, make_workload(size, "json", detect), plan, repeats, patience
+                ):
                     progress(f"{size}, {clients} clients against the limit")
                     pairs.append(pair)
                 suite.pairs.append(pairs)
             saturation = _saturation(suite)
+            wait_until_quiet(patience)
             _arrivals(suite, target, saturation, repeats, seconds, progress)
             suite.sweep = _sweep(target, saturation, seconds, progress)
     progress("idle")
     suite.idle = measure_idle(model)
     plan = LoadPlan(clients=64, seconds=seconds, warmup=0.5)
     suite.storing = compare_storing(
-        model, make_workload("64x64"), plan, repeats, lambda: progress("what storing costs")
+        model, make_workload("64x64"), plan, repeats, patience, lambda: progress("what storing costs")
     )
     progress("profile")
+    wait_until_quiet(patience)
     suite.profile = profile(model, make_workload("64x64"), seconds=seconds)
     return suite
 

@@ -86,6 +86,7 @@ _LOAD_COLUMNS = [
     "PSS MB",
     "RSS MB",
     "generator",
+    "others",
 ]
 
 
@@ -114,6 +115,7 @@ def load_grid(series: Sequence[Sequence[LoadResult]], title: str = "") -> Grid:
                 _cell(_over(results, lambda r: None if r.server is None else r.server.pss_mb), ".0f"),
                 _cell(_over(results, lambda r: None if r.server is None else r.server.rss_mb), ".0f"),
                 f"{spread([r.generator_cores for r in results]).median:.2f} cores",
+                _cell(_over(results, lambda r: r.others_cores), ".2f"),
             ]
         )
     return grid
@@ -130,8 +132,9 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
             "share of what the generator leaves",
             "plain share",
             "CPU ratio",
+            "others",
         ],
-        note="The limit is scaled by the cores that the generator leaves; the plain share holds its use against us.",
+        note="The limit is scaled by the cores that generator and others leave; the plain share holds both against us.",
     )
     for pairs in series:
         first = pairs[0].load
@@ -145,6 +148,7 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
                 f"{spread([pair.share for pair in pairs]):.2f}",
                 f"{spread([pair.plain_share for pair in pairs]):.2f}",
                 f"{spread(ratios):.2f}" if ratios else "-",
+                _cell(_over([pair.load for pair in pairs], lambda r: r.others_cores), ".2f"),
             ]
         )
     return grid

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.quiet import wait_until_quiet
 from benchmarks.spread import spread
 from benchmarks.tables import Grid
 from benchmarks.target import ROOT, Target, started_service, stop
@@ -180,6 +181,7 @@ def compare_peers(
     size: str,
     plans: Sequence[LoadPlan],
     repeats: int,
+    patience: float,
     say: Callable[[str], None],
 ) -> tuple[list[PeerResult], dict[str, str]]:
     """Load the service and these peers in turns. Returns the results, and why a peer is missing from them."""
@@ -201,6 +203,8 @@ def compare_peers(
                 targets.append((name, peer.framing, target))
         for plan in plans:
             for repeat in range(repeats):
+                say("waiting for a quiet moment")
+                wait_until_quiet(patience)
                 for name, framing, target in targets:
                     say(f"{name}, {plan.clients} clients, {repeat + 1} of {repeats}")
                     results.append(PeerResult(name, load(target, make_workload(size, framing), plan)))

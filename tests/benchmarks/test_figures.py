@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks.percentiles import Latency, latency
 from benchmarks.persistence import Storing, StoringResult
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
 from benchmarks.profile import Profile
+from benchmarks.quiet import busy_seconds, wait_until_quiet
 from benchmarks.report import write_report, write_results
 from benchmarks.slo import check_slo, parse_slo
 from benchmarks.spread import spread
@@ -43,8 +45,9 @@ LOAD = LoadResult(
     server_cpu_per_request_us=500.0,
     server=Usage(3.0, 200.0, 150.0),
     generator_cpu_seconds=1.0,
+    others_cores=0.0,
 )
-LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0)
+LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0, 0.0)
 PROFILE = Profile(
     "64x64",
     "json",
@@ -113,6 +116,31 @@ def test_the_limit_is_scaled_by_the_cores_that_the_generator_leaves() -> None:
     assert pair.cpu_ratio == pytest.approx(1.25)
 
 
+def test_what_others_take_is_held_against_neither() -> None:
+    """The loop had one core of two and made 4000; the service had one and a half, less the generator's half."""
+    pair = Paired(replace(LIMIT, others_cores=1.0), replace(LOAD, others_cores=0.5))
+    assert pair.share == pytest.approx(2000 / 4000)
+
+
+def test_waiting_for_a_quiet_machine_has_an_end() -> None:
+    """A core that is kept busy is no quiet machine, and its seconds are counted."""
+    stop = threading.Event()
+
+    def burn() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=burn)
+    before = busy_seconds()
+    thread.start()
+    try:
+        assert not wait_until_quiet(0.6)
+    finally:
+        stop.set()
+        thread.join()
+    assert busy_seconds() - before > 0.2
+
+
 def test_the_knee_is_the_last_rate_before_latency_runs_away() -> None:
     """A rate that is not served ends the search, and so does a p99 of more than four times the lowest rate's."""
     points = [at_rate(1000, 2), at_rate(2000, 7), at_rate(3000, 9), at_rate(4000, 3)]
@@ -130,7 +158,7 @@ def test_tables_hold_medians_ranges_and_error_codes() -> None:
     assert "2,000 (2,000-3,000)" in row
     assert "overloaded:2 wrong:1" in row
     assert len(limit_grid([LIMIT, replace(LIMIT, workers="processes"), LIMIT]).rows) == 2
-    assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25"]
+    assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25", "0.00"]
     assert "knee: 1,000/s" in sweep_grid(Sweep("64x64", 2000, [LOAD], [at_rate(1000, 2)])).note
     assert profile_grid(PROFILE).rows[-2][:2] == ["outside base64, decode, run", "7.0"]
 
