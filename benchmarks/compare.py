@@ -1,7 +1,8 @@
 """The service against the bare loop, taken in turns so that both see the same machine.
 
 The load generator runs on the same cores as the server. What it uses, the server cannot have; and so it is with
-whatever else runs on the machine. So the loop's rate is taken per core that it had, and scaled by the cores that the server had:
+whatever else runs on the machine. So the loop's rate is taken per core that it had, and scaled by the cores that the
+server had:
 ``limit / (cores - others then) x (cores - generator - others now)``.
 """
 
