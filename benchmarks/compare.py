@@ -2,8 +2,7 @@
 
 The load generator runs on the same cores as the server. What it uses, the server cannot have; and so it is with
 whatever else runs on the machine. So the loop's rate is taken per core that it had, and scaled by the cores that the
-server had:
-``limit / (cores - others then) x (cores - generator - others now)``.
+server had: ``limit / (cores - others then) x (cores - generator - others now)``.
 """
 
 from __future__ import annotations
