@@ -160,3 +160,12 @@ def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expec
     ended = benchmark(*arguments)
     assert ended.returncode == 2
     assert expected in ended.stderr
+
+
+def test_a_sweep_goes_over_clients_and_rates() -> None:
+    """Rates are shares of the closed loop's best."""
+    found = results("sweep", "--seconds", "0.2")["sweep"]
+    assert [each["clients"] for each in found["closed"]] == [1, 2, 4, 8, 16, 64, 256]
+    assert found["saturation"] == max(each["throughput"] for each in found["closed"])
+    assert found["open"][-1]["rate"] == pytest.approx(found["saturation"])
+    assert "</svg>" in (ROOT / "benchmarks/out/sweep-64x64.svg").read_text()
