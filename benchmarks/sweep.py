@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,9 @@ def find_knee(points: Sequence[LoadResult], factor: float = 4.0) -> LoadResult |
     knee = None
     for point in ordered:
         assert point.rate is not None
-        served = point.throughput >= 0.95 * point.rate and not point.failed
+        due = point.rate * point.seconds
+        # Of Poisson arrivals fewer than the mean may have come: three standard deviations are not held against it.
+        served = point.succeeded >= 0.95 * due - 3 * math.sqrt(due) and not point.failed
         if not served or point.latency.p99 > factor * ordered[0].latency.p99:
             break
         knee = point

@@ -64,7 +64,13 @@ PROFILE = Profile(
 
 def at_rate(rate: float, p99: float, served: float = 1.0) -> LoadResult:
     """A point of an open loop."""
-    return replace(LOAD, rate=rate, throughput=rate * served, latency=replace(LOAD.latency, p99=p99))
+    return replace(
+        LOAD,
+        rate=rate,
+        succeeded=int(2 * rate * served),
+        throughput=rate * served,
+        latency=replace(LOAD.latency, p99=p99),
+    )
 
 
 def test_percentiles_are_in_milliseconds() -> None:
@@ -148,6 +154,7 @@ def test_the_knee_is_the_last_rate_before_latency_runs_away() -> None:
     assert knee is not None
     assert knee.rate == 2000
     assert find_knee([at_rate(1000, 2, served=0.5)]) is None
+    assert find_knee([at_rate(100, 2, served=0.85)]) is not None, "170 of 200 is within chance"
     assert find_knee([replace(at_rate(1000, 2), errors={"overloaded": 1})]) is None
 
 
