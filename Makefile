@@ -51,8 +51,8 @@ clean: ## remove environments, built models and caches
 $(MODELS): | $(BUILD_VENV)/.build
 	@$(BUILD_BIN)/python -m models convert
 
-# Environments are made once, and again when the dependencies change. An order of their own: the stamp is
-# written last, so an interrupted install is done again.
+# Environments are made once, and again when the dependencies change. The stamp is written last, so that an
+# interrupted install is done again.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "VisionAI needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make $@ PYTHON=python3.11"; exit 1; }

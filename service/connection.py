@@ -1,8 +1,7 @@
 """One client's connection: its frames become requests, and its replies go out in order.
 
-Messages are handled where the library parses them, not through its queue and a task that is woken for each:
-that costs a third of what the library spends on a message. Replies are written from `settle`, on the event loop,
-as results come in; a reply that is ready waits for those before it.
+Messages are handled where the library parses them, not through its queue and a task that is woken for each. Replies
+are written from `settle`, on the event loop, as results come in; a reply that is ready waits for those before it.
 
 Flow control: a client that has `max_in_flight` requests unanswered, or that does not read its replies, is not read
 from until it has caught up.
@@ -41,10 +40,9 @@ class _Answered:
 class Backend:
     """What a connection needs of the service that it belongs to.
 
-    `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or
-    `ShuttingDown`; `withdraw` takes one back that
-    still waits; `answer` is the reply to a query; `on_error` is told the code of each error that is replied from
-    here; `options` are those that a connection starts with.
+    `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or `ShuttingDown`;
+    `withdraw` takes one back that still waits; `answer` is the reply to a query; `on_error` is told the code of each
+    error that is replied from here; `options` are those that a connection starts with.
     """
 
     submit: Callable[[Request], None]
@@ -219,8 +217,8 @@ class Connection(ServerConnection):
     def _write(self, reply: bytes) -> None:
         """Write one text frame; nothing if the connection is closing.
 
-        The frame is put together here, for a third of what the library takes to serialise it: unfragmented,
-        unmasked (RFC 6455, section 5.1) and without extensions, since none are negotiated.
+        The frame is put together here, without the library's frame object and buffer: unfragmented, unmasked (RFC
+        6455, section 5.1) and without extensions, since none are negotiated.
         """
         if self.protocol.state is not State.OPEN:
             return

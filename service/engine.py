@@ -50,6 +50,38 @@ class ModelCard:
     parameters: int
 
 
+def open_session(path: Path, provider: Provider = "cpu") -> ort.InferenceSession:
+    """Load a model that its manifest vouches for, as each worker runs its models: computing in the calling thread.
+
+    Raises:
+        StartupError: the file is missing, unreadable or not what its manifest says, or the provider is missing or
+            cannot be loaded.
+    """
+    name = _PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise StartupError(
+            f"PROVIDER={provider}: this onnxruntime has no {name}"
+            + ("; install onnxruntime-gpu in place of onnxruntime" if provider == "cuda" else "")
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The layout optimisation is worth 3x on convolutions; never load with less.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    model, checked = read_model(path)
+    try:
+        session = ort.InferenceSession(model, options, providers=[name])
+    except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
+        raise StartupError(f"{path} cannot be loaded: {_first_line(exc)}") from exc
+    if session.get_providers()[0] != name:
+        raise StartupError(f"PROVIDER={provider}: {name} could not be loaded (is its driver installed?)")
+    if not checked:
+        log.warning("%s has no manifest beside it: it is served unchecked", path)
+    return session
+
+
 class Engine:
     """One model, ready to run. `run` may be called from several threads at once.
 
@@ -67,30 +99,9 @@ class Engine:
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu") -> None:
-        name = _PROVIDERS[provider]
-        if name not in ort.get_available_providers():
-            raise StartupError(
-                f"PROVIDER={provider}: this onnxruntime has no {name}"
-                + ("; install onnxruntime-gpu in place of onnxruntime" if provider == "cuda" else "")
-            )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The layout optimisation is worth 3x on convolutions; never load with less.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        model, checked = read_model(path)
-        try:
-            self._session = ort.InferenceSession(model, options, providers=[name])
-        except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
-            raise StartupError(f"{path} cannot be loaded: {_first_line(exc)}") from exc
-        if self._session.get_providers()[0] != name:
-            raise StartupError(f"PROVIDER={provider}: {name} could not be loaded (is its driver installed?)")
-        self.provider = name
+        self._session = open_session(path, provider)
+        self.provider = _PROVIDERS[provider]
         self.card = _read_card(path, self._session)
-        if not checked:
-            log.warning("%s has no manifest beside it: it is served unchecked", path)
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities of a batch: uint8 [n, height, width, channels] in, float32 [n, labels] out."""

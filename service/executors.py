@@ -76,9 +76,6 @@ class InlineExecutor:
         """Requests that are not being worked on yet."""
         return len(self._queue)
 
-    def start(self) -> None:
-        """Nothing to start."""
-
     def submit(self, request: Request) -> None:
         """Admit a request.
 

@@ -150,7 +150,7 @@ class Service:
         The store is closed by its owner, after this: it holds the last predictions.
         """
         self._draining = True
-        self._update_gauges()
+        self._set_gauges()
         for server in servers:
             server.server.close()
         if self._in_flight and not self._hurried:

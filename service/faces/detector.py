@@ -1,7 +1,7 @@
 """The face detector: BlazeFace on the whole image, and on tiles of it where faces are small.
 
 The short-range network sees faces that fill a good part of its 128x128 input: one look at the whole image finds a
-selfie's face in about a millisecond. Where it sees none, a second network, the back-camera one, looks at twice the
+selfie's face in a millisecond or two. Where it sees none, a second network, the back-camera one, looks at twice the
 resolution. For large images the same network then looks at overlapping tiles, which makes
 small faces large. What it finds there with little confidence is shown to a second network, the back-camera one, which
 does not share its mistakes.
@@ -10,7 +10,6 @@ does not share its mistakes.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from service.engine import open_session
 from service.errors import StartupError
 from service.faces.decode import (
     Face,
@@ -29,11 +29,7 @@ from service.faces.decode import (
     to_faces,
     unletterbox,
 )
-from service.modelfile import read_model
 from service.settings import SmallFaces
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must be said before the import
-import onnxruntime as ort
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -73,16 +69,7 @@ class _Network:
     """One BlazeFace network. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        model, _ = read_model(path)
-        try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
-            raise StartupError(f"{path} cannot be loaded: {str(exc).splitlines()[0]}") from exc
+        self._session = open_session(path)
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("visionai.kind") != "detector":
             raise StartupError(f"{path} is not a face detector made by `python -m models convert`")

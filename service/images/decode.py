@@ -30,7 +30,7 @@ PHOTO_SIDE = 1280
 # markers, say, which some cameras write) leave a picture that is worth reading.
 _JPEG_CUT_OFF = "Premature end"
 
-# WhatsApp-style data URIs, as browsers' toDataURL makes them.
+# Data URIs, as browsers' toDataURL makes them.
 _DATA_URI_MARK = ";base64,"
 _DATA_URI_MAX_PREFIX = 128
 

@@ -93,6 +93,11 @@ class Bench:
     ledger: Ledger
     failures: list[BaseException]
 
+    def start(self) -> None:
+        """Start the threads; an event loop that works inline is running already."""
+        if isinstance(self.executors, ThreadExecutors):
+            self.executors.start()
+
     def submit(self, number: int, image: bytes = FACE, client: Peer | None = None, **fields: Any) -> Request:
         """Submit one image."""
         request = Request(client or Peer(), number, image, time.perf_counter(), **fields)
@@ -125,9 +130,10 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
             executors = InlineExecutor(predictor, **chosen)
         else:
             executors = ThreadExecutors(predictor, count=count, on_failure=failures.append, **chosen)
+        at = Bench(executors, inbox, ledger, failures)
         if start:
-            executors.start()
-        yield Bench(executors, inbox, ledger, failures)
+            at.start()
+        yield at
         await executors.stop()
 
     return opened
@@ -151,7 +157,7 @@ async def test_requests_that_wait_together_run_together(bench: OpenBench) -> Non
     async with bench(start=False, count=1, max_batch=4) as at:
         for number in range(10):
             at.submit(number)
-        at.executors.start()
+        at.start()
         replies = await at.inbox.wait_for(10)
     assert [reply["timing"]["batch_size"] for reply in replies] == [4] * 8 + [2] * 2
 
@@ -188,7 +194,7 @@ async def test_an_image_that_fails_in_the_model_does_not_fail_its_batch(
     async with bench(faulty, start=False, count=1) as at:
         for number in range(6):
             at.submit(number, poison if number == 3 else FACE)
-        at.executors.start()
+        at.start()
         replies = await at.inbox.wait_for(6)
         assert [reply["type"] for reply in replies] == ["prediction"] * 3 + ["error"] + ["prediction"] * 2
         assert replies[3]["code"] == "internal"
@@ -256,7 +262,7 @@ async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench
     async with bench(start=False) as at:
         at.submit(1, deadline=time.perf_counter() + 0.05)
         time.sleep(0.06)  # noqa: ASYNC251 - the event loop and the executors are held until the deadline has passed
-        at.executors.start()
+        at.start()
         (reply,) = await at.inbox.wait_for(1)
     assert reply["code"] == "deadline_exceeded"
     assert not at.ledger.records
@@ -270,7 +276,7 @@ async def test_a_full_queue_refuses(bench: OpenBench) -> None:
         with pytest.raises(Overloaded) as caught:
             at.submit(3)
         assert caught.value.retry_after_ms is not None
-        at.executors.start()
+        at.start()
         await at.inbox.wait_for(3)
 
 
@@ -282,7 +288,7 @@ async def test_what_a_gone_client_left_is_not_run(bench: OpenBench) -> None:
             at.submit(number, client=gone)
         at.submit(5)
         assert at.executors.discard(gone) == 5
-        at.executors.start()
+        at.start()
         assert [reply["id"] for reply in await at.inbox.wait_for(1)] == [5]
 
 
