@@ -26,7 +26,6 @@ from conversion.reference import detect_activation
 from conversion.sources import Source, load
 from conversion.variants import Variant, gate, measure_variant, parity_failures, variant_path
 
-PRECISIONS = ("fp16", "int8")
 _DIVERGENCE_IMAGES = 4
 
 
@@ -40,7 +39,7 @@ class Request:
     """What to convert, where to, and what to prove.
 
     `images` and `evaluation` name faces as `conversion.images` reads them. `precisions` are built beside
-    fp32, from `PRECISIONS`. `max_accuracy_drop` is in points. `latency` measures speed even when no precision
+    fp32: "fp16", "int8" or both. `max_accuracy_drop` is in points. `latency` measures speed even when no precision
     depends on it.
     """
 

@@ -1,0 +1,103 @@
+"""The drain: what is in flight is waited for, for so long and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from service.engine import Engine
+from tests.service.harness import TIMEOUT, Serve, ask, predict_message, read
+
+
+class HeldEngine(Engine):
+    """The real engine, whose runs wait until they are let go."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.card = engine.card
+        self.provider = engine.provider
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    def warm(self, batch: int) -> None:
+        """Warming is not held."""
+        self._engine.warm(batch)
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Wait, then run."""
+        self.entered.set()
+        assert self.released.wait(TIMEOUT)
+        return self._engine.run(images)
+
+
+@pytest.fixture
+def held(engine: Engine) -> Iterator[HeldEngine]:
+    """Released at the end, whatever happened: the executor's thread must not stay behind."""
+    engine = HeldEngine(engine)
+    yield engine
+    engine.released.set()
+
+
+async def send_and_wait_until_run(websocket: ClientConnection, held: HeldEngine) -> None:
+    """A request is in the model when this returns."""
+    await websocket.send(predict_message(id="held"))
+    assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
+
+
+async def closed_with(websocket: ClientConnection) -> int:
+    """The code of the close frame that comes next."""
+    with pytest.raises(ConnectionClosed) as caught:
+        await read(websocket)
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code
+
+
+async def test_what_is_in_flight_is_answered_before_the_close(serve: Serve, held: HeldEngine) -> None:
+    """The drain waits for the model; meanwhile new requests are refused; then comes 1001."""
+    running = serve(held, executors=1, drain_seconds=600)
+    started = await running.__aenter__()
+    async with started.client() as websocket, started.client() as other:
+        await send_and_wait_until_run(websocket, held)
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        while started.service.not_ready() is None:
+            await asyncio.sleep(0)
+        assert (await ask(other, predict_message()))["code"] == "shutting_down"
+        assert not stopping.done()
+        held.released.set()
+        assert (await read(websocket))["id"] == "held"
+        assert await closed_with(websocket) == 1001
+        await stopping
+
+
+async def test_hurrying_ends_the_wait(serve: Serve, held: HeldEngine) -> None:
+    """A second signal closes connections at once, although a request is in the model still."""
+    running = serve(held, executors=1, drain_seconds=600)
+    started = await running.__aenter__()
+    async with started.client() as websocket:
+        await send_and_wait_until_run(websocket, held)
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        while started.service.not_ready() is None:
+            await asyncio.sleep(0)
+        started.service.hurry()
+        assert await closed_with(websocket) == 1001
+        held.released.set()
+        await stopping
+
+
+async def test_the_wait_is_bounded_by_drain_seconds(serve: Serve, held: HeldEngine) -> None:
+    """A model that does not come back does not keep the service from closing its connections."""
+    running = serve(held, executors=1, drain_seconds=0.05)
+    started = await running.__aenter__()
+    async with started.client() as websocket:
+        await send_and_wait_until_run(websocket, held)
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        assert await closed_with(websocket) == 1001
+        held.released.set()
+        await stopping
