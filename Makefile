@@ -12,7 +12,7 @@ PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
 MODELS := models/build/modelo_emociones.onnx models/build/face_short.onnx models/build/face_back.onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help run convert test lint format bench lock clean
+.PHONY: help run convert test tools lint format bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -23,10 +23,21 @@ run: $(VENV)/.serve $(MODELS) ## install, convert the model if needed, migrate, 
 convert: $(BUILD_VENV)/.build ## convert the Keras model to ONNX (in .venv-build, the only place with TensorFlow)
 	@$(BUILD_BIN)/python -m models convert
 
-test: $(VENV)/.dev $(BUILD_VENV)/.build $(MODELS) ## run every test, PostgreSQL included
+test: tools $(VENV)/.dev $(BUILD_VENV)/.build $(MODELS) ## run every test, PostgreSQL included
 	$(BUILD_BIN)/python -m pytest tests/conversion
 	$(BUILD_BIN)/python -m pytest tests/models
 	$(BIN)/python -m pytest --ignore tests/conversion --ignore tests/models
+
+# Programs that tests run, and the Debian packages that they are in.
+TOOLS := haproxy:haproxy ip:iproute2 systemd-analyze:systemd
+
+tools: ## install the programs that tests run, where they are missing (Debian and Ubuntu, as root)
+	@missing=; for tool in $(TOOLS); do \
+	  PATH=$$PATH:/usr/sbin:/sbin command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	if test -n "$$missing"; then \
+	  if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
+	  else echo "The tests need$$missing: sudo apt-get install$$missing"; exit 1; fi; fi
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check .

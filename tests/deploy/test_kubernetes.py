@@ -1,0 +1,155 @@
+"""deploy/kubernetes: what it renders is what Kubernetes' schemas allow, and its parts fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.deploy.kustomize import Resource, containers, pod_spec, render
+
+FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
+VARIANTS = {
+    "base": (FOLDER / "base", ()),
+    "production": (FOLDER / "overlays/production", ()),
+    "gpu": (FOLDER / "overlays/gpu", ()),
+    "journal volume": (FOLDER / "base", (FOLDER / "components/journal-volume",)),
+}
+# The oldest that has preStop's `sleep` switched on, and the newest whose schemas are installed.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+
+
+@pytest.fixture(params=VARIANTS)
+def resources(request: pytest.FixtureRequest) -> list[Resource]:
+    """What one variant applies."""
+    folder, components = VARIANTS[request.param]
+    return render(folder, components)
+
+
+def only(resources: list[Resource], kind: str) -> Resource:
+    """The one resource of this kind."""
+    (found,) = [each for each in resources if each["kind"] == kind]
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_resource_is_valid(resources: list[Resource], version: str) -> None:
+    """Strictly: an unknown field is an error."""
+    for resource in resources:
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_example_secret_is_valid(version: str) -> None:
+    """It is not applied by any variant, and must not rot for that."""
+    secret = yaml.safe_load((FOLDER / "base/secret.example.yaml").read_text())
+    kubernetes_validate.validate(secret, version, strict=True)
+
+
+def test_a_wrong_field_would_be_noticed() -> None:
+    """The schemas are strict: this test keeps the others honest."""
+    deployment = only(render(FOLDER / "base"), "Deployment")
+    containers(deployment)[0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_what_selects_pods_selects_the_replicas_and_not_the_migration(resources: list[Resource]) -> None:
+    """Deployment, Service and disruption budget mean the same pods; the network policy means all."""
+    replica = only(resources, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    migration = only(resources, "Job")["spec"]["template"]["metadata"]["labels"]
+    selectors: list[dict[str, str]] = [
+        only(resources, "Deployment")["spec"]["selector"]["matchLabels"],
+        only(resources, "Service")["spec"]["selector"],
+        only(resources, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector.items() <= replica.items()
+        assert not selector.items() <= migration.items()
+    policy = only(resources, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert policy.items() <= replica.items()
+    assert policy.items() <= migration.items()
+
+
+def test_the_termination_grace_is_longer_than_preStop_and_drain(resources: list[Resource]) -> None:  # noqa: N802
+    """preStop, requests in flight, the store's flush: each as long as it may take."""
+    spec = pod_spec(only(resources, "Deployment"))
+    drain = float(only(resources, "ConfigMap")["data"]["DRAIN_SECONDS"])
+    sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] > sleep + 2 * drain
+
+
+def test_settings_are_settings_of_the_service(resources: list[Resource]) -> None:
+    """A misspelt name in the ConfigMap would silently be the default."""
+    known = {name.upper() for name in Settings.__dataclass_fields__}
+    assert only(resources, "ConfigMap")["data"].keys() <= known
+    for resource in resources:
+        for container in containers(resource):
+            assert {variable["name"] for variable in container.get("env", [])} <= known
+
+
+def test_every_container_is_confined(resources: list[Resource]) -> None:
+    """Not root, read-only, without capabilities or a token: what the `restricted` standard asks for, and more."""
+    for resource in resources:
+        for container in containers(resource):
+            pod, own = pod_spec(resource), container["securityContext"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert pod["automountServiceAccountToken"] is False
+            assert own["readOnlyRootFilesystem"]
+            assert own["allowPrivilegeEscalation"] is False
+            assert own["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_names_that_resources_call_each_other_by_exist(resources: list[Resource]) -> None:
+    """ConfigMap, service account, claim, scaled Deployment and the Ingress' Service."""
+    names = {(each["kind"], each["metadata"]["name"]) for each in resources}
+    for resource in resources:
+        for reference in references(resource):
+            assert reference in names
+
+
+def references(resource: Resource) -> list[tuple[str, str]]:
+    """The other resources of ours that this one names. The Secret is made elsewhere."""
+    found: list[tuple[str, str]] = []
+    spec = pod_spec(resource)
+    if spec:
+        found.append(("ServiceAccount", spec["serviceAccountName"]))
+        for volume in spec.get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                found.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+        for container in spec["containers"]:
+            for source in container["envFrom"]:
+                if "configMapRef" in source:
+                    found.append(("ConfigMap", source["configMapRef"]["name"]))
+    if resource["kind"] == "HorizontalPodAutoscaler":
+        target: dict[str, Any] = resource["spec"]["scaleTargetRef"]
+        found.append((target["kind"], target["name"]))
+    if resource["kind"] == "Ingress":
+        for rule in resource["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                found.append(("Service", path["backend"]["service"]["name"]))
+    return found
+
+
+def test_the_journal_is_on_the_claim_with_the_component() -> None:
+    """And nothing of the emptyDir is left, which Kubernetes would refuse beside it."""
+    folder, components = VARIANTS["journal volume"]
+    (volume,) = pod_spec(only(render(folder, components), "Deployment"))["volumes"]
+    assert volume == {"name": "data", "persistentVolumeClaim": {"claimName": "visionai-journal"}}
+
+
+def test_the_adapter_makes_the_metric_that_the_autoscaler_reads() -> None:
+    """By one name, from a metric that the service exports."""
+    adapter = yaml.safe_load((FOLDER / "overlays/production/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    metrics = only(render(FOLDER / "overlays/production"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert rule["name"]["as"] in [
+        each["pods"]["metric"]["name"] for each in metrics if each["type"] == "Pods"
+    ]
+    assert "visionai_stage_duration_seconds_sum" in rule["metricsQuery"]

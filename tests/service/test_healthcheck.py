@@ -1,0 +1,46 @@
+"""`python -m service.healthcheck`, which containers run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from tests.service.harness import ROOT, StartProcess
+
+
+def healthcheck(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it with these settings."""
+    return subprocess.run(
+        [sys.executable, "-m", "service.healthcheck"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_service_that_answers_is_healthy(start_process: StartProcess) -> None:
+    """Wherever it listens: a host that means all addresses is asked at loopback."""
+    started = start_process(HOST="0.0.0.0", WORKERS="1")
+    done = healthcheck(HOST="0.0.0.0", PORT=str(started.port))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_port_where_nobody_answers_is_not() -> None:
+    """The exit code is 1, which Docker takes for unhealthy, and the reason goes into its log."""
+    with socket.socket() as bound:  # nobody else gets the port, and nobody listens on it
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        done = healthcheck(PORT=str(port))
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} does not answer" in done.stderr
+
+
+def test_a_wrong_setting_is_told() -> None:
+    """The exit code stays 1: Docker reserves 2."""
+    done = healthcheck(PORT="web")
+    assert done.returncode == 1
+    assert "PORT" in done.stderr
