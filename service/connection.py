@@ -71,6 +71,14 @@ class Connection(ServerConnection):
         self._fragments: bytearray | None = None
         self._fragments_are_text = False
         self._reading_paused = False
+        # Whoever accepted the connection is told when it is gone, see `accept`.
+        self.on_lost: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The TCP connection is gone, whether or not it became a WebSocket."""
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def open(self, backend: Backend, welcome: bytes) -> None:
         """Greet, and serve from here on. To be called right after the opening handshake."""

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 from service.errors import DeadlineExceeded, RequestError, ShuttingDown
 from service.predictor import Client, Predictor, Request
-from service.scheduler import CostModel, MicroBatchQueue, share
+from service.scheduler import Batch, CostModel, MicroBatchQueue, share
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,16 @@ _STOPPING = "the service is shutting down"
 _LATE = "the deadline passed before the image could be looked at"
 
 
-def _observe(cost: CostModel, requests: list[Request]) -> None:
-    """Teach the cost model what a batch took: each its own decoding, and its share of the run."""
+def _observe(cost: CostModel, requests: list[Request]) -> float:
+    """Teach the cost model what a batch took: each its own decoding, and its share of the run. Returns the sum."""
+    work = 0.0
     for request in requests:
         if request.timing is not None:
             timing = request.timing
-            cost.observe(
-                request.detect, request.size, (timing.decode + timing.inference / timing.batch_size) / 1000
-            )
+            seconds = (timing.decode + timing.inference / timing.batch_size) / 1000
+            cost.observe(request.detect, request.size, seconds)
+            work += seconds
+    return work
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
@@ -51,18 +53,37 @@ def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
     return requests
 
 
+# Nothing is read while the event loop works. So it works for about this long at a time, in seconds, and looks at the
+# network in between; a request that takes longer is worked on alone.
+SLICE = 0.002
+
+# The event loop polls the network this soon after a slice, in seconds, if it polls without having slept.
+_SAME_TURN = 0.0005
+
+
 class InlineExecutor:
     """Works in the event loop. All methods are called on it.
 
     A batch is taken one turn of the loop after its first request came in: by then the loop has read whatever
     else had arrived, so that requests which came together are worked on together, at the price of no wait.
+
+    While a slice is worked on requests arrive unread. When they are read, it is not known for how long they have
+    waited; their deadlines count from the slice's beginning, so that none is answered late for want of knowing.
     """
 
     def __init__(
-        self, predictor: Predictor, *, max_batch: int, capacity: int, max_wait: float, deliver: Deliver
+        self,
+        predictor: Predictor,
+        *,
+        max_batch: int,
+        capacity: int,
+        max_wait: float,
+        deliver: Deliver,
+        slice_seconds: float = SLICE,
     ) -> None:
         self._predictor = predictor
         self._deliver = deliver
+        self._slice = slice_seconds
         self._max_batch = max_batch
         self._buffer = predictor.make_buffer(max_batch)
         self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait)
@@ -70,6 +91,10 @@ class InlineExecutor:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._stopping = False
+        # When the last slice began and ended, and since when what is read now may have been there.
+        self._began = self._ended = self._since = 0.0
+        # Whether requests were left waiting by the last slice.
+        self._busy = False
 
     @property
     def waiting(self) -> int:
@@ -87,7 +112,12 @@ class InlineExecutor:
         if self._stopping:
             raise ShuttingDown(_STOPPING)
         request.cost = self._cost.predict(request.detect, request.size)
-        self._queue.admit(request, request.received)
+        now = request.received
+        if not self._scheduled:
+            self._since = self._began if now - self._ended < _SAME_TURN else now
+        if request.deadline is not None:
+            request.deadline -= now - self._since
+        self._queue.admit(request, now)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -107,16 +137,23 @@ class InlineExecutor:
             self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
 
     def _work(self) -> None:
-        batch = self._queue.take(self._max_batch, time.perf_counter())
+        began = time.perf_counter()
+        batch = self._queue.take(self._max_batch, began, self._slice)
+        work = 0.0
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
-            _observe(self._cost, batch.requests)
+            work = _observe(self._cost, batch.requests)
         # Scheduled again before replies are delivered: the network is looked at in between.
         self._scheduled = bool(self._queue)
         if self._scheduled:
             self._loop.call_soon(self._work)
         if batch:
             self._deliver(batch.requests + _refuse(batch.expired, DeadlineExceeded(_LATE)))
+        # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work.
+        ended = time.perf_counter()
+        self._queue.worked(batch, work, ended - (self._ended if self._busy else began))
+        self._busy = self._scheduled
+        self._began, self._ended, self._since = began, ended, began
 
 
 class ThreadExecutors:
@@ -215,12 +252,13 @@ class ThreadExecutors:
         buffer = self._predictor.make_buffer(self._max_batch)
         try:
             while (batch := self._take()) is not None:
-                requests, expired = batch
-                if requests:
-                    self._predictor.serve(requests, buffer)
-                    with self._lock:
-                        _observe(self._cost, requests)
-                self._hand_over(requests + _refuse(expired, DeadlineExceeded(_LATE)))
+                began = time.perf_counter()
+                if batch.requests:
+                    self._predictor.serve(batch.requests, buffer)
+                self._hand_over(batch.requests + _refuse(batch.expired, DeadlineExceeded(_LATE)))
+                with self._lock:
+                    work = _observe(self._cost, batch.requests)
+                    self._queue.worked(batch, work, time.perf_counter() - began)
         except BaseException as exc:
             # Nothing above is expected to raise. If it does, this thread is gone, and requests that wait for
             # it must not hang: the owner is told, and ends the service.
@@ -228,16 +266,15 @@ class ThreadExecutors:
             self._loop.call_soon_threadsafe(self._on_failure, exc)
             raise
 
-    def _take(self) -> tuple[list[Request], list[Request]] | None:
-        """Block until there is work. Returns (requests to run, requests too late to run), or None to end."""
+    def _take(self) -> Batch[Request] | None:
+        """Block until there is work; None to end."""
         while True:
             with self._lock:
                 if self._stopping:
                     return None
                 if waiting := len(self._queue):
                     limit = share(waiting, self._idle + 1, self._max_batch)
-                    batch = self._queue.take(limit, time.perf_counter())
-                    return batch.requests, batch.expired
+                    return self._queue.take(limit, time.perf_counter())
                 self._idle += 1
             self._tokens.get()
 

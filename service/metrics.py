@@ -40,6 +40,8 @@ class Gauge(IntEnum):
     """What each worker keeps up to date, and what the sum over workers tells."""
 
     CONNECTIONS = 0
+    # Open sockets, those included that shake hands still or speak plain HTTP.
+    SOCKETS = auto()
     QUEUE_DEPTH = auto()
     STORE_PENDING = auto()
     STORE_WRITTEN = auto()
@@ -80,6 +82,12 @@ class SharedCells:
         """The cells of one worker, as doubles."""
         cells: memoryview[float] = memoryview(self._array).cast("B").cast("d")
         return cells[worker * self._ROW : (worker + 1) * self._ROW]
+
+    def forget(self, worker: int) -> None:
+        """A worker is gone: nothing is connected to it, and nothing waits for it. What it counted stays."""
+        row = self.row(worker)
+        for gauge in Gauge:
+            row[gauge] = 0.0
 
     def rows(self) -> list[memoryview[float]]:
         """The cells of all workers."""

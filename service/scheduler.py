@@ -10,11 +10,14 @@ may take as much predicted work per round as any other, so neither one that pipe
 that sends huge images delays another's small single one by more than a round.
 
 Who is admitted: a request whose predicted wait is within bounds and within its deadline. Times are whatever the
-caller's clock says, in seconds; the queue only compares them.
+caller's clock says, in seconds; the queue only compares them. Predictions are in seconds of an executor's work; how
+many seconds of the clock these take is observed (`MicroBatchQueue.worked`), since an executor also reads, writes and
+waits for the processor.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -63,11 +66,14 @@ class CostModel:
     """Predicts the seconds of one executor that a request takes from its kind and size, by what it saw so far.
 
     Sizes in bytes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted
-    as the nearest one of its kind that was.
+    as the nearest one of its kind that was. What took much longer than predicted was held up, by a machine that
+    stood still, say: it counts for no more than `_OUTLIER` times the prediction, or one stall would turn away requests
+    for long after it.
     """
 
     _WEIGHT = 0.1
     _FIRST_GUESS = 0.001
+    _OUTLIER = 4.0
 
     def __init__(self) -> None:
         self._averages: dict[Hashable, dict[int, float]] = {}
@@ -86,7 +92,7 @@ class CostModel:
         """Take in what a request of this kind and size took."""
         averages, magnitude = self._averages.setdefault(kind, {}), size.bit_length()
         known = averages.get(magnitude, seconds)
-        averages[magnitude] = known + self._WEIGHT * (seconds - known)
+        averages[magnitude] = known + self._WEIGHT * (min(seconds, self._OUTLIER * known) - known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +164,20 @@ class MicroBatchQueue(Generic[R]):
         executors: how many work off the queue at the same time.
     """
 
+    # The pace is averaged over so many seconds of predicted work. One batch counts for no more than half of it, and
+    # for no more than `_SLOWEST`: what is far slower was held up.
+    _PACE_SECONDS = 0.05
+    _SLOWEST = 4.0
+
     def __init__(self, capacity: int, max_wait: float, executors: int = 1) -> None:
         self._capacity = capacity
         self._max_wait = max_wait
         self._executors = executors
         self._size = 0
         self._work = 0.0
+        # Work that was taken and is not done, and seconds of the clock that a second of work takes.
+        self._running = 0.0
+        self._pace = 1.0
         self._levels: dict[int, _Level[R]] = {priority: _Level() for priority in (HIGH, NORMAL, LOW)}
         self._taken = 0
 
@@ -171,8 +185,8 @@ class MicroBatchQueue(Generic[R]):
         return self._size
 
     def predicted_wait(self) -> float:
-        """Seconds until what waits now has been worked off."""
-        return self._work / self._executors
+        """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
+        return (self._work + self._running / 2) / self._executors * self._pace
 
     def admit(self, request: R, now: float) -> None:
         """Let a request wait for its turn.
@@ -190,28 +204,45 @@ class MicroBatchQueue(Generic[R]):
         if (
             request.deadline is not None
             and request.priority != HIGH
-            and now + wait + request.cost > request.deadline
+            and now + wait + request.cost * self._pace > request.deadline
         ):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         self._levels[request.priority].append(request)
         self._size += 1
         self._work += request.cost
 
-    def take(self, limit: int, now: float) -> Batch[R]:
-        """Take up to `limit` requests to run.
+    def take(self, limit: int, now: float, budget: float = math.inf) -> Batch[R]:
+        """Take up to `limit` requests to run, and no more than `budget` seconds of predicted work, but at least one.
 
-        Requests whose deadline is before `now` are taken out too, beside the limit: they cost nothing to run.
+        Requests that would be done after their deadline, were they begun at `now`, are taken out too, beside the
+        limit: they cost nothing to run. The caller tells with `worked` when what it took is done.
         """
         requests: list[R] = []
         expired: list[R] = []
-        while self._size and len(requests) < limit:
+        work = 0.0
+        while self._size and len(requests) < limit and work < budget:
             request = self._next_level().pop()
             self._left(request)
-            if request.deadline is not None and request.deadline < now:
+            if request.deadline is not None and request.deadline < now + request.cost * self._pace:
                 expired.append(request)
             else:
                 requests.append(request)
+                work += request.cost
+        self._running += work
         return Batch(requests, expired)
+
+    def worked(self, batch: Batch[R], work: float, seconds: float) -> None:
+        """A batch that was taken is done.
+
+        Args:
+            batch: what `take` returned.
+            work: seconds that its requests took, by the measure that `CostModel` predicts.
+            seconds: how long the executor was busy with it, replies and all.
+        """
+        self._running = max(0.0, self._running - sum(request.cost for request in batch.requests))
+        if work > 0:
+            weight = min(0.5, work / self._PACE_SECONDS)
+            self._pace += weight * (min(seconds / work, self._SLOWEST) - self._pace)
 
     def withdraw(self, request: R) -> bool:
         """Take out one request, if it still waits."""

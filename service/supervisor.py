@@ -1,8 +1,8 @@
 """The supervisor: binds the port, starts the workers, replaces one that dies, and passes signals on.
 
-The sockets are bound here and inherited, one per worker (SO_REUSEPORT: the kernel spreads connections over them).
-The supervisor keeps each open, so that connections which arrive while a worker is being replaced wait for its
-successor instead of being refused. Where the kernel does not spread connections, the workers share one socket.
+The sockets are bound here and shared by the workers, which take turns in accepting (see `accept`). The supervisor
+keeps them open, so that connections which arrive while a worker is being replaced go to the others, or wait for its
+successor, instead of being refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _WINDOWS_SIGNAL_SECONDS = 0.5
 _GRACE_SECONDS = 15.0
 
 
-def bind(settings: Settings) -> list[list[socket.socket]]:
-    """The sockets of each worker, bound and not yet listening. Port 0 is one free port for all.
+def bind(settings: Settings) -> list[socket.socket]:
+    """The listening sockets, one for each address that HOST stands for. Port 0 is one free port for all.
 
     Raises:
         StartupError: the address does not exist, is in use, or may not be used.
@@ -56,45 +56,30 @@ def bind(settings: Settings) -> list[list[socket.socket]]:
         raise StartupError(
             f"HOST={settings.host} is not an address of this machine: {exc.strerror}"
         ) from None
-    # Only Linux spreads connections over sockets that share a port; a second service must not share ours by accident,
-    # so the port is tried without sharing first.
-    spread = sys.platform == "linux" and settings.workers > 1
-    workers: list[list[socket.socket]] = [[] for _ in range(settings.workers)]
+    sockets: list[socket.socket] = []
     port = settings.port
     try:
         for family, kind, protocol, _, address in addresses:
-            target = (address[0], port, *address[2:])
-            with _bound(family, kind, protocol, target, reuse_port=False) as probe:
-                port = probe.getsockname()[1]
-            target = (address[0], port, *address[2:])
-            if spread:
-                for sockets in workers:
-                    sockets.append(_bound(family, kind, protocol, target, reuse_port=True))
-            else:
-                shared = _bound(family, kind, protocol, target, reuse_port=False)
-                for sockets in workers:
-                    sockets.append(shared)
+            sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
+            port = sockets[0].getsockname()[1]
     except OSError as exc:
+        for sock in sockets:
+            sock.close()
         raise StartupError(
             f"cannot listen on {settings.host}:{port}: {os.strerror(exc.errno or 0)}; set HOST or PORT"
         ) from None
-    return workers
+    return sockets
 
 
-def _bound(
-    family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse_port: bool
-) -> socket.socket:
+def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":  # there it would let two services share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        if not reuse_port:
-            sock.listen(BACKLOG)  # an address that is in use shows here, where SO_REUSEADDR hid it from bind
+        sock.listen(BACKLOG)  # an address that is in use shows here, where SO_REUSEADDR hid it from bind
     except BaseException:
         sock.close()
         raise
@@ -103,10 +88,9 @@ def _bound(
 
 @dataclass(slots=True)
 class _Slot:
-    """A worker's place: its sockets stay, its process may be replaced."""
+    """A worker's place: its process may be replaced."""
 
     index: int
-    sockets: list[socket.socket]
     process: BaseProcess | None = None
     pipe: Pipe | None = None
     ready: bool = False
@@ -121,6 +105,7 @@ class Supervisor:
 
     settings: Settings
     shared: SharedCells = field(init=False)
+    sockets: list[socket.socket] = field(init=False)
     slots: list[_Slot] = field(init=False)
     _context: BaseContext = field(init=False)
     _announced: bool = False
@@ -128,7 +113,8 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.shared = SharedCells(self.settings.workers)
-        self.slots = [_Slot(index, sockets) for index, sockets in enumerate(bind(self.settings))]
+        self.sockets = bind(self.settings)
+        self.slots = [_Slot(index) for index in range(self.settings.workers)]
         # A forked worker shares what is imported with its siblings. Only Linux forks safely.
         self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
@@ -157,7 +143,7 @@ class Supervisor:
         ours, theirs = self._context.Pipe(duplex=True)
         slot.process = self._context.Process(  # type: ignore[attr-defined]
             target=_worker_main,
-            args=(self.settings, slot.sockets, self.shared, slot.index, theirs, self._inherited(slot, ours)),
+            args=(self.settings, self.sockets, self.shared, slot.index, theirs, self._inherited(slot, ours)),
             name=f"worker-{slot.index}",
         )
         assert slot.process is not None
@@ -165,20 +151,11 @@ class Supervisor:
         theirs.close()
         slot.pipe, slot.ready, slot.started = ours, False, time.monotonic()
 
-    def _inherited(self, slot: _Slot, ours: Pipe) -> list[Pipe | socket.socket]:
-        """What a forked worker has open and must close: the supervisor's pipes, and the other workers' sockets.
-
-        A pipe left open would hide the supervisor's end from its workers; a socket left open would go on taking
-        connections for a worker that has stopped.
-        """
+    def _inherited(self, slot: _Slot, ours: Pipe) -> list[Pipe]:
+        """The supervisor's pipes that a forked worker has open: they would hide the supervisor's end from others."""
         if sys.platform != "linux":
             return []
-        inherited: list[Pipe | socket.socket] = [ours]
-        for other in self.slots:
-            if other is not slot:
-                inherited += [sock for sock in other.sockets if sock not in slot.sockets]
-                inherited += [] if other.pipe is None else [other.pipe]
-        return inherited
+        return [ours] + [each.pipe for each in self.slots if each is not slot and each.pipe is not None]
 
     def _watch(self, wake: Pipe) -> int:
         """Wait for signals, for what workers say, and for their ends."""
@@ -242,7 +219,7 @@ class Supervisor:
             self._announce(said[1])
 
     def _announce(self, version_tag: str) -> None:
-        host, port = self.slots[0].sockets[0].getsockname()[:2]
+        host, port = self.sockets[0].getsockname()[:2]
         settings = self.settings
         layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
         if settings.executors:
@@ -262,6 +239,7 @@ class Supervisor:
         slot.pipe.close()
         slot.process.close()
         slot.process = slot.pipe = None
+        self.shared.forget(slot.index)
         if not self._stops:
             if not self._announced and not slot.ready:
                 raise StartupError(
@@ -275,9 +253,9 @@ class Supervisor:
         return code
 
     def _stop_all(self) -> None:
+        for sock in self.sockets:
+            sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
-            for sock in slot.sockets:
-                sock.close()  # or connections would wait in a backlog that no one accepts from
             if slot.pipe is not None:
                 # A worker that has just died does not hear; its sentinel says so.
                 with contextlib.suppress(OSError):
@@ -289,8 +267,8 @@ class Supervisor:
             if slot.process is not None:
                 slot.process.kill()
                 slot.process.join()
-            for sock in slot.sockets:
-                sock.close()
+        for sock in self.sockets:
+            sock.close()
 
 
 def _worker_main(
@@ -299,7 +277,7 @@ def _worker_main(
     shared: SharedCells,
     index: int,
     pipe: Pipe,
-    inherited: list[Pipe | socket.socket],
+    inherited: list[Pipe],
 ) -> None:
     """A worker process' entry."""
     for number in (signal.SIGTERM, signal.SIGINT):

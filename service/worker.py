@@ -101,18 +101,23 @@ def run_worker(
         return EXIT_CANNOT_START
     try:
         metrics = Metrics(engine.card.labels, shared, index)
-        return _runner()(_serve(settings, engine, detector, store, metrics, sockets, pipe))
+        with _runner(settings, shared, index) as runner:
+            return runner.run(_serve(settings, engine, detector, store, metrics, sockets, pipe))
     finally:
         if lost := store.close(timeout=settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
 
 
-def _runner() -> Callable[..., int]:
+def _runner(settings: Settings, shared: SharedCells, index: int) -> asyncio.Runner:
     if sys.platform == "win32":
-        return asyncio.run
+        return asyncio.Runner()
     import uvloop
 
-    return uvloop.run
+    if settings.workers == 1:
+        return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    from service.accept import SharingLoop, Turns
+
+    return asyncio.Runner(loop_factory=lambda: SharingLoop(Turns(shared, index)))
 
 
 async def _serve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -127,7 +128,8 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
         } | options
         executors: InlineExecutor | ThreadExecutors
         if request.param == "inline":
-            executors = InlineExecutor(predictor, **chosen)
+            # Batches do not depend on how fast this machine is just now.
+            executors = InlineExecutor(predictor, **{"slice_seconds": math.inf} | chosen)
         else:
             executors = ThreadExecutors(predictor, count=count, on_failure=failures.append, **chosen)
         at = Bench(executors, inbox, ledger, failures)
@@ -266,6 +268,45 @@ async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench
         (reply,) = await at.inbox.wait_for(1)
     assert reply["code"] == "deadline_exceeded"
     assert not at.ledger.records
+
+
+async def test_the_event_loop_is_not_held_up_by_a_backlog(engine: Engine) -> None:
+    """Between two slices of work the loop turns, however much waits: each slice is one request where time is short."""
+    inbox, turns = Inbox(), 0
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executor = InlineExecutor(
+        predictor, max_batch=8, capacity=100, max_wait=100.0, deliver=inbox.deliver, slice_seconds=1e-6
+    )
+    for number in range(20):
+        executor.submit(Request(Peer(), number, FACE, time.perf_counter()))
+    while len(inbox.delivered) < 20:
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 20
+    assert {reply["timing"]["batch_size"] for reply in await inbox.wait_for(20)} == {1}
+
+
+async def test_a_deadline_counts_from_when_a_request_may_have_arrived(engine: Engine) -> None:
+    """What is read right after a slice may have waited through all of it, unread."""
+    inbox = Inbox()
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executor = InlineExecutor(predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver)
+    for number in range(2):
+        executor.submit(Request(Peer(), number, FACE, time.perf_counter()))
+    await asyncio.sleep(0)  # the first is worked on, the second waits
+    (first,) = inbox.delivered
+    now = time.perf_counter()
+    late = Request(Peer(), 2, FACE, now, deadline=now + 100.0)
+    executor.submit(late)
+    assert late.deadline is not None
+    assert late.deadline <= now + 100.0 - (first.decoded - first.started)
+    await inbox.wait_for(3)
+    await asyncio.sleep(0.01)
+    now = time.perf_counter()
+    idle = Request(Peer(), 3, FACE, now, deadline=now + 100.0)
+    executor.submit(idle)
+    assert idle.deadline == now + 100.0  # nothing was worked on: it was read as it came
+    await inbox.wait_for(4)
 
 
 async def test_a_full_queue_refuses(bench: OpenBench) -> None:

@@ -73,7 +73,7 @@ async def test_a_shutdown_under_load_answers_what_was_admitted(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
     """Each pipelined request gets a prediction, a refusal, or the close; each prediction is stored."""
-    service = start_process()
+    service = start_process(MAX_WAIT_MS="1000000")
     ids = []
     async with connect(service.url) as websocket:
         await read(websocket)

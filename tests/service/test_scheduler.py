@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import DeadlineExceeded, Overloaded
@@ -100,8 +100,55 @@ def test_a_wait_that_would_be_too_long_is_refused() -> None:
     assert queue.predicted_wait() == pytest.approx(1.35)
     with pytest.raises(Overloaded):
         queue.admit(Waiting("b"), now=0)
-    queue.take(1, now=0)
+    batch = queue.take(1, now=0)
+    assert queue.predicted_wait() == pytest.approx(1.125)
+    queue.worked(batch, 0.9, 0.9)
+    assert queue.predicted_wait() == pytest.approx(0.9)
     queue.admit(Waiting("b"), now=0)
+
+
+def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
+    """An executor that takes twice the predicted time, with all that is round its work, makes waits twice as long."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=100.0)
+    for _ in range(20):
+        for number in range(10):
+            queue.admit(Waiting("a", number, cost=0.001), now=0)
+        queue.worked(queue.take(10, now=0), 0.01, 0.02)
+    assert queue.predicted_wait() == 0.0
+    queue.admit(Waiting("a", cost=1.0), now=0)
+    assert queue.predicted_wait() == pytest.approx(2.0, rel=0.01)
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(Waiting("b", deadline=1.5), now=0.0)
+
+
+def test_a_standstill_does_not_spoil_the_prediction() -> None:
+    """One batch that took a second, on a machine that stood still, moves the wait by little, and not for long."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=100.0)
+    for seconds in (0.001, 1.0, *[0.001] * 200):
+        queue.admit(Waiting("a", cost=0.001), now=0)
+        queue.worked(queue.take(1, now=0), 0.001, seconds)
+        queue.admit(Waiting("a", cost=0.1), now=0)
+        assert queue.predicted_wait() < 0.11
+        queue.drain()
+    queue.admit(Waiting("a", cost=0.1), now=0)
+    assert queue.predicted_wait() == pytest.approx(0.1, rel=0.01)
+
+
+def test_a_batch_is_bounded_by_predicted_work() -> None:
+    """As many as fit a slice of time; what is larger than a slice goes alone; expired ones take no part of it."""
+    small = [Waiting("a", number, cost=0.0005) for number in range(10)]
+    queue = filled(*small)
+    assert queue.take(8, now=0, budget=0.002).requests == small[:4]
+    assert queue.take(2, now=0, budget=0.002).requests == small[4:6]
+    queue.drain()
+    large = [Waiting("a", number, cost=0.1) for number in range(2)]
+    for request in large:
+        queue.admit(request, now=0)
+    assert queue.take(8, now=0, budget=0.002).requests == large[:1]
+    queue = filled(Waiting("a", deadline=1.0, cost=0.1), *small)
+    batch = queue.take(8, now=1.0, budget=0.002)
+    assert len(batch.expired) == 1
+    assert batch.requests == small[:4]
 
 
 def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
@@ -117,8 +164,8 @@ def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
 def test_an_empty_queue_predicts_no_wait() -> None:
     """Sums of predictions do not drift once everything has left."""
     queue = filled(*(Waiting("a", number, cost=0.01 * number) for number in range(50)))
-    while queue.take(7, now=0):
-        pass
+    while batch := queue.take(7, now=0):
+        queue.worked(batch, 0.1, 0.1)
     assert queue.predicted_wait() == 0.0
 
 
@@ -138,6 +185,15 @@ def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
     for _ in range(100):
         model.observe("crop", 1000, 0.001)
     assert model.predict("crop", 1000) == pytest.approx(0.001, rel=0.01)
+    model.observe("crop", 1000, 10.0)  # a machine that stood still for ten seconds
+    assert model.predict("crop", 1000) < 0.0014
+
+
+def test_a_request_that_would_be_done_too_late_is_not_run() -> None:
+    """Nobody waits for its answer any more, so no work goes into it, even if its deadline has not passed yet."""
+    request = Waiting("a", deadline=1.0, cost=0.1)
+    assert filled(request).take(1, now=0.95).expired == [request]
+    assert filled(request).take(1, now=0.85).requests == [request]
 
 
 def test_a_request_past_its_deadline_is_not_run() -> None:
@@ -203,6 +259,7 @@ OPERATIONS = st.lists(
 )
 
 
+@settings(deadline=None)  # a slow machine is no fault
 @given(OPERATIONS)
 def test_every_admitted_request_leaves_exactly_once(
     operations: list[tuple[str, Any, float | None]],
@@ -228,6 +285,7 @@ def test_every_admitted_request_leaves_exactly_once(
             batch = queue.take(subject, now=value)
             assert len(batch.requests) <= subject
             assert all(request.deadline is None or request.deadline >= value for request in batch.requests)
+            queue.worked(batch, 0.001, 0.001)
             left.update(batch.requests)
             left.update(batch.expired)
         else:

@@ -195,7 +195,8 @@ async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Se
 
 async def test_a_request_too_late_to_be_run_is_told_so(serve: Serve) -> None:
     """A deadline that passes in the queue costs no inference."""
-    async with serve(max_batch=1, max_in_flight=500) as running, running.client() as websocket:
+    settings = {"max_batch": 1, "max_in_flight": 500, "max_wait_ms": 1e6}
+    async with serve(**settings) as running, running.client() as websocket:
         for _ in range(100):
             await websocket.send(predict_message())
         await websocket.send(predict_message(deadline_ms=0.001, id="late"))

@@ -1,0 +1,106 @@
+"""Workers that share a listening socket take turns in accepting."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+
+from service.accept import PATIENCE, SharingLoop, Turns
+from service.metrics import Gauge, SharedCells
+from tests.service.harness import TIMEOUT
+
+
+class Peer(asyncio.Protocol):
+    """What a worker makes of a connection: it says who took it."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.on_lost: Callable[[], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say who."""
+        cast("asyncio.WriteTransport", transport).write(self.name)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever accepted it."""
+        assert self.on_lost is not None
+        self.on_lost()
+
+
+@pytest.fixture
+def shared() -> SharedCells:
+    """The memory of two workers that are ready."""
+    cells = SharedCells(2)
+    for worker in range(2):
+        cells.row(worker)[Gauge.READY] = 1
+    return cells
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A bound socket."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound
+
+
+def test_a_worker_leaves_connections_to_those_that_have_fewer(shared: SharedCells) -> None:
+    """One by one while there are few; with many, a share of them at a time; never to a sibling that is not ready."""
+    turns, other = Turns(shared, 0), shared.row(1)
+    assert turns.room() == 1
+    turns.taken()
+    assert turns.room() == 0
+    other[Gauge.SOCKETS] = 1
+    assert turns.room() == 1
+    other[Gauge.SOCKETS] = 160
+    assert turns.room() == 11
+    other[Gauge.SOCKETS] = 0
+    turns.gone()
+    assert turns.room() == 1
+    turns.taken()
+    other[Gauge.READY] = 0
+    assert turns.room() > 0
+
+
+def test_a_worker_that_is_gone_has_nothing_connected(shared: SharedCells) -> None:
+    """Its siblings do not wait for it, and its counters stay."""
+    row = shared.row(1)
+    row[Gauge.SOCKETS], row[len(Gauge)] = 3, 7
+    shared.forget(1)
+    assert row[Gauge.SOCKETS] == row[Gauge.READY] == 0
+    assert row[len(Gauge)] == 7
+
+
+def test_connections_are_spread_and_none_waits_for_a_worker_that_hangs(
+    shared: SharedCells, listener: socket.socket
+) -> None:
+    """A worker ahead of its sibling leaves what comes, takes it when the sibling does not, and counts what is open."""
+    row = shared.row(0)
+    loop = SharingLoop(Turns(shared, 0))
+
+    async def serve_two_clients() -> None:
+        server = await loop.create_server(lambda: Peer(b"0"), sock=listener)
+        address, port = listener.getsockname()
+        async with asyncio.timeout(TIMEOUT):
+            first, first_out = await asyncio.open_connection(address, port)
+            assert await first.read(1) == b"0"
+            assert row[Gauge.SOCKETS] == 1
+            # The second is the sibling's, which does not come.
+            begun = loop.time()
+            second, second_out = await asyncio.open_connection(address, port)
+            assert await second.read(1) == b"0"
+            assert loop.time() - begun >= PATIENCE
+            assert row[Gauge.SOCKETS] == 2
+            for writer in (first_out, second_out):
+                writer.close()
+                await writer.wait_closed()
+            while row[Gauge.SOCKETS]:
+                await asyncio.sleep(0.001)
+        server.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(serve_two_clients())
