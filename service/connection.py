@@ -24,6 +24,7 @@ from service import protocol
 from service.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown, Superseded
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
+from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
 _TEXT_FIN = 0x80 | Opcode.TEXT
@@ -59,6 +60,9 @@ class Connection(ServerConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.address: str | None = None
+        # Who the client is; None for anybody.
+        self.user: str | None = None
+        self.prediction_ids = PredictionIds()
         self._backend: Backend | None = None
         self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order.
@@ -170,6 +174,7 @@ class Connection(ServerConnection):
             predict.priority,
             predict.detect or options.detect,
             predict.max_faces or options.max_faces,
+            user=self.user,
         )
         if options.ordered or predict.id is None:
             self._outstanding.append(request)

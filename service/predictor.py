@@ -10,7 +10,6 @@ Guarantees:
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from service.images.decode import ImageDecoder, Photo
 from service.protocol import PredictionReplies, RequestId, ScoredFace, Timing
 from service.scheduler import NORMAL
 from service.settings import Detect
+from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Client(Hashable, Protocol):
     """Who a request is from, as far as predicting is concerned. Hashable: turns are taken by client."""
 
     address: str | None
+    prediction_ids: PredictionIds
 
 
 class Recorder(Protocol):
@@ -51,7 +52,8 @@ class Recorder(Protocol):
 class Request:
     """One prediction on its way through the service. Times are `time.perf_counter` seconds.
 
-    `in_order` is false if its reply may overtake others of its client.
+    `in_order` is false if its reply may overtake others of its client. `user` is who it is stored for; None for
+    anybody.
 
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
     """
@@ -65,6 +67,7 @@ class Request:
     detect: Detect = "never"
     max_faces: int = 1
     in_order: bool = True
+    user: str | None = None
     size: int = field(init=False)
     cost: float = 0.0
     reply: bytes | None = None
@@ -107,7 +110,6 @@ class Predictor:
         self._decoder = decoder
         self._store = store
         self._detector = detector
-        self._ids = PredictionIds()
 
     def make_buffer(self, max_batch: int) -> npt.NDArray[np.uint8]:
         """A model input for batches of up to `max_batch` faces: uint8 [max_batch, height, width, channels]."""
@@ -184,7 +186,7 @@ class Predictor:
                 total=total,
                 batch_size=scoring.size,
             )
-            prediction_id = self._ids.next()
+            prediction_id = request.client.prediction_ids.next()
             answers.append((prediction_id, faces))
             for index, face in enumerate(faces):
                 confidence = max(face.probabilities)
@@ -201,6 +203,7 @@ class Predictor:
                         timestamp=moment,
                         source_ip=request.client.address,
                         request_id=None if request.id is None else str(request.id),
+                        user=request.user,
                         face_index=index,
                         face_box=face.box,
                         detection_score=face.detection_score,
@@ -285,26 +288,3 @@ class _Scoring:
             log.exception("the model failed on a single image")
             return None
         return row
-
-
-class PredictionIds:
-    """Random (version 4) UUIDs, from random bytes that are fetched for many at a time.
-
-    `uuid.uuid4` makes a system call for each, and each system call gives up the GIL, to wait for it again.
-    """
-
-    _BATCH = 256
-
-    def __init__(self) -> None:
-        self._bytes: list[bytes] = []
-
-    def next(self) -> UUID:
-        """A new UUID. Threads may share this: popping from a list is atomic."""
-        try:
-            chunk = self._bytes.pop()
-        except IndexError:
-            random = os.urandom(16 * self._BATCH)
-            chunks = [random[start : start + 16] for start in range(0, len(random), 16)]
-            chunk = chunks.pop()
-            self._bytes += chunks
-        return UUID(bytes=chunk, version=4)

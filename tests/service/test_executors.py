@@ -21,7 +21,8 @@ from service.engine import Engine
 from service.errors import Overloaded, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
 from service.images.decode import ImageDecoder
-from service.predictor import PredictionIds, Predictor, Request
+from service.predictor import Predictor, Request
+from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord
 from tests.service.harness import FACE, TIMEOUT
 
@@ -31,6 +32,7 @@ class Peer:
 
     def __init__(self, address: str | None = "127.0.0.1") -> None:
         self.address = address
+        self.prediction_ids = PredictionIds()
 
 
 @dataclass
@@ -354,14 +356,6 @@ async def test_bursts_and_pauses_lose_nothing(bench: OpenBench) -> None:
                 submitted += 1
             await at.inbox.wait_for(submitted) if burst % 2 else await asyncio.sleep(0)
         assert [reply["id"] for reply in await at.inbox.wait_for(submitted)] == list(range(submitted))
-
-
-def test_prediction_ids_are_random_uuids() -> None:
-    """Version 4, and no two alike, also among those fetched together."""
-    ids = PredictionIds()
-    made = [ids.next() for _ in range(1000)]
-    assert len(set(made)) == 1000
-    assert {identifier.version for identifier in made} == {4}
 
 
 def _png(image: npt.NDArray[np.uint8]) -> bytes:
