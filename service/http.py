@@ -1,4 +1,4 @@
-"""Plain HTTP on the WebSocket port: health, readiness and metrics."""
+"""Plain HTTP on the WebSocket port: the web page, health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import orjson
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-_WEBSOCKET_PATHS = frozenset({"/", "/ws"})
+from service.page import Page
 
-_ROOT_TEXT = b"""VisionAI answers over WebSocket, on this address: / or /ws.
-Health: /healthz  Readiness: /readyz  Metrics: /metrics
-"""
+_WEBSOCKET_PATHS = frozenset({"/", "/ws"})
 
 
 def route(
-    request: Request, *, not_ready: Callable[[], str | None], metrics: Callable[[], bytes]
+    request: Request, *, page: Page, not_ready: Callable[[], str | None], metrics: Callable[[], bytes]
 ) -> Response | None:
     """Answer a plain HTTP request; None for a WebSocket handshake on a path where one is served.
 
     Args:
+        page: what is served at ``/``, with its files.
         not_ready: says why the service cannot predict now; None when it can.
         metrics: the Prometheus exposition.
     """
@@ -32,8 +31,6 @@ def route(
             return None
         return _response(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
     match path:
-        case "/":
-            return _response(HTTPStatus.OK, _ROOT_TEXT)
         case "/healthz":
             return _json(HTTPStatus.OK, {"status": "alive"})
         case "/readyz":
@@ -43,7 +40,7 @@ def route(
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": reason})
         case "/metrics":
             return _response(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
-    return _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
+    return page.respond(path, request) or _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
 
 
 def _json(status: HTTPStatus, body: dict[str, str]) -> Response:

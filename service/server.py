@@ -28,6 +28,7 @@ from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder, peek_size
 from service.metrics import Gauge, Metrics
+from service.page import Page
 from service.predictor import Predictor, Request
 from service.protocol import Options, Query
 from service.settings import Settings
@@ -105,6 +106,7 @@ class Service:
             max_in_flight=settings.max_in_flight,
             options=Options(detect=settings.detect),
         )
+        self._page = Page()
         self._welcome = protocol.welcome(__version__)
         self._emotions = describe(engine.card.labels, settings.emotions_language)
 
@@ -209,7 +211,7 @@ class Service:
             self._left(dropped)
 
     def _http(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
-        return http.route(request, not_ready=self.not_ready, metrics=self._exposition)
+        return http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
 
     def _exposition(self) -> bytes:
         self._set_gauges()

@@ -40,13 +40,6 @@ async def test_a_warm_service_is_ready(running: Running) -> None:
     assert (await get(running, "/readyz"))[0] == 200
 
 
-async def test_the_root_says_what_this_is(running: Running) -> None:
-    """A browser that opens the address sees where things are."""
-    status, _, body = await get(running, "/?from=browser")
-    assert status == 200
-    assert b"/readyz" in body
-
-
 async def test_other_paths_are_not_found(running: Running) -> None:
     """404 for what is not there."""
     assert (await get(running, "/etc/passwd"))[0] == 404

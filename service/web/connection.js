@@ -1,0 +1,79 @@
+/** The page's one connection: opened, watched, and opened again for as long as the page lives. */
+
+import { Unauthorized, VisionAI } from "../visionai.js";
+
+const address = () => {
+  const url = new URL("ws", document.baseURI);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  url.search = url.hash = "";
+  return url.href;
+};
+
+/**
+ * Keeps a client connected. Fires "state" whenever `state` changes:
+ * connecting, ready, reconnecting (it was lost), gone (a try to reach the server failed), refused (it wants a token).
+ */
+export class Link extends EventTarget {
+  client;
+  state = "connecting";
+  version = "";
+  #retry = null;
+  #mode = Promise.resolve();
+  #streaming = false;
+
+  /** Connect, with a token if there is one. A connection of before is given up. */
+  start(token) {
+    clearTimeout(this.#retry);
+    this.client?.close();
+    this.#streaming = false;
+    const client = new VisionAI(address(), { token, timeoutMs: 15_000, keepaliveMs: 3_000, retry: { maxDelayMs: 2_000 } });
+    this.client = client;
+    const ifCurrent = (act) => (event) => this.client === client && act(event);
+    client.addEventListener("open", ifCurrent(({ detail }) => {
+      this.version = detail.version;
+      this.#become("ready");
+    }));
+    client.addEventListener("close", ifCurrent(() => {
+      this.#become("reconnecting");
+      this.#connect(client);
+    }));
+    this.#become("connecting");
+    this.#connect(client);
+  }
+
+  /**
+   * Make the connection one for a camera (the newest frame wins, and a frame without a face is an error), or for
+   * photos. Resolves when the server has agreed; the client repeats it on every new connection.
+   */
+  stream(on) {
+    const change = async () => {
+      if (on === this.#streaming) return;
+      await this.client.configure({ stream: on, detect: on ? "always" : "auto" });
+      this.#streaming = on;
+    };
+    const changed = this.#mode.then(change);
+    this.#mode = changed.catch(() => {}); // one that failed does not keep the next from trying
+    return changed;
+  }
+
+  /** The server refused a request for want of a token. */
+  refuse() {
+    this.#become("refused");
+  }
+
+  async #connect(client) {
+    try {
+      await client.connect();
+    } catch (error) {
+      if (this.client !== client) return;
+      if (error instanceof Unauthorized) return this.refuse();
+      this.#become("gone");
+      this.#retry = setTimeout(() => this.#connect(client), 1_000);
+    }
+  }
+
+  #become(state) {
+    this.state = state;
+    this.dispatchEvent(new Event("state"));
+  }
+}

@@ -1,0 +1,158 @@
+/** History and statistics of stored predictions: shares, means, counts, over a window of time. */
+
+import { bar, element, swatch } from "./bars.js";
+import { drawShares } from "./drawing.js";
+import { inOrder } from "./emotions.js";
+import { clock, decimal, emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
+
+const PAGE = 20;
+const COLUMNS = 48;
+const ROWS_FOR_CHART = 500;
+
+const $ = (id) => document.getElementById(id);
+
+/** A timestamp of the wire: UTC where it has no offset. */
+const parseTime = (text) => new Date(/Z|[+-]\d\d:\d\d$/.test(text) ? text : `${text}Z`);
+
+/** Shares of the emotions in equal columns of time, oldest first; null where nothing was stored. */
+export function sharesOverTime(rows, from, to, columns = COLUMNS) {
+  const counts = Array.from({ length: columns }, () => ({}));
+  for (const { time, emotion } of rows) {
+    const column = counts[Math.min(columns - 1, Math.floor(((time - from) / (to - from)) * columns))];
+    if (column) column[emotion] = (column[emotion] ?? 0) + 1;
+  }
+  return counts.map((column) => {
+    const total = Object.values(column).reduce((a, b) => a + b, 0);
+    return total ? Object.fromEntries(Object.entries(column).map(([name, count]) => [name, count / total])) : null;
+  });
+}
+
+export class History {
+  #link;
+  #windowS = 3600;
+  #stats = null;
+  #rows = []; // for the chart: {time, emotion}
+  #latest = [];
+  #next = null; // the cursor of the page after
+  #problem = null;
+
+  constructor(link) {
+    this.#link = link;
+    $("window").addEventListener("change", ({ target }) => {
+      this.#windowS = Number(target.value);
+      this.#load();
+    });
+    $("refresh").addEventListener("click", () => this.#load());
+    $("more").addEventListener("click", () => this.#more());
+    languages.addEventListener("change", () => this.#render());
+    new ResizeObserver(() => this.#drawChart()).observe($("over-time"));
+  }
+
+  show(shown) {
+    if (shown) this.#load();
+  }
+
+  async #load() {
+    try {
+      const { client } = this.#link;
+      const [stats, page] = await Promise.all([
+        client.stats({ windowS: this.#windowS }),
+        client.history({ limit: ROWS_FOR_CHART }),
+      ]);
+      this.#stats = stats;
+      this.#rows = page.predictions.map(({ timestamp, emotion_name: emotion }) => ({ time: parseTime(timestamp), emotion }));
+      await this.#firstPage();
+      this.#problem = null;
+    } catch (error) {
+      this.#failed(error);
+    }
+    this.#render();
+  }
+
+  async #firstPage() {
+    const page = await this.#link.client.history({ limit: PAGE });
+    this.#latest = page.predictions;
+    this.#next = page.next;
+  }
+
+  async #more() {
+    try {
+      const page = await this.#link.client.history({ limit: PAGE, cursor: this.#next });
+      this.#latest.push(...page.predictions);
+      this.#next = page.next;
+    } catch (error) {
+      this.#failed(error);
+    }
+    this.#render();
+  }
+
+  #failed(error) {
+    if (error.code === "unauthorized") this.#link.refuse();
+    this.#problem = error;
+  }
+
+  #render() {
+    const stats = this.#stats;
+    const problem = this.#problem && (this.#problem.code === "unknown_command" ? t("historyMissing") : errorText(this.#problem));
+    const text = problem ?? (stats?.count === 0 ? t("historyEmpty") : "");
+    $("history-empty").textContent = text;
+    $("history-empty").hidden = text === "";
+    $("history-content").hidden = text !== "" || stats === null;
+    if ($("history-content").hidden) return;
+
+    $("stats-count").textContent = decimal(stats.count);
+    $("stats-confidence").textContent = stats.mean_confidence === null ? "–" : percent(stats.mean_confidence);
+    for (const name of ["p50", "p99"]) {
+      const value = stats.latency_ms?.[name];
+      $(`stats-${name}`).textContent = value === null || value === undefined ? "–" : milliseconds(value);
+    }
+    $("shares").replaceChildren(...inOrder(Object.keys(stats.emotions)).map((name) => this.#share(name)));
+    $("latest").replaceChildren(...this.#latest.map(latestRow));
+    $("more").hidden = this.#next === null;
+    this.#drawChart();
+  }
+
+  #share(name) {
+    const { count, mean_confidence: confidence } = this.#stats.emotions[name];
+    const share = count / this.#stats.count;
+    const heading = element("th", {}, label(name));
+    heading.scope = "row";
+    return element(
+      "tr",
+      {},
+      heading,
+      element("td", {}, element("span", { className: "unseen", text: percent(share) }), bar(name, share)),
+      element("td", { text: decimal(count) }),
+      element("td", { text: confidence === null ? "–" : percent(confidence) }),
+    );
+  }
+
+  #drawChart() {
+    const canvas = $("over-time");
+    if (canvas.clientWidth === 0) return;
+    const to = Date.now();
+    const from = to - this.#windowS * 1_000;
+    const rows = this.#rows.filter(({ time }) => time >= from);
+    const names = inOrder(new Set(rows.map(({ emotion }) => emotion)));
+    drawShares(canvas, sharesOverTime(rows, from, to), names);
+    const withDay = this.#windowS >= 86_400;
+    const [start, end] = [clock(new Date(from), withDay), clock(new Date(to), withDay)];
+    $("over-time-from").textContent = start;
+    $("over-time-to").textContent = end;
+    canvas.setAttribute("aria-label", t("overTimeShares", { from: start, to: end }));
+  }
+}
+
+function label(emotion) {
+  return element("span", { className: "label" }, swatch(emotion), emotionName(emotion));
+}
+
+function latestRow({ timestamp, emotion_name: emotion, confidence }) {
+  return element(
+    "tr",
+    {},
+    element("td", { text: clock(parseTime(timestamp), true) }),
+    element("td", {}, label(emotion)),
+    element("td", { text: percent(confidence) }),
+  );
+}

@@ -1,0 +1,235 @@
+/** The live view: camera, frames to the server, boxes and bars back. */
+
+import { Announcer } from "./announcer.js";
+import { FaceList } from "./bars.js";
+import { Camera } from "./camera.js";
+import { drawFaces, prepare } from "./drawing.js";
+import { FrameLoop } from "./frames.js";
+import { decimal, emotionName, languages, milliseconds, percent, t } from "./i18n.js";
+import { Meter } from "./meters.js";
+import { Timeline } from "./timeline.js";
+
+const MAX_CARDS = 6;
+const BUSY_MS = 1_000; // where the server is overloaded and does not say for how long
+
+const $ = (id) => document.getElementById(id);
+
+export class Live {
+  #link;
+  #session;
+  #fail; // shows an error
+  #camera = new Camera($("video"));
+  #loop = new FrameLoop($("video"), (blob, size) => this.#send(blob, size));
+  #faces = new FaceList($("faces"));
+  #timeline;
+  #announcer = new Announcer($("announcer"));
+  #roundTrip = new Meter();
+  #serverTime = new Meter();
+  #shown = false; // its tab is the one that is looked at
+  #paused = false;
+  #running = false;
+  #busyUntil = 0;
+  #newest = 0; // when the frame was sent whose answer is shown
+
+  constructor(link, session, fail) {
+    this.#link = link;
+    this.#session = session;
+    this.#fail = fail;
+    this.#timeline = new Timeline($("timeline"), $("session-legend"), session);
+    $("start").addEventListener("click", () => this.#start());
+    $("stop").addEventListener("click", () => this.#stop());
+    $("pause").addEventListener("click", () => this.#pause(!this.#paused));
+    $("cameras").addEventListener("change", ({ target }) => this.#start(target.value));
+    this.#camera.addEventListener("ended", () => {
+      this.#stop();
+      this.#fail({ code: "camera_ended" });
+    });
+    link.addEventListener("state", () => this.#update());
+    document.addEventListener("visibilitychange", () => this.#update());
+    languages.addEventListener("change", () => this.#translate());
+    setInterval(() => this.#tick(), 500);
+  }
+
+  /** Its tab was chosen, or left. */
+  show(shown) {
+    this.#shown = shown;
+    this.#update();
+    if (shown) this.#timeline.draw(performance.now() / 1_000);
+  }
+
+  async #start(deviceId) {
+    $("start").disabled = true;
+    try {
+      await this.#camera.start(deviceId);
+      await this.#listCameras();
+      this.#pause(false);
+    } catch (error) {
+      this.#camera.stop();
+      this.#fail(error);
+    } finally {
+      $("start").disabled = false;
+    }
+    this.#layOut();
+    if (this.#camera.running && !deviceId) $("pause").focus();
+    this.#update();
+  }
+
+  #stop() {
+    this.#camera.stop();
+    this.#layOut();
+    this.#update();
+    $("start").focus();
+  }
+
+  #pause(paused) {
+    this.#paused = paused;
+    const video = $("video");
+    if (paused) video.pause();
+    else if (this.#camera.running) video.play();
+    $("pause").setAttribute("aria-pressed", paused);
+    this.#translate();
+    this.#update();
+  }
+
+  #layOut() {
+    const { running, mirrored } = this.#camera;
+    $("stage-empty").hidden = running;
+    $("controls").hidden = !running;
+    $("stage").classList.toggle("mirrored", running && mirrored);
+    const { videoWidth, videoHeight } = $("video");
+    $("stage").style.aspectRatio = running && videoWidth ? `${videoWidth} / ${videoHeight}` : "";
+    if (!running) this.#clear();
+  }
+
+  async #listCameras() {
+    const cameras = await this.#camera.list();
+    const options = cameras.map(({ deviceId, label }, index) => {
+      const name = label || t("cameraNumber", { number: index + 1 });
+      return new Option(name, deviceId, false, deviceId === this.#camera.deviceId);
+    });
+    $("cameras").replaceChildren(...options);
+    $("cameras").parentElement.hidden = cameras.length < 2;
+  }
+
+  /** Frames are sent only while somebody looks, the server is there, and it is not asked too much. */
+  async #update() {
+    const wanted = () =>
+      this.#camera.running &&
+      this.#shown &&
+      !this.#paused &&
+      !document.hidden &&
+      this.#link.state === "ready" &&
+      performance.now() >= this.#busyUntil;
+    if (!wanted()) {
+      this.#running = false;
+      this.#loop.stop();
+    } else if (!this.#running) {
+      this.#running = true;
+      try {
+        await this.#link.stream(true);
+        if (wanted()) this.#loop.start();
+        else this.#running = false;
+      } catch (error) {
+        this.#running = false;
+        this.#failed(error);
+      }
+    }
+    this.#hint();
+  }
+
+  async #send(blob, size) {
+    const sent = performance.now();
+    try {
+      const prediction = await this.#link.client.predict(blob);
+      const now = performance.now();
+      this.#roundTrip.add(now - sent, now);
+      if (prediction.timing) this.#serverTime.add(prediction.timing.total, now);
+      this.#answered(prediction.faces ?? [], size, sent);
+    } catch (error) {
+      if (error.code === "no_face") {
+        const now = performance.now();
+        this.#roundTrip.add(now - sent, now);
+        this.#answered([], size, sent);
+      } else {
+        this.#failed(error);
+      }
+    }
+  }
+
+  #answered(faces, size, sent) {
+    this.#session.add(faces, performance.now() / 1_000);
+    if (sent < this.#newest || !this.#running) return; // a newer frame's answer is shown, or nobody looks
+    this.#newest = sent;
+    drawFaces($("boxes"), faces, size, { mirrored: this.#camera.mirrored });
+    this.#faces.show(faces.slice(0, MAX_CARDS));
+    $("faces-empty").hidden = faces.length > 0;
+    $("face-count").textContent = decimal(faces.length);
+    this.#hint(faces.length ? "" : t("noFaceInView"));
+    const [first] = faces;
+    if (first) {
+      const seen = t("seen", { emotion: emotionName(first.emotion_name), share: percent(first.confidence) });
+      this.#announcer.settle(first.emotion_name, seen, sent);
+    } else {
+      this.#announcer.settle("", t("noFaceInView"), sent);
+    }
+  }
+
+  #failed(error) {
+    switch (error.code) {
+      case "superseded": // a newer frame is on its way
+      case "deadline_exceeded":
+      case "connection_lost": // the state of the connection says it
+      case "cannot_connect":
+        return;
+      case "overloaded":
+      case "rate_limited":
+      case "shutting_down": {
+        const pause = error.retryAfterMs ?? BUSY_MS;
+        this.#busyUntil = performance.now() + pause;
+        setTimeout(() => this.#update(), pause + 1);
+        this.#update();
+        return;
+      }
+      case "unauthorized":
+        this.#link.refuse();
+        return;
+      default:
+        this.#fail(error);
+    }
+  }
+
+  #hint(text = "") {
+    if (this.#camera.running && this.#paused) text = t("paused");
+    else if (this.#camera.running && performance.now() < this.#busyUntil) text = t("busy");
+    $("hint").textContent = text;
+    $("hint").hidden = text === "";
+  }
+
+  #tick() {
+    if (!this.#shown || document.hidden) return;
+    const now = performance.now();
+    const time = (meter) => {
+      const median = meter.median(now);
+      return median === null ? "–" : milliseconds(median);
+    };
+    $("round-trip").textContent = time(this.#roundTrip);
+    $("server-time").textContent = time(this.#serverTime);
+    const rate = this.#roundTrip.rate(now);
+    $("rate").textContent = rate ? t("perSecond", { number: decimal(rate, rate < 10 ? 1 : 0) }) : "–";
+    if (this.#running) this.#timeline.draw(now / 1_000);
+  }
+
+  #clear() {
+    prepare($("boxes"));
+    this.#faces.show([]);
+    $("faces-empty").hidden = false;
+    $("face-count").textContent = "–";
+    this.#hint();
+  }
+
+  #translate() {
+    $("pause").textContent = t(this.#paused ? "resume" : "pause");
+    this.#hint();
+    this.#timeline.draw(performance.now() / 1_000);
+  }
+}

@@ -1,0 +1,195 @@
+/** Photos: chosen, dropped or pasted; each with its faces or what went wrong. */
+
+import { element, FaceList } from "./bars.js";
+import { drawFaces } from "./drawing.js";
+import { emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
+
+const AT_ONCE = 4;
+const MAX_SHOWN = 60;
+const MAX_CARDS = 4;
+
+const $ = (id) => document.getElementById(id);
+
+/** One photo on the page: its image, and its outcome, in whichever language the page has. */
+class Photo {
+  element = element("li", { className: "card photo" });
+  #file;
+  #canvas = element("canvas");
+  #heading = element("span", { className: "muted" });
+  #outcome = element("div");
+  #image = null; // what is drawn below the boxes
+  #settled = null; // {prediction} or {error}
+  #ask;
+
+  /** `ask(file, options)` gets its prediction. */
+  constructor(file, ask) {
+    this.#file = file;
+    this.#ask = ask;
+    this.#canvas.setAttribute("role", "img");
+    const title = element("p", { className: "title" }, element("strong", { className: "name", text: this.name }), this.#heading);
+    const caption = element("figcaption", {}, title, this.#outcome);
+    this.element.append(element("figure", {}, this.#canvas, caption));
+    this.#render();
+  }
+
+  get name() {
+    return this.#file.name || t("photos");
+  }
+
+  async predict(options = { detect: "always" }) {
+    this.#settled = null;
+    this.#render();
+    this.#image ??= await createImageBitmap(this.#file).catch(() => null); // the server says what is wrong with it
+    const sent = performance.now();
+    try {
+      const prediction = await this.#ask(this.#file, options);
+      this.#settled = { prediction, took: performance.now() - sent };
+    } catch (error) {
+      this.#settled = { error };
+    }
+    this.#render();
+    return this.#settled;
+  }
+
+  /** Draw it again, for another language or width. */
+  refresh() {
+    this.#render();
+  }
+
+  #render() {
+    const { prediction, error, took } = this.#settled ?? {};
+    this.#heading.textContent = took === undefined ? "" : milliseconds(took);
+    this.#drawImage(prediction?.faces ?? []);
+    if (error) this.#outcome.replaceChildren(...this.#problem(error));
+    else if (prediction) this.#outcome.replaceChildren(...this.#result(prediction));
+    else this.#outcome.replaceChildren(element("p", { className: "muted", text: t("working") }));
+    this.#canvas.setAttribute("aria-label", this.summary());
+  }
+
+  /** The outcome in one sentence. */
+  summary() {
+    const { prediction, error } = this.#settled ?? {};
+    if (error) return `${this.name}: ${errorText(error)}`;
+    if (!prediction) return `${this.name}: ${t("working")}`;
+    const { emotion_name: emotion, confidence } = prediction;
+    return t("photoDone", { name: this.name, emotion: emotionName(emotion), share: percent(confidence) });
+  }
+
+  #result(prediction) {
+    const faces = prediction.faces?.length ? prediction.faces : [prediction];
+    const found = prediction.faces?.length ?? 0;
+    const line = found === 0 ? t("tookWhole") : found === 1 ? t("faceFound") : t("facesFound", { number: found });
+    const list = element("ul", { className: "faces" });
+    new FaceList(list).show(faces.slice(0, MAX_CARDS));
+    const more = faces.length - MAX_CARDS;
+    const parts = [element("p", { className: "muted", text: line }), list];
+    if (more > 0) parts.push(element("p", { className: "muted", text: t("moreFaces", { number: more }) }));
+    return parts;
+  }
+
+  #problem(error) {
+    const parts = [element("p", { className: "problem", text: errorText(error) })];
+    if (error.code === "no_face") {
+      const button = element("button", { text: t("wholeImage") });
+      button.addEventListener("click", () => this.predict({ detect: "never" }));
+      parts.push(button);
+    }
+    return parts;
+  }
+
+  #drawImage(faces) {
+    const canvas = this.#canvas;
+    canvas.hidden = this.#image === null;
+    if (!this.#image || !canvas.isConnected) return;
+    const { width, height } = this.#image;
+    canvas.style.aspectRatio = `${width} / ${height}`;
+    drawFaces(canvas, faces, { width, height });
+    const context = canvas.getContext("2d");
+    context.globalCompositeOperation = "destination-over";
+    const scale = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
+    const left = (canvas.clientWidth - width * scale) / 2;
+    const top = (canvas.clientHeight - height * scale) / 2;
+    context.drawImage(this.#image, left, top, width * scale, height * scale);
+    context.globalCompositeOperation = "source-over";
+  }
+}
+
+export class Photos {
+  #link;
+  #session;
+  #announce;
+  #photos = []; // latest first
+  #waiting = [];
+  #working = 0;
+
+  /** `reveal` brings its tab to the front. */
+  constructor(link, session, announcer, reveal) {
+    this.#link = link;
+    this.#session = session;
+    this.#announce = (text) => announcer.say(text);
+    const add = (files) => {
+      if (!files.length) return;
+      reveal();
+      this.#add(files);
+    };
+    $("files").addEventListener("change", ({ target }) => {
+      add([...target.files]);
+      target.value = ""; // so that the same file can be chosen again
+    });
+    document.addEventListener("paste", ({ clipboardData }) => add([...clipboardData.files]));
+    document.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault();
+      document.body.classList.add("dropping");
+    });
+    document.addEventListener("dragleave", ({ relatedTarget }) => {
+      if (relatedTarget === null) document.body.classList.remove("dropping");
+    });
+    document.addEventListener("drop", (event) => {
+      document.body.classList.remove("dropping");
+      if (!event.dataTransfer.files.length) return;
+      event.preventDefault();
+      add([...event.dataTransfer.files]);
+    });
+    const refresh = () => this.show(true);
+    languages.addEventListener("change", refresh);
+    new ResizeObserver(refresh).observe($("gallery"));
+  }
+
+  show(shown) {
+    if (shown && !$("photos").hidden) for (const photo of this.#photos) photo.refresh();
+  }
+
+  #add(files) {
+    for (const file of files) {
+      const photo = new Photo(file, (image, options) => this.#predict(image, options));
+      this.#photos.unshift(photo);
+      $("gallery").prepend(photo.element);
+      this.#waiting.push(photo);
+    }
+    for (const old of this.#photos.splice(MAX_SHOWN)) old.element.remove();
+    while (this.#working < AT_ONCE && this.#waiting.length) this.#work();
+  }
+
+  async #work() {
+    this.#working++;
+    while (this.#waiting.length) {
+      const photo = this.#waiting.shift();
+      await photo.predict();
+      this.#announce(photo.summary());
+    }
+    this.#working--;
+  }
+
+  async #predict(file, options) {
+    try {
+      await this.#link.stream(false);
+      const prediction = await this.#link.client.predict(file, options);
+      this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
+      return prediction;
+    } catch (error) {
+      if (error.code === "unauthorized") this.#link.refuse();
+      throw error;
+    }
+  }
+}
