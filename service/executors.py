@@ -10,7 +10,8 @@ Guarantees of both:
 * Every submitted request is answered exactly once, or was discarded because its client has gone. Answered
   requests are handed to `deliver`, on the event loop.
 * Whatever is raised while a batch is worked on, its requests are answered and the next batch is taken. If an
-  executor thread itself ends by an error, `on_failure` is called.
+  executor itself fails, what it held is answered, and what waits too when no other executor is left; then
+  `on_failure` is called, for the owner to end the service.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from service.errors import DeadlineExceeded, RequestError, ShuttingDown
+from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
 from service.predictor import Client, Predictor, Request
 from service.scheduler import Batch, CostModel, MicroBatchQueue, share
 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[list[Request]], None]
+OnFailure = Callable[[BaseException], None]
 
 _STOPPING = "the service is shutting down"
 _LATE = "the deadline passed before the image could be looked at"
+_FAULT = "the service failed and starts anew; try again"
 
 
 def _observe(cost: CostModel, requests: list[Request]) -> float:
@@ -79,10 +82,12 @@ class InlineExecutor:
         capacity: int,
         max_wait: float,
         deliver: Deliver,
+        on_failure: OnFailure,
         slice_seconds: float = SLICE,
     ) -> None:
         self._predictor = predictor
         self._deliver = deliver
+        self._on_failure = on_failure
         self._slice = slice_seconds
         self._max_batch = max_batch
         self._buffer = predictor.make_buffer(max_batch)
@@ -95,6 +100,8 @@ class InlineExecutor:
         self._began = self._ended = self._since = 0.0
         # Whether requests were left waiting by the last slice.
         self._busy = False
+        # What was taken and is not delivered yet.
+        self._held: list[Request] = []
 
     @property
     def waiting(self) -> int:
@@ -137,8 +144,20 @@ class InlineExecutor:
             self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
 
     def _work(self) -> None:
+        try:
+            self._work_on_slice()
+        except Exception as exc:
+            # Nothing in it is expected to raise. If it does, what waits must not hang, and nobody else would take it.
+            log.critical("the executor failed", exc_info=True)
+            self._stopping = True
+            held, self._held = self._held, []
+            self._deliver(_refuse(held + self._queue.drain(), Internal(_FAULT)))
+            self._on_failure(exc)
+
+    def _work_on_slice(self) -> None:
         began = time.perf_counter()
         batch = self._queue.take(self._max_batch, began, self._slice)
+        self._held = batch.requests + batch.expired
         work = 0.0
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
@@ -147,8 +166,10 @@ class InlineExecutor:
         self._scheduled = bool(self._queue)
         if self._scheduled:
             self._loop.call_soon(self._work)
+        _refuse(batch.expired, DeadlineExceeded(_LATE))
         if batch:
-            self._deliver(batch.requests + _refuse(batch.expired, DeadlineExceeded(_LATE)))
+            answered, self._held = self._held, []
+            self._deliver(answered)
         # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work.
         ended = time.perf_counter()
         self._queue.worked(batch, work, ended - (self._ended if self._busy else began))
@@ -173,7 +194,7 @@ class ThreadExecutors:
         capacity: int,
         max_wait: float,
         deliver: Deliver,
-        on_failure: Callable[[BaseException], None],
+        on_failure: OnFailure,
     ) -> None:
         self._predictor = predictor
         self._max_batch = max_batch
@@ -181,10 +202,11 @@ class ThreadExecutors:
         self._on_failure = on_failure
         self._cost = CostModel()
         self._loop = asyncio.get_running_loop()
-        # `_lock` guards the queue, the cost model, the idle count and the stopping flag.
+        # `_lock` guards the queue, the cost model, the counts of idle and living threads and the stopping flag.
         self._lock = threading.Lock()
         self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait, count)
         self._idle = 0
+        self._alive = count
         self._stopping = False
         self._tokens: SimpleQueue[None] = SimpleQueue()
         # Answered requests on their way to the event loop; see `_hand_over`.
@@ -235,6 +257,13 @@ class ThreadExecutors:
 
     async def stop(self) -> None:
         """End the threads, once what they are at is done. Refuse what still waits as `shutting_down`."""
+        self.refuse_waiting()
+        for thread in self._threads:
+            if thread.ident is not None:
+                await asyncio.to_thread(thread.join)
+
+    def refuse_waiting(self) -> None:
+        """Admit nothing more, and answer what no thread has taken yet as `shutting_down`."""
         with self._lock:
             self._stopping = True
             self._idle = 0
@@ -243,26 +272,33 @@ class ThreadExecutors:
             self._tokens.put(None)
         if left:
             self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
-        for thread in self._threads:
-            if thread.ident is not None:
-                await asyncio.to_thread(thread.join)
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""
         buffer = self._predictor.make_buffer(self._max_batch)
+        held: list[Request] = []
         try:
             while (batch := self._take()) is not None:
                 began = time.perf_counter()
+                held = batch.requests + batch.expired
                 if batch.requests:
                     self._predictor.serve(batch.requests, buffer)
-                self._hand_over(batch.requests + _refuse(batch.expired, DeadlineExceeded(_LATE)))
+                _refuse(batch.expired, DeadlineExceeded(_LATE))
+                self._hand_over(held)
+                held = []
                 with self._lock:
                     work = _observe(self._cost, batch.requests)
                     self._queue.worked(batch, work, time.perf_counter() - began)
         except BaseException as exc:
             # Nothing above is expected to raise. If it does, this thread is gone, and requests that wait for
-            # it must not hang: the owner is told, and ends the service.
+            # it must not hang: they are answered, and the owner is told, and ends the service.
             log.critical("an executor ended", exc_info=True)
+            with self._lock:
+                self._alive -= 1
+                if not self._alive:
+                    self._stopping = True
+                    held = held + self._queue.drain()
+            self._hand_over(_refuse(held, Internal(_FAULT)))
             self._loop.call_soon_threadsafe(self._on_failure, exc)
             raise
 

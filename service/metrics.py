@@ -45,10 +45,13 @@ class Gauge(IntEnum):
     QUEUE_DEPTH = auto()
     STORE_PENDING = auto()
     STORE_WRITTEN = auto()
-    STORE_FAILING = auto()
+    JOURNAL_FAILING = auto()
+    DATABASE_FAILING = auto()
     READY = auto()
     CPU_SECONDS = auto()
     RESIDENT_BYTES = auto()
+    # Not told to anybody: goes up while the event loop turns. See `supervisor`.
+    HEARTBEATS = auto()
 
 
 class _Layout:
@@ -216,15 +219,18 @@ class Metrics(Collector):
             (Gauge.CONNECTIONS, "visionai_connections", "Connected clients"),
             (Gauge.QUEUE_DEPTH, "visionai_queue_depth", "Requests waiting to be looked at"),
             (Gauge.STORE_PENDING, "visionai_store_pending", "Predictions not yet in the database"),
-            (
-                Gauge.STORE_FAILING,
-                "visionai_store_failing",
-                "Workers whose last write to the database failed",
-            ),
             (Gauge.READY, "visionai_workers_ready", "Workers that can predict"),
             (Gauge.RESIDENT_BYTES, "visionai_resident_memory_bytes", "Resident memory of the workers"),
         ):
             yield GaugeMetricFamily(name, documentation, value=self.total(gauge))
+        failing = GaugeMetricFamily(
+            "visionai_store_failing",
+            "Workers that cannot write: to the journal, so that predictions are answered unstored, or to the database",
+            labels=["part"],
+        )
+        failing.add_metric(["journal"], self.total(Gauge.JOURNAL_FAILING))
+        failing.add_metric(["database"], self.total(Gauge.DATABASE_FAILING))
+        yield failing
         yield CounterMetricFamily(
             "visionai_store_written",
             "Predictions written to the database",

@@ -41,7 +41,7 @@ SERVICE_NAME = "VisionAI"
 # The network's queue of connections that wait for `accept`: a thousand clients may arrive at once.
 BACKLOG = 4096
 
-# How often a worker tells what it does not count: its queue, its store, its memory.
+# How often a worker tells what it does not count: that it lives, its queue, its store, its memory.
 _GAUGE_SECONDS = 0.5
 
 # Work that takes longer than some milliseconds would hold up a worker's other clients: it goes to a thread. That is
@@ -74,6 +74,7 @@ class Service:
         self._stopped = asyncio.Event()
         self._settled: asyncio.Future[None] | None = None
         self._gauge_timer: asyncio.TimerHandle | None = None
+        self._heartbeats = 0
         predictor = Predictor(
             engine, ImageDecoder(engine.card.shape, settings.max_image_pixels), store, detector
         )
@@ -96,6 +97,7 @@ class Service:
                 capacity=settings.max_waiting,
                 max_wait=settings.max_wait_ms / 1000,
                 deliver=self._deliver,
+                on_failure=self._executor_failed,
             )
         )
         self._backend = Backend(
@@ -147,7 +149,8 @@ class Service:
         1. Readiness turns, and new requests are refused as `shutting_down`.
         2. No new connections.
         3. Requests in flight are answered, within `drain_seconds`.
-        4. Connections are closed with 1001.
+        4. What no executor has begun by then is refused.
+        5. Connections are closed with 1001.
 
         The store is closed by its owner, after this: it holds the last predictions.
         """
@@ -160,6 +163,7 @@ class Service:
             await asyncio.wait([self._settled], timeout=self._settings.drain_seconds)
             if self._in_flight:
                 log.warning("%d requests in flight were not waited for any longer", self._in_flight)
+        self._threads.refuse_waiting()
         if self._inline is not None:
             await self._inline.stop()
         for server in servers:
@@ -239,7 +243,12 @@ class Service:
         for request in requests:
             connection = request.client
             assert isinstance(connection, Connection)
-            connection.settle(request)
+            try:
+                connection.settle(request)
+            except Exception:
+                # A connection that cannot take its answer must not keep its batch-mates from theirs.
+                log.exception("a reply could not be sent; its connection is closed")
+                connection.transport.abort()
         self._metrics.answered(requests)
         self._left(len(requests))
 
@@ -249,11 +258,13 @@ class Service:
             self._settled.set_result(None)
 
     def _executor_failed(self, exc: BaseException) -> None:
-        """What a thread that ended held is lost with it; what waits is answered at the stop that follows."""
+        """Not ready from here on. The worker drains and ends, and the supervisor starts its successor."""
         self._failure = exc
         self._stopped.set()
 
     def _update_gauges(self) -> None:
+        self._heartbeats += 1
+        self._metrics.set(Gauge.HEARTBEATS, self._heartbeats)
         self._set_gauges()
         self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
 
@@ -263,7 +274,8 @@ class Service:
         metrics.set(Gauge.QUEUE_DEPTH, waiting)
         metrics.set(Gauge.STORE_PENDING, store.pending)
         metrics.set(Gauge.STORE_WRITTEN, store.written)
-        metrics.set(Gauge.STORE_FAILING, not store.healthy)
+        metrics.set(Gauge.JOURNAL_FAILING, not store.taking)
+        metrics.set(Gauge.DATABASE_FAILING, not store.writing)
         metrics.set(Gauge.READY, self.not_ready() is None)
         metrics.set(Gauge.CPU_SECONDS, time.process_time())
         metrics.set(Gauge.RESIDENT_BYTES, _resident_bytes())
@@ -282,16 +294,24 @@ class Service:
                 return self._health(query)
 
     def _health(self, query: Query) -> bytes:
-        """Over all workers, as far as numbers go; the store's error is this worker's."""
+        """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
         self._set_gauges()
         metrics, store = self._metrics, self._store.status()
-        status = "degraded" if metrics.total(Gauge.STORE_FAILING) else "healthy"
+        failing = [
+            part
+            for part, gauge in (("journal", Gauge.JOURNAL_FAILING), ("database", Gauge.DATABASE_FAILING))
+            if metrics.total(gauge)
+        ]
+        status = "degraded" if failing else "healthy"
         details: dict[str, Any] = {
             "pending": int(metrics.total(Gauge.STORE_PENDING)),
             "written": int(metrics.total(Gauge.STORE_WRITTEN)),
         }
-        if not store.healthy:
-            details["error"] = store.last_error
+        if failing:
+            details["failing"] = failing
+            details["error"] = (
+                f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
+            )
         return protocol.health_reply(
             status if self.not_ready() is None else "unhealthy",
             f"{SERVICE_NAME} {__version__}",

@@ -1,4 +1,4 @@
-"""The supervisor: binds the port, starts the workers, replaces one that dies, and passes signals on.
+"""The supervisor: binds the port, starts the workers, replaces one that dies or hangs, and passes signals on.
 
 The sockets are bound here and shared by the workers, which take turns in accepting (see `accept`). The supervisor
 keeps them open, so that connections which arrive while a worker is being replaced go to the others, or wait for its
@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from service import __version__
 from service.errors import StartupError
-from service.metrics import SharedCells
+from service.metrics import Gauge, SharedCells
 from service.server import BACKLOG
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, READY, STOP, run_worker
@@ -37,6 +37,12 @@ _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
 
 # Windows does not wake a wait for a signal: Ctrl-C is seen after this time at most.
 _WINDOWS_SIGNAL_SECONDS = 0.5
+
+# A worker's event loop turns many times a second, and each half second it says so. One that has not for _UNREADY_LOOKS
+# looks is not counted as ready any longer; after _HUNG_LOOKS it is killed and replaced. Looks are counted, not seconds:
+# where the whole service was held up (a paused container, a suspended machine), so was the looking.
+_LOOK_SECONDS = 1.0
+_UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 
 # Beyond DRAIN_SECONDS, for closing connections and flushing the store.
 _GRACE_SECONDS = 15.0
@@ -97,6 +103,8 @@ class _Slot:
     started: float = 0.0
     delay: float = 0.0
     start_at: float = 0.0
+    heartbeats: float = 0.0
+    looks_without: int = 0
 
 
 @dataclass(slots=True)
@@ -110,6 +118,7 @@ class Supervisor:
     _context: BaseContext = field(init=False)
     _announced: bool = False
     _stops: int = 0
+    _next_look: float = 0.0
 
     def __post_init__(self) -> None:
         self.shared = SharedCells(self.settings.workers)
@@ -143,13 +152,22 @@ class Supervisor:
         ours, theirs = self._context.Pipe(duplex=True)
         slot.process = self._context.Process(  # type: ignore[attr-defined]
             target=_worker_main,
-            args=(self.settings, self.sockets, self.shared, slot.index, theirs, self._inherited(slot, ours)),
+            args=(
+                self.settings,
+                self.sockets,
+                self.shared,
+                slot.index,
+                theirs,
+                self._inherited(slot, ours),
+                self._announced,
+            ),
             name=f"worker-{slot.index}",
         )
         assert slot.process is not None
         slot.process.start()
         theirs.close()
         slot.pipe, slot.ready, slot.started = ours, False, time.monotonic()
+        slot.looks_without = 0
 
     def _inherited(self, slot: _Slot, ours: Pipe) -> list[Pipe]:
         """The supervisor's pipes that a forked worker has open: they would hide the supervisor's end from others."""
@@ -190,10 +208,36 @@ class Supervisor:
             for slot in self.slots:
                 if slot.process is None and time.monotonic() >= slot.start_at:
                     self._start(slot)
+            if time.monotonic() >= self._next_look:
+                self._look_for_hung_workers()
+                self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def _look_for_hung_workers(self) -> None:
+        """Kill a worker whose event loop stands still: it would neither serve its clients nor end."""
+        for slot in self.slots:
+            if slot.process is None or not slot.ready:
+                continue
+            row = self.shared.row(slot.index)
+            if row[Gauge.HEARTBEATS] != slot.heartbeats:
+                slot.heartbeats, slot.looks_without = row[Gauge.HEARTBEATS], 0
+                continue
+            slot.looks_without += 1
+            if slot.looks_without >= _UNREADY_LOOKS:
+                row[Gauge.READY] = 0.0  # it says so anew when it moves again
+            if slot.looks_without == _HUNG_LOOKS:
+                log.error(
+                    "worker %d has not moved for %.0f s: it is killed",
+                    slot.index,
+                    _HUNG_LOOKS * _LOOK_SECONDS,
+                )
+                slot.process.kill()
 
     def _timeout(self, deadline: float | None) -> float | None:
         """Seconds until something must be done without being told; None to sleep until then."""
-        moments = [slot.start_at for slot in self.slots if slot.process is None and not self._stops]
+        moments = []
+        if not self._stops:
+            moments += [slot.start_at for slot in self.slots if slot.process is None]
+            moments.append(self._next_look)
         if deadline is not None:
             moments.append(deadline)
         if sys.platform == "win32":
@@ -278,10 +322,11 @@ def _worker_main(
     index: int,
     pipe: Pipe,
     inherited: list[Pipe],
+    is_successor: bool,
 ) -> None:
     """A worker process' entry."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
     for each in inherited:
         each.close()
-    sys.exit(run_worker(settings, sockets, shared, index, pipe))
+    sys.exit(run_worker(settings, sockets, shared, index, pipe, is_successor=is_successor))

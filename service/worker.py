@@ -61,11 +61,11 @@ def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
     return FaceDetector(short_range, second, settings.small_faces)
 
 
-def open_store(settings: Settings, engine: Engine) -> Store:
+def open_store(settings: Settings, engine: Engine, *, during_outage: bool = False) -> Store:
     """The database, migrated, with the rows that this model's predictions point to.
 
     Raises:
-        StartupError: it cannot be used.
+        StartupError: it cannot be used; with `during_outage`, a database that does not answer is waited for.
     """
     card = engine.card
     return Store.open(
@@ -78,13 +78,22 @@ def open_store(settings: Settings, engine: Engine) -> Store:
         fsync=settings.journal_fsync,
         private=settings.store_private,
         retention_days=settings.retention_days or None,
+        during_outage=during_outage,
     )
 
 
 def run_worker(
-    settings: Settings, sockets: Sequence[socket.socket], shared: SharedCells, index: int, pipe: Pipe
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    shared: SharedCells,
+    index: int,
+    pipe: Pipe,
+    *,
+    is_successor: bool = False,
 ) -> int:
     """Serve these bound sockets. Returns the exit code.
+
+    The successor of a worker that served does not wait for a database: its predecessor would not have either.
 
     Sends through `pipe` either `READY` and the model's version, or why it cannot start. Stops when it is told so
     through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on SIGTERM.
@@ -95,7 +104,7 @@ def run_worker(
     try:
         engine = load_engine(settings)
         detector = load_detector(settings, engine)
-        store = open_store(settings, engine)
+        store = open_store(settings, engine, during_outage=is_successor)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START

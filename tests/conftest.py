@@ -1,9 +1,13 @@
-"""A real PostgreSQL for every test that asks for one."""
+"""A real PostgreSQL, and a real service in a process of its own, for every test that asks for one."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +16,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+
+from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
 
 
 class PostgresServer:
@@ -103,3 +109,50 @@ def restartable_postgres() -> Iterator[PostgresServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Start `python -m service` on a free port, and wait for its ready line.
+
+    With `faults`, a piece of Python that is run first, to put a fault into it.
+    """
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*, faults: str | None = None, **environment: str) -> ServiceProcess:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"]
+            if faults is None
+            else [
+                sys.executable,
+                "-c",
+                f"{faults}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
+            ],
+            cwd=tmp_path,
+            env=os.environ
+            | {
+                "PORT": "0",
+                "LOG_LEVEL": "WARNING",
+                "DATABASE_URL": f"sqlite:///{tmp_path / 'process.db'}",
+                "JOURNAL_DIR": str(tmp_path / "journal"),
+                "MODEL_PATH": str(MODEL),
+                "PYTHONPATH": str(ROOT),
+            }
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"ready on (ws://\S+:\d+)", line)
+        if found is None:
+            assert process.stderr is not None
+            pytest.fail(f"the service did not start: {line}{process.stderr.read()}")
+        return ServiceProcess(process, found.group(1))
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()

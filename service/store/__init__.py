@@ -14,6 +14,7 @@ on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements)
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,16 +27,18 @@ from sqlalchemy import exc
 from service.errors import StartupError
 from service.store import reference
 from service.store.backlog import Backlog, MemoryBacklog
-from service.store.database import create_engine, create_folder, parse_url, unusable
+from service.store.database import create_engine, create_folder, first_line, parse_url, unusable
 from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
 from service.store.records import PredictionRecord, encode
-from service.store.reference import Model
+from service.store.reference import Model, References
 from service.store.retention import Retention
 from service.store.segments import Fsync
 from service.store.writer import Writer
 
 __all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus"]
+
+logger = logging.getLogger(__name__)
 
 #: A database that has not answered for this long is reported, although nothing has failed yet.
 STALLED_S: Final = 10.0
@@ -46,8 +49,8 @@ MEMORY_LIMIT: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """How storing goes. ``healthy`` is false while the last attempt failed, while the
-    database does not answer, and while records are being turned away.
+    """How storing goes. ``taking`` is false while records are being turned away, ``writing`` while the last attempt
+    to write them to the database failed or the database does not answer; ``last_error`` says why.
 
     ``pending`` records wait to be written, ``written`` are committed, ``rejected`` were refused by the database
     as such; ``refused`` were turned away by :meth:`Store.record` for want of room.
@@ -59,7 +62,13 @@ class StoreStatus:
     refused: int
     failed_attempts: int
     last_error: str | None
-    healthy: bool
+    taking: bool
+    writing: bool
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing fails."""
+        return self.taking and self.writing
 
 
 class Store:
@@ -96,6 +105,7 @@ class Store:
         private: bool = False,
         retention_days: float | None = None,
         memory_limit: int = MEMORY_LIMIT,
+        during_outage: bool = False,
     ) -> Store:
         """Migrate the database, make the rows that predictions point to, and start the writer.
 
@@ -112,26 +122,36 @@ class Store:
         those of earlier runs and of the older server too.
 
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
-        cannot be used.
+        cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
+        prepared when it answers, and records wait until then.
         """
         parsed = parse_url(url)
         create_folder(parsed)
         model = Model(version_tag, model_filename, tuple(labels))
         # A journal that survives a power loss is let go of only for a commit that does too.
         engine = create_engine(parsed, durable=journal_dir is not None and fsync != "never")
-        try:
+        descriptions = descriptions or {}
+
+        def prepare() -> References:
             migrate(engine)
             with engine.begin() as connection:
-                references = reference.ensure(connection, model, descriptions or {})
+                references = reference.ensure(connection, model, descriptions)
                 reference.activate(connection, references.model_id)
+            return references
+
+        references: dict[Model, References] = {}
+        try:
+            try:
+                references[model] = prepare()
+            except exc.DBAPIError as error:
+                if not during_outage:
+                    raise unusable(parsed, error) from error
+                logger.warning("the database cannot be used yet: %s", first_line(error))
             backlog = _open_backlog(model, journal_dir, fsync, memory_limit)
-        except exc.DBAPIError as error:
-            engine.dispose()
-            raise unusable(parsed, error) from error
         except BaseException:
             engine.dispose()
             raise
-        writer = Writer(engine, backlog, {model: references}, descriptions or {})
+        writer = Writer(engine, backlog, references, descriptions, None if references else prepare)
         writer.start()
         retention = None if retention_days is None else Retention(engine, retention_days)
         return cls(engine, backlog, writer, labels, private, retention)
@@ -163,17 +183,18 @@ class Store:
         """A snapshot; cheap, from any thread."""
         state = self._writer.state
         waiting = self._writer.attempt_seconds
-        problem = self._backlog.error
-        if problem is None and waiting > STALLED_S:
-            problem = f"the database has not answered for {waiting:.0f} s"
+        refusal = self._backlog.error
+        stalled = waiting > STALLED_S
+        silence = f"the database has not answered for {waiting:.0f} s" if stalled else None
         return StoreStatus(
             pending=self._backlog.pending,
             written=state.written,
             rejected=state.rejected,
             refused=self._refused,
             failed_attempts=state.attempts_failed,
-            last_error=problem or state.last_error,
-            healthy=problem is None and not state.failing,
+            last_error=refusal or silence or state.last_error,
+            taking=refusal is None,
+            writing=not (state.failing or stalled),
         )
 
     def close(self, timeout: float) -> int:

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -34,6 +34,8 @@ LOOK_S: Final = 10.0
 _FIRST_RETRY_S: Final = 0.1
 _LONGEST_RETRY_S: Final = 5.0
 _RETRY_WHILE_CLOSING_S: Final = 0.25
+#: After a fault of ours: long enough for the log to stay readable.
+_RETRY_AFTER_FAULT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,11 @@ class Writer:
     An attempt that fails is repeated until it succeeds: when the connection broke after a commit was sent but
     before its answer came, the repetition finds the rows stored and changes nothing. Only a record with a value
     that the database refuses by itself (``DataError``) is given up; it is counted and logged, and does not hold
-    up the others.
+    up the others. Whatever else is raised, a journal that cannot be read say, the thread goes on: it tells that it
+    fails, and tries again.
+
+    ``prepare``, if there is one, is called before the first write, as part of it: for a database that did not answer
+    when the store was opened.
     """
 
     def __init__(
@@ -62,11 +68,13 @@ class Writer:
         backlog: Backlog,
         references: Mapping[Model, References],
         descriptions: Mapping[str, str],
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self._engine = engine
         self._backlog = backlog
         self._references = dict(references)
         self._descriptions = descriptions
+        self._prepare = prepare
         self._arrived = threading.Event()
         self._hurry = threading.Event()
         self._closing = threading.Event()
@@ -108,22 +116,37 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            self._arrived.wait(LOOK_S)
-            if not self._closing.is_set():
-                self._hurry.wait(GATHER_S)
-            # Cleared before looking: what is appended from here on sets them again.
-            self._hurry.clear()
-            self._arrived.clear()
-            while (batch := self._backlog.take(BATCH_ROWS)) is not None:
-                if not self._write_until_done(batch):
+            try:
+                if not self._round():
                     return
-                self._backlog.acknowledge(batch)
-                if batch.count < BATCH_ROWS and not self._closing.is_set():
-                    self._arrived.set()  # there may be more: look again, after gathering
-                    break
+            except Exception as error:
+                # A thread that ended here would leave predictions to pile up unseen.
+                logger.exception("the writer of predictions failed, and tries again")
+                self._failed(f"{type(error).__name__}: {error}")
+                self._closing.wait(_RETRY_AFTER_FAULT_S)
+                if self._closing.is_set() and time.monotonic() >= self._deadline:
+                    return
+                self._arrived.set()
             else:
-                if self._closing.is_set():
-                    return
+                if self.state.failing:
+                    self.state = replace(self.state, failing=False)
+
+    def _round(self) -> bool:
+        """Wait for records and write what there is. False to end: the store closes, and nothing more can be done."""
+        self._arrived.wait(LOOK_S)
+        if not self._closing.is_set():
+            self._hurry.wait(GATHER_S)
+        # Cleared before looking: what is appended from here on sets them again.
+        self._hurry.clear()
+        self._arrived.clear()
+        while (batch := self._backlog.take(BATCH_ROWS)) is not None:
+            if not self._write_until_done(batch):
+                return False
+            self._backlog.acknowledge(batch)
+            if batch.count < BATCH_ROWS and not self._closing.is_set():
+                self._arrived.set()  # there may be more: look again, after gathering
+                return True
+        return not self._closing.is_set()
 
     def _write_until_done(self, batch: Batch) -> bool:
         """True when the batch is committed, False when the time to close ran out."""
@@ -152,9 +175,7 @@ class Writer:
                 return True
             finally:
                 self._attempt_began = None
-            self.state = replace(
-                self.state, attempts_failed=self.state.attempts_failed + 1, last_error=reason, failing=True
-            )
+            self._failed(reason)
             self._closing.wait(delay * random.uniform(0.75, 1.25))
             delay = min(2 * delay, _LONGEST_RETRY_S)
             if self._closing.is_set():
@@ -163,8 +184,16 @@ class Writer:
                     return False
                 time.sleep(min(_RETRY_WHILE_CLOSING_S, remaining))
 
+    def _failed(self, reason: str) -> None:
+        self.state = replace(
+            self.state, attempts_failed=self.state.attempts_failed + 1, last_error=reason, failing=True
+        )
+
     def _write(self, batch: Batch) -> int:
         """Commit the batch; the number of its records that the database refuses."""
+        if self._prepare is not None:
+            self._prepare()
+            self._prepare = None
         references = self._references_of(batch.model)
         try:
             with self._engine.begin() as connection:

@@ -1,14 +1,10 @@
-"""A service in this process, on a port of its own, and one as a process of its own."""
+"""A service in this process, on a port of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +18,7 @@ from service.metrics import Metrics
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
-from tests.service.harness import MODEL, ROOT, TIMEOUT, Running, Serve, ServiceProcess, StartProcess
+from tests.service.harness import MODEL, TIMEOUT, Running, Serve
 
 
 @pytest.fixture(scope="session")
@@ -71,41 +67,3 @@ async def running(serve: Serve) -> AsyncIterator[Running]:
     """A service with the default settings."""
     async with serve() as started:
         yield started
-
-
-@pytest.fixture
-def start_process(tmp_path: Path) -> Iterator[StartProcess]:
-    """Start `python -m service` on a free port, and wait for its ready line."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(**environment: str) -> ServiceProcess:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            cwd=tmp_path,
-            env=os.environ
-            | {
-                "PORT": "0",
-                "LOG_LEVEL": "WARNING",
-                "DATABASE_URL": f"sqlite:///{tmp_path / 'process.db'}",
-                "JOURNAL_DIR": str(tmp_path / "journal"),
-                "MODEL_PATH": str(MODEL),
-                "PYTHONPATH": str(ROOT),
-            }
-            | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"ready on (ws://\S+:\d+)", line)
-        if found is None:
-            assert process.stderr is not None
-            pytest.fail(f"the service did not start: {line}{process.stderr.read()}")
-        return ServiceProcess(process, found.group(1))
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()

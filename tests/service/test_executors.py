@@ -111,6 +111,11 @@ class Bench:
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
+def fail(exc: BaseException) -> None:
+    """For executors that must not fail."""
+    raise exc
+
+
 @pytest.fixture(params=["inline", "threads"])
 def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
     """Executors of either kind for one test; stopped at its end."""
@@ -131,6 +136,7 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
         executors: InlineExecutor | ThreadExecutors
         if request.param == "inline":
             # Batches do not depend on how fast this machine is just now.
+            chosen["on_failure"] = failures.append
             executors = InlineExecutor(predictor, **{"slice_seconds": math.inf} | chosen)
         else:
             executors = ThreadExecutors(predictor, count=count, on_failure=failures.append, **chosen)
@@ -226,39 +232,50 @@ async def test_a_failing_store_does_not_leave_clients_waiting(bench: OpenBench) 
     assert not at.failures
 
 
-async def test_an_executor_thread_that_dies_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner is told, so that the service can end instead of hanging, and what waits is answered at the stop."""
+async def test_an_executor_that_fails_leaves_nobody_waiting(
+    bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held and what waited is answered `internal`, its owner is told, and nothing more is admitted."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    died = asyncio.Event()
-    inbox = Inbox()
-    failures: list[BaseException] = []
+    async with bench(start=False, count=1, max_batch=2) as at:
+        for number in range(5):
+            at.submit(number)
 
-    def on_failure(exc: BaseException) -> None:
-        failures.append(exc)
-        died.set()
+        def explode(*_: object) -> None:
+            raise MemoryError("injected")
 
-    def explode(*_: object) -> None:
-        raise MemoryError("injected")
+        monkeypatch.setattr(Predictor, "serve", explode)
+        at.start()
+        assert {reply["code"] for reply in await at.inbox.wait_for(5)} == {"internal"}
+        await asyncio.sleep(0)
+        assert [type(failure) for failure in at.failures] == [MemoryError]
+        with pytest.raises(ShuttingDown):
+            at.submit(5)
 
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
-    executors = ThreadExecutors(
-        predictor,
-        count=1,
-        max_batch=4,
-        capacity=10,
-        max_wait=1.0,
-        deliver=inbox.deliver,
-        on_failure=on_failure,
-    )
-    monkeypatch.setattr(executors, "_take", explode)
-    executors.start()
-    async with asyncio.timeout(TIMEOUT):
-        await died.wait()
-    executors.submit(Request(Peer(), 1, FACE, time.perf_counter()))
-    await executors.stop()
-    assert isinstance(failures[0], MemoryError)
-    (reply,) = await inbox.wait_for(1)
-    assert reply["code"] == "shutting_down"
+
+@pytest.mark.parametrize("bench", ["threads"], indirect=True)
+async def test_a_thread_that_fails_takes_only_its_batch_with_it(
+    bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread goes on with what waits."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    async with bench(start=False, count=2, max_batch=1) as at:
+        serve = Predictor.serve
+
+        def explode_once(
+            predictor: Predictor, requests: list[Request], buffer: npt.NDArray[np.uint8]
+        ) -> None:
+            if requests[0].id == 0:
+                raise MemoryError("injected")
+            serve(predictor, requests, buffer)
+
+        monkeypatch.setattr(Predictor, "serve", explode_once)
+        for number in range(20):
+            at.submit(number)
+        at.start()
+        replies = await at.inbox.wait_for(20)
+        assert replies[0]["code"] == "internal"
+        assert {reply["type"] for reply in replies[1:]} == {"prediction"}
 
 
 async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench) -> None:
@@ -277,7 +294,13 @@ async def test_the_event_loop_is_not_held_up_by_a_backlog(engine: Engine) -> Non
     inbox, turns = Inbox(), 0
     predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
     executor = InlineExecutor(
-        predictor, max_batch=8, capacity=100, max_wait=100.0, deliver=inbox.deliver, slice_seconds=1e-6
+        predictor,
+        max_batch=8,
+        capacity=100,
+        max_wait=100.0,
+        deliver=inbox.deliver,
+        on_failure=fail,
+        slice_seconds=1e-6,
     )
     for number in range(20):
         executor.submit(Request(Peer(), number, FACE, time.perf_counter()))
@@ -292,7 +315,9 @@ async def test_a_deadline_counts_from_when_a_request_may_have_arrived(engine: En
     """What is read right after a slice may have waited through all of it, unread."""
     inbox = Inbox()
     predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
-    executor = InlineExecutor(predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver)
+    executor = InlineExecutor(
+        predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
     for number in range(2):
         executor.submit(Request(Peer(), number, FACE, time.perf_counter()))
     await asyncio.sleep(0)  # the first is worked on, the second waits

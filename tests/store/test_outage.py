@@ -16,6 +16,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from service.store.schema import predictions_log
@@ -320,3 +321,22 @@ def test_an_outage_outlives_the_process(
         parse_url(database_url).database or "",
     )
     assert tags == [("v1.0.0", "00")]
+
+
+def test_opened_while_the_database_is_down(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+) -> None:
+    """Where it is told to, a store opens without its database, takes records, and prepares and fills it later."""
+    records = [make_record() for _ in range(3)]
+    restartable_postgres.stop()
+    try:
+        with pytest.raises(StartupError):
+            open_store()
+        store = open_store(during_outage=True)
+        assert store.record(records)
+        eventually(lambda: not store.status().writing)
+        assert store.status().taking
+    finally:
+        restartable_postgres.start()
+    eventually(lambda: store.status().written == 3)
+    assert set(stored(database_url)) == ids(records)
