@@ -9,6 +9,7 @@ from until it has caught up.
 
 from __future__ import annotations
 
+import codecs
 import struct
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from service.protocol import Configure, FrameError, Options, Predict, Query
 from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
+_UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 _TEXT_FIN = 0x80 | Opcode.TEXT
 
 
@@ -73,7 +75,7 @@ class Connection(ServerConnection):
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | bytes] = deque()
         self._fragments: bytearray | None = None
-        self._fragments_are_text = False
+        self._text_check: codecs.IncrementalDecoder | None = None
         self._reading_paused = False
         # Whoever accepted the connection is told when it is gone, see `accept`.
         self.on_lost: Callable[[], None] | None = None
@@ -105,16 +107,31 @@ class Connection(ServerConnection):
                 self._message(event.data, text=opcode is Opcode.TEXT)
             else:
                 # The library bounds the sum of the fragments by its maximum message size.
-                self._fragments = bytearray(event.data)
-                self._fragments_are_text = opcode is Opcode.TEXT
+                self._fragments = bytearray()
+                self._text_check = _UTF8Decoder() if opcode is Opcode.TEXT else None
+                self._fragment(event.data)
         elif opcode is Opcode.CONT:
             assert self._fragments is not None, "the library admits a continuation only after a beginning"
-            self._fragments += event.data
-            if event.fin:
+            self._fragment(event.data)
+            if event.fin and self.protocol.state is State.OPEN:
                 data, self._fragments = bytes(self._fragments), None
-                self._message(data, text=self._fragments_are_text)
+                self._message(data, text=self._text_check is not None)
         else:
             super().process_event(event)
+
+    def _fragment(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep a part of a message. Text that can be no UTF-8 any longer is not waited for to its end."""
+        assert self._fragments is not None
+        self._fragments += data
+        if self._text_check is not None:
+            try:
+                self._text_check.decode(data)
+            except UnicodeDecodeError as exc:
+                self._fail_text(exc)
+
+    def _fail_text(self, exc: UnicodeDecodeError) -> None:
+        self.protocol.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
+        self.send_data()
 
     def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
         message: str | bytes
@@ -122,8 +139,7 @@ class Connection(ServerConnection):
             try:
                 message = str(data, "utf-8")
             except UnicodeDecodeError as exc:
-                self.protocol.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
-                self.send_data()
+                self._fail_text(exc)
                 return
         else:
             message = bytes(data)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def restartable_postgres() -> Iterator[PostgresServer]:
         server.close()
 
 
-@pytest.fixture
-def start_process(tmp_path: Path) -> Iterator[StartProcess]:
-    """Start `python -m service` on a free port, and wait for its ready line.
+@contextmanager
+def service_processes(folder: Path) -> Iterator[StartProcess]:
+    """Start `python -m service` in this folder, on a free port, and wait for its ready line.
 
     With `faults`, a piece of Python that is run first, to put a fault into it.
     """
@@ -128,13 +129,13 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
                 "-c",
                 f"{faults}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
             ],
-            cwd=tmp_path,
+            cwd=folder,
             env=os.environ
             | {
                 "PORT": "0",
                 "LOG_LEVEL": "WARNING",
-                "DATABASE_URL": f"sqlite:///{tmp_path / 'process.db'}",
-                "JOURNAL_DIR": str(tmp_path / "journal"),
+                "DATABASE_URL": f"sqlite:///{folder / 'process.db'}",
+                "JOURNAL_DIR": str(folder / "journal"),
                 "MODEL_PATH": str(MODEL),
                 "PYTHONPATH": str(ROOT),
             }
@@ -152,7 +153,23 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
             pytest.fail(f"the service did not start: {line}{process.stderr.read()}")
         return ServiceProcess(process, found.group(1))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Starts services in the test's folder, and ends those that the test leaves running."""
+    with service_processes(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def service_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service with the default settings, for tests that leave it as it was."""
+    with service_processes(tmp_path_factory.mktemp("service")) as start:
+        yield start(WORKERS="1")

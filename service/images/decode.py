@@ -15,7 +15,7 @@ import pybase64
 import simplejpeg
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
-from service.images.header import Format, ImageHeader, read_header
+from service.images.header import Format, ImageHeader, check_png, read_header
 
 Color = Literal["gray", "rgb"]
 Pixels = npt.NDArray[np.uint8]
@@ -206,9 +206,8 @@ class ImageDecoder:
 
     def _decode_other(self, data: bytes, header: ImageHeader) -> Pixels:
         """Decode with OpenCV, which reduces 16 bits to 8, drops alpha and applies an Exif orientation."""
-        # libpng writes its complaint about a short file to stderr, where a client could fill the log.
-        if header.format is Format.PNG and data.rfind(b"IEND") < 0:
-            raise InvalidImage("the PNG is cut off: its end is missing")
+        if header.format is Format.PNG:
+            check_png(data)
         gray = self.shape.color == "gray"
         try:
             pixels = cv2.imdecode(

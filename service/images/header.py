@@ -58,8 +58,7 @@ def read_header(data: bytes) -> ImageHeader:
         if data[:3] == b"\xff\xd8\xff":
             return _read_jpeg(data)
         if data[:8] == _PNG_MAGIC:
-            width, height = struct.unpack_from(">II", data, 16)
-            return ImageHeader(Format.PNG, width, height)
+            return _read_png(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _read_webp(data)
         if data[:2] == b"BM":
@@ -70,6 +69,43 @@ def read_header(data: bytes) -> ImageHeader:
     if not data:
         raise InvalidImage("the image is empty")
     raise InvalidImage("not an image: JPEG, PNG, WebP and BMP are served")
+
+
+def _read_png(data: bytes) -> ImageHeader:
+    """The first chunk is the header, and holds the size (RFC 2083, section 4.1.1)."""
+    if data[12:16] != b"IHDR":
+        raise InvalidImage("the PNG's header is damaged")
+    width, height = struct.unpack_from(">II", data, 16)
+    return ImageHeader(Format.PNG, width, height)
+
+
+# Encoders write chunks of 8 KB and more; so many are tens of milliseconds of walking, and no picture.
+_PNG_MAX_CHUNKS = 65_536
+
+
+def check_png(data: bytes) -> None:
+    """Walk a PNG's chunks to its end.
+
+    A decoder that believes a chunk's length allocates it before it finds the file too short: 2 GB for a file of some
+    bytes. And one that finds a second header believes it, whose size was never looked at.
+
+    Raises:
+        InvalidImage: the file ends before its last chunk does, or has two headers.
+    """
+    position = len(_PNG_MAGIC)
+    for number in range(_PNG_MAX_CHUNKS):
+        if position + 12 > len(data):
+            break
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        position += 12 + length
+        if position > len(data):
+            break
+        if kind == b"IEND":
+            return
+        if kind == b"IHDR" and number:
+            raise InvalidImage("the PNG has more than one header")
+    raise InvalidImage("the PNG is cut off: its end is missing")
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:

@@ -301,3 +301,22 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 CMYK = _cmyk_jpeg()
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 100_000])
+def test_a_png_chunk_is_not_longer_than_its_file(length: int) -> None:
+    """The decoder would allocate the announced length: gigabytes for a file of some bytes."""
+    data = encode(corner_image(), ".png")
+    at = data.index(b"IDAT") - 4
+    with pytest.raises(InvalidImage, match="cut off"):
+        decode(GRAY, data[:at] + struct.pack(">I", length) + data[at + 4 :])
+
+
+def test_a_png_has_one_header_and_begins_with_it() -> None:
+    """A second one, or one that comes later, could announce a size that was never looked at."""
+    data = encode(corner_image(), ".png")
+    header, rest = data[8:33], data[33:]
+    with pytest.raises(InvalidImage, match="more than one header"):
+        decode(GRAY, data[:8] + header + header + rest)
+    with pytest.raises(InvalidImage, match="header is damaged"):
+        decode(GRAY, data[:8] + rest[:-12] + header + rest[-12:])
