@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from service import __version__
 from service.errors import StartupError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 _DESCRIPTION = """\
 Serve facial emotion recognition over WebSocket.
@@ -19,10 +23,13 @@ examples:
   python -m service
   PORT=9000 DATABASE_URL=postgresql://me:secret@db/visionai python -m service
   python -m service --migrate-only
+  python -m service --reload
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
 _EXIT_CANNOT_START = 2
+# And of --reload: 0 done, 1 the old model is still served, 2 no service was found.
+_EXIT_NOT_RELOADED = 1
 
 
 def main() -> int:
@@ -35,6 +42,11 @@ def main() -> int:
     parser.add_argument("--host", help="address to listen on, over HOST")
     parser.add_argument("--port", type=int, help="port to listen on, over PORT")
     parser.add_argument("--migrate-only", action="store_true", help="bring the database up to date, and exit")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="let the service that was started here take up its model and settings anew, wait, and say how it went",
+    )
     parser.add_argument("--version", action="version", version=f"VisionAI {__version__}")
     arguments = parser.parse_args()
     try:
@@ -52,11 +64,14 @@ def _start(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
 
-    from service.modelfile import resolve_model
     from service.settings import load_settings
-    from service.worker import configure_logging, load_engine, open_store
 
     settings = load_settings()
+    if arguments.reload:
+        return _reload(settings)
+    from service.modelfile import resolve_model
+    from service.worker import configure_logging, load_engine, open_store
+
     if arguments.host is not None:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
@@ -69,6 +84,21 @@ def _start(arguments: argparse.Namespace) -> int:
     from service.supervisor import Supervisor
 
     return Supervisor(settings).run()
+
+
+def _reload(settings: Settings) -> int:
+    from service.reload import request_reload
+
+    try:
+        outcome = request_reload(settings.control_socket)
+    except StartupError as exc:
+        print(f"cannot reload: {exc}", file=sys.stderr)
+        return _EXIT_CANNOT_START
+    if outcome.error is not None:
+        print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
+        return _EXIT_NOT_RELOADED
+    print(f"reloaded: model {outcome.version_tag}")
+    return 0
 
 
 if __name__ == "__main__":

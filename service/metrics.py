@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from ctypes import c_double
+from ctypes import c_char, c_double
 from enum import IntEnum, auto
 from multiprocessing.sharedctypes import RawArray
 
@@ -71,13 +71,42 @@ class _Layout:
         self.size = self.batches + len(_BATCH_SIZES) + 2
 
 
+class Reloads:
+    """How the reloads of one service went, in memory that its processes share. The supervisor alone writes."""
+
+    def __init__(self) -> None:
+        self._counts = RawArray(c_double, 2)
+        self._error = RawArray(c_char, 1024)
+
+    def count(self, error: str | None) -> None:
+        """One is over."""
+        self._error.value = (error or "").encode()[: len(self._error) - 1]
+        self._counts[0 if error is None else 1] += 1
+
+    @property
+    def done(self) -> float:
+        """How many went well."""
+        return self._counts[0]
+
+    @property
+    def failed(self) -> float:
+        """How many left the old workers serving."""
+        return self._counts[1]
+
+    @property
+    def last_error(self) -> str | None:
+        """What was wrong with the last one, if it failed."""
+        return self._error.value.decode(errors="replace") or None
+
+
 class SharedCells:
-    """The memory that the workers of one service share. To be made before they are started."""
+    """The memory that the workers of one service share, a row for each. To be made before they are started."""
 
     # More than any model's layout takes: the model is not known yet when this is made.
     _ROW = 512
 
     def __init__(self, workers: int) -> None:
+        self.reloads = Reloads()
         self._workers = workers
         self._array = RawArray(c_double, workers * self._ROW)
 
@@ -109,6 +138,7 @@ class Metrics(Collector):
     def __init__(self, labels: Sequence[str], shared: SharedCells | None = None, worker: int = 0) -> None:
         self._layout = _Layout(labels)
         self._shared = shared or SharedCells(1)
+        self.reloads = self._shared.reloads
         self._cells = self._shared.row(worker)
         self._rows = self._shared.rows()
         self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
@@ -212,6 +242,14 @@ class Metrics(Collector):
         yield HistogramMetricFamily(
             "visionai_batch_size", "Images in one run of the model", buckets=buckets, sum_value=total
         )
+        reloads = CounterMetricFamily(
+            "visionai_reloads",
+            "Reloads of model and settings; one that failed left the old ones serving",
+            labels=["result"],
+        )
+        reloads.add_metric(["done"], self.reloads.done)
+        reloads.add_metric(["failed"], self.reloads.failed)
+        yield reloads
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Metric]:

@@ -408,9 +408,19 @@ def models_reply(models: Sequence[Mapping[str, Any]], request_id: RequestId) -> 
 
 
 def health_reply(
-    status: str, service: str, now: datetime, clients: int, store: Mapping[str, Any], request_id: RequestId
+    status: str,
+    service: str,
+    now: datetime,
+    clients: int,
+    store: Mapping[str, Any],
+    request_id: RequestId,
+    *,
+    reload_error: str | None = None,
 ) -> bytes:
-    """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it."""
+    """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it.
+
+    `reload_error` says why the last reload left the old model serving; the field is there only then.
+    """
     reply = {
         "type": "health",
         "status": status,
@@ -419,6 +429,8 @@ def health_reply(
         "clients_connected": clients,
         "store": store,
     }
+    if reload_error is not None:
+        reply["reload_error"] = reload_error
     if request_id is not None:
         reply["id"] = request_id
     return orjson.dumps(reply)

@@ -319,6 +319,7 @@ class Service:
             int(metrics.total(Gauge.CONNECTIONS)),
             details,
             query.id,
+            reload_error=metrics.reloads.last_error,
         )
 
     def _model_summary(self) -> dict[str, Any]:

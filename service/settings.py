@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Settings:
     max_message_bytes       size of a frame; a larger one closes its connection with 1009
     max_image_pixels        width x height of an image; a larger one is refused as `image_too_large`
     drain_seconds           time that requests in flight are given at shutdown
+    control_socket          Unix socket by which `visionai reload` finds the service; empty for none
     log_level               DEBUG, INFO, WARNING or ERROR
     ======================= ==========================================================================
     """
@@ -73,6 +75,7 @@ class Settings:
     max_message_bytes: int = 16 * 2**20
     max_image_pixels: int = 50_000_000
     drain_seconds: float = 10.0
+    control_socket: Path | None = Path("visionai.sock")
     log_level: str = "INFO"
 
 
@@ -83,8 +86,18 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         StartupError: a value is not of its type or out of range; names each, with what was expected.
     """
     env = Env(eager=False)
+    before = set(os.environ)
     if dotenv is not None and dotenv.is_file():
         env.read_env(dotenv, recurse=False)
+    try:
+        return _read(env)
+    finally:
+        # What the file set in the environment would win over the file as it is at the next reload.
+        for name in set(os.environ) - before:
+            del os.environ[name]
+
+
+def _read(env: Env) -> Settings:
     positive = validate.Range(min=1)
     default = Settings()
     values: dict[str, Any] = {
@@ -117,6 +130,7 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         ),
         "max_image_pixels": env.int("MAX_IMAGE_PIXELS", default.max_image_pixels, validate=positive),
         "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=validate.Range(min=0)),
+        "control_socket": env.path("CONTROL_SOCKET", default.control_socket),
         "log_level": env.str(
             "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
@@ -128,6 +142,8 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
     workers, executors = _layout(values["provider"])
     values["workers"] = values["workers"] or workers
     values["executors"] = executors if values["executors"] is None else values["executors"]
+    if values["control_socket"] == Path():
+        values["control_socket"] = None
     return Settings(**values)
 
 

@@ -86,38 +86,44 @@ def run_worker(
     settings: Settings,
     sockets: Sequence[socket.socket],
     shared: SharedCells,
-    index: int,
+    row: int,
     pipe: Pipe,
-    *,
-    is_successor: bool = False,
+    labels: tuple[str, ...] | None = None,
 ) -> int:
     """Serve these bound sockets. Returns the exit code.
 
-    The successor of a worker that served does not wait for a database: its predecessor would not have either.
+    `labels` are those of the model that is served already; None for the first workers. A successor's model must have
+    the same: clients hold the list of emotions, and the metrics count by it. And it does not wait for a database: its
+    predecessor would not have either.
 
-    Sends through `pipe` either `READY` and the model's version, or why it cannot start. Stops when it is told so
-    through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on SIGTERM.
-    What comes second hurries.
+    Sends through `pipe` either `READY`, the model's version and its labels, or why it cannot start. Stops when it is
+    told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
+    SIGTERM. What comes second hurries.
     """
     # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         engine = load_engine(settings)
+        if labels is not None and tuple(engine.card.labels) != labels:
+            raise StartupError(
+                f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
+                f"{', '.join(labels)}: that needs a restart"
+            )
         detector = load_detector(settings, engine)
-        store = open_store(settings, engine, during_outage=is_successor)
+        store = open_store(settings, engine, during_outage=labels is not None)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
     try:
-        metrics = Metrics(engine.card.labels, shared, index)
-        with _runner(settings, shared, index) as runner:
+        metrics = Metrics(engine.card.labels, shared, row)
+        with _runner(settings, shared, row) as runner:
             return runner.run(_serve(settings, engine, detector, store, metrics, sockets, pipe))
     finally:
         if lost := store.close(timeout=settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
 
 
-def _runner(settings: Settings, shared: SharedCells, index: int) -> asyncio.Runner:
+def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner:
     if sys.platform == "win32":
         return asyncio.Runner()
     import uvloop
@@ -126,7 +132,7 @@ def _runner(settings: Settings, shared: SharedCells, index: int) -> asyncio.Runn
         return asyncio.Runner(loop_factory=uvloop.new_event_loop)
     from service.accept import SharingLoop, Turns
 
-    return asyncio.Runner(loop_factory=lambda: SharingLoop(Turns(shared, index)))
+    return asyncio.Runner(loop_factory=lambda: SharingLoop(Turns(shared, row)))
 
 
 async def _serve(
@@ -165,7 +171,7 @@ async def _serve(
         loop.add_reader(pipe.fileno(), hear)
     async with service.running(sockets):
         gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
-        pipe.send((READY, engine.card.version_tag))
+        pipe.send((READY, engine.card.version_tag, tuple(engine.card.labels)))
         await service.wait_stopped()
     if sys.platform != "win32":
         # The loop's handler goes with the loop; another SIGTERM must not cut the flush of the store short.

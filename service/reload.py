@@ -1,0 +1,146 @@
+"""Asking a running service to reload: SIGHUP, or the control socket, which also tells how it went.
+
+A connection to the control socket is the request; what comes back when the roll is over is one line of JSON. Who may
+connect is a matter of the socket file's permissions: only the service's user, and root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import orjson
+
+from service.errors import StartupError
+from service.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+
+# What the supervisor has used up by the time of a reload: a change waits for a restart.
+_FIXED = ("host", "port", "workers", "control_socket", "log_level")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reload went: the model that is served now, and why it is not the one that was asked for."""
+
+    version_tag: str
+    error: str | None
+
+
+def reloaded(current: Settings) -> Settings:
+    """The settings as they are now in `.env`, where the environment leaves them open.
+
+    Raises:
+        StartupError: a value is wrong.
+    """
+    fresh = load_settings()
+    kept = {name: getattr(current, name) for name in _FIXED}
+    changed = [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]
+    # The command line may have set these over what is in .env.
+    if waiting := [name for name in changed if name not in ("HOST", "PORT")]:
+        log.warning("not reloaded, since it needs a restart: %s", ", ".join(waiting))
+    return replace(fresh, **kept)
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Names of the settings that changed. Not their values: one is a password."""
+    return [each.name.upper() for each in fields(old) if getattr(old, each.name) != getattr(new, each.name)]
+
+
+class ControlSocket:
+    """The supervisor's end. It has a `fileno`, and is readable when somebody asks."""
+
+    def __init__(self, path: Path, listener: socket.socket) -> None:
+        self._path = path
+        self._inode = path.lstat().st_ino
+        self._listener = listener
+        self._asking: list[socket.socket] = []
+
+    @classmethod
+    def open(cls, path: Path | None) -> ControlSocket | None:
+        """Listen at `path`; None where that cannot be, which is logged: SIGHUP remains.
+
+        What is there is replaced: a service that was killed leaves its socket. Of two that share a path, the one
+        that was started last is found.
+        """
+        if path is None or not hasattr(socket, "AF_UNIX"):
+            return None
+        own = path.with_name(f"{path.name}.{os.getpid()}")
+        listener = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(own))
+            listener.listen()
+            listener.setblocking(False)
+            own.rename(path)
+        except OSError as exc:
+            listener.close()
+            own.unlink(missing_ok=True)
+            log.warning("no control socket at %s (%s): reload with SIGHUP", path, exc.strerror or exc)
+            return None
+        finally:
+            os.umask(mask)
+        return cls(path, listener)
+
+    def fileno(self) -> int:
+        """For `wait`."""
+        return self._listener.fileno()
+
+    def accept(self) -> None:
+        """Take a request, which `answer` will answer."""
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            self._asking.append(connection)
+
+    def answer(self, outcome: Outcome) -> None:
+        """Tell all who asked."""
+        line = orjson.dumps({"version_tag": outcome.version_tag, "error": outcome.error}) + b"\n"
+        for connection in self._asking:
+            with connection, contextlib.suppress(OSError):  # it may not have waited
+                connection.sendall(line)
+        self._asking.clear()
+
+    def close(self) -> None:
+        """Close this process' end only."""
+        self._listener.close()
+        for connection in self._asking:
+            connection.close()
+
+    def remove(self) -> None:
+        """Close, and remove the file, unless another service has taken its place."""
+        self.close()
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.lstat().st_ino == self._inode:
+                self._path.unlink()
+
+
+def request_reload(path: Path | None) -> Outcome:
+    """Ask the service at `path` to reload, and wait until it has.
+
+    Raises:
+        StartupError: there is none, or it ended meanwhile.
+    """
+    if path is None or not hasattr(socket, "AF_UNIX"):
+        raise StartupError("this service has no control socket; set CONTROL_SOCKET")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            line = connection.makefile("rb").readline()
+    except OSError as exc:
+        raise StartupError(
+            f"no service answers at {path} ({exc.strerror}): start this where it was started, "
+            "or set CONTROL_SOCKET as it was set"
+        ) from None
+    if not line:
+        raise StartupError("the service ended before it had reloaded")
+    outcome = orjson.loads(line)
+    return Outcome(outcome["version_tag"], outcome["error"])
