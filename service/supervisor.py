@@ -396,7 +396,7 @@ class Supervisor:
     def _give_up(self, error: str) -> None:
         """A successor cannot start: who serves goes on serving."""
         if self._roll is not None:
-            self._roll.error = error
+            self._roll.error = self._roll.error or error  # what it said is better than how it ended
             self._roll.waiting.clear()
 
     def _advance(self) -> None:

@@ -1,0 +1,209 @@
+"""A reload: model and settings are taken up anew by rolling the workers, and no client of the library notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from client import AsyncClient
+from service.settings import DETECTORS
+from tests.service.harness import (
+    FACE,
+    MODEL,
+    ROOT,
+    TIMEOUT,
+    ServiceProcess,
+    StartProcess,
+    ask,
+    predict_message,
+    read,
+)
+
+# Bytes in the model's metadata, each replaced by as many others.
+VERSION, OTHER_VERSION = b"v2.0.0", b"v2.0.1"
+LABEL, OTHER_LABEL = b"surprise", b"surprize"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the served model, with the detectors beside it and without a manifest."""
+    for name in (MODEL.name, *DETECTORS):
+        shutil.copy(MODEL.with_name(name), tmp_path)
+    return tmp_path / MODEL.name
+
+
+def change(model: Path, old: bytes, new: bytes) -> None:
+    """Put another model in its place, at once and whole, as the conversion does."""
+    content = model.read_bytes()
+    assert old in content
+    other = model.with_name("other")
+    other.write_bytes(content.replace(old, new))
+    other.replace(model)
+
+
+async def reload(folder: Path, **environment: str) -> tuple[int, str]:
+    """`python -m service --reload`, started where the service was: its exit code, and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "--reload"),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def predict_until(stopped: asyncio.Event, service: ServiceProcess, versions: Counter[str]) -> None:
+    """One client after the other's answer, without a pause. An error ends the test."""
+    async with AsyncClient(service.url) as client:
+        while not stopped.is_set():
+            prediction = await client.predict(FACE)
+            assert prediction.prediction_id is not None
+            versions[prediction.model_version_tag] += 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_new_model_is_swapped_in_under_load_without_a_failed_request(
+    start_process: StartProcess, tmp_path: Path, model: Path, workers: str
+) -> None:
+    """Every request of the library's clients is answered, and each row says which model made it."""
+    service = start_process(MODEL_PATH=str(model), WORKERS=workers)
+    stopped, versions = asyncio.Event(), Counter[str]()
+    clients = [asyncio.create_task(predict_until(stopped, service, versions)) for _ in range(2)]
+    while sum(versions.values()) < 20:
+        await asyncio.sleep(0.01)
+    change(model, VERSION, OTHER_VERSION)
+    assert await reload(tmp_path) == (0, "reloaded: model v2.0.1\n")
+    count = versions["v2.0.1"]
+    while versions["v2.0.1"] < count + 20:
+        await asyncio.sleep(0.01)
+    stopped.set()
+    await asyncio.gather(*clients)
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    with sqlite3.connect(tmp_path / "process.db") as connection:
+        rows = connection.execute(
+            "SELECT model_version_tag, count(DISTINCT prediction_uuid) FROM predictions_log"
+            " JOIN model_version USING (model_id) GROUP BY 1"
+        ).fetchall()
+    connection.close()
+    in_database = Counter(dict(rows))
+    assert versions.keys() == {"v2.0.0", "v2.0.1"}
+    assert in_database >= versions  # a request that was sent again is stored again
+    assert service.process.stderr is not None
+    assert "ERROR" not in service.process.stderr.read()
+
+
+async def test_a_plain_client_is_closed_with_1001_between_its_requests(start_process: StartProcess) -> None:
+    """What the library does for its users, others do themselves: connect again when told that the worker goes."""
+    service = start_process(WORKERS="1")
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        service.process.send_signal(signal.SIGHUP)
+        with pytest.raises(ConnectionClosed) as caught:
+            await read(websocket)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+@pytest.mark.parametrize("fault", ["manifest", "labels"])
+async def test_a_model_that_fails_verification_leaves_the_old_one_serving(
+    start_process: StartProcess, tmp_path: Path, model: Path, fault: str
+) -> None:
+    """The same processes go on; the exit code, the log, health and the metrics say it, until a reload goes well."""
+    service = start_process(MODEL_PATH=str(model), WORKERS="2")
+    before = {each.pid for each in psutil.Process(service.process.pid).children()}
+    manifest = model.with_name(model.name + ".manifest.json")
+    if fault == "manifest":
+        manifest.write_text('{"model_sha256": "0"}')
+        expected = "is not the file that its manifest describes"
+    else:
+        change(model, LABEL, OTHER_LABEL)
+        expected = "that needs a restart"
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "model v2.0.0 is still served" in said
+    assert expected in said
+    assert {each.pid for each in psutil.Process(service.process.pid).children()} == before
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        health = await ask(websocket, '{"command": "health"}')
+        assert health["status"] == "healthy"
+        assert expected in health["reload_error"]
+    if fault == "manifest":
+        manifest.unlink()
+    else:
+        change(model, OTHER_LABEL, LABEL)
+    assert (await reload(tmp_path))[0] == 0
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert "reload_error" not in await ask(websocket, '{"command": "health"}')
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert expected in log
+
+
+async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProcess, tmp_path: Path) -> None:
+    """What an earlier version of .env said is forgotten; what is wrong in it leaves the old settings."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("EMOTIONS_LANGUAGE=es\nDETECT=always\n")
+    service = start_process(WORKERS="1")
+
+    async def description() -> str:
+        async with connect(service.url) as websocket:
+            await read(websocket)
+            emotions = await ask(websocket, '{"command": "emotions"}')
+            return str(emotions["emotions"][3]["description"])
+
+    spanish = await description()
+    dotenv.write_text("EMOTIONS_LANGUAGE=en\n")
+    assert (await reload(tmp_path))[0] == 0
+    english = await description()
+    assert english != spanish
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, '{"command": "configure"}'))["detect"] == "auto"
+    # The command reads the same file, so it is asked from elsewhere.
+    dotenv.write_text("EMOTIONS_LANGUAGE=xx\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code, said = await reload(elsewhere, CONTROL_SOCKET=str(tmp_path / "visionai.sock"))
+    assert (code, "EMOTIONS_LANGUAGE" in said) == (1, True)
+    assert await description() == english
+
+
+async def test_a_shutdown_during_a_reload_is_clean(start_process: StartProcess) -> None:
+    """The successor that is being loaded stops, too."""
+    service = start_process(WORKERS="2")
+    service.process.send_signal(signal.SIGHUP)
+    supervisor = psutil.Process(service.process.pid)
+    while len(supervisor.children()) == 2:
+        await asyncio.sleep(0.001)
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+async def test_a_reload_with_no_service_says_so(tmp_path: Path) -> None:
+    """Exit code 2, and what to do."""
+    code, said = await reload(tmp_path)
+    assert code == 2
+    assert "no service answers at visionai.sock" in said
