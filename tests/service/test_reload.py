@@ -181,7 +181,8 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
     assert english != spanish
     async with connect(service.url) as websocket:
         await read(websocket)
-        assert (await ask(websocket, '{"command": "configure"}'))["detect"] == "auto"
+        configured = await ask(websocket, '{"command": "configure", "max_faces": 3}')
+        assert configured["configuration"]["detect"] == "auto"
     # The command reads the same file, so it is asked from elsewhere.
     dotenv.write_text("EMOTIONS_LANGUAGE=xx\n")
     elsewhere = tmp_path / "elsewhere"
