@@ -12,6 +12,7 @@ from models.sources import ROOT, ModelSource, ModelSourceError, read_source
 
 # What `make convert` builds: the emotion model that the service loads by default, and the face detectors.
 SERVED = ("modelo_emociones", "face_short", "face_back")
+_DETECTOR_CODE = ("detector.py", "blocks.py")
 # A new version of any of these may write other bytes.
 _TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
 
@@ -25,7 +26,7 @@ def inputs_digest(source: ModelSource) -> str:
     digest = hashlib.sha256()
     model = source.package.member_sha256 if source.package else sha256_of(source.path)
     digest.update(f"{model}\n{sha256_of(source.description)}\n".encode())
-    code = [*(ROOT / "conversion").glob("*.p*"), ROOT / "models" / "detector.py"]
+    code = [*(ROOT / "conversion").glob("*.p*"), *(ROOT / "models" / name for name in _DETECTOR_CODE)]
     for path in sorted(code, key=lambda path: path.name):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     for tool in _TOOLS:

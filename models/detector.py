@@ -52,6 +52,7 @@ def _build(tflite: Path, size: int) -> Any:
 
     from conversion.onnxfile import canonicalise
     from conversion.tensorflow_quietly import tf2onnx
+    from models.blocks import fill_blocks
 
     model, _ = tf2onnx.convert.from_tflite(str(tflite), opset=_OPSET)
     graph = model.graph
@@ -96,6 +97,8 @@ def _build(tflite: Path, size: int) -> Any:
     )
     # Shapes with a batch of 1 that the converter noted inside the graph would contradict other batches.
     converted = helper.make_model(new_graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)
+    canonicalise(converted)
+    fill_blocks(converted.graph)
     canonicalise(converted)
     onnx.checker.check_model(converted, full_check=True)
     return converted
