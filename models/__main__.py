@@ -1,4 +1,4 @@
-"""`python -m models`: fetch, convert, train, export and evaluate the models that VisionAI serves.
+"""`python -m models`: fetch, convert, train, export, evaluate and compare the models that VisionAI serves.
 
 Each command's module is imported when the command runs and not before: `convert` answers "nothing to do"
 without TensorFlow, and `fetch` works in an environment that has neither TensorFlow nor ONNX.
@@ -89,6 +89,14 @@ def evaluate(context: typer.Context) -> None:
     from models.evaluate import evaluate_command
 
     _forward(evaluate_command, context)
+
+
+@app.command(**_FORWARDED)
+def pareto(context: typer.Context) -> None:
+    """Score and time several models in one run. Options: python -m models pareto --help."""
+    from models.pareto import pareto_command
+
+    _forward(pareto_command, context)
 
 
 if __name__ == "__main__":

@@ -50,3 +50,16 @@ def plot_curves(history: Sequence[dict[str, float]], names: Sequence[str], path:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_pareto(points: Sequence[tuple[str, float, float]], path: Path) -> None:
+    """Draw (name, milliseconds per face, accuracy in 0..1) of each variant into a PNG at `path`."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for name, milliseconds, accuracy in points:
+        axes.plot(milliseconds, accuracy, "o", color="tab:blue")
+        axes.annotate(name, (milliseconds, accuracy), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="ms per face, one core", ylabel="FER+ accuracy on validation")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.25, y=0.1)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -29,31 +29,31 @@ class Predictor:
     """A loaded model. `run` maps uint8 [n, height, width, channels] of the model's size to float32 [n, 7]."""
 
     def __init__(self, run: Callable[[Faces], Probabilities], height: int, width: int, channels: int) -> None:
-        self._run = run
+        self.run = run
         self._height, self._width, self._channels = height, width, channels
 
     def probabilities(self, images: Faces) -> Probabilities:
         """Return probabilities float32 [n, 7] in the order of EMOTIONS for grey faces uint8 [n, h, w]."""
         batches = [
-            self._run(self._prepared(images[start : start + _BATCH]))
-            for start in range(0, len(images), _BATCH)
+            self.run(self.prepared(images[start : start + _BATCH])) for start in range(0, len(images), _BATCH)
         ]
         return np.concatenate(batches) if batches else np.zeros((0, len(EMOTIONS)), np.float32)
 
     def ms_per_face(self, images: Faces) -> float:
         """Return the median milliseconds of one face by itself, on one thread, resizing not counted."""
-        faces = self._prepared(images[: min(len(images), 100)])
+        faces = self.prepared(images[: min(len(images), 100)])
         for _ in range(_WARM_UP_RUNS):
-            self._run(faces[:1])
+            self.run(faces[:1])
         times = []
         for number in range(_TIMED_RUNS):
             face = faces[number % len(faces)][None]
             start = time.perf_counter()
-            self._run(face)
+            self.run(face)
             times.append(time.perf_counter() - start)
         return statistics.median(times) * 1000
 
-    def _prepared(self, images: Faces) -> Faces:
+    def prepared(self, images: Faces) -> Faces:
+        """Return grey faces uint8 [n, h, w] in the model's size and channels, as `run` takes them."""
         size = (self._width, self._height)
         if images.shape[1:] != (self._height, self._width):
             images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) for image in images])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.export import fit_temperature
+from models.export import fit_biases, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -12,3 +12,16 @@ def test_the_fit_finds_the_temperature_that_the_truth_was_drawn_at(temperature: 
     # The Gumbel trick: the largest of logits plus Gumbel noise is a draw from their softmax.
     truth = (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=1)
     assert fit_temperature(logits, truth) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_rare_emotion_gets_the_least_bias_that_finds_half_of_its_faces() -> None:
+    """Two of four rare faces are found from a bias of 0.5 on; the common emotion keeps its logits."""
+    logits = np.zeros((8, 2), np.float32)
+    logits[:4, 0] = [0.2, 0.45, 1.0, 3.0]  # how far the rare class is behind on its own faces
+    logits[4:, 0] = 2.5
+    truth = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    assert fit_biases(logits, truth) == pytest.approx([0.0, 0.5])
+
+
+def test_an_emotion_without_faces_keeps_its_logits() -> None:
+    assert not fit_biases(np.ones((3, 4), np.float32), np.zeros(3, np.int64)).any()

@@ -1,0 +1,117 @@
+"""`python -m models pareto`: accuracy against time of several model files, scored and timed in one run."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from models.dataset import DataError, Split, load_split
+from models.evaluate import evaluate
+from models.predictor import ModelError, Predictor, load_predictor
+
+_ROUNDS = 300
+_WARM_UP_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row: a model file, looked at once or also at the mirrored face (the mean of both).
+
+    Shares are in 0..1, as `models.evaluate.Evaluation` has them; `ms` is the median time of one face.
+    """
+
+    name: str
+    ferplus_accuracy: float
+    ece: float
+    disgust_recall: float
+    fear_recall: float
+    ms: float
+
+
+def pareto_command(
+    models: Annotated[list[Path], typer.Argument(help="Converted .onnx files; any number.")],
+    data: Annotated[Path, typer.Option(help="An .npz with {split}_x, {split}_y and {split}_votes.")],
+    split: Annotated[str, typer.Option(help="Which split of the file.")] = "val",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against time into this picture.")] = None,
+) -> None:
+    """Score and time model files, each with and without a second look at the mirrored face.
+
+    Example: python -m models pareto models/build/*.onnx --data fer2013_train_val.npz
+    """
+    try:
+        faces = load_split(data, split)
+        predictors = {path.name: load_predictor(path) for path in models}
+        variants = compare(predictors, faces)
+    except (DataError, ModelError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if plot is not None:
+        from models.plots import plot_pareto
+
+        plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in variants]))
+        return
+    table = Table("variant", "FER+ accuracy", "ece", "disgust", "fear", "ms per face", "front")
+    for each in variants:
+        figures = (each.ferplus_accuracy, each.ece, each.disgust_recall, each.fear_recall, each.ms)
+        table.add_row(
+            each.name, *(f"{figure:.3f}" for figure in figures), "*" if on_front(each, variants) else ""
+        )
+    Console().print(table)
+
+
+def compare(predictors: dict[str, Predictor], faces: Split) -> list[Variant]:
+    """Score each predictor on `faces`, by itself and with the mirrored faces; fastest first. Raises DataError."""
+    times = _interleaved_ms(predictors, faces.images)
+    variants = []
+    for name, predictor in predictors.items():
+        plain = predictor.probabilities(faces.images)
+        mirrored = predictor.probabilities(np.ascontiguousarray(faces.images[:, :, ::-1]))
+        for suffix, probabilities, looks in (("", plain, 1), (" + mirrored", (plain + mirrored) / 2, 2)):
+            figures = evaluate(probabilities, faces, times[name, looks])
+            variants.append(
+                Variant(
+                    name=name + suffix,
+                    ferplus_accuracy=figures.ferplus_accuracy,
+                    ece=figures.ece,
+                    disgust_recall=figures.per_class["disgust"].recall,
+                    fear_recall=figures.per_class["fear"].recall,
+                    ms=times[name, looks],
+                )
+            )
+    return sorted(variants, key=lambda each: each.ms)
+
+
+def on_front(variant: Variant, variants: list[Variant]) -> bool:
+    """Whether no other variant is at least as fast and more accurate."""
+    return not any(
+        other.ms <= variant.ms and other.ferplus_accuracy > variant.ferplus_accuracy for other in variants
+    )
+
+
+def _interleaved_ms(
+    predictors: dict[str, Predictor], images: NDArray[np.uint8]
+) -> dict[tuple[str, int], float]:
+    """Median milliseconds of one face, and of a face with its mirror image as one batch, for each predictor.
+
+    They take turns, so that what else the machine does falls on all alike.
+    """
+    times: dict[tuple[str, int], list[float]] = {(name, looks): [] for name in predictors for looks in (1, 2)}
+    for number in range(_WARM_UP_ROUNDS + _ROUNDS):
+        face = images[number % len(images)]
+        pair = np.stack([face, face[:, ::-1]])
+        for (name, looks), taken in times.items():
+            prepared = predictors[name].prepared(pair[:looks])
+            begun = time.perf_counter()
+            predictors[name].run(prepared)
+            taken.append((time.perf_counter() - begun) * 1000)
+    return {key: float(np.median(taken[_WARM_UP_ROUNDS:])) for key, taken in times.items()}

@@ -1,0 +1,38 @@
+"""Accuracy against time: mirrored looks, and who is on the front."""
+
+import numpy as np
+import pytest
+
+from models.dataset import VOTE_COLUMNS, Split
+from models.pareto import Variant, compare, on_front
+from models.predictor import Predictor
+
+
+def variant(ms: float, accuracy: float) -> Variant:
+    return Variant("", accuracy, 0.0, 0.0, 0.0, ms)
+
+
+def test_the_front_holds_what_nothing_faster_beats() -> None:
+    rows = [variant(0.2, 0.6), variant(0.3, 0.5), variant(0.5, 0.8)]
+    assert [on_front(row, rows) for row in rows] == [True, False, True]
+
+
+def test_a_mirrored_look_is_averaged_with_the_plain_one() -> None:
+    """A network that only sees the left edge is right about a face lit from the right once it is mirrored."""
+
+    def lit_left_is_happy(faces: np.ndarray) -> np.ndarray:
+        lit = faces[:, 0, 0, 0] > 0
+        probabilities = np.full((len(faces), 7), 0.04, np.float32)
+        probabilities[~lit, 4] = 0.6
+        probabilities[lit, 3] = 0.9
+        return probabilities
+
+    images = np.zeros((2, 48, 48), np.uint8)
+    images[0, :, -1] = 255
+    images[1, :, 0] = 255
+    votes = np.zeros((2, len(VOTE_COLUMNS)), np.uint8)
+    votes[:, VOTE_COLUMNS.index("happiness")] = 10
+    split = Split(images, np.array([3, 3]), votes, np.zeros(2, bool))
+    rows = {row.name: row for row in compare({"edge": Predictor(lit_left_is_happy, 48, 48, 1)}, split)}
+    assert rows["edge"].ferplus_accuracy == pytest.approx(0.5)
+    assert rows["edge + mirrored"].ferplus_accuracy == pytest.approx(1.0)
