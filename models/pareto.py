@@ -76,7 +76,8 @@ def compare(predictors: dict[str, Predictor], faces: Split) -> list[Variant]:
     for name, predictor in predictors.items():
         plain = predictor.probabilities(faces.images)
         mirrored = predictor.probabilities(np.ascontiguousarray(faces.images[:, :, ::-1]))
-        for suffix, probabilities, looks in (("", plain, 1), (" + mirrored", (plain + mirrored) / 2, 2)):
+        both = np.asarray((plain + mirrored) / 2, np.float32)
+        for suffix, probabilities, looks in (("", plain, 1), (" + mirrored", both, 2)):
             figures = evaluate(probabilities, faces, times[name, looks])
             variants.append(
                 Variant(
