@@ -43,6 +43,9 @@ RUN case "${ONNXRUNTIME}" in \
       *) echo "ONNXRUNTIME is cpu or gpu, not ${ONNXRUNTIME}" >&2; exit 1 ;; \
     esac
 COPY service service
+# The page runs the JavaScript client; of the rest of the package it needs nothing.
+COPY client/__init__.py client/__init__.py
+COPY client/js client/js
 # The libraries of the command line go: the image serves, clients are elsewhere. Debian keeps no old versions, so
 # `binutils` cannot be pinned.
 # hadolint ignore=DL3008

@@ -29,7 +29,7 @@ test: tools $(VENV)/.dev $(BUILD_VENV)/.build $(MODELS) ## run every test, Postg
 	$(BIN)/python -m pytest --ignore tests/conversion --ignore tests/models
 
 # Programs that tests run, and the Debian packages that they are in.
-TOOLS := haproxy:haproxy ip:iproute2 systemd-analyze:systemd
+TOOLS := chromium:chromium haproxy:haproxy ip:iproute2 systemd-analyze:systemd
 
 tools: ## install the programs that tests run, where they are missing (Debian and Ubuntu, as root)
 	@missing=; for tool in $(TOOLS); do \

@@ -12,7 +12,6 @@ from benchmarks.compare import Paired
 from benchmarks.idle import IdleResult
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
-from benchmarks.misbehave import Disturbance
 from benchmarks.persistence import StoringResult
 from benchmarks.profile import WORK, Profile
 from benchmarks.slo import Outcome
@@ -220,24 +219,6 @@ def idle_grid(found: IdleResult) -> Grid:
         ["CPU while idle", f"{found.cpu_share:.2%} of a core"],
     ]
     return Grid("idle", ["what", "measured"], rows)
-
-
-def misbehaviour_grid(series: Sequence[Sequence[Disturbance]]) -> Grid:
-    """An offence is one row."""
-    columns = ["one client", "quiet p99 ms", "the others' p99 ms", "times", "p50 ms", "errors"]
-    grid = Grid("the others, while one client misbehaves", columns)
-    for results in series:
-        grid.rows.append(
-            [
-                results[0].offence,
-                f"{spread([each.quiet_p99 for each in results]):.2f}",
-                f"{spread([each.p99 for each in results]):.2f}",
-                f"{spread([each.factor for each in results]):.2f}",
-                f"{spread([each.p50 for each in results]):.2f}",
-                str(sum(each.failed for each in results)),
-            ]
-        )
-    return grid
 
 
 def slo_grid(outcomes: Sequence[Outcome], load: str) -> Grid:

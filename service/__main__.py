@@ -24,7 +24,6 @@ examples:
   PORT=9000 DATABASE_URL=postgresql://me:secret@db/visionai python -m service
   python -m service --migrate-only
   python -m service --reload
-  API_KEYS_FILE=keys.txt python -m service create-key anna
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
@@ -49,14 +48,6 @@ def main() -> int:
         help="let the service that was started here take up its model and settings anew, wait, and say how it went",
     )
     parser.add_argument("--version", action="version", version=f"VisionAI {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    create_key = commands.add_parser(
-        "create-key", help="make an API key, add it to API_KEYS_FILE and print it, this once"
-    )
-    create_key.add_argument("user", help="whose it is: what is stored with each prediction")
-    create_key.add_argument(
-        "--days", type=int, help="how long it is valid; without it, until its line is deleted"
-    )
     arguments = parser.parse_args()
     try:
         return _start(arguments)
@@ -85,17 +76,12 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
         settings = replace(settings, port=arguments.port)
-    if arguments.command == "create-key":
-        return _create_key(settings, arguments.user, arguments.days)
     configure_logging(settings.log_level)
     if arguments.migrate_only:
         open_store(settings, load_engine(settings)).close(timeout=0)
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
-    from service.security.exposure import warn_if_exposed
     from service.supervisor import Supervisor
-
-    warn_if_exposed(settings)
 
     return Supervisor(settings).run()
 
@@ -112,15 +98,6 @@ def _reload(settings: Settings) -> int:
         print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
         return _EXIT_NOT_RELOADED
     print(f"reloaded: model {outcome.version_tag}")
-    return 0
-
-
-def _create_key(settings: Settings, user: str, days: int | None) -> int:
-    from service.security import api_keys
-
-    if settings.api_keys_file is None:
-        raise StartupError("API_KEYS_FILE is not set: name a file, which is made where there is none")
-    print(api_keys.create(settings.api_keys_file, user, days))
     return 0
 
 

@@ -10,7 +10,7 @@ The base64 text of an image is kept as it came: it is decoded where the image is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -20,7 +20,7 @@ import orjson
 from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.scheduler import HIGH, LOW, NORMAL
-from service.settings import Authentication, Detect
+from service.settings import Detect
 
 RequestId = str | int | None
 
@@ -31,8 +31,7 @@ COMMANDS: Final = {
     "health": "Tell whether the service is well",
     "models": "List the model versions that can be served",
     "ping": "Answer pong: for browsers, which cannot send WebSocket pings",
-    "configure": "Set this connection's defaults, such as 'ordered' and 'stream', and whose it is with 'token'; "
-    "replies with all of them",
+    "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
 }
 QUERIES: Final = frozenset(COMMANDS) - {"predict", "configure"}
 DETECT: Final[tuple[Detect, ...]] = ("auto", "always", "never")
@@ -58,7 +57,6 @@ class Predict:
     priority: int = NORMAL
     detect: Detect | None = None
     max_faces: int | None = None
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,6 @@ class Query:
 
     id: RequestId
     command: str
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,6 @@ class Configure:
 
     id: RequestId
     changes: Mapping[str, Any]
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +169,12 @@ def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Pred
                 _read_priority(message),
                 _read_detect(message),
                 _read_max_faces(message),
-                _read_token(message),
             )
         if command == "configure":
-            changes = {k: v for k, v in message.items() if k not in ("command", "id", "token")}
-            return Configure(request_id, changes, _read_token(message))
+            return Configure(request_id, {k: v for k, v in message.items() if k not in ("command", "id")})
         # A list or an object is no command either, and is not hashable.
         if isinstance(command, str) and command in QUERIES:
-            return Query(request_id, command, _read_token(message))
+            return Query(request_id, command)
         shown = repr(command[:40]) if isinstance(command, str) else _json_type(command)
         raise UnknownCommand(f"unknown command {shown}; the commands are {', '.join(COMMANDS)}")
     except RequestError as exc:
@@ -240,13 +234,6 @@ def _read_detect(message: Mapping[str, Any]) -> Detect | None:
         if value == known:
             return known
     raise InvalidRequest(f"'detect' is one of {', '.join(DETECT)}")
-
-
-def _read_token(message: Mapping[str, Any]) -> str | None:
-    value = message.get("token")
-    if value is None or isinstance(value, str):
-        return value or None
-    raise InvalidRequest(f"'token' is a string, not {_json_type(value)}")
 
 
 def _read_max_faces(message: Mapping[str, Any]) -> int | None:
@@ -382,21 +369,17 @@ def error_reply(error: RequestError, request_id: RequestId) -> bytes:
     return orjson.dumps(reply)
 
 
-def welcome(version: str, authentication: Authentication = "off") -> bytes:
-    """The one message that the server sends before it is asked.
-
-    `authentication` says whether a credential is needed; with "off" the field is left out.
-    """
-    message: dict[str, Any] = {
-        "type": "welcome",
-        "message": "Welcome to VisionAI: send an image, get an emotion.",
-        "version": version,
-        "protocol": 2,
-        "commands": COMMANDS,
-    }
-    if authentication != "off":
-        message["authentication"] = authentication
-    return orjson.dumps(message)
+def welcome(version: str) -> bytes:
+    """The one message that the server sends before it is asked."""
+    return orjson.dumps(
+        {
+            "type": "welcome",
+            "message": "Welcome to VisionAI: send an image, get an emotion.",
+            "version": version,
+            "protocol": 2,
+            "commands": COMMANDS,
+        }
+    )
 
 
 def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
@@ -409,12 +392,9 @@ def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
     return _success({"type": "model_info", "info": info}, request_id)
 
 
-def configuration_reply(options: Options, request_id: RequestId, user: str | None = None) -> bytes:
-    """The reply to `configure`: the options that are in force from the next request on, and whose connection it is."""
-    body: dict[str, Any] = {"type": "configuration", "configuration": asdict(options)}
-    if user is not None:
-        body["user"] = user
-    return _success(body, request_id)
+def configuration_reply(options: Options, request_id: RequestId) -> bytes:
+    """The reply to `configure`: the options that are in force from the next request on."""
+    return _success({"type": "configuration", "configuration": asdict(options)}, request_id)
 
 
 def pong_reply(now: datetime, request_id: RequestId) -> bytes:

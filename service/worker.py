@@ -18,7 +18,6 @@ from service.errors import StartupError
 from service.faces import FaceDetector
 from service.metrics import Metrics, SharedCells
 from service.modelfile import check_source, resolve_detector, resolve_model
-from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
@@ -111,15 +110,14 @@ def run_worker(
                 f"{', '.join(labels)}: that needs a restart"
             )
         detector = load_detector(settings, engine)
-        metrics = Metrics(engine.card.labels, shared, row)
-        perimeter = Perimeter(settings, shared, row, metrics.refused)
         store = open_store(settings, engine, during_outage=labels is not None)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
     try:
+        metrics = Metrics(engine.card.labels, shared, row)
         with _runner(settings, shared, row) as runner:
-            return runner.run(_serve(settings, engine, detector, store, metrics, perimeter, sockets, pipe))
+            return runner.run(_serve(settings, engine, detector, store, metrics, sockets, pipe))
     finally:
         if lost := store.close(timeout=settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
@@ -143,12 +141,11 @@ async def _serve(
     detector: FaceDetector,
     store: Store,
     metrics: Metrics,
-    perimeter: Perimeter,
     sockets: Sequence[socket.socket],
     pipe: Pipe,
 ) -> int:
     loop = asyncio.get_running_loop()
-    service = Service(settings, engine, store, metrics, detector, perimeter)
+    service = Service(settings, engine, store, metrics, detector)
     stops = 0
 
     def stop() -> None:

@@ -34,6 +34,7 @@ export class Link extends EventTarget {
       this.#become("ready");
     }));
     client.addEventListener("close", ifCurrent(() => {
+      if (this.state === "refused") return;
       this.#become("reconnecting");
       this.#connect(client);
     }));
@@ -59,13 +60,14 @@ export class Link extends EventTarget {
   /** The server refused a request for want of a token. */
   refuse() {
     this.#become("refused");
+    this.client.close(); // it would only be refused again, until `start` brings a token
   }
 
   async #connect(client) {
     try {
       await client.connect();
     } catch (error) {
-      if (this.client !== client) return;
+      if (this.client !== client || this.state === "refused") return;
       if (error instanceof Unauthorized) return this.refuse();
       this.#become("gone");
       this.#retry = setTimeout(() => this.#connect(client), 1_000);

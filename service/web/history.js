@@ -6,24 +6,18 @@ import { inOrder } from "./emotions.js";
 import { clock, decimal, emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
 
 const PAGE = 20;
-const COLUMNS = 48;
-const ROWS_FOR_CHART = 500;
+const BUCKETS = 48;
 
 const $ = (id) => document.getElementById(id);
 
 /** A timestamp of the wire: UTC where it has no offset. */
 const parseTime = (text) => new Date(/Z|[+-]\d\d:\d\d$/.test(text) ? text : `${text}Z`);
 
-/** Shares of the emotions in equal columns of time, oldest first; null where nothing was stored. */
-export function sharesOverTime(rows, from, to, columns = COLUMNS) {
-  const counts = Array.from({ length: columns }, () => ({}));
-  for (const { time, emotion } of rows) {
-    const column = counts[Math.min(columns - 1, Math.floor(((time - from) / (to - from)) * columns))];
-    if (column) column[emotion] = (column[emotion] ?? 0) + 1;
-  }
-  return counts.map((column) => {
-    const total = Object.values(column).reduce((a, b) => a + b, 0);
-    return total ? Object.fromEntries(Object.entries(column).map(([name, count]) => [name, count / total])) : null;
+/** Shares in each part of the window, from counts; null where nothing was stored. */
+export function toShares(buckets) {
+  return buckets.map((counts) => {
+    const total = Object.values(counts).reduce((a, b) => a + b, 0);
+    return total ? Object.fromEntries(Object.entries(counts).map(([name, count]) => [name, count / total])) : null;
   });
 }
 
@@ -31,7 +25,7 @@ export class History {
   #link;
   #windowS = 3600;
   #stats = null;
-  #rows = []; // for the chart: {time, emotion}
+  #to = 0; // when it was asked, in milliseconds
   #latest = [];
   #next = null; // the cursor of the page after
   #problem = null;
@@ -53,14 +47,13 @@ export class History {
   }
 
   async #load() {
+    const windowS = this.#windowS;
     try {
-      const { client } = this.#link;
-      const [stats, page] = await Promise.all([
-        client.stats({ windowS: this.#windowS }),
-        client.history({ limit: ROWS_FOR_CHART }),
-      ]);
+      const asked = Date.now();
+      const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS });
+      if (windowS !== this.#windowS) return; // another window was chosen meanwhile
       this.#stats = stats;
-      this.#rows = page.predictions.map(({ timestamp, emotion_name: emotion }) => ({ time: parseTime(timestamp), emotion }));
+      this.#to = asked;
       await this.#firstPage();
       this.#problem = null;
     } catch (error) {
@@ -129,13 +122,11 @@ export class History {
 
   #drawChart() {
     const canvas = $("over-time");
-    if (canvas.clientWidth === 0) return;
-    const to = Date.now();
-    const from = to - this.#windowS * 1_000;
-    const rows = this.#rows.filter(({ time }) => time >= from);
-    const names = inOrder(new Set(rows.map(({ emotion }) => emotion)));
-    drawShares(canvas, sharesOverTime(rows, from, to), names);
-    const withDay = this.#windowS >= 86_400;
+    if (canvas.clientWidth === 0 || this.#stats === null) return;
+    const { emotions, buckets = [], window_s: seconds } = this.#stats;
+    const [from, to] = [this.#to - seconds * 1_000, this.#to];
+    drawShares(canvas, toShares(buckets), inOrder(Object.keys(emotions)));
+    const withDay = seconds >= 86_400;
     const [start, end] = [clock(new Date(from), withDay), clock(new Date(to), withDay)];
     $("over-time-from").textContent = start;
     $("over-time-to").textContent = end;

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from playwright.async_api import BrowserContext, async_playwright
+from playwright.async_api import Browser, async_playwright
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "tests/data/astronaut.jpg"
 
 _WIDTH, _HEIGHT = 640, 480
-_FRAMES = 24
-CAMERA_FPS = 8
+_FRAMES = 16
+_FPS = 5
 
-# Nothing of the browser's own goes to the network, and the camera is there without anybody being asked.
+# Nothing of the browser's own goes to the network, and its camera is a file.
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,49 +31,33 @@ _FLAGS = [
 ]
 
 
-def chromium_path() -> str:
-    """Where Chromium is; an AssertionError that says how to get it if it is not there."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert path is not None, "these tests need Chromium (Debian: apt-get install chromium)"
-    return path
-
-
-def write_face_video(path: Path, *, blank: bool = False) -> None:
-    """A Y4M video for the fake camera, which plays it in a loop: NASA's portrait, panned and zoomed, or just gray."""
+def write_face_video(path: Path) -> None:
+    """A Y4M video for the fake camera, which plays it in a loop: NASA's portrait, panned and zoomed."""
     portrait = cv2.imread(str(ASTRONAUT))
     assert portrait is not None
     with path.open("wb") as file:
-        file.write(f"YUV4MPEG2 W{_WIDTH} H{_HEIGHT} F{CAMERA_FPS}:1 Ip A1:1 C420\n".encode())
-        frame: cv2.typing.MatLike = np.full((_HEIGHT, _WIDTH, 3), 128, np.uint8)
+        file.write(f"YUV4MPEG2 W{_WIDTH} H{_HEIGHT} F{_FPS}:1 Ip A1:1 C420\n".encode())
         for index in range(_FRAMES):
-            if not blank:
-                phase = np.sin(2 * np.pi * index / _FRAMES)
-                scale = 1.32 + 0.06 * phase
-                move = np.array(
-                    [[scale, 0, -22 + 24 * phase], [0, scale, -24.0 - 8 * phase]], dtype=np.float32
-                )
-                frame = cv2.warpAffine(portrait, move, (_WIDTH, _HEIGHT), borderMode=cv2.BORDER_REPLICATE)
+            phase = np.sin(2 * np.pi * index / _FRAMES)
+            scale = 1.32 + 0.06 * phase
+            move = np.array([[scale, 0, -22 + 24 * phase], [0, scale, -24 - 8 * phase]], dtype=np.float32)
+            frame = cv2.warpAffine(portrait, move, (_WIDTH, _HEIGHT), borderMode=cv2.BORDER_REPLICATE)
             file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
 
 
 @asynccontextmanager
-async def browser(
-    profile: Path, video: Path, *, allow_camera: bool = True, locale: str = "en-GB"
-) -> AsyncIterator[BrowserContext]:
-    """A browser of its own, with a new profile; closed at the end."""
-    flags = [*_FLAGS, f"--use-file-for-fake-video-capture={video}"]
-    if allow_camera:
-        flags.append("--use-fake-ui-for-media-stream")
-    async with async_playwright() as playwright:
-        context = await playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=chromium_path(),
+async def launch(folder: Path) -> AsyncIterator[Browser]:
+    """A browser with a new profile; its contexts may use the camera where "camera" is in their permissions."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "the page's tests need Chromium (Debian: apt-get install chromium)"
+    video = folder / "camera.y4m"
+    write_face_video(video)
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(
+            executable_path=chromium,
             headless=True,
-            args=flags,
-            locale=locale,
-            viewport={"width": 1280, "height": 900},
-        )
-        try:
-            yield context
-        finally:
-            await context.close()
+            args=[*_FLAGS, f"--use-file-for-fake-video-capture={video}"],
+        ) as browser,
+    ):
+        yield browser

