@@ -79,7 +79,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV))
 	@echo "Installing VisionAI with its test and lint tools into $(VENV) ..."
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,lint,bench]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[test,lint,bench,openvino]'
 	@touch $@ $(VENV)/.serve
 
 $(BUILD_VENV)/.build: pyproject.toml constraints.txt

@@ -24,6 +24,7 @@ examples:
   PORT=9000 DATABASE_URL=postgresql://me:secret@db/visionai python -m service
   python -m service --migrate-only
   python -m service --reload
+  PROVIDER=auto python -m service tune
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
@@ -38,6 +39,9 @@ def main() -> int:
         prog="python -m service",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=["tune"], help="tune: measure what suits this machine, and show it"
     )
     parser.add_argument("--host", help="address to listen on, over HOST")
     parser.add_argument("--port", type=int, help="port to listen on, over PORT")
@@ -78,12 +82,19 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = replace(settings, port=arguments.port)
     configure_logging(settings.log_level)
     if arguments.migrate_only:
-        open_store(settings, load_engine(settings)).close(timeout=0)
+        engine = load_engine(replace(settings, provider="cpu", threads=1, executors=0))
+        open_store(settings, engine).close(timeout=0)
+        return 0
+    if arguments.command == "tune":
+        from service.tune import tune
+
+        tune(settings)
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
+    from service.engine.calibration import calibrated
     from service.supervisor import Supervisor
 
-    return Supervisor(settings).run()
+    return Supervisor(calibrated(settings)).run()
 
 
 def _reload(settings: Settings) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from service.engine.calibration import calibrated
 from service.errors import StartupError
 from service.settings import Settings, load_settings
 
@@ -39,9 +40,10 @@ def reloaded(current: Settings) -> Settings:
     """The settings as they are now in `.env`, where the environment leaves them open.
 
     Raises:
-        StartupError: a value is wrong.
+        StartupError: a value is wrong, or the new model or provider cannot be used.
     """
     fresh = load_settings()
+    fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers))
     kept = {name: getattr(current, name) for name in _FIXED}
     changed = [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]
     # The command line may have set these over what is in .env.

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from environs import Env, EnvError, validate
 
-from service.cpus import available_cpus
 from service.emotions import Language
 from service.errors import StartupError
 
-Provider = Literal["cpu", "cuda"]
+Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
+ProviderSetting = Provider | Literal["auto"]
 Detect = Literal["auto", "always", "never"]
 Fsync = Literal["never", "interval", "always"]
 SmallFaces = Literal["auto", "always", "never"]
+
+PROVIDERS: tuple[ProviderSetting, ...] = ("cpu", "openvino", "cuda", "tensorrt", "auto")
 
 DEFAULT_MODEL = Path("models/build/modelo_emociones.onnx")
 DETECTORS = ("face_short.onnx", "face_back.onnx")
@@ -38,11 +39,13 @@ class Settings:
     model_path              an .onnx file, or the .keras file that it was converted from
     detect                  for clients that do not ask: auto finds faces, always insists, never takes an image as one
     small_faces             whether small faces are looked for: auto (in large images), always, never
-    provider                ONNX Runtime's execution provider: cpu or cuda
+    provider                what runs the model: cpu, openvino, cuda, tensorrt, or auto for the fastest that is there
     emotions_language       language of the emotions' descriptions: es or en
-    workers                 worker processes that share the port; one per CPU, but one in all with a GPU
-    executors               threads in each worker that decode and run the model; 0 works in its event loop
-    max_batch               images in one run of the model, at most
+    workers                 worker processes that share the port; 0 as many as calibration finds best
+    executors               threads in each worker that decode and run the model; 0 works in its event loop; -1 for 0 on
+                            a CPU and one per CPU for a GPU
+    threads                 CPU threads that compute one run of the model; 0 as calibration finds best
+    max_batch               images in one run of the model, at most; 0 as calibration finds best
     max_waiting             requests that may wait in each worker; more are refused as `overloaded`
     max_wait_ms             predicted wait in milliseconds; a request that would wait longer is `overloaded`
     max_in_flight           requests of one connection that may be unanswered; more wait in the network
@@ -64,10 +67,11 @@ class Settings:
     model_path: Path = DEFAULT_MODEL
     detect: Detect = "auto"
     small_faces: SmallFaces = "auto"
-    provider: Provider = "cpu"
+    provider: ProviderSetting = "cpu"
     emotions_language: Language = "es"
     workers: int = 1
     executors: int = 0
+    threads: int = 1
     max_batch: int = 8
     max_waiting: int = 4096
     max_wait_ms: float = 1000.0
@@ -98,7 +102,7 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
 
 
 def _read(env: Env) -> Settings:
-    positive = validate.Range(min=1)
+    positive, from_zero = validate.Range(min=1), validate.Range(min=0)
     default = Settings()
     values: dict[str, Any] = {
         "host": env.str("HOST", default.host),
@@ -111,7 +115,7 @@ def _read(env: Env) -> Settings:
         "retention_days": env.float("RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0)),
         "store_private": env.bool("STORE_PRIVATE", default.store_private),
         "model_path": env.path("MODEL_PATH", default.model_path),
-        "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(["cpu", "cuda"])),
+        "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(PROVIDERS)),
         "detect": env.str("DETECT", default.detect, validate=validate.OneOf(["auto", "always", "never"])),
         "small_faces": env.str(
             "SMALL_FACES", default.small_faces, validate=validate.OneOf(["auto", "always", "never"])
@@ -119,9 +123,10 @@ def _read(env: Env) -> Settings:
         "emotions_language": env.str(
             "EMOTIONS_LANGUAGE", default.emotions_language, validate=validate.OneOf(["es", "en"])
         ),
-        "workers": env.int("WORKERS", None, validate=positive),
-        "executors": env.int("EXECUTORS", None, validate=validate.Range(min=0)),
-        "max_batch": env.int("MAX_BATCH", default.max_batch, validate=positive),
+        "workers": env.int("WORKERS", 0, validate=from_zero),
+        "executors": env.int("EXECUTORS", -1, validate=validate.Range(min=-1)),
+        "threads": env.int("THREADS", 0, validate=from_zero),
+        "max_batch": env.int("MAX_BATCH", 0, validate=from_zero),
         "max_waiting": env.int("MAX_WAITING", default.max_waiting, validate=positive),
         "max_wait_ms": env.float("MAX_WAIT_MS", default.max_wait_ms, validate=positive),
         "max_in_flight": env.int("MAX_IN_FLIGHT", default.max_in_flight, validate=positive),
@@ -139,21 +144,6 @@ def _read(env: Env) -> Settings:
         env.seal()
     except EnvError as exc:
         raise StartupError(f"a setting is wrong: {exc}") from None
-    workers, executors = _layout(values["provider"])
-    values["workers"] = values["workers"] or workers
-    values["executors"] = executors if values["executors"] is None else values["executors"]
     if values["control_socket"] == Path():
         values["control_socket"] = None
     return Settings(**values)
-
-
-def _layout(provider: Provider) -> tuple[int, int]:
-    """Workers and executor threads that suit this machine.
-
-    On a CPU, a process per core that works inline: no hand-over between threads, no waiting for the GIL. A GPU is
-    fed by one process whose threads decode. Windows cannot share a listening socket among event loops.
-    """
-    cpus = available_cpus()
-    if provider != "cpu" or sys.platform == "win32":
-        return 1, cpus
-    return cpus, 0

@@ -46,7 +46,10 @@ def load_engine(settings: Settings) -> Engine:
     Raises:
         StartupError: there is none that may be served.
     """
-    engine = Engine(resolve_model(settings.model_path), settings.provider)
+    assert settings.provider != "auto", "calibration has chosen one by now"
+    engine = Engine(
+        resolve_model(settings.model_path), settings.provider, settings.threads, max(1, settings.executors)
+    )
     check_source(settings.model_path, engine.card.path, engine.card.source_sha256)
     return engine
 

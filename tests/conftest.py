@@ -136,6 +136,7 @@ def service_processes(folder: Path) -> Iterator[StartProcess]:
                 "LOG_LEVEL": "WARNING",
                 "DATABASE_URL": f"sqlite:///{folder / 'process.db'}",
                 "JOURNAL_DIR": str(folder / "journal"),
+                "XDG_CACHE_HOME": str(folder.parent / "cache"),
                 "MODEL_PATH": str(MODEL),
                 "PYTHONPATH": str(ROOT),
             }

@@ -24,7 +24,6 @@ def test_defaults_serve_on_loopback_with_sqlite() -> None:
     settings = load_settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.database_url.startswith("sqlite:///")
-    assert settings.workers >= 1
 
 
 def test_settings_of_existing_deployments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +52,9 @@ def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch,
     [
         ("PORT", "eighty"),
         ("PORT", "70000"),
-        ("MAX_BATCH", "0"),
-        ("WORKERS", "0"),
-        ("EXECUTORS", "-1"),
+        ("MAX_BATCH", "-1"),
+        ("WORKERS", "-1"),
+        ("EXECUTORS", "-2"),
         ("EMOTIONS_LANGUAGE", "fr"),
         ("PROVIDER", "tpu"),
         ("DRAIN_SECONDS", "-1"),
@@ -66,18 +65,6 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=name):
         load_settings()
-
-
-@pytest.mark.parametrize(("provider", "expected"), [("cpu", (4, 0)), ("cuda", (1, 4))])
-def test_the_layout_fits_the_provider(
-    monkeypatch: pytest.MonkeyPatch, provider: str, expected: tuple[int, int]
-) -> None:
-    """A worker per CPU that works inline; one worker with decoding threads for a GPU."""
-    monkeypatch.setattr("service.settings.available_cpus", lambda: 4)
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("PROVIDER", provider)
-    settings = load_settings()
-    assert (settings.workers, settings.executors) == expected
 
 
 def test_the_layout_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,295 @@
+"""What suits this machine and this model: provider, sessions, threads per session, size of a batch. Measured, not
+guessed.
+
+`measure` runs the model in every combination on offer, `choose` decides, and `calibrated` does both once per machine and
+model: the result is kept in the user's cache folder. Calibration runs in a process of its own, so that its sessions'
+memory and threads are gone before the workers are forked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from service.cpus import available_cpus
+from service.engine import Engine, onnx, openvino
+from service.engine.gate import compare, drawn_faces
+from service.errors import StartupError
+from service.modelfile import resolve_model
+from service.settings import Provider, ProviderSetting, Settings
+
+log = logging.getLogger(__name__)
+
+#: Among combinations within this share of the best throughput, the one with the shortest run is chosen: a large batch
+#: that gains little makes everybody wait longer.
+NEARLY = 0.95
+
+#: Fewer sessions of more threads each must be faster by this: what is round a run (decoding, sockets, JSON) is spread
+#: over sessions only.
+WORTH_FEWER_SESSIONS = 1.5
+
+#: A choice whose rounds differ by more than this is used, but not kept.
+STEADY = 0.7
+
+# Looks at each combination, of which the best counts: what disturbs the machine only ever slows down.
+_ROUNDS = 3
+_QUICK_SECONDS, _THOROUGH_SECONDS = 0.01, 0.2
+_QUICK_BATCHES, _THOROUGH_BATCHES = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32)
+_GPU_BATCHES = (1, 8, 32, 64)
+
+# A part of the cache's key, to be raised when what is measured or how it is decided changes.
+_FORMAT = 1
+
+_ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})
+_ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Throughput of the model alone: `sessions` runs of `batch` images at a time, each computed by `threads`.
+
+    `steadiness` is the lowest rate of the rounds over the highest: far below 1, the machine was busy with something else.
+    """
+
+    provider: Provider
+    sessions: int
+    threads: int
+    batch: int
+    images_per_second: float
+    steadiness: float = 1.0
+
+    @property
+    def run_ms(self) -> float:
+        """How long one run takes, in milliseconds."""
+        return self.sessions * self.batch / self.images_per_second * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """All that was measured, why providers were left out, and what was chosen."""
+
+    measured: list[Measured]
+    left_out: dict[str, str]
+    chosen: Measured
+
+
+def choose(measured: Sequence[Measured]) -> Measured:
+    """The fastest provider in as many sessions as pay, and there the shortest run that is nearly as fast as any."""
+    first = max(measured, key=_worth)
+    rivals = [e for e in measured if (e.provider, e.sessions) == (first.provider, first.sessions)]
+    best = max(each.images_per_second for each in rivals)
+    near = [each for each in rivals if each.images_per_second >= NEARLY * best]
+    return min(near, key=lambda each: each.batch)
+
+
+def _worth(each: Measured) -> float:
+    """What a combination is worth, so that one with fewer sessions must be much faster."""
+    return each.images_per_second / (WORTH_FEWER_SESSIONS if each.threads > 1 else 1)
+
+
+def layouts(cpus: int, thorough: bool) -> list[tuple[int, int]]:
+    """Sessions x threads that use all CPUs: one thread each, all in one, and, when thorough, what is between."""
+    quick = [(cpus, 1)] if cpus == 1 else [(cpus, 1), (1, cpus)]
+    if not thorough:
+        return quick
+    return [(cpus // threads, threads) for threads in range(1, cpus + 1) if cpus % threads == 0]
+
+
+def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool = False) -> Calibration:
+    """Measure what a provider, or with ``auto`` each that loads, makes of this machine.
+
+    Raises:
+        StartupError: the provider that was asked for cannot be used; says why.
+    """
+    reference = Engine(path)
+    faces = drawn_faces(reference.card.shape)
+    measured: list[Measured] = []
+    left_out: dict[str, str] = {}
+    for provider in _ALL if setting == "auto" else (setting,):
+        if setting == "auto" and not (
+            openvino.available() if provider == "openvino" else onnx.available(provider)
+        ):
+            left_out[provider] = "not installed"
+            continue
+        try:
+            if provider != "cpu":
+                agreement = compare(reference.run, Engine(path, provider).run, faces)
+                if not agreement.passes:
+                    raise StartupError(f"PROVIDER={provider} does not pass the accuracy gate: {agreement}")
+            measured += _measure_provider(path, provider, cpus, thorough)
+        except StartupError as exc:
+            if setting != "auto":
+                raise
+            left_out[provider] = str(exc)
+    return Calibration(measured, left_out, choose(measured))
+
+
+def _measure_provider(path: Path, provider: Provider, cpus: int, thorough: bool) -> Iterator[Measured]:
+    seconds = _THOROUGH_SECONDS if thorough else _QUICK_SECONDS
+    batches = _THOROUGH_BATCHES if thorough else _QUICK_BATCHES
+    if provider in _ON_GPU:
+        batches = _GPU_BATCHES
+    for sessions, threads in [(1, 1)] if provider in _ON_GPU else layouts(cpus, thorough):
+        # One session with threads of its own computes one run at a time, so there are as many of these.
+        engines = [
+            Engine(path, provider, threads, sessions if threads == 1 else 1)
+            for _ in range(sessions if threads > 1 else 1)
+        ]
+        for batch in batches:
+            rates = [
+                _throughput([engines[number % len(engines)] for number in range(sessions)], batch, seconds)
+                for _ in range(_ROUNDS)
+            ]
+            yield Measured(provider, sessions, threads, batch, max(rates), min(rates) / max(rates))
+
+
+def _throughput(engines: Sequence[Engine], batch: int, seconds: float) -> float:
+    """Images per second of one caller per engine, all at the same time."""
+    shape = engines[0].card.shape
+    images = np.zeros((batch, shape.height, shape.width, shape.channels), np.uint8)
+    barrier = threading.Barrier(len(engines))
+    rates: list[float] = []
+
+    def run(engine: Engine) -> None:
+        engine.run(images)
+        barrier.wait()
+        begun = time.perf_counter()
+        runs = 0
+        while (took := time.perf_counter() - begun) < seconds or not runs:
+            engine.run(images)
+            runs += 1
+        rates.append(runs * batch / took)
+
+    threads = [threading.Thread(target=run, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(rates)
+
+
+# For the service
+
+
+def calibrated(settings: Settings) -> Settings:
+    """Fill in what is left open: from the cache, or measured now.
+
+    Raises:
+        StartupError: the model or the provider that was asked for cannot be used.
+    """
+    if settings.provider == "cpu" and settings.workers and settings.max_batch and settings.threads:
+        return settings
+    path = resolve_model(settings.model_path)
+    cpus = available_cpus()
+    cache = cache_file(path, settings.provider, cpus)
+    chosen = _read(cache)
+    if chosen is None:
+        chosen = measure_apart(path, settings.provider, cpus, thorough=False).chosen
+        if chosen.steadiness >= STEADY:
+            keep(cache, chosen)
+        else:
+            log.warning("the machine is busy: calibration may be wrong, and is done again at the next start")
+    return apply(settings, chosen, cpus)
+
+
+def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
+    """What was chosen, where the settings leave it open.
+
+    On a CPU each session is a worker's, which works inline: no hand-over between threads, no waiting for the GIL. A GPU
+    is fed by one worker whose threads decode. Windows cannot share a listening socket among event loops.
+    """
+    one_worker = chosen.provider in _ON_GPU or sys.platform == "win32"
+    executors = (cpus if one_worker else 0) if settings.executors < 0 else settings.executors
+    return replace(
+        settings,
+        provider=chosen.provider,
+        workers=settings.workers or (1 if one_worker else chosen.sessions),
+        executors=executors,
+        threads=settings.threads or chosen.threads,
+        max_batch=settings.max_batch or chosen.batch,
+    )
+
+
+def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool) -> Calibration:
+    """`measure`, in a process of its own.
+
+    Raises:
+        StartupError: as `measure`, or the process ended.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(  # type: ignore[attr-defined]
+        target=_measure_and_tell, args=(theirs, path, setting, cpus, thorough)
+    )
+    process.start()
+    theirs.close()
+    try:
+        found: Calibration | str = ours.recv()
+    except EOFError:
+        found = "calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without"
+    process.join()
+    ours.close()
+    if isinstance(found, str):
+        raise StartupError(found)
+    return found
+
+
+def _measure_and_tell(pipe: Pipe, path: Path, setting: ProviderSetting, cpus: int, thorough: bool) -> None:
+    try:
+        pipe.send(measure(path, setting, cpus, thorough=thorough))
+    except StartupError as exc:
+        pipe.send(str(exc))
+
+
+def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path:
+    """Where the choice for this model on this machine is kept."""
+    model = hashlib.sha256(path.read_bytes()).hexdigest()
+    versions = [
+        metadata.version("onnxruntime"),
+        metadata.version("openvino") if openvino.available() else None,
+    ]
+    what = orjson.dumps([_FORMAT, model, setting, cpus, _processor(), *versions])
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "visionai" / f"calibration-{hashlib.sha256(what).hexdigest()[:20]}.json"
+
+
+def keep(cache: Path, chosen: Measured) -> None:
+    """Remember a choice, if the folder can be written."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(orjson.dumps(asdict(chosen)))
+        draft.replace(cache)  # whole or not at all: two services may start at once
+    except OSError as exc:
+        log.info("calibration cannot be kept in %s: %s", cache.parent, exc.strerror)
+
+
+def _read(cache: Path) -> Measured | None:
+    try:
+        return Measured(**orjson.loads(cache.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None  # not measured yet, or damaged: it is measured again
+
+
+def _processor() -> str:
+    """What the processor is called; two that are called alike are alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("vendor_id", "model name", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.split("\t")[0].strip() in wanted))

@@ -1,0 +1,54 @@
+"""`python -m service tune`: measure what suits this machine thoroughly, show it, and keep it for the next starts."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from service.cpus import available_cpus
+from service.engine.calibration import Calibration, apply, cache_file, keep, measure_apart
+from service.modelfile import resolve_model
+from service.settings import Settings
+
+
+def tune(settings: Settings) -> None:
+    """Measure, print the table and what follows from it, and keep the choice.
+
+    Raises:
+        StartupError: the model or the provider that was asked for cannot be used.
+    """
+    path, cpus = resolve_model(settings.model_path), available_cpus()
+    found = measure_apart(path, settings.provider, cpus, thorough=True)
+    cache = cache_file(path, settings.provider, cpus)
+    keep(cache, found.chosen)
+    console = Console(highlight=False)
+    console.print(table(found))
+    for provider, reason in found.left_out.items():
+        console.print(f"{provider}: {reason}")
+    chosen = apply(settings, found.chosen, cpus)
+    console.print(
+        f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "
+        f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; kept in {cache}"
+    )
+
+
+def table(found: Calibration) -> Table:
+    """What was measured, the choice marked."""
+    shown = Table(
+        title="the model alone, on all CPUs", caption="> is chosen: nearly the fastest, in the shortest runs"
+    )
+    shown.add_column("")
+    shown.add_column("provider")
+    for name in ("sessions", "threads each", "batch", "images/s", "ms per run"):
+        shown.add_column(name, justify="right")
+    for each in found.measured:
+        shown.add_row(
+            ">" if each == found.chosen else "",
+            each.provider,
+            str(each.sessions),
+            str(each.threads),
+            str(each.batch),
+            f"{each.images_per_second:,.0f}",
+            f"{each.run_ms:.2f}",
+        )
+    return shown

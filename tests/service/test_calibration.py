@@ -1,0 +1,211 @@
+"""Calibration: what is chosen of what was measured, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from service.engine import Engine, calibration, onnx, openvino
+from service.engine.calibration import Measured, apply, calibrated, choose, layouts, measure
+from service.engine.gate import Agreement, compare, drawn_faces
+from service.errors import StartupError
+from service.images.decode import InputShape
+from service.settings import Settings
+from tests.service.harness import MODEL, ROOT
+
+OPEN = Settings(model_path=MODEL, workers=0, executors=-1, threads=0, max_batch=0)
+
+
+def measured(rate: float, batch: int = 1, sessions: int = 2, threads: int = 1) -> Measured:
+    return Measured("cpu", sessions, threads, batch, rate)
+
+
+def test_the_shortest_run_that_is_nearly_the_fastest_is_chosen() -> None:
+    """A larger batch must gain more than a twentieth, fewer sessions of more threads half as much again."""
+    assert choose([measured(1000, 1), measured(1040, 8)]).batch == 1
+    assert choose([measured(1000, 1), measured(1500, 8), measured(1490, 4)]).batch == 4
+    assert choose([measured(1000, 8, sessions=2), measured(2000, 8, sessions=1, threads=2)]).threads == 2
+    assert choose([measured(1000, 8, sessions=2), measured(1400, 8, sessions=1, threads=2)]).threads == 1
+
+
+def test_a_run_takes_as_long_as_its_batch_and_sessions_say() -> None:
+    """Two sessions at 1000 images a second together: each run of four takes 8 ms."""
+    assert measured(1000, batch=4).run_ms == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "thorough", "expected"),
+    [
+        (1, False, [(1, 1)]),
+        (4, False, [(4, 1), (1, 4)]),
+        (6, True, [(6, 1), (3, 2), (2, 3), (1, 6)]),
+    ],
+)
+def test_layouts_use_every_cpu(cpus: int, thorough: bool, expected: list[tuple[int, int]]) -> None:
+    """Sessions times threads is the number of CPUs that the process may use, which is not the host's."""
+    assert layouts(cpus, thorough) == expected
+
+
+def test_what_is_set_is_not_second_guessed() -> None:
+    """The choice fills in what is open; a GPU gets one worker whose threads decode."""
+    filled = apply(OPEN, measured(1000, 4, sessions=8), cpus=8)
+    assert (filled.workers, filled.executors, filled.threads, filled.max_batch) == (8, 0, 1, 4)
+    own = Settings(workers=3, executors=2, threads=1, max_batch=5)
+    assert apply(own, measured(1000, 4, sessions=8), cpus=8) == own
+    gpu = apply(OPEN, Measured("cuda", 1, 1, 64, 9000), cpus=8)
+    assert (gpu.provider, gpu.workers, gpu.executors, gpu.max_batch) == ("cuda", 1, 8, 64)
+
+
+def test_calibration_is_done_once_per_machine_and_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second start reads what the first one measured; a damaged file is measured again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibration, "STEADY", 0.0)  # however busy this machine is
+    first = calibrated(OPEN)
+    assert first.workers * first.threads >= 1
+    assert first.max_batch >= 1
+    (kept,) = (tmp_path / "visionai").iterdir()
+    monkeypatch.setattr(calibration, "measure_apart", lambda *_, **__: pytest.fail("measured again"))
+    assert calibrated(OPEN) == first
+    kept.write_bytes(b"{}")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        calibrated(OPEN)
+
+
+def test_what_was_measured_on_a_busy_machine_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is better than nothing now, and measured again at the next start."""
+    chosen = Measured("cpu", 2, 1, 4, 1000.0, steadiness=0.3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        calibration, "measure_apart", lambda *_, **__: calibration.Calibration([chosen], {}, chosen)
+    )
+    assert calibrated(OPEN).max_batch == 4
+    assert not (tmp_path / "visionai").exists()
+
+
+def test_a_cache_that_cannot_be_written_does_not_keep_the_service_from_starting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A read-only system calibrates at each start."""
+    (tmp_path / "visionai").write_text("a file where the folder would be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert calibrated(OPEN).workers >= 1
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_asked_for_and_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: str
+) -> None:
+    """Never a silent fall back to the CPU; the message says what to install."""
+    if onnx.available(provider):  # type: ignore[arg-type]
+        pytest.fail("this test is for machines without a GPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = Settings(model_path=MODEL, workers=0, provider=provider)  # type: ignore[arg-type]
+    with pytest.raises(StartupError, match="onnxruntime-gpu"):
+        calibrated(settings)
+
+
+def test_openvino_that_is_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra, and the message says how to install it."""
+    monkeypatch.setattr(openvino, "available", lambda: False)
+    with pytest.raises(StartupError, match=r"visionai\[openvino\]"):
+        Engine(MODEL, "openvino")
+
+
+def test_auto_leaves_out_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest of those that load and pass; why others are left out is told."""
+    monkeypatch.setattr(openvino, "available", lambda: False)
+    found = measure(MODEL, "auto", cpus=1)
+    assert {each.provider for each in found.measured} == {"cpu"}
+    assert set(found.left_out) == {"openvino", "cuda", "tensorrt"}
+
+
+def test_a_provider_that_fails_the_gate_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With auto it is left out with its figures, asked for it is an error."""
+    monkeypatch.setattr(calibration, "compare", lambda *_: Agreement(0.5, 0.4))
+    found = measure(MODEL, "auto", cpus=1)
+    assert found.chosen.provider == "cpu"
+    assert "50.0% of sure answers" in found.left_out["openvino"]
+    with pytest.raises(StartupError, match="accuracy gate"):
+        measure(MODEL, "openvino", cpus=1)
+
+
+def test_the_gate_passes_the_same_and_fails_the_wrong(engine: Engine) -> None:
+    """Identical answers pass, and so does rounding; turned images, other colours and no numbers do not."""
+    faces = drawn_faces(engine.card.shape)
+
+    def spoilt(spoil: object) -> Agreement:
+        assert callable(spoil)
+        return compare(engine.run, lambda images: engine.run(np.ascontiguousarray(spoil(images))), faces)
+
+    assert compare(engine.run, engine.run, faces) == Agreement(1.0, 0.0)
+    assert spoilt(lambda images: np.clip(images.astype(int) + 1, 0, 255).astype(np.uint8)).passes
+    assert not spoilt(lambda images: 255 - images).passes
+    assert not spoilt(lambda images: images.swapaxes(1, 2)).passes
+
+    def without_numbers(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return engine.run(images) * np.float32("nan")
+
+    assert not compare(engine.run, without_numbers, faces).passes
+
+
+def test_drawn_faces_are_the_same_every_time_and_fit_any_input() -> None:
+    """Gray and colour, of any size."""
+    for shape in (InputShape(48, 48, "gray"), InputShape(96, 64, "rgb")):
+        faces = drawn_faces(shape, 3)
+        assert faces.shape == (3, shape.height, shape.width, shape.channels)
+        assert faces.dtype == np.uint8
+        np.testing.assert_array_equal(faces, drawn_faces(shape, 3))
+
+
+def test_openvino_says_what_the_cpu_provider_says(engine: Engine) -> None:
+    """It passes the gate with the model that ships, in whatever precision this CPU makes it compute."""
+    assert compare(engine.run, Engine(MODEL, "openvino").run, drawn_faces(engine.card.shape)).passes
+
+
+def test_a_gpus_batches_are_filled_up_and_cut_again(engine: Engine) -> None:
+    """Bound batches in prepared sizes answer as plain ones do. (The CPU provider stands in for the GPU's.)"""
+    runner = onnx.BucketRunner(onnx.open_session(MODEL))
+    faces = drawn_faces(engine.card.shape, 9)
+    for size in (1, 3, 8, 9):
+        np.testing.assert_allclose(runner.run(faces[:size]), engine.run(faces[:size]), atol=1e-5)
+
+
+def test_each_prepared_batch_is_run_before_the_first_client(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU every bucket up to the largest batch, elsewhere the smallest and the largest."""
+    ran: list[int] = []
+    monkeypatch.setattr(Engine, "run", lambda _, images: ran.append(len(images)))
+    engine.warm(24)
+    assert ran == [1, 24]
+    bucketed = Engine(MODEL)
+    monkeypatch.setattr(bucketed, "_runner", onnx.BucketRunner(onnx.open_session(MODEL)))
+    ran.clear()
+    bucketed.warm(24)
+    assert ran == [1, 2, 4, 8, 16, 24]
+
+
+def test_tune_shows_the_table_and_keeps_the_choice(tmp_path: Path) -> None:
+    """What was measured, the choice marked, and the settings that it stands for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "tune"],
+        cwd=tmp_path,
+        env=os.environ | {"MODEL_PATH": str(MODEL), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images/s" in done.stdout
+    assert "WORKERS=" in done.stdout
+    assert list((tmp_path / "visionai").glob("calibration-*.json"))
