@@ -1,8 +1,8 @@
 """What suits this machine and this model: provider, sessions, threads per session, size of a batch. Measured, not
 guessed.
 
-`measure` runs the model in every combination on offer, `choose` decides, and `calibrated` does both once per machine and
-model: the result is kept in the user's cache folder. Calibration runs in a process of its own, so that its sessions'
+`measure` runs the model in every combination on offer, `choose` decides, and `calibrated` does both once per machine
+and model: the result is kept in the user's cache folder. Calibration runs in a process of its own, so that its sessions'
 memory and threads are gone before the workers are forked.
 """
 
