@@ -7,6 +7,7 @@ and engine, so that both do the same work on an image.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,9 +26,12 @@ from service.engine import Engine
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detector
-from service.settings import DETECTORS
+from service.settings import DETECTORS, Provider
 
 Workers = Literal["threads", "processes"]
+
+# The service that is measured takes the setting from the same place.
+PROVIDER: Provider = os.environ.get("PROVIDER", "cpu")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Job:
     """
 
     def __init__(self, model: Path) -> None:
-        self.engine = Engine(model)
+        self.engine = Engine(model, PROVIDER)
         self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
         self._detector = FaceDetector(
             resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1])

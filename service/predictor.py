@@ -264,9 +264,9 @@ class _Scoring:
             return
         self.size = max(self.size, len(waiting))
         begun = time.perf_counter()
-        rows: list[list[float] | None]
+        rows: Sequence[list[float] | None]
         try:
-            rows = self._engine.run(self._buffer[: len(waiting)]).tolist()
+            rows = _rounded(self._engine.run(self._buffer[: len(waiting)]))
         except Exception:  # ONNX Runtime's exceptions share no narrower base
             log.exception("the model failed on a batch of %d; its images are run one by one", len(waiting))
             rows = [self._run_singly(index) for index in range(len(waiting))]
@@ -275,16 +275,20 @@ class _Scoring:
             if row is None:
                 self._failed.add(request)
                 continue
-            # Six decimals: more would only be noise in the JSON; the sum stays within 1e-5 of 1.
-            scored = ScoredFace([round(value, 6) for value in row])
+            scored = ScoredFace(row)
             if face is not None:
                 scored.box, scored.detection_score = face.box, round(face.score, 4)
             self.faces.setdefault(request, []).append(scored)
 
     def _run_singly(self, index: int) -> list[float] | None:
         try:
-            row: list[float] = self._engine.run(self._buffer[index : index + 1])[0].tolist()
+            return _rounded(self._engine.run(self._buffer[index : index + 1]))[0]
         except Exception:  # as above; the request is answered `internal`
             log.exception("the model failed on a single image")
             return None
-        return row
+
+
+def _rounded(probabilities: npt.NDArray[np.float32]) -> list[list[float]]:
+    """Six decimals: more would only be noise in the JSON; the sum of a row stays within 1e-5 of 1."""
+    rows: list[list[float]] = probabilities.astype(np.float64).round(6).tolist()
+    return rows

@@ -2,8 +2,8 @@
 guessed.
 
 `measure` runs the model in every combination on offer, `choose` decides, and `calibrated` does both once per machine
-and model: the result is kept in the user's cache folder. Calibration runs in a process of its own, so that its sessions'
-memory and threads are gone before the workers are forked.
+and model: the result is kept in the user's cache folder. Calibration runs in a process of its own, so that the memory
+and the threads of its sessions are gone before the workers are forked.
 """
 
 from __future__ import annotations

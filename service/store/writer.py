@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 #: Rows per transaction. More do not make a row cheaper, they only make a transaction longer.
 BATCH_ROWS: Final = 1000
 
-#: How long the first record waits for others before a transaction is begun for them: at a few rows per transaction
-#: most of the cost of a row is the transaction's.
-GATHER_S: Final = 0.05
+#: How long the first record waits for others before a transaction is begun for them. Most of the cost of a row is the
+#: transaction's while there are few: on SQLite 48 µs a row by fifties, 11 by two hundreds, 10 by thousands. The journal
+#: has the records meanwhile.
+GATHER_S: Final = 0.2
 
 #: An idle writer looks at the backlog this often: another process may have died and left its journal.
 LOOK_S: Final = 10.0
