@@ -35,17 +35,30 @@ _INSTALL_SECONDS = 900
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server: how it is started, and how it is spoken to."""
+    """A server: how it is started, and how it is spoken to.
+
+    `decode` is ``scaled`` for the service's own decoder, ``full`` for OpenCV's, as the peer's documentation has it;
+    `environment` names its requirements, where these are not its own.
+    """
 
     name: str
     arguments: Sequence[str]
     framing: Framing
+    decode: str = "scaled"
+    environment: str = ""
 
 
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("mosec", ("-m", "benchmarks.peers.mosec_server", "--address", "127.0.0.1", "--port"), "http"),
+        Peer(
+            "mosec-full",
+            ("-m", "benchmarks.peers.mosec_server", "--address", "127.0.0.1", "--port"),
+            "http",
+            decode="full",
+            environment="mosec",
+        ),
         Peer("fastapi", ("-m", "benchmarks.peers.fastapi_server"), "json"),
         Peer("litserve", ("-m", "benchmarks.peers.litserve_server"), "http"),
         Peer(
@@ -121,6 +134,7 @@ def started_peer(peer: Peer, python: Path, model: Path) -> Iterator[Target]:
         **os.environ,
         "PORT": str(port),
         "CPUS": str(available_cpus()),
+        "DECODE": peer.decode,
         "MODEL_PATH": str(model.resolve()),
         "KERAS_MODEL": str(_keras_file(model)),
         "PYTHONPATH": str(ROOT),
@@ -194,7 +208,7 @@ def compare_peers(
         for name in names:
             peer = PEERS[name]
             try:
-                python = environment_of(name, say)
+                python = environment_of(peer.environment or name, say)
                 target = stack.enter_context(started_peer(peer, python, model))
             except RuntimeError as exc:
                 missing[name] = str(exc)

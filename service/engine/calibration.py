@@ -62,7 +62,7 @@ _ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
 class Measured:
     """Throughput of the model alone: `sessions` runs of `batch` images at a time, each computed by `threads`.
 
-    `steadiness` is the lowest rate of the rounds over the highest: far below 1, the machine was busy with something else.
+    `steadiness` is the lowest rate of the rounds over the highest: far below 1, the machine was busy otherwise.
     """
 
     provider: Provider
