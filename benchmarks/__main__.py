@@ -78,6 +78,7 @@ def short(
     repeats: RepeatsOption = 3,
     patience: PatienceOption = 0.0,
     seconds: SecondsOption = 1.5,
+    out: Annotated[Path, typer.Option(help="Where report.html and results.json go.")] = OUT,
 ) -> None:
     """Measure the limit of this machine and the service under load.
 
@@ -112,8 +113,8 @@ def short(
     for part in parts:
         if isinstance(part, Grid):
             console.print(part.as_rich())
-    write_results(OUT, {"machine": machine, "settings": settings, **suite.to_json()})
-    console.print(f"written: {write_report(OUT, machine, settings, parts)}")
+    write_results(out, {"machine": machine, "settings": settings, **suite.to_json()})
+    console.print(f"written: {write_report(out, machine, settings, parts)}")
 
 
 @app.command()

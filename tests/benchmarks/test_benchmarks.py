@@ -169,3 +169,16 @@ def test_a_sweep_goes_over_clients_and_rates() -> None:
     assert found["saturation"] == max(each["throughput"] for each in found["closed"])
     assert found["open"][-1]["rate"] == pytest.approx(found["saturation"])
     assert "</svg>" in (ROOT / "benchmarks/out/sweep-64x64.svg").read_text()
+
+
+def test_the_short_set_measures_everything_and_writes_a_report(tmp_path: Path) -> None:
+    """One command, as `make bench` runs it, with less time for each: every part is in the report and in the JSON."""
+    ended = benchmark("--repeats", "1", "--seconds", "0.2", "--out", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    for part in ("limits", "call", "pairs", "arrivals", "sweep", "idle", "storing", "profile"):
+        assert found[part], part
+    assert found["machine"]["cpus"] >= 1
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<svg") >= 3
+    assert "service / limit" in report
