@@ -22,7 +22,15 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 
 from service import protocol
-from service.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown, Superseded
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+    ShuttingDown,
+    Superseded,
+)
+from service.lookups import History, Lookup, Stats
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
 from service.store.prediction_ids import PredictionIds
@@ -31,12 +39,17 @@ _DEFAULT_OPTIONS = Options()
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 _TEXT_FIN = 0x80 | Opcode.TEXT
 
+# Questions about stored predictions that one connection may have unanswered: one client cannot keep others from asking.
+MAX_LOOKUPS = 4
+_RETRY_AFTER_MS = 100
+
 
 @dataclass(slots=True, eq=False)
-class _Answered:
-    """A reply that was known at once, in its place among those that are not."""
+class _Reply:
+    """The place of a reply that is no prediction's among those that are. None until it is known."""
 
-    reply: bytes
+    reply: bytes | None = None
+    in_order: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +57,16 @@ class Backend:
     """What a connection needs of the service that it belongs to.
 
     `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or `ShuttingDown`;
-    `withdraw` takes one back that still waits; `answer` is the reply to a query; `on_error` is told the code of each
+    `withdraw` takes one back that still waits; `answer` is the reply to a query; `look_up` starts to read what is
+    stored, and later calls its last argument with the reply, or raises `InvalidRequest`, `Overloaded` or
+    `ShuttingDown`; `on_error` is told the code of each
     error that is replied from here; `options` are those that a connection starts with.
     """
 
     submit: Callable[[Request], None]
     withdraw: Callable[[Request], bool]
     answer: Callable[[Query], bytes]
+    look_up: Callable[[Lookup, Connection, Callable[[bytes], None]], None]
     on_error: Callable[[str], None]
     max_in_flight: int
     options: Options
@@ -68,8 +84,9 @@ class Connection(ServerConnection):
         self._backend: Backend | None = None
         self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order.
-        self._outstanding: deque[Request | _Answered] = deque()
+        self._outstanding: deque[Request | _Reply] = deque()
         self._unordered = 0
+        self._lookups = 0
         # The newest frame of a stream, which may wait still.
         self._newest: Request | None = None
         # Complete messages that came in one read with those that filled the room.
@@ -167,6 +184,32 @@ class Connection(ServerConnection):
                     self._reply(self._backend.answer(parsed))
                 case Configure():
                     self._configure(parsed)
+                case History() | Stats():
+                    self._look_up(parsed)
+
+    def _look_up(self, lookup: Lookup) -> None:
+        assert self._backend is not None
+        if self._lookups == MAX_LOOKUPS:
+            error = Overloaded(f"{MAX_LOOKUPS} questions of this connection are unanswered", _RETRY_AFTER_MS)
+            self._refuse(error, lookup.id)
+            return
+        place = _Reply(in_order=self._options.ordered or lookup.id is None)
+
+        def answered(reply: bytes) -> None:
+            self._lookups -= 1
+            place.reply = reply
+            self.settle(place)
+
+        try:
+            self._backend.look_up(lookup, self, answered)
+        except (InvalidRequest, Overloaded, ShuttingDown) as exc:
+            self._refuse(exc, lookup.id)
+            return
+        self._lookups += 1
+        if place.in_order:
+            self._outstanding.append(place)
+        else:
+            self._unordered += 1
 
     def _configure(self, configure: Configure) -> None:
         try:
@@ -219,13 +262,13 @@ class Connection(ServerConnection):
 
     # Replies
 
-    def settle(self, request: Request) -> None:
+    def settle(self, request: Request | _Reply) -> None:
         """A request of this connection has been answered: send what that makes ready."""
         self._send(request)
         if self._reading_paused:
             self._resume()
 
-    def _send(self, request: Request) -> None:
+    def _send(self, request: Request | _Reply) -> None:
         """Send a reply: at once, or in its place, with those behind it that had waited for it."""
         if request.in_order:
             outstanding = self._outstanding
@@ -239,7 +282,7 @@ class Connection(ServerConnection):
 
     def _reply(self, reply: bytes) -> None:
         if self._outstanding:
-            self._outstanding.append(_Answered(reply))
+            self._outstanding.append(_Reply(reply))
         else:
             self._write(reply)
 

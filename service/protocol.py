@@ -1,7 +1,7 @@
 """The wire protocol, without sockets: frames in, typed requests out; results in, reply frames out.
 
 A text frame holds one JSON object. A binary frame is an image, or a one-line JSON header, a newline and an
-image. `parse_frame` turns either into a `Predict` or a `Query`, or raises a `RequestError` (which carries the
+image. `parse_frame` turns either into a typed request, or raises a `RequestError` (which carries the
 request's ``id`` where it could be read, see `FrameError`). Reply functions return UTF-8 JSON for a text frame.
 
 The base64 text of an image is kept as it came: it is decoded where the image is, off the event loop.
@@ -19,6 +19,7 @@ import orjson
 
 from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
+from service.lookups import Lookup, parse_lookup
 from service.scheduler import HIGH, LOW, NORMAL
 from service.settings import Detect
 
@@ -30,10 +31,13 @@ COMMANDS: Final = {
     "model_info": "Describe the model that is served",
     "health": "Tell whether the service is well",
     "models": "List the model versions that can be served",
+    "history": "List this user's, or this connection's, stored predictions, newest first",
+    "stats": "Count stored predictions by emotion over a time, with confidence and latency",
     "ping": "Answer pong: for browsers, which cannot send WebSocket pings",
     "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
 }
-QUERIES: Final = frozenset(COMMANDS) - {"predict", "configure"}
+LOOKUPS: Final = frozenset({"history", "stats"})
+QUERIES: Final = frozenset(COMMANDS) - LOOKUPS - {"predict", "configure"}
 DETECT: Final[tuple[Detect, ...]] = ("auto", "always", "never")
 MAX_FACES: Final = 64
 PRIORITIES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
@@ -125,7 +129,7 @@ class FrameError(Exception):
         self.id = request_id
 
 
-def parse_frame(frame: str | bytes) -> Predict | Query | Configure:
+def parse_frame(frame: str | bytes) -> Predict | Query | Configure | Lookup:
     """Read one frame: str for a text frame, bytes for a binary one.
 
     Raises:
@@ -156,7 +160,9 @@ def _load(text: str | bytes) -> dict[str, Any]:
     return message
 
 
-def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Predict | Query | Configure:
+def _parse_object(
+    message: dict[str, Any], attached_image: bytes | None
+) -> Predict | Query | Configure | Lookup:
     request_id = _read_id(message)
     try:
         command = message.get("command", "predict")
@@ -175,6 +181,8 @@ def _parse_object(message: dict[str, Any], attached_image: bytes | None) -> Pred
         # A list or an object is no command either, and is not hashable.
         if isinstance(command, str) and command in QUERIES:
             return Query(request_id, command)
+        if isinstance(command, str) and command in LOOKUPS:
+            return parse_lookup(command, request_id, message)
         shown = repr(command[:40]) if isinstance(command, str) else _json_type(command)
         raise UnknownCommand(f"unknown command {shown}; the commands are {', '.join(COMMANDS)}")
     except RequestError as exc:

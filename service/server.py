@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import mmap
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +25,11 @@ from service import __version__, http, protocol
 from service.connection import Backend, Connection
 from service.emotions import describe
 from service.engine import Engine
-from service.errors import ShuttingDown
+from service.errors import RequestError, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder, peek_size
+from service.lookups import Lookup, reader
 from service.metrics import Gauge, Metrics
 from service.page import Page
 from service.predictor import Predictor, Request
@@ -104,6 +107,7 @@ class Service:
             submit=self._submit,
             withdraw=self._withdraw,
             answer=self._answer,
+            look_up=self._look_up,
             on_error=metrics.failed,
             max_in_flight=settings.max_in_flight,
             options=Options(detect=settings.detect),
@@ -261,6 +265,35 @@ class Service:
         """Not ready from here on. The worker drains and ends, and the supervisor starts its successor."""
         self._failure = exc
         self._stopped.set()
+
+    def _look_up(self, lookup: Lookup, connection: Connection, done: Callable[[bytes], None]) -> None:
+        if self._draining:
+            raise ShuttingDown("the service is shutting down")
+        read = reader(
+            lookup,
+            connection.user,
+            connection.prediction_ids,
+            datetime.now(UTC),
+            self._store.status().pending,
+        )
+        found = self._store.queries.submit(read)
+        self._in_flight += 1
+
+        def deliver() -> None:
+            try:
+                reply = found.result()
+            except (RequestError, CancelledError) as exc:
+                error = exc if isinstance(exc, RequestError) else ShuttingDown("the service is shutting down")
+                self._metrics.failed(error.code)
+                reply = protocol.error_reply(error, lookup.id)
+            done(reply)
+            self._left(1)
+
+        def found_in_thread(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the drain gave up on it, and the event loop is closed
+                self._loop.call_soon_threadsafe(deliver)
+
+        found.add_done_callback(found_in_thread)
 
     def _update_gauges(self) -> None:
         self._heartbeats += 1

@@ -9,7 +9,8 @@
 
 Rooms: ``schema`` and ``migrations`` (the tables), ``database`` (URLs, connections), ``records`` (what is stored),
 ``backlog`` (waiting to be written) with ``journal``, ``segments``, ``framing``, ``folders`` and ``orphans`` (the same
-on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``.
+on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``; ``queries`` (threads
+that read) and ``history`` (what they read), ``prediction_ids``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_folder, first_line, parse_url, unusable
 from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
+from service.store.queries import Queries
 from service.store.records import PredictionRecord, encode
 from service.store.reference import Model, References
 from service.store.retention import Retention
@@ -82,8 +84,11 @@ class Store:
         labels: Sequence[str],
         private: bool,
         retention: Retention | None,
+        queries: Queries,
     ) -> None:
         self._engine = engine
+        #: Reads what is stored.
+        self.queries = queries
         self._backlog = backlog
         self._writer = writer
         self._private = private
@@ -154,12 +159,7 @@ class Store:
         writer = Writer(engine, backlog, references, descriptions, None if references else prepare)
         writer.start()
         retention = None if retention_days is None else Retention(engine, retention_days)
-        return cls(engine, backlog, writer, labels, private, retention)
-
-    @property
-    def engine(self) -> sa.Engine:
-        """The database, for queries. They use connections of their own and never wait for the writer's."""
-        return self._engine
+        return cls(engine, backlog, writer, labels, private, retention, Queries(parsed))
 
     def record(self, records: Sequence[PredictionRecord]) -> bool:
         """Take these records over: True means that they will be stored, False that there is no room for them.
@@ -202,6 +202,7 @@ class Store:
 
         Those that are left out stay in the journal, if there is one.
         """
+        self.queries.close()
         self._backlog.seal()
         began = time.monotonic()
         self._writer.close(timeout)

@@ -81,6 +81,26 @@ def create_engine(url: sa.URL, *, durable: bool = False) -> sa.Engine:
     return engine
 
 
+def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
+    """An engine whose connections only read, each statement by itself: none of them waits for a writer.
+
+    PostgreSQL cuts a statement that takes longer than ``timeout`` seconds; SQLite has to be watched by its caller.
+    """
+    if url.get_backend_name() == "postgresql":
+        session = f"-c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
+        arguments = _POSTGRES_ARGUMENTS | {"options": session}
+        return sa.create_engine(url, connect_args=arguments, pool_size=2, isolation_level="AUTOCOMMIT")
+
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
+
+    def set_up(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # no transactions, whatever SQLAlchemy says
+        connection.execute("PRAGMA query_only = ON").close()
+
+    event.listen(engine, "connect", set_up)
+    return engine
+
+
 def _enter_wal(connection: sqlite3.Connection) -> None:
     """Write ahead from now on, for all connections to this file.
 

@@ -1,0 +1,229 @@
+"""What is read of the stored predictions: the latest of somebody's, and figures over a time.
+
+Every statement is a scan of one index, see `schema`: a connection's rows are a range of the index over the ids (see
+`prediction_ids`), a user's one of that over user and time, everybody's one of that over time. Measured on ten
+million rows: docs/protocol.md, `python -m benchmarks history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from service.store.schema import UTCDateTime, emotion_class, model_version, predictions_log
+
+PERCENTILES: Final = (50, 90, 99)
+
+# Latencies are told apart by their first three digits, so that millions are counted in a few thousand classes.
+_DIGITS: Final = 1000
+_LONGEST_US: Final = 10**10
+
+_columns = predictions_log.c
+
+
+@dataclass(frozen=True, slots=True)
+class ByConnection:
+    """The predictions whose ids lie from `first` to `last`."""
+
+    first: UUID
+    last: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ByUser:
+    """The predictions of one user, over whatever connections."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """The predictions of all clients that have no user."""
+
+
+Scope = ByConnection | ByUser | Anonymous
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A row's place in a history: by id and face for a connection's, by time and row number for a user's."""
+
+    key: UUID | datetime
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFace:
+    """One row: one face of a prediction.
+
+    `processing_ms` is its whole request's. The older server's rows have neither id nor box.
+    """
+
+    position: Position
+    prediction_id: UUID | None
+    face_index: int
+    timestamp: datetime
+    emotion: str | None
+    confidence: float | None
+    version_tag: str | None
+    processing_ms: float | None
+    request_id: str | None
+    box: Sequence[int] | None
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many faces, and the sum of their confidences."""
+
+    count: int = 0
+    confidence: float = 0.0
+
+
+@dataclass(slots=True)
+class Figures:
+    """Figures over a time: `emotions` counts faces, `buckets` counts them in equal parts of the time.
+
+    `latency_ms` maps percentiles to milliseconds, each at most 0.5 % off; empty if there were no requests.
+    """
+
+    emotions: dict[str, Tally] = field(default_factory=dict)
+    latency_ms: dict[int, float] = field(default_factory=dict)
+    buckets: list[dict[str, int]] = field(default_factory=list)
+
+
+def latest(
+    connection: sa.Connection, scope: ByConnection | ByUser, limit: int, after: Position | None = None
+) -> list[StoredFace]:
+    """The newest `limit` rows of a scope, newest first; with `after`, of those that come after that place."""
+    if isinstance(scope, ByConnection):
+        key: tuple[sa.Column[Any], sa.Column[Any]] = (_columns.prediction_uuid, _columns.face_index)
+    else:
+        key = (_columns.timestamp, _columns.predic_id)
+    conditions = _within(scope)
+    if after is not None:
+        place = sa.tuple_(sa.literal(after.key, key[0].type), sa.literal(after.number, key[1].type))
+        conditions.append(sa.tuple_(*key) < place)
+    # The rows are found first, and only then joined to what they point to.
+    found = (
+        sa.select(predictions_log)
+        .where(*conditions)
+        .order_by(*(column.desc() for column in key))
+        .limit(limit)
+        .subquery()
+    )
+    columns = found.c
+    statement = (
+        sa.select(found, emotion_class.c.emotion_name, model_version.c.model_version_tag)
+        .select_from(found)
+        .outerjoin(emotion_class, emotion_class.c.emotion_id == columns.emotion_id)
+        .outerjoin(model_version, model_version.c.model_id == columns.model_id)
+        .order_by(*(columns[column.name].desc() for column in key))
+    )
+    return [
+        StoredFace(
+            position=Position(row[key[0].name], row[key[1].name]),
+            prediction_id=row["prediction_uuid"],
+            face_index=row["face_index"],
+            timestamp=row["timestamp"],
+            emotion=row["emotion_name"],
+            confidence=row["confidence"],
+            version_tag=row["model_version_tag"],
+            processing_ms=_milliseconds(row["processing_us"], row["processing_time_ms"]),
+            request_id=row["request_id"],
+            box=row["face_box"],
+        )
+        for row in connection.execute(statement).mappings()
+    ]
+
+
+def figures(
+    connection: sa.Connection, scope: Scope, since: datetime, window: timedelta, buckets: int = 0
+) -> Figures:
+    """Figures over the predictions of a scope from `since` on, for `window`, in so many buckets or in none."""
+    conditions = [*_within(scope), _columns.timestamp >= since, _columns.timestamp < since + window]
+    found = Figures(buckets=[{} for _ in range(buckets)])
+    bucket = _bucket(connection, since, window / buckets) if buckets else sa.literal_column("0")
+    counted = (
+        sa.select(
+            _columns.emotion_id,
+            bucket.label("bucket"),
+            sa.func.count().label("count"),
+            sa.func.sum(_columns.confidence).label("confidence"),
+        )
+        .where(*conditions)
+        .group_by(_columns.emotion_id, sa.text("bucket"))
+        .subquery()
+    )
+    statement = sa.select(
+        emotion_class.c.emotion_name, counted.c.bucket, counted.c.count, counted.c.confidence
+    ).join_from(counted, emotion_class, emotion_class.c.emotion_id == counted.c.emotion_id)
+    for emotion, number, count, confidence in connection.execute(statement):
+        tally = found.emotions.setdefault(emotion, Tally())
+        tally.count += count
+        tally.confidence += confidence or 0.0
+        if buckets:
+            part = found.buckets[min(max(int(number), 0), buckets - 1)]
+            part[emotion] = part.get(emotion, 0) + count
+    # One row of each request, so that those with many faces do not count for more.
+    requests = [*conditions, _columns.face_index == 0]
+    microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * 1000)
+    latency = _leading_digits(microseconds).label("latency")
+    classes = sa.select(latency, sa.func.count()).where(*requests).group_by(sa.text("latency"))
+    found.latency_ms = _percentiles(
+        (row[0] / 1000, row[1]) for row in connection.execute(classes) if row[0] is not None
+    )
+    return found
+
+
+def _within(scope: Scope) -> list[sa.ColumnElement[bool]]:
+    match scope:
+        case ByConnection(first, last):
+            return [_columns.prediction_uuid.between(first, last)]
+        case ByUser(user):
+            return [_columns.user_id == user]
+        case Anonymous():
+            return [_columns.user_id.is_(None)]
+
+
+def _bucket(connection: sa.Connection, since: datetime, bucket: timedelta) -> sa.ColumnElement[Any]:
+    """The number of the bucket that a row falls into, counted from `since`."""
+    start = sa.literal(since, UTCDateTime())
+    if connection.dialect.name == "postgresql":
+        passed = sa.func.extract("epoch", _columns.timestamp) - sa.func.extract("epoch", start)
+        return sa.cast(sa.func.floor(passed / bucket.total_seconds()), sa.Integer)
+    days = sa.func.julianday(_columns.timestamp) - sa.func.julianday(start)
+    return sa.cast(days * (86400 / bucket.total_seconds()), sa.Integer)
+
+
+def _leading_digits(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The middle of all integers that share their first three digits with this one."""
+    cases: list[tuple[sa.ColumnElement[bool], Any]] = [(value < _DIGITS, value)]
+    unit = 10
+    while unit * _DIGITS <= _LONGEST_US:
+        cases.append((value < unit * _DIGITS, value - value % unit + unit // 2))
+        unit *= 10
+    return sa.case(*cases, else_=sa.literal_column(str(_LONGEST_US)))
+
+
+def _percentiles(classes: Iterable[tuple[float, int]]) -> dict[int, float]:
+    """Nearest-rank percentiles of milliseconds that are given with how often each occurs."""
+    ordered = sorted(classes)
+    total = sum(count for _, count in ordered)
+    percentiles: dict[int, float] = {}
+    for percentile in PERCENTILES:
+        seen = 0
+        for milliseconds, count in ordered:
+            seen += count
+            if seen * 100 >= total * percentile:
+                percentiles[percentile] = milliseconds
+                break
+    return percentiles
+
+
+def _milliseconds(microseconds: int | None, whole: int | None) -> float | None:
+    return whole if microseconds is None else microseconds / 1000

@@ -1,0 +1,119 @@
+"""Reading the database beside the writer: a few threads, connections of their own, and a time limit.
+
+A query never waits for the writer nor the writer for it: PostgreSQL's readers take no lock that matters, and SQLite's
+read the state before the transaction that is under way (write-ahead log). Threads are made with the first query, and
+give way to everything else of this process where the system lets one thread do so (Linux).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from service.errors import DeadlineExceeded, Internal, Overloaded, ShuttingDown
+from service.store.database import create_reading_engine, first_line
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Queries that run at once; what comes beside them waits.
+THREADS: Final = 2
+#: Queries that run or wait; one more is refused.
+CAPACITY: Final = 16
+TIMEOUT_S: Final = 10.0
+
+_RETRY_AFTER_MS: Final = 1000
+_NICE: Final = 10
+# Instructions of SQLite's machine between two looks at the clock: some milliseconds.
+_SQLITE_STEPS: Final = 500_000
+_QUERY_CANCELED: Final = "57014"
+
+
+class Queries:
+    """Runs queries on the database of `url`."""
+
+    def __init__(self, url: sa.URL, timeout: float = TIMEOUT_S) -> None:
+        self._timeout = timeout
+        self._closed = False
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._threads = ThreadPoolExecutor(THREADS, "store-query", _give_way)
+        self._engine = create_reading_engine(url, timeout)
+
+    def submit(self, query: Callable[[sa.Connection], T]) -> Future[T]:
+        """Run `query` in a thread, with a connection. May be called from any thread; does not wait.
+
+        The future's exception, if it has one, is a RequestError: `DeadlineExceeded` if the database took too long,
+        `Internal` if it failed.
+
+        Raises:
+            Overloaded: too many queries wait already.
+            ShuttingDown: they are closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ShuttingDown("the service is shutting down")
+            if self._unfinished >= CAPACITY:
+                raise Overloaded("too many questions about stored predictions at once", _RETRY_AFTER_MS)
+            self._unfinished += 1
+            return self._threads.submit(self._run, query)
+
+    def close(self) -> None:
+        """Take no more queries, and do not wait for those that run."""
+        with self._lock:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._engine.dispose()
+
+    def _run(self, query: Callable[[sa.Connection], T]) -> T:
+        try:
+            with self._engine.connect() as connection:
+                if connection.dialect.name == "sqlite":
+                    self._watch(connection)
+                return query(connection)
+        except exc.DBAPIError as error:
+            if _was_cut(error):
+                raise DeadlineExceeded(
+                    f"the database took longer than {self._timeout:g} s: ask for a shorter time"
+                ) from None
+            logger.warning("reading stored predictions failed: %s", first_line(error))
+            raise Internal("stored predictions cannot be read now") from None
+        except Exception:
+            logger.exception("a query failed")
+            raise Internal("stored predictions cannot be read; the fault is ours") from None
+        finally:
+            self._finished()
+
+    def _finished(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
+
+    def _watch(self, connection: sa.Connection) -> None:
+        """Let SQLite look at the clock now and then."""
+        deadline = time.monotonic() + self._timeout
+
+        def is_over() -> bool:
+            return self._closed or time.monotonic() > deadline
+
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(is_over, _SQLITE_STEPS)
+
+
+def _was_cut(error: exc.DBAPIError) -> bool:
+    return getattr(error.orig, "pgcode", None) == _QUERY_CANCELED or str(error.orig) == "interrupted"
+
+
+def _give_way() -> None:
+    """Lower this thread's priority: predictions are more urgent."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

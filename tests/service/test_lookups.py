@@ -1,0 +1,187 @@
+"""`history` and `stats` over WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from service.store.queries import Queries
+from tests.service.harness import FACE, TIMEOUT, Running, Serve, ask, predict_message, read
+
+
+async def query(websocket: ClientConnection, command: str, **fields: Any) -> dict[str, Any]:
+    """One reply."""
+    return await ask(websocket, orjson.dumps({"command": command, **fields}).decode())
+
+
+async def stored(websocket: ClientConnection, **fields: Any) -> list[dict[str, Any]]:
+    """This client's history once nothing of this service waits to be written."""
+    async with asyncio.timeout(TIMEOUT):
+        while (reply := await query(websocket, "history", **fields))["pending"]:
+            await asyncio.sleep(0.01)
+    predictions: list[dict[str, Any]] = reply["predictions"]
+    return predictions
+
+
+def identify(running: Running, user: str) -> None:
+    """Make the only connected client a user."""
+    (connection,) = running.service._connections
+    connection.user = user
+
+
+async def test_a_connection_sees_what_it_made_and_nothing_else(running: Running) -> None:
+    """Newest first, with the ids of the replies; another connection sees nothing of it."""
+    async with running.client() as websocket, running.client() as other:
+        replies = [await ask(websocket, predict_message(id=number)) for number in range(3)]
+        rows = await stored(websocket)
+        assert [row["prediction_id"] for row in rows] == [
+            reply["prediction_id"] for reply in reversed(replies)
+        ]
+        assert [row["request_id"] for row in rows] == ["2", "1", "0"]
+        assert rows[0]["emotion_name"] == replies[2]["emotion_name"]
+        assert rows[0]["timestamp"] == replies[2]["timestamp"]
+        assert await stored(other) == []
+
+
+async def test_a_history_is_paged(running: Running) -> None:
+    """Each page names the next, and the last one none."""
+    async with running.client() as websocket:
+        made = [(await ask(websocket, predict_message()))["prediction_id"] for _ in range(5)]
+        assert len(await stored(websocket)) == 5
+        pages, cursor = [], None
+        while True:
+            page = await query(websocket, "history", limit=2, **({"cursor": cursor} if cursor else {}))
+            pages.append([row["prediction_id"] for row in page["predictions"]])
+            if (cursor := page["next"]) is None:
+                break
+        assert pages == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
+
+
+async def test_a_user_sees_their_own_from_every_connection(running: Running) -> None:
+    """What one connection of a user made another one of theirs sees, and nobody else does."""
+    async with running.client() as websocket:
+        identify(running, "ana")
+        await ask(websocket, predict_message())
+    async with running.client() as websocket:
+        identify(running, "eva")
+        assert await stored(websocket) == []
+        assert (await query(websocket, "stats"))["count"] == 0
+    async with running.client() as websocket:
+        identify(running, "ana")
+        assert len(await stored(websocket)) == 1
+        stats = await query(websocket, "stats")
+        assert (stats["scope"], stats["count"]) == ("user", 1)
+        # A user's other connections may do what this one did not.
+        assert (await query(websocket, "stats", scope="connection"))["count"] == 0
+
+
+async def test_stats_of_anonymous_clients_leave_users_out(running: Running) -> None:
+    """Everybody without a name sees the sum of those without a name."""
+    async with running.client() as websocket:
+        identify(running, "ana")
+        await ask(websocket, predict_message())
+    async with running.client() as websocket:
+        await ask(websocket, predict_message())
+        await ask(websocket, predict_message())
+        await stored(websocket)
+    async with running.client() as websocket:
+        stats = await query(websocket, "stats", window_s=600, buckets=3)
+    assert (stats["scope"], stats["window_s"], stats["count"]) == ("anonymous", 600, 2)
+    assert stats["emotions"]["happy"]["count"] == 2
+    assert 0 < stats["mean_confidence"] <= 1
+    assert 0 < stats["latency_ms"]["p50"] <= stats["latency_ms"]["p99"]
+    assert (stats["bucket_s"], stats["buckets"]) == (200, [{}, {}, {"happy": 2}])
+
+
+async def test_lookups_keep_their_place_among_the_replies(running: Running) -> None:
+    """Pipelined with predictions and questions, replies come in the order of the requests."""
+    async with running.client() as websocket:
+        sent = []
+        for number in range(4):
+            for command in ("predict", "history", "ping", "emotions"):
+                sent.append(f"{command}{number}")
+                fields = {"id": sent[-1], "command": command}
+                message = predict_message(**fields) if command == "predict" else orjson.dumps(fields).decode()
+                await websocket.send(message)
+        assert [(await read(websocket))["id"] for _ in sent] == sent
+
+
+async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ordered off, a question that takes long holds up nothing."""
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    submit = Queries.submit
+
+    def slow(self: Queries, read: Any) -> Any:
+        def held(connection: Any) -> Any:
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
+            return read(connection)
+
+        return submit(self, held)
+
+    monkeypatch.setattr(Queries, "submit", slow)
+    async with running.client() as websocket:
+        await query(websocket, "configure", ordered=False)
+        await websocket.send('{"command": "history", "id": "slow"}')
+        assert (await ask(websocket, predict_message(id="quick")))["id"] == "quick"
+        release.set()
+        assert (await read(websocket))["id"] == "slow"
+
+
+async def test_one_client_cannot_ask_without_end(running: Running) -> None:
+    """Of many questions at once some are answered and the others are told to come again; all get a reply."""
+    async with running.client() as websocket:
+        for number in range(20):
+            await websocket.send(orjson.dumps({"command": "stats", "id": number}).decode())
+        replies = [await read(websocket) for _ in range(20)]
+    assert [reply["id"] for reply in replies] == list(range(20))
+    refused = [reply for reply in replies if reply["type"] == "error"]
+    assert {(reply["code"], reply["retry_after_ms"] > 0) for reply in refused} <= {("overloaded", True)}
+    assert len(refused) < 20
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        ("history", "limit", 0),
+        ("history", "limit", 1001),
+        ("history", "limit", True),
+        ("history", "cursor", 7),
+        ("history", "cursor", "nonsense"),
+        ("history", "cursor", "2026-11-22T10:30:45~1"),
+        ("history", "cursor", "00000000000000000000000000000000~" + "9" * 30),
+        ("stats", "window_s", 0),
+        ("stats", "window_s", "1h"),
+        ("stats", "window_s", 1e12),
+        ("stats", "buckets", 501),
+        ("stats", "scope", "everybody"),
+    ],
+)
+async def test_impossible_fields_are_named(running: Running, command: str, field: str, value: Any) -> None:
+    """`invalid_request`, with the field's name."""
+    async with running.client() as websocket:
+        reply = await query(websocket, command, **{field: value, "id": 1})
+        assert (reply["code"], reply["id"]) == ("invalid_request", 1)
+        assert f"'{field}'" in reply["message"]
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+async def test_a_database_that_fails_is_an_error_reply(serve: Serve, database: str) -> None:
+    """History fails as `internal`, without what the database said, and predictions go on."""
+    async with serve() as running, running.client() as websocket:
+        path = Path(database.removeprefix("sqlite:///"))
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("ALTER TABLE predictions_log RENAME TO elsewhere")
+            reply = await query(websocket, "history")
+            assert (reply["code"], reply["message"]) == ("internal", "stored predictions cannot be read now")
+            assert (await ask(websocket, FACE))["status"] == "success"
+            other.execute("ALTER TABLE elsewhere RENAME TO predictions_log")

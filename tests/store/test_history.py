@@ -1,0 +1,201 @@
+"""Reading stored predictions, on both databases."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+
+from service.errors import DeadlineExceeded, Overloaded
+from service.store import Store
+from service.store.database import parse_url
+from service.store.history import Anonymous, ByConnection, ByUser, figures, latest
+from service.store.prediction_ids import PredictionIds
+from service.store.queries import CAPACITY, Queries
+from tests.store.conftest import MakeRecord, OpenStore
+
+T = TypeVar("T")
+
+NOW = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def written(store: Store, count: int) -> Store:
+    """The store, once it has written so many records."""
+    deadline = time.monotonic() + 30
+    while store.status().written < count:
+        assert time.monotonic() < deadline, store.status()
+        time.sleep(0.005)
+    return store
+
+
+def ask(store: Store, query: Callable[[sa.Connection], T]) -> T:
+    """The answer of a query."""
+    return store.queries.submit(query).result(30)
+
+
+def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, make_record: MakeRecord) -> None:
+    """Every face of what it made, page by page, and nothing of another connection."""
+    store, ids, others = open_store(), PredictionIds(), PredictionIds()
+    records = [
+        make_record(
+            prediction_id=identifier, face_index=face, face_box=(1, 2, 3, 4), request_id="7", timestamp=NOW
+        )
+        for identifier in [ids.next() for _ in range(5)]
+        for face in range(2)
+    ]
+    store.record([*records, make_record(prediction_id=others.next())])
+    written(store, 11)
+    scope = ByConnection(ids.first, ids.last)
+    first = ask(store, lambda connection: latest(connection, scope, 7))
+    second = ask(store, lambda connection: latest(connection, scope, 7, first[-1].position))
+    found = [(row.prediction_id, row.face_index) for row in [*first, *second]]
+    assert found == [(record.prediction_id, record.face_index) for record in reversed(records)]
+    row, record = first[0], records[-1]
+    assert (row.emotion, row.confidence, row.version_tag) == (record.emotion, record.confidence, "v1.0.0")
+    assert (row.timestamp, row.request_id, row.processing_ms) == (NOW, "7", pytest.approx(1.234, abs=0.001))
+    assert list(row.box or ()) == [1, 2, 3, 4]
+
+
+def test_a_user_reads_what_is_theirs_over_all_connections(
+    open_store: OpenStore, make_record: MakeRecord
+) -> None:
+    """Newest first by time, also where many rows share one moment, and nothing of others."""
+    store = open_store()
+    mine = [make_record(user="ana", timestamp=NOW + timedelta(seconds=number // 4)) for number in range(20)]
+    store.record([*mine, make_record(user="eva", timestamp=NOW), make_record(timestamp=NOW)])
+    written(store, 22)
+    found, after = [], None
+    while page := ask(store, lambda connection, after=after: latest(connection, ByUser("ana"), 3, after)):
+        found += page
+        after = page[-1].position
+    assert [row.timestamp for row in found] == [record.timestamp for record in reversed(mine)]
+    assert {row.prediction_id for row in found} == {record.prediction_id for record in mine}
+
+
+def test_figures_count_faces_and_tell_latencies_of_requests(
+    open_store: OpenStore, make_record: MakeRecord
+) -> None:
+    """Counts, mean confidence and the timeline count faces; a request with two faces has one latency."""
+    store = open_store()
+    records = [
+        make_record(
+            emotion="happy",
+            confidence=0.9,
+            processing_ms=float(number),
+            timestamp=NOW + number * timedelta(minutes=1),
+        )
+        for number in range(1, 51)
+    ]
+    second_faces = [
+        make_record(
+            emotion="sad",
+            confidence=0.5,
+            face_index=1,
+            processing_ms=9000.0,
+            timestamp=NOW + 50 * timedelta(minutes=1),
+        )
+        for _ in range(4)
+    ]
+    outside = [
+        make_record(timestamp=NOW - timedelta(microseconds=1)),
+        make_record(timestamp=NOW + HOUR),
+        make_record(user="ana", timestamp=NOW),
+    ]
+    store.record([*records, *second_faces, *outside])
+    written(store, 57)
+    found = ask(store, lambda connection: figures(connection, Anonymous(), NOW, HOUR, buckets=6))
+    assert {name: tally.count for name, tally in found.emotions.items()} == {"happy": 50, "sad": 4}
+    assert found.emotions["happy"].confidence == pytest.approx(45)
+    assert found.latency_ms == {
+        50: pytest.approx(25, rel=0.005),
+        90: pytest.approx(45, rel=0.005),
+        99: pytest.approx(50, rel=0.005),
+    }
+    assert found.buckets == [{"happy": 9}, *[{"happy": 10}] * 4, {"happy": 1, "sad": 4}]
+
+
+def test_figures_of_nothing_are_empty(open_store: OpenStore) -> None:
+    """An empty table has no emotions and no percentiles, and as many buckets as were asked for."""
+    found = ask(open_store(), lambda connection: figures(connection, ByUser("ana"), NOW, HOUR, buckets=2))
+    assert (found.emotions, found.latency_ms, found.buckets) == ({}, {}, [{}, {}])
+
+
+@pytest.mark.parametrize(
+    ("scope", "index"),
+    [
+        (ByConnection(PredictionIds().first, PredictionIds().last), "prediction_uuid_face_index_idx"),
+        (ByUser("ana"), "user_id_timestamp_idx"),
+    ],
+)
+def test_a_history_is_read_from_an_index(open_store: OpenStore, scope: Any, index: str) -> None:
+    """SQLite and PostgreSQL both go through the index that holds the scope, and sort nothing that is large."""
+    store = open_store()
+
+    def plan(connection: sa.Connection) -> str:
+        postgresql = connection.dialect.name == "postgresql"
+        if postgresql:
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        texts: list[str] = []
+
+        def explain(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
+            cursor.execute(f"EXPLAIN {'' if postgresql else 'QUERY PLAN '}{statement}", parameters)
+            texts.extend(str(row) for row in cursor.fetchall())
+
+        sa.event.listen(connection, "before_cursor_execute", explain)
+        latest(connection, scope, 50)
+        return "\n".join(texts)
+
+    assert index in ask(store, plan)
+
+
+def test_a_query_that_takes_too_long_is_cut(open_store: OpenStore, database_url: str) -> None:
+    """The database is told to stop, and the next query is answered."""
+    open_store()
+    queries = Queries(parse_url(database_url), timeout=0.2)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    try:
+        with pytest.raises(DeadlineExceeded, match=r"longer than 0\.2 s"):
+            queries.submit(lambda connection: connection.exec_driver_sql(endless).scalar()).result(30)
+        assert (
+            queries.submit(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()).result(30) == 1
+        )
+    finally:
+        queries.close()
+
+
+def test_queries_cannot_write(open_store: OpenStore) -> None:
+    """Whatever is in a query, the database refuses to change."""
+    store = open_store()
+    with pytest.raises(Exception, match="cannot be read now"):
+        ask(store, lambda connection: connection.exec_driver_sql("DELETE FROM predictions_log").rowcount)
+
+
+def test_more_queries_than_fit_are_refused(open_store: OpenStore) -> None:
+    """They say when to come again, and once there is room they are taken."""
+    store, go = open_store(), threading.Event()
+    waiting = [store.queries.submit(lambda _: go.wait(30)) for _ in range(CAPACITY)]
+    with pytest.raises(Overloaded) as refused:
+        store.queries.submit(lambda _: True)
+    assert refused.value.retry_after_ms
+    go.set()
+    assert all(future.result(30) for future in waiting)
+    assert ask(store, lambda _: True)
+
+
+def test_a_query_does_not_wait_for_a_writer_on_sqlite(open_store: OpenStore, tmp_path: Any) -> None:
+    """With a transaction open that has the write lock, stored predictions are read at once."""
+    store = open_store(url=f"sqlite:///{tmp_path / 'locked.db'}")
+    writer = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        assert ask(store, lambda connection: latest(connection, ByUser("ana"), 1)) == []
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
