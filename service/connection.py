@@ -30,6 +30,7 @@ from service.errors import (
     ShuttingDown,
     Superseded,
 )
+from service.faces.tracking import FaceTracker
 from service.lookups import History, Lookup, Stats
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
@@ -89,6 +90,7 @@ class Connection(ServerConnection):
         self._lookups = 0
         # The newest frame of a stream, which may wait still.
         self._newest: Request | None = None
+        self._tracker: FaceTracker | None = None
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | bytes] = deque()
         self._fragments: bytearray | None = None
@@ -241,6 +243,10 @@ class Connection(ServerConnection):
             request.in_order = False
             self._unordered += 1
         if options.stream:
+            if self._tracker is None:
+                self._tracker = FaceTracker()
+            request.tracker = self._tracker
+            request.smoothing = None if options.smoothing_ms is None else options.smoothing_ms / 1000
             overtaken, self._newest = self._newest, request
             if overtaken is not None and self._backend.withdraw(overtaken):
                 self._answer_here(overtaken, Superseded("a newer frame took this one's place"))

@@ -24,6 +24,7 @@ from service import protocol
 from service.engine import Engine
 from service.errors import Internal, NoFace, RequestError
 from service.faces import Face, FaceDetector, crop_face
+from service.faces.tracking import FaceTracker
 from service.images.decode import ImageDecoder, Photo
 from service.protocol import PredictionReplies, RequestId, ScoredFace, Timing
 from service.scheduler import NORMAL
@@ -53,7 +54,7 @@ class Request:
     """One prediction on its way through the service. Times are `time.perf_counter` seconds.
 
     `in_order` is false if its reply may overtake others of its client. `user` is who it is stored for; None for
-    anybody.
+    anybody. A `tracker` follows its faces through a stream, and smooths their scores over `smoothing` seconds.
 
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
     """
@@ -68,6 +69,8 @@ class Request:
     max_faces: int = 1
     in_order: bool = True
     user: str | None = None
+    tracker: FaceTracker | None = None
+    smoothing: float | None = None
     size: int = field(init=False)
     cost: float = 0.0
     reply: bytes | None = None
@@ -214,9 +217,23 @@ class Predictor:
         for request, (prediction_id, faces) in zip(requests, answers, strict=True):
             assert request.timing is not None
             request.stored = stored
+            if request.tracker is not None:
+                _follow(request, request.tracker, faces)
             request.reply = replies.reply(
                 request.id, prediction_id if stored else None, faces, request.timing
             )
+
+
+def _follow(request: Request, tracker: FaceTracker, faces: list[ScoredFace]) -> None:
+    """Tell who is who in a stream. What is stored stays what the model said of this frame by itself."""
+    followed = tracker.follow(
+        [face.box for face in faces],
+        [face.probabilities for face in faces],
+        request.received,
+        request.smoothing,
+    )
+    for face, (face_id, probabilities) in zip(faces, followed, strict=True):
+        face.face_id, face.probabilities = face_id, probabilities
 
 
 def _scaled(face: Face, photo: Photo) -> Face:

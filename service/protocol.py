@@ -88,7 +88,9 @@ class Options:
                  `no_face`; "never": the image is a face
     max_faces    the largest faces, at most so many (1 to 64)
     ordered      replies come in the order of the requests; false lets those with an id come as they finish
-    stream       for cameras: a frame that is overtaken by a newer one while it waits is `superseded`
+    stream       for cameras: a frame that is overtaken by a newer one while it waits is `superseded`, and faces carry
+                 a `face_id` that follows them
+    smoothing_ms in a stream, probabilities are smoothed over time with this time constant; null for not at all
     deadline_ms  the deadline of requests that bring none of their own; null for none
     ============ =======================================================================================
     """
@@ -97,6 +99,7 @@ class Options:
     max_faces: int = 16
     ordered: bool = True
     stream: bool = False
+    smoothing_ms: float | None = None
     deadline_ms: float | None = None
 
     def changed(self, changes: Mapping[str, Any]) -> Options:
@@ -111,8 +114,9 @@ class Options:
             if name in ("ordered", "stream") and not isinstance(value, bool):
                 raise InvalidRequest(f"'{name}' is true or false, not {_json_type(value)}")
         checked = dict(changes)
-        if "deadline_ms" in changes:
-            checked["deadline_ms"] = _read_deadline(changes)
+        for name in ("deadline_ms", "smoothing_ms"):
+            if name in changes:
+                checked[name] = _read_milliseconds(changes, name)
         if "detect" in changes:
             checked["detect"] = _read_detect(changes) or self.detect
         if "max_faces" in changes:
@@ -171,7 +175,7 @@ def _parse_object(
             return Predict(
                 request_id,
                 image,
-                _read_deadline(message),
+                _read_milliseconds(message, "deadline_ms"),
                 _read_priority(message),
                 _read_detect(message),
                 _read_max_faces(message),
@@ -217,12 +221,12 @@ def _read_image(message: dict[str, Any]) -> str:
     return image
 
 
-def _read_deadline(message: Mapping[str, Any]) -> float | None:
-    value = message.get("deadline_ms")
+def _read_milliseconds(message: Mapping[str, Any], name: str) -> float | None:
+    value = message.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InvalidRequest("'deadline_ms' is a number of milliseconds above 0")
+        raise InvalidRequest(f"'{name}' is a number of milliseconds above 0")
     return float(value)
 
 
@@ -296,12 +300,13 @@ class ScoredFace:
     """What the model says of one face, or of a whole image, whose box and detection score are None.
 
     `probabilities` are in the order of the labels and sum to 1; `box` is x, y, width, height in pixels of the sent
-    image, turned upright.
+    image, turned upright; `face_id` follows a face through a stream.
     """
 
     probabilities: Sequence[float]
     box: tuple[int, int, int, int] | None = None
     detection_score: float | None = None
+    face_id: int | None = None
 
 
 class PredictionReplies:
@@ -340,12 +345,7 @@ class PredictionReplies:
             "prediction_id": prediction_id,
             "probabilities": first["probabilities"],
             "face_detected": detected,
-            "faces": [
-                {"box": face.box, "detection_score": face.detection_score} | self._scores(face.probabilities)
-                for face in faces
-            ]
-            if detected
-            else [],
+            "faces": [self._face(face) for face in faces] if detected else [],
             "timing": {
                 "decode": round(timing.decode, 3),
                 "queue": round(timing.queue, 3),
@@ -357,6 +357,12 @@ class PredictionReplies:
         if request_id is not None:
             reply["id"] = request_id
         return orjson.dumps(reply)
+
+    def _face(self, face: ScoredFace) -> dict[str, Any]:
+        reply = {"box": face.box, "detection_score": face.detection_score} | self._scores(face.probabilities)
+        if face.face_id is not None:
+            reply["face_id"] = face.face_id
+        return reply
 
     def _scores(self, probabilities: Sequence[float]) -> dict[str, Any]:
         confidence = max(probabilities)

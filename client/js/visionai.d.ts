@@ -118,6 +118,7 @@ export interface Configuration {
   max_faces?: number | null;
   ordered?: boolean;
   stream?: boolean;
+  smoothing_ms?: number | null;
   deadline_ms?: number | null;
   [more: string]: unknown;
 }
