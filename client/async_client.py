@@ -223,9 +223,20 @@ class AsyncClient:
         """How the server is."""
         return results.health(await self.request("health"))
 
-    async def stats(self, *, window_s: float = 3600.0) -> results.Stats:
-        """Counts, confidence and latency of the predictions of the last `window_s` seconds."""
-        return results.stats(await self.request("stats", window_s=window_s))
+    async def stats(
+        self, *, window_s: float = 3600.0, buckets: int = 0, connection_only: bool = False
+    ) -> results.Stats:
+        """Counts, confidence and latency of the predictions of the last `window_s` seconds.
+
+        They are this user's or, for a client without a token, those of all such clients; with `connection_only`
+        those of this connection. With `buckets`, emotions are also counted in so many equal parts of the time.
+        """
+        fields: dict[str, Any] = {"window_s": window_s}
+        if buckets:
+            fields["buckets"] = buckets
+        if connection_only:
+            fields["scope"] = "connection"
+        return results.stats(await self.request("stats", **fields))
 
     async def history(self, *, limit: int = 50, cursor: str | None = None) -> results.HistoryPage:
         """Stored predictions, latest first, at most `limit`; `cursor` is the `next` of the page before."""

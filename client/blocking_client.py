@@ -139,9 +139,12 @@ class Client:
         """How the server is."""
         return self._wait(self._start(self._client.health()))
 
-    def stats(self, *, window_s: float = 3600.0) -> results.Stats:
+    def stats(
+        self, *, window_s: float = 3600.0, buckets: int = 0, connection_only: bool = False
+    ) -> results.Stats:
         """Counts, confidence and latency of the last `window_s` seconds, see `AsyncClient.stats`."""
-        return self._wait(self._start(self._client.stats(window_s=window_s)))
+        asked = self._client.stats(window_s=window_s, buckets=buckets, connection_only=connection_only)
+        return self._wait(self._start(asked))
 
     def history(self, *, limit: int = 50, cursor: str | None = None) -> results.HistoryPage:
         """Stored predictions, latest first, see `AsyncClient.history`."""

@@ -140,13 +140,19 @@ class EmotionCount:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Predictions of the last `window_s` seconds. `latency_ms` maps percentiles such as ``p99`` to milliseconds."""
+    """Predictions of the last `window_s` seconds. `latency_ms` maps percentiles such as ``p99`` to milliseconds.
+
+    `scope` says whose: ``user``, ``connection``, or ``anonymous`` for all clients without a user. `buckets` counts
+    emotions in equal parts of the time, the oldest first; empty unless they were asked for.
+    """
 
     window_s: float
     count: int
     mean_confidence: float | None
     emotions: Mapping[str, EmotionCount]
     latency_ms: Mapping[str, float]
+    scope: str | None = None
+    buckets: tuple[Mapping[str, int], ...] = ()
     raw: Reply = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -239,6 +245,11 @@ def stats(reply: Reply) -> Stats:
             latency_ms={
                 str(name): float(value) for name, value in reply["latency_ms"].items() if value is not None
             },
+            scope=reply.get("scope"),
+            buckets=tuple(
+                {str(name): int(count) for name, count in bucket.items()}
+                for bucket in reply.get("buckets") or ()
+            ),
             raw=reply,
         )
 

@@ -73,14 +73,15 @@ def _start(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     if arguments.reload:
         return _reload(settings)
+    from service.logs import configure_logging
     from service.modelfile import resolve_model
-    from service.worker import configure_logging, load_engine, open_store
+    from service.worker import load_engine, open_store
 
     if arguments.host is not None:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
         settings = replace(settings, port=arguments.port)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if arguments.migrate_only:
         engine = load_engine(replace(settings, provider="cpu", threads=1, executors=0))
         open_store(settings, engine).close(timeout=0)

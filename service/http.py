@@ -1,9 +1,11 @@
-"""Plain HTTP on the WebSocket port: the web page, health, readiness and metrics."""
+"""Plain HTTP on the WebSocket port: the web page, health, readiness, metrics and the protocol's description."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from http import HTTPStatus
+from importlib import resources
 from urllib.parse import urlsplit
 
 import orjson
@@ -38,9 +40,17 @@ def route(
             if reason is None:
                 return _json(HTTPStatus.OK, {"status": "ready"})
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": reason})
+        case "/asyncapi.yaml":
+            return _response(HTTPStatus.OK, _asyncapi(), "application/yaml; charset=utf-8")
         case "/metrics":
             return _response(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
     return page.respond(path, request) or _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
+
+
+@cache
+def _asyncapi() -> bytes:
+    """The protocol in machine-readable form."""
+    return (resources.files("service") / "asyncapi.yaml").read_bytes()
 
 
 def _json(status: HTTPStatus, body: dict[str, str]) -> Response:

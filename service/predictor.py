@@ -80,6 +80,7 @@ class Request:
     error: str | None = None
     started: float = 0.0
     decoded: float = 0.0
+    recorded: float = 0.0
 
     def __post_init__(self) -> None:
         self.size = len(self.image)
@@ -124,7 +125,8 @@ class Predictor:
         try:
             self._predict(requests, buffer)
         except Exception:
-            log.exception("a batch of %d failed", len(requests))
+            ids = [request.id for request in requests if request.id is not None]
+            log.exception("a batch of %d failed; requests %s", len(requests), ids, extra={"request_ids": ids})
         for request in requests:
             if request.reply is None:
                 request.fail(Internal("the prediction failed; the fault is ours"))
@@ -213,10 +215,12 @@ class Predictor:
                     )
                 )
         stored = self._store.record(records)
+        recorded = time.perf_counter()
         replies = PredictionReplies(labels, self._engine.card.version_tag, moment)
         for request, (prediction_id, faces) in zip(requests, answers, strict=True):
             assert request.timing is not None
             request.stored = stored
+            request.recorded = recorded
             if request.tracker is not None:
                 _follow(request, request.tracker, faces)
             request.reply = replies.reply(

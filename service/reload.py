@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 # What the supervisor has used up by the time of a reload: a change waits for a restart.
-_FIXED = ("host", "port", "workers", "control_socket", "log_level")
+_FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from service.predictor import Predictor, Request
 from service.protocol import Options, Query
 from service.settings import Settings
 from service.store import Store
+from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,16 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, store: Store, metrics: Metrics, detector: FaceDetector
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: Store,
+        metrics: Metrics,
+        detector: FaceDetector,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._engine = engine
         self._store = store
         self._metrics = metrics
@@ -254,6 +262,8 @@ class Service:
                 log.exception("a reply could not be sent; its connection is closed")
                 connection.transport.abort()
         self._metrics.answered(requests)
+        if self._tracing is not None:
+            self._tracing.answered(requests)
         self._left(len(requests))
 
     def _left(self, count: int) -> None:

@@ -11,6 +11,7 @@ from environs import Env, EnvError, validate
 
 from service.emotions import Language
 from service.errors import StartupError
+from service.logs import LogFormat
 
 Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
 ProviderSetting = Provider | Literal["auto"]
@@ -54,6 +55,7 @@ class Settings:
     drain_seconds           time that requests in flight are given at shutdown
     control_socket          Unix socket by which `visionai reload` finds the service; empty for none
     log_level               DEBUG, INFO, WARNING or ERROR
+    log_format              console: lines for people; json: an object a line
     ======================= ==========================================================================
     """
 
@@ -81,6 +83,7 @@ class Settings:
     drain_seconds: float = 10.0
     control_socket: Path | None = Path("visionai.sock")
     log_level: str = "INFO"
+    log_format: LogFormat = "console"
 
 
 def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
@@ -139,6 +142,7 @@ def _read(env: Env) -> Settings:
         "log_level": env.str(
             "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
+        "log_format": env.str("LOG_FORMAT", default.log_format, validate=validate.OneOf(["console", "json"])),
     }
     try:
         env.seal()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -12,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection as Pipe
 
+from service import __version__
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import StartupError
@@ -21,6 +21,7 @@ from service.modelfile import check_source, resolve_detector, resolve_model
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
+from service.tracing import Tracing, start_tracing
 
 # What a worker tells its supervisor through the pipe, once, and what it is told.
 READY = "ready"
@@ -29,15 +30,6 @@ STOP = "stop"
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
-
-
-def configure_logging(level: str) -> None:
-    """Log to stderr. The libraries' chatter is left out."""
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # Alembic tells of each of its plugins; the store says itself what it migrated.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -117,11 +109,15 @@ def run_worker(
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
+    tracing = start_tracing(__version__)
     try:
         metrics = Metrics(engine.card.labels, shared, row)
         with _runner(settings, shared, row) as runner:
-            return runner.run(_serve(settings, engine, detector, store, metrics, sockets, pipe))
+            serving = _serve(settings, engine, detector, store, metrics, tracing, sockets, pipe)
+            return runner.run(serving)
     finally:
+        if tracing is not None:
+            tracing.close()
         if lost := store.close(timeout=settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
 
@@ -144,11 +140,12 @@ async def _serve(
     detector: FaceDetector,
     store: Store,
     metrics: Metrics,
+    tracing: Tracing | None,
     sockets: Sequence[socket.socket],
     pipe: Pipe,
 ) -> int:
     loop = asyncio.get_running_loop()
-    service = Service(settings, engine, store, metrics, detector)
+    service = Service(settings, engine, store, metrics, detector, tracing)
     stops = 0
 
     def stop() -> None:

@@ -82,6 +82,10 @@ def history(
     """Show the latest stored predictions: this user's, where the server knows users."""
     rows = asyncio.run(_rows(options.client_for(url, token, timeout), limit))
     chosen = Format.JSON if as_json else format
+    if not rows and token is None:
+        Console(stderr=True).print(
+            "Nothing: without --token only what the same connection has just made is shown.", highlight=False
+        )
     if chosen is Format.TABLE:
         table = plain_table("Time", "Emotion", "Confidence", "Model", "Prediction")
         for row in rows:

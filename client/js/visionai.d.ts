@@ -93,6 +93,11 @@ export interface Stats {
   emotions: Record<string, { count: number; mean_confidence: number | null }>;
   /** Percentile, such as p99, to milliseconds. */
   latency_ms: Record<string, number | null>;
+  /** Whose predictions these are of. */
+  scope?: "user" | "anonymous" | "connection";
+  bucket_s?: number;
+  /** Faces by emotion in each part of the window, the oldest first, where buckets were asked for. */
+  buckets?: Record<string, number>[];
 }
 
 export interface StoredPrediction {
@@ -223,7 +228,8 @@ export class VisionAI extends EventTarget {
   emotions(): Promise<Emotion[]>;
   modelInfo(): Promise<ModelInfo>;
   health(): Promise<Health>;
-  stats(options?: { windowS?: number }): Promise<Stats>;
+  /** Without a token, of all clients without one; with scope "connection", of this connection. */
+  stats(options?: { windowS?: number; buckets?: number; scope?: "all" | "connection" }): Promise<Stats>;
   history(options?: { limit?: number; cursor?: string }): Promise<HistoryPage>;
   configure(options: Configuration): Promise<Configuration>;
   request(command: string, fields?: Record<string, unknown>, options?: RequestOptions): Promise<Record<string, unknown>>;

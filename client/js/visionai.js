@@ -398,8 +398,8 @@ export class VisionAI extends EventTarget {
   }
 
   /** Counts, confidence and latency of the predictions of the last `windowS` seconds. */
-  stats({ windowS = 3600 } = {}) {
-    return this.request("stats", { window_s: windowS, token: this.#options.token });
+  stats({ windowS = 3600, buckets, scope } = {}) {
+    return this.request("stats", { window_s: windowS, buckets, scope, token: this.#options.token });
   }
 
   /** Stored predictions, latest first; `cursor` is the `next` of the page before. */

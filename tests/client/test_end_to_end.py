@@ -9,12 +9,26 @@ import sqlite3
 from contextlib import closing
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from client import AsyncClient, Client, InvalidImage, Retry
+from client.protocol import parse_reply
 from tests.client.harness import FACE, QUICK, ServiceProcess, VisionAI
+from tests.contract import check_reply
+
+
+@pytest.fixture(autouse=True)
+def _described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reply that the service sends to a client of these tests fits docs/asyncapi.yaml."""
+
+    def checked(frame: str | bytes) -> dict[str, Any]:
+        check_reply(frame)
+        return parse_reply(frame)
+
+    monkeypatch.setattr("client.connection.parse_reply", checked)
 
 
 def stored(service: ServiceProcess) -> list[UUID]:
@@ -42,6 +56,23 @@ async def test_the_queries_are_answered(service: ServiceProcess, visionai: Visio
     assert json.loads(info.out)["num_classes"] == 7
     health = await visionai("health", "--url", service.url)
     assert (health.code, "healthy" in health.out) == (0, True)
+
+
+async def test_the_history_of_the_real_service(service: ServiceProcess, visionai: VisionAI) -> None:
+    """A client reads what it made; the command line counts what everybody without a name made."""
+    async with AsyncClient(service.url) as client:
+        made = [(await client.predict(FACE)).prediction_id for _ in range(3)]
+        while (page := await client.history(limit=2)).raw["pending"]:
+            await asyncio.sleep(0.01)
+        rest = await client.history(limit=2, cursor=page.next)
+        assert [row.prediction_id for row in (*page.predictions, *rest.predictions)] == made[::-1]
+        stats = await client.stats(window_s=600, buckets=2)
+        assert (stats.count, stats.emotions["happy"].count, stats.scope) == (3, 3, "anonymous")
+        assert [dict(bucket) for bucket in stats.buckets] == [{}, {"happy": 3}]
+    done = await visionai("stats", "--json", "--url", service.url)
+    assert json.loads(done.out)["count"] == 3
+    done = await visionai("history", "--url", service.url)
+    assert (done.code, "--token" in done.err) == (0, True)
 
 
 async def test_typed_results_of_the_real_service(service: ServiceProcess) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import orjson
 import pytest
 
+from service import protocol
+from service.connection import Connection
 from service.engine import Engine
 from service.faces import FaceDetector
 from service.metrics import Metrics
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
+from tests.contract import check_reply, check_request
 from tests.service.harness import MODEL, TIMEOUT, Running, Serve
 
 
@@ -31,6 +36,44 @@ def engine() -> Engine:
 def detector() -> FaceDetector:
     """The converted face detector."""
     return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
+
+
+@pytest.fixture(autouse=True)
+def _described(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every reply of a service in this process fits docs/asyncapi.yaml, and so does every request that it accepts."""
+    write, parse_frame, changed = Connection._write, protocol.parse_frame, protocol.Options.changed
+    misfits: list[jsonschema.ValidationError] = []
+
+    def checked_write(connection: Connection, reply: bytes) -> None:
+        try:
+            check_reply(reply)
+        except jsonschema.ValidationError as error:
+            misfits.append(error)
+        write(connection, reply)
+
+    def fits(frame: str | bytes) -> None:
+        try:
+            check_request(frame)
+        except jsonschema.ValidationError as error:
+            misfits.append(error)
+
+    def checked_parse_frame(frame: str | bytes) -> Any:
+        request = parse_frame(frame)
+        if not isinstance(request, protocol.Configure):
+            fits(frame)
+        return request
+
+    def checked_changed(options: protocol.Options, changes: Mapping[str, Any]) -> protocol.Options:
+        changed_options = changed(options, changes)
+        fits(orjson.dumps({"command": "configure", **changes}).decode())
+        return changed_options
+
+    monkeypatch.setattr(Connection, "_write", checked_write)
+    monkeypatch.setattr(protocol, "parse_frame", checked_parse_frame)
+    monkeypatch.setattr(protocol.Options, "changed", checked_changed)
+    yield
+    if misfits:
+        raise misfits[0]
 
 
 @pytest.fixture

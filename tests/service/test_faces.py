@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 import struct
+from contextlib import closing
 from typing import Any
 
 import cv2
@@ -10,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.store import Store
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message
 
 PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
@@ -187,12 +189,46 @@ async def test_each_face_is_a_row(serve: Serve, database: str) -> None:
     async with serve() as running:
         reply = await predict(running, jpeg(np.concatenate([photo, photo], axis=1)))
     assert len(reply["faces"]) == 2
-    store = Store.open(database, labels=list(reply["probabilities"]), version_tag="t", model_filename="t")
-    with store.engine.connect() as connection:
-        rows = connection.exec_driver_sql(
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as connection:
+        rows = connection.execute(
             "SELECT face_index, face_box, prediction_uuid FROM predictions_log ORDER BY face_index"
-        ).all()
-    store.close(10)
+        ).fetchall()
     assert [row[0] for row in rows] == [0, 1]
     assert len({row[2] for row in rows}) == 1
     assert rows[0][2].replace("-", "") == reply["prediction_id"].replace("-", "")
+
+
+async def test_in_a_stream_faces_carry_an_id_that_follows_them(running: Running) -> None:
+    """The two largest faces keep their ids while both move; outside of a stream there are none."""
+    photo = pixels(PHOTO)
+    async with running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "stream": true}')
+        seen: list[list[int]] = []
+        for shift in range(0, 40, 10):
+            picture = np.zeros((512, 1100, 3), np.uint8)
+            picture[:, shift : shift + 512] = photo
+            picture[:, 588 - shift : 1100 - shift] = photo[:, ::-1]
+            reply = await ask(websocket, jpeg(picture))
+            left, right = sorted(reply["faces"][:2], key=lambda face: face["box"][0])
+            seen.append([left["face_id"], right["face_id"]])
+        assert seen == [seen[0]] * 4
+        assert len(set(seen[0])) == 2
+        await ask(websocket, '{"command": "configure", "stream": false}')
+        assert "face_id" not in (await ask(websocket, PHOTO))["faces"][0]
+
+
+async def test_smoothing_changes_the_reply_and_not_what_is_stored(running: Running) -> None:
+    """With a long time constant a new picture hardly moves the probabilities; its row has the model's own."""
+    async with running.client() as websocket:
+        await ask(
+            websocket, '{"command": "configure", "stream": true, "detect": "never", "smoothing_ms": 1e9}'
+        )
+        first = await ask(websocket, FACE)
+        noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+        second = await ask(websocket, jpeg(noise))
+        assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-4)
+        while (history := await ask(websocket, '{"command": "history"}'))["pending"]:
+            await asyncio.sleep(0.01)
+        stored_second, stored_first = history["predictions"]
+        assert stored_first["confidence"] == pytest.approx(first["confidence"], abs=1e-5)
+        assert stored_second["confidence"] != pytest.approx(second["confidence"], abs=1e-5)

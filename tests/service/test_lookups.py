@@ -107,9 +107,8 @@ async def test_lookups_keep_their_place_among_the_replies(running: Running) -> N
         for number in range(4):
             for command in ("predict", "history", "ping", "emotions"):
                 sent.append(f"{command}{number}")
-                fields = {"id": sent[-1], "command": command}
-                message = predict_message(**fields) if command == "predict" else orjson.dumps(fields).decode()
-                await websocket.send(message)
+                message = orjson.dumps({"id": sent[-1], "command": command}).decode()
+                await websocket.send(predict_message(id=sent[-1]) if command == "predict" else message)
         assert [(await read(websocket))["id"] for _ in sent] == sent
 
 

@@ -14,7 +14,14 @@ from websockets.typing import Subprotocol
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
-DEFAULTS = {"detect": "auto", "max_faces": 16, "ordered": True, "stream": False, "deadline_ms": None}
+DEFAULTS = {
+    "detect": "auto",
+    "max_faces": 16,
+    "ordered": True,
+    "stream": False,
+    "smoothing_ms": None,
+    "deadline_ms": None,
+}
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 
 
@@ -320,7 +327,8 @@ async def test_configure_replies_with_all_options(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("colour", '"red"'), ("ordered", '"no"'), ("stream", "1"), ("deadline_ms", "-5")]
+    ("field", "value"),
+    [("colour", '"red"'), ("ordered", '"no"'), ("stream", "1"), ("deadline_ms", "-5"), ("smoothing_ms", "0")],
 )
 async def test_a_wrong_option_is_named_and_changes_nothing(running: Running, field: str, value: str) -> None:
     """An unknown field, or a value of the wrong type, leaves the configuration as it was."""

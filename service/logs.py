@@ -1,0 +1,50 @@
+"""The log, on stderr: lines for people, or a JSON object a line for programs.
+
+It tells of the service, not of its clients: no image, no address, no name. Where it is about one request it has that
+request's id.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+LogFormat = Literal["console", "json"]
+
+_CONSOLE = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `timestamp` (ISO 8601, UTC), `level`, `logger`, `process`, `message`.
+
+    Beside them `exception`, the traceback, where there is one, and `request_ids` where the log call brings them as
+    `extra`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, Any] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if (request_ids := getattr(record, "request_ids", None)) is not None:
+            line["request_ids"] = request_ids
+        return orjson.dumps(line, default=str).decode()
+
+
+def configure_logging(level: str, form: LogFormat) -> None:
+    """Log to stderr from `level` on. The libraries' chatter is left out."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_CONSOLE))
+    logging.basicConfig(level=level, handlers=[handler])
+    # Alembic tells of each of its plugins; the store says itself what it migrated.
+    logging.getLogger("alembic").setLevel(logging.WARNING)

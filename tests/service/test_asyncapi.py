@@ -1,0 +1,72 @@
+"""docs/asyncapi.yaml: valid, complete, served. That real messages fit it is held by every test beside this one."""
+
+from __future__ import annotations
+
+import urllib.request
+from asyncio import to_thread
+
+import jsonschema
+import orjson
+import pytest
+from jsonschema.validators import validator_for
+
+from service.errors import ERROR_CODES
+from service.protocol import COMMANDS, SUBPROTOCOL, Options
+from tests.contract import DESCRIPTION, REPLIES, REQUESTS, check_reply, description, validator
+from tests.service.harness import ROOT, TIMEOUT, Running
+
+
+def test_the_document_is_valid_asyncapi() -> None:
+    """By AsyncAPI's own schema of version 3.0.0."""
+    schema = orjson.loads((ROOT / "tests/data/asyncapi-3.0.0.json").read_bytes())
+    validator_for(schema)(schema).validate(description())
+
+
+def test_every_message_has_a_sound_schema() -> None:
+    """All references lead somewhere, each schema is one, and each message is in an operation."""
+    components = description()["components"]
+    for name, message in components["messages"].items():
+        assert name in description()["channels"]["session"]["messages"]
+        if name != "predictImage":
+            schema = message["payload"]["$ref"].rpartition("/")[2]
+            validator(schema).check_schema(components["schemas"][schema])
+            assert schema in {*REPLIES.values(), *REQUESTS.values()}
+    used = {
+        reference["$ref"].rpartition("/")[2]
+        for operation in description()["operations"].values()
+        for reference in [*operation["messages"], *operation.get("reply", {}).get("messages", [])]
+    }
+    assert used == set(components["messages"])
+
+
+def test_the_document_knows_every_command_code_and_option() -> None:
+    """A command, an error code or an option that is added is described."""
+    schemas = description()["components"]["schemas"]
+    assert set(REQUESTS) == set(COMMANDS)
+    assert set(ERROR_CODES) <= set(schemas["Error"]["properties"]["code"]["enum"])
+    options = set(Options.__slots__)
+    assert set(schemas["Configuration"]["properties"]["configuration"]["properties"]) == options
+    assert set(schemas["Configure"]["properties"]) == options | {"command", "id"}
+    assert SUBPROTOCOL in description()["channels"]["session"]["description"]
+
+
+def test_a_reply_with_an_unknown_field_does_not_fit() -> None:
+    """So that a field that is added to a reply has to be described."""
+    pong = {"type": "pong", "status": "success", "timestamp": "2026-11-22T10:30:45.123456"}
+    check_reply(orjson.dumps(pong))
+    with pytest.raises(jsonschema.ValidationError, match="novelty"):
+        check_reply(orjson.dumps(pong | {"novelty": 1}))
+
+
+async def test_the_document_is_served(running: Running) -> None:
+    """Byte for byte, at /asyncapi.yaml."""
+
+    def get() -> tuple[str, bytes]:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{running.port}/asyncapi.yaml", timeout=TIMEOUT
+        ) as reply:
+            return reply.headers["Content-Type"], reply.read()
+
+    content_type, body = await to_thread(get)
+    assert content_type.startswith("application/yaml")
+    assert body == DESCRIPTION.read_bytes()

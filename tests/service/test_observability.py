@@ -1,0 +1,204 @@
+"""What operators see: metrics by convention, a dashboard that fits them, logs, traces."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+
+import orjson
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.sync.client import connect
+
+from service.logs import JsonFormatter
+from service.metrics import Metrics
+from service.tracing import start_tracing
+from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess
+
+FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
+DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
+
+
+def test_metrics_follow_the_conventions() -> None:
+    """One prefix, base units at the end of names, counters in _total, and a text for each (prometheus.io/docs)."""
+    for family in FAMILIES:
+        assert re.fullmatch(r"visionai_[a-z][a-z_]*[a-z]", family.name)
+        assert family.documentation
+        assert not re.search(r"milli|micro|minutes|kilo|percent|_(count|sum|total|bucket)$", family.name)
+        names = {sample.name for sample in family.samples}
+        if family.type == "counter":
+            assert names <= {f"{family.name}_total"}
+        elif family.type == "gauge":
+            assert names <= {family.name}
+        else:
+            assert family.type == "histogram"
+        if "duration" in family.name:
+            assert family.name.endswith("_seconds")
+        if "memory" in family.name:
+            assert family.name.endswith("_bytes")
+
+
+def test_latency_buckets_resolve_less_than_a_millisecond() -> None:
+    """Five bounds and more below 1 ms, in steps of at most 2.5, up to seconds."""
+    (durations,) = (family for family in FAMILIES if family.name == "visionai_stage_duration_seconds")
+    bounds = sorted(
+        {float(sample.labels["le"]) for sample in durations.samples if sample.name.endswith("_bucket")}
+    )[:-1]
+    assert sum(bound < 0.001 for bound in bounds) >= 5
+    assert bounds[-1] >= 1
+    assert all(after / before <= 2.51 for before, after in pairwise(bounds))
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
+    """Every name and every label in its queries is one that the service exports; every metric is shown."""
+    labels = {sample.name: set(sample.labels) for family in FAMILIES for sample in family.samples}
+    exported = {name for family in FAMILIES for name in (family.name, f"{family.name}_total")} | set(labels)
+    shown: set[str] = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["description"]
+        for target in panel["targets"]:
+            names = set(re.findall(r"\bvisionai_\w+", target["expr"]))
+            assert names
+            assert names <= exported, target["expr"]
+            shown |= names
+            for group in re.findall(r"by \(([^)]*)\)", target["expr"]):
+                for name in names & set(labels):
+                    assert {label.strip() for label in group.split(",")} <= labels[name]
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert len(shown) >= 14
+
+
+def test_a_json_line_has_the_exception_and_the_request_ids() -> None:
+    """One object, one line, whatever is in the message."""
+    try:
+        raise ValueError("line one\nline two")
+    except ValueError as error:
+        record = logging.makeLogRecord(
+            {
+                "name": "service.predictor",
+                "levelno": logging.ERROR,
+                "levelname": "ERROR",
+                "msg": "a batch of %d failed",
+                "args": (2,),
+                "exc_info": (type(error), error, error.__traceback__),
+                "request_ids": ["a", 7],
+            }
+        )
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    found = orjson.loads(line)
+    assert (found["level"], found["logger"]) == ("ERROR", "service.predictor")
+    assert (found["message"], found["request_ids"]) == ("a batch of 2 failed", ["a", 7])
+    assert "line two" in found["exception"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found["timestamp"])
+
+
+def test_the_log_of_a_service_is_json_where_it_is_asked_for(start_process: StartProcess) -> None:
+    """Every line that the process writes to stderr is an object."""
+    service = start_process(LOG_FORMAT="json", LOG_LEVEL="INFO")
+    service.process.terminate()
+    _, err = service.process.communicate(timeout=TIMEOUT)
+    lines = [orjson.loads(line) for line in err.splitlines()]
+    assert any("migrated" in line["message"] for line in lines)
+
+
+class _Collector:
+    """An OTLP receiver over HTTP: keeps the spans that it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.services: set[str] = set()
+        collector = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                message = ExportTraceServiceRequest()
+                message.ParseFromString(self.rfile.read(int(self.headers["Content-Length"])))
+                for resource in message.resource_spans:
+                    for attribute in resource.resource.attributes:
+                        if attribute.key == "service.name":
+                            collector.services.add(attribute.value.string_value)
+                    for scope in resource.scope_spans:
+                        collector.spans.extend(scope.spans)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Silent."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def collector() -> Iterator[_Collector]:
+    """A receiver that listens."""
+    collector = _Collector()
+    thread = threading.Thread(target=collector.server.serve_forever)
+    thread.start()
+    yield collector
+    collector.server.shutdown()
+    thread.join()
+    collector.server.server_close()
+
+
+async def test_requests_are_traced_stage_by_stage(start_process: StartProcess, collector: _Collector) -> None:
+    """A span for each request and one in it for each stage, in order and inside of it; errors are marked."""
+    service = start_process(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, WORKERS="1")
+
+    def talk() -> None:
+        with connect(service.url) as socket:
+            socket.recv()
+            for frame in (b'{"id": "good"}\n' + FACE, b'{"id": "bad"}\nno image'):
+                socket.send(frame)
+                socket.recv()
+        service.process.terminate()
+        service.process.communicate(timeout=TIMEOUT)
+
+    await asyncio.to_thread(talk)
+    assert collector.services == {"visionai"}
+    roots = {
+        attribute.value.string_value: span
+        for span in collector.spans
+        for attribute in span.attributes
+        if attribute.key == "visionai.request_id"
+    }
+    assert set(roots) == {"good", "bad"}
+    stages = sorted(
+        (span for span in collector.spans if span.parent_span_id == roots["good"].span_id),
+        key=lambda span: (span.start_time_unix_nano, span.end_time_unix_nano),
+    )
+    assert [span.name for span in stages] == ["queue", "decode", "inference", "store", "reply"]
+    for span in stages:
+        assert roots["good"].start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+        assert span.end_time_unix_nano <= roots["good"].end_time_unix_nano
+    assert roots["bad"].status.message == "invalid_image"
+    assert b"happy" not in b"".join(span.SerializeToString() for span in collector.spans)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_without_the_variables_there_are_no_traces(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off by itself, and where the standard variables turn it off."""
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert start_tracing("1") is None

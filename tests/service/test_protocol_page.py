@@ -1,0 +1,98 @@
+"""docs/protocol.md: its examples are run, and its tables are true."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import orjson
+from playwright.async_api import async_playwright
+
+from service.errors import ERROR_CODES
+from service.protocol import COMMANDS
+from tests.contract import description
+from tests.service.harness import FACE, ROOT, TIMEOUT, Running
+from tests.web.browser import chromium_path
+
+PAGE = (ROOT / "docs/protocol.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The page's examples in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def table(first_column: str) -> set[str]:
+    """What the rows of the table that begins with this heading are about."""
+    start = PAGE.index(f"| {first_column} ")
+    rows = PAGE[start : PAGE.index("\n\n", start)].splitlines()[2:]
+    return {name for row in rows for name in re.findall(r"`?([a-z_0-9]+)`?", row.split("|")[1])}
+
+
+async def run(running: Running, folder: Path, name: str, code: str, *command: str) -> str:
+    """What an example prints, with the page's address replaced by the test's."""
+    assert "ws://127.0.0.1:8000/ws" in code
+    (folder / name).write_text(code.replace("ws://127.0.0.1:8000/ws", f"{running.url}ws"))
+    (folder / "face.jpg").write_bytes(FACE)
+    process = await asyncio.create_subprocess_exec(
+        *command, name, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_the_python_example_runs(running: Running, tmp_path: Path) -> None:
+    """It sends a header and bytes, and prints the id and the emotion."""
+    (code,) = blocks("python")
+    assert (await run(running, tmp_path, "session.py", code, sys.executable)).startswith("first happy")
+
+
+async def test_the_javascript_example_runs(running: Running, tmp_path: Path) -> None:
+    """It sends the bytes of a file, and prints the emotion."""
+    (code,) = blocks("js")
+    node = shutil.which("node")
+    assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
+    output = await run(running, tmp_path, "session.mjs", code, node, "--experimental-websocket")
+    assert output.startswith("happy 0.")
+
+
+async def test_the_html_example_runs(running: Running, tmp_path: Path) -> None:
+    """A file that is chosen in a browser is answered in the page."""
+    (code,) = blocks("html")
+    page_file = tmp_path / "session.html"
+    page_file.write_text(code.replace("ws://127.0.0.1:8000/ws", f"{running.url}ws"))
+    (tmp_path / "face.jpg").write_bytes(FACE)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
+        try:
+            page = await browser.new_page()
+            await page.goto(page_file.as_uri())
+            await page.wait_for_function("document.querySelector('output').textContent !== ''")
+            await page.set_input_files("input", tmp_path / "face.jpg")
+            await page.wait_for_function("document.querySelector('output').textContent === 'happy'")
+        finally:
+            await browser.close()
+
+
+def test_the_tables_are_complete() -> None:
+    """Every command, error code and close code is there, and no other."""
+    assert table("command") == set(COMMANDS)
+    codes = set(description()["components"]["schemas"]["Error"]["properties"]["code"]["enum"])
+    assert table("code") == codes
+    assert set(ERROR_CODES) <= codes
+    close_codes = set(re.findall(r"\b(10\d\d)\b", description()["info"]["description"]))
+    assert table("close code") == close_codes
+
+
+def test_the_json_examples_have_the_documented_fields() -> None:
+    """The replies that are shown name exactly the required fields, and those that may be there."""
+    for block in blocks("json"):
+        reply = orjson.loads(block)
+        schema = {"history": "HistoryPage", "stats": "Figures"}[reply["type"]]
+        described = description()["components"]["schemas"][schema]
+        assert set(described["required"]) <= set(reply) <= set(described["properties"])
