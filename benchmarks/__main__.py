@@ -13,7 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.arrivals import Arrivals
+from benchmarks.capacity import MACHINES, needs
 from benchmarks.compare import against_limit
+from benchmarks.costs import measure_costs
+from benchmarks.gpu import batch_curve, service_on
+from benchmarks.hosts import enter
 from benchmarks.idle import measure_idle
 from benchmarks.limit import Workers, limit_bench
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files
@@ -21,16 +25,23 @@ from benchmarks.load import load as run_one
 from benchmarks.machine import describe_machine
 from benchmarks.persistence import compare_storing
 from benchmarks.profile import profile as measure_profile
+from benchmarks.replicas import failover, scaling
 from benchmarks.report import write_report, write_results
 from benchmarks.slo import Outcome, check_slo, parse_slo
 from benchmarks.sweep import CLIENTS, SHARES, Sweep, sweep_clients, sweep_rates
 from benchmarks.tables import (
     Grid,
+    capacity_grid,
+    costs_grid,
+    curve_grid,
+    failover_grid,
     idle_grid,
     limit_grid,
     load_grid,
     profile_grid,
     ratio_grid,
+    scaling_grid,
+    served_grid,
     slo_grid,
     storing_grid,
     sweep_grid,
@@ -40,7 +51,7 @@ from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, Detect, make_workload
 from service.cpus import available_cpus
 from service.errors import StartupError
-from service.settings import DEFAULT_MODEL
+from service.settings import DEFAULT_MODEL, Provider
 
 OUT = Path(__file__).parent / "out"
 
@@ -291,6 +302,76 @@ def storing(
         plan = LoadPlan(clients=clients, seconds=seconds)
         results = compare_storing(model, make_workload("64x64"), plan, repeats, patience)
     _show(as_json, {"results": results}, storing_grid(results))
+
+
+@app.command()
+def capacity(
+    size: Annotated[str, typer.Option(help=f"Image size, of {', '.join(SIZES)}.")] = "64x64",
+    rate: Annotated[float, typer.Option(min=0.001, help="Images per second of each camera.")] = 1.0,
+    cameras: Annotated[str, typer.Option(help="Several by commas.")] = "10000,100000,1000000",
+    clients: Annotated[int, typer.Option(min=1, help="Connections of the measurement.")] = 64,
+    model: ModelOption = DEFAULT_MODEL,
+    seconds: SecondsOption = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """What so many cameras need, from what one request costs here, and what gives way first."""
+    try:
+        with errors.status("capacity"):
+            costs = measure_costs(model, make_workload(size), clients, seconds)
+    except (RuntimeError, ImportError) as exc:
+        errors.print(str(exc))
+        raise typer.Exit(_EXIT_NO_SERVER) from None
+    found = [needs(number, rate, costs, MACHINES) for number in _numbers(cameras, "--cameras")]
+    _show(as_json, {"costs": costs, "needs": found}, costs_grid(costs), capacity_grid(found, rate))
+
+
+@app.command()
+def gpu(
+    model: ModelOption = DEFAULT_MODEL,
+    clients: Annotated[int, typer.Option(min=1, help="Connections to the service.")] = 256,
+    seconds: SecondsOption = 3.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Batches and the service on a GPU, against the CPU; says so where there is no GPU."""
+    try:
+        with errors.status("gpu"):
+            curve = batch_curve(model, "cuda") + batch_curve(model, "cpu")
+    except StartupError as exc:
+        console.print(f"no GPU to measure: {exc}")
+        return
+    providers: tuple[Provider, ...] = ("cpu", "cuda")
+    plan = LoadPlan(clients=clients, seconds=seconds)
+    served = {each: service_on(model, each, make_workload("64x64"), plan) for each in providers}
+    _show(as_json, {"curve": curve, "served": served}, curve_grid(curve), served_grid(served))
+
+
+@app.command()
+def replicas(
+    count: Annotated[int, typer.Option("--replicas", min=2, help="Replicas behind HAProxy.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 32,
+    rate: Annotated[float, typer.Option(min=1, help="Requests per second, of all clients.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds from one event to the next.")] = 5.0,
+    scale: Annotated[bool, typer.Option(help="Measure throughput by the number of replicas, too.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Replicas in network namespaces behind HAProxy: one killed, all rolled, one cut off; then how they add up."""
+    try:
+        enter()
+        with errors.status("replicas") as status:
+            work = make_workload("64x64", detect="never")
+            found = failover(
+                work, replicas=count, clients=clients, rate=rate, seconds=seconds, tell=status.update
+            )
+            plan = LoadPlan(clients=clients, seconds=seconds)
+            scaled = scaling(work, plan, range(1, count + 1)) if scale else []
+    except (RuntimeError, ImportError) as exc:
+        errors.print(str(exc))
+        raise typer.Exit(_EXIT_NO_SERVER) from None
+    results = {"failover": found, "scaling": [{"replicas": n, "load": each} for n, each in scaled]}
+    grids = [failover_grid(found)] + ([scaling_grid(scaled)] if scaled else [])
+    _show(as_json, results, *grids)
+    if found.missing or found.twice or any(phase.failed for phase in found.phases):
+        raise typer.Exit(_EXIT_WRONG)
 
 
 @app.command()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from rich.table import Table
 
+from benchmarks.capacity import Costs, Needs
 from benchmarks.compare import Paired
+from benchmarks.gpu import BatchPoint
 from benchmarks.idle import IdleResult
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
 from benchmarks.persistence import StoringResult
 from benchmarks.profile import WORK, Profile
+from benchmarks.replicas import Failover
 from benchmarks.slo import Outcome
 from benchmarks.spread import Spread, spread
 from benchmarks.sweep import Sweep
 from benchmarks.workload import SIZES
+from service.settings import Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,102 @@ def storing_grid(results: Sequence[StoringResult]) -> Grid:
                 f"{spread(shares):.3f}",
                 _cell(_over(loads, lambda r: r.latency.p99), ".1f"),
                 _cell(_over(loads, lambda r: r.server_cpu_per_request_us), ".0f"),
+            ]
+        )
+    return grid
+
+
+def costs_grid(costs: Costs) -> Grid:
+    """What one request costs."""
+    rows = [
+        ["the service, µs of CPU per request", f"{costs.service_us:.0f}"],
+        ["HAProxy, µs of CPU per request", f"{costs.haproxy_us:.0f}"],
+        ["PostgreSQL, µs of CPU per row", f"{costs.database_us:.0f}"],
+        ["request, bytes on the wire", f"{costs.request_bytes:,.0f}"],
+        ["reply, bytes", f"{costs.reply_bytes:,.0f}"],
+        ["row with its indexes, bytes on disk", f"{costs.row_bytes:.0f}"],
+        ["idle connection, KB in the service", f"{costs.connection_bytes / 1024:.1f}"],
+    ]
+    return Grid("what one request costs", ["", ""], rows)
+
+
+def capacity_grid(found: Sequence[Needs], rate: float) -> Grid:
+    """What cameras need, with what gives way first."""
+    columns = ["cameras", "replicas", "cores", "connections GB", "database cores", "rows/s", "stored TB"]
+    columns += ["balancer cores", "network Gbit/s", "gives way first", "of one"]
+    grid = Grid(f"cameras that send {rate:g} images a second", columns)
+    for each in found:
+        grid.rows.append(
+            [
+                f"{each.cameras:,}",
+                f"{each.replicas:,}",
+                f"{each.service_cores:,.0f}",
+                f"{each.connections_gb:.2f}",
+                f"{each.database_cores:,.1f}",
+                f"{each.requests_per_s:,.0f}",
+                f"{each.stored_bytes / 1e12:,.1f}",
+                f"{each.balancer_cores:,.1f}",
+                f"{each.network_bits / 1e9:,.2f}",
+                each.bottleneck,
+                f"{each.loads[each.bottleneck]:.2f}",
+            ]
+        )
+    return grid
+
+
+def curve_grid(points: Sequence[BatchPoint]) -> Grid:
+    """Time by size of batch."""
+    grid = Grid("one run of the model", ["provider", "batch", "ms", "images/s"])
+    for point in points:
+        row = [point.provider, str(point.batch), f"{point.milliseconds:.2f}", f"{point.images_per_s:,.0f}"]
+        grid.rows.append(row)
+    return grid
+
+
+def served_grid(served: Mapping[Provider, LoadResult]) -> Grid:
+    """The service by provider."""
+    grid = Grid("the service", ["provider", "req/s", "p50 ms", "p99 ms"])
+    for provider, result in served.items():
+        latency = result.latency
+        grid.rows.append([provider, f"{result.throughput:,.0f}", f"{latency.p50:.1f}", f"{latency.p99:.1f}"])
+    return grid
+
+
+def failover_grid(found: Failover) -> Grid:
+    """What clients noticed of each event."""
+    grid = Grid(
+        f"{found.replicas} replicas behind HAProxy, clients with the library",
+        ["event", "requests", "failed", "late", "recovered after s", "then p50 ms", "p99 ms"],
+        note=f"{found.acknowledged} predictions acknowledged: {found.missing} not in the database, {found.twice} twice",
+    )
+    for phase in found.phases:
+        grid.rows.append(
+            [
+                phase.event,
+                f"{phase.requests:,}",
+                str(phase.failed),
+                str(phase.late),
+                f"{phase.recovery_s:.2f}",
+                f"{phase.p50_ms:.1f}",
+                f"{phase.p99_ms:.1f}",
+            ]
+        )
+    return grid
+
+
+def scaling_grid(results: Sequence[tuple[int, LoadResult]]) -> Grid:
+    """Throughput by replicas."""
+    grid = Grid("replicas of one worker each", ["replicas", "req/s", "of the first", "p50 ms", "p99 ms"])
+    for count, result in results:
+        share = result.throughput / results[0][1].throughput
+        latency = result.latency
+        grid.rows.append(
+            [
+                str(count),
+                f"{result.throughput:,.0f}",
+                f"{share:.2f}",
+                f"{latency.p50:.1f}",
+                f"{latency.p99:.1f}",
             ]
         )
     return grid

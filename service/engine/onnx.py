@@ -56,6 +56,8 @@ def open_session(path: Path, provider: Provider = "cpu", threads: int = 1) -> or
             f"PROVIDER={provider}: this onnxruntime has no {name}"
             + ("" if provider == "cpu" else "; install onnxruntime-gpu in place of onnxruntime")
         )
+    if provider in ("cuda", "tensorrt"):
+        ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
