@@ -202,7 +202,7 @@ def calibrated(settings: Settings) -> Settings:
         if chosen.steadiness >= STEADY:
             keep(cache, chosen)
         else:
-            log.warning("the machine is busy: calibration may be wrong, and is done again at the next start")
+            log.info("the machine is busy: calibration may be wrong, and is done again at the next start")
     return apply(settings, chosen, cpus)
 
 
