@@ -25,6 +25,7 @@ examples:
   python -m service --migrate-only
   python -m service --reload
   PROVIDER=auto python -m service tune
+  API_KEYS_FILE=keys.txt python -m service create-key anna
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
@@ -40,9 +41,6 @@ def main() -> int:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "command", nargs="?", choices=["tune"], help="tune: measure what suits this machine, and show it"
-    )
     parser.add_argument("--host", help="address to listen on, over HOST")
     parser.add_argument("--port", type=int, help="port to listen on, over PORT")
     parser.add_argument("--migrate-only", action="store_true", help="bring the database up to date, and exit")
@@ -52,6 +50,15 @@ def main() -> int:
         help="let the service that was started here take up its model and settings anew, wait, and say how it went",
     )
     parser.add_argument("--version", action="version", version=f"VisionAI {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("tune", help="measure what suits this machine, and show it")
+    create_key = commands.add_parser(
+        "create-key", help="make an API key, add it to API_KEYS_FILE and print it, this once"
+    )
+    create_key.add_argument("user", help="whose it is: what is stored with each prediction")
+    create_key.add_argument(
+        "--days", type=int, help="how long it is valid; without it, until its line is deleted"
+    )
     arguments = parser.parse_args()
     try:
         return _start(arguments)
@@ -81,6 +88,8 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
         settings = replace(settings, port=arguments.port)
+    if arguments.command == "create-key":
+        return _create_key(settings, arguments.user, arguments.days)
     configure_logging(settings.log_level, settings.log_format)
     if arguments.migrate_only:
         engine = load_engine(replace(settings, provider="cpu", threads=1, executors=0))
@@ -93,8 +102,10 @@ def _start(arguments: argparse.Namespace) -> int:
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     from service.engine.calibration import calibrated
+    from service.security.exposure import warn_if_exposed
     from service.supervisor import Supervisor
 
+    warn_if_exposed(settings)
     return Supervisor(calibrated(settings)).run()
 
 
@@ -110,6 +121,15 @@ def _reload(settings: Settings) -> int:
         print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
         return _EXIT_NOT_RELOADED
     print(f"reloaded: model {outcome.version_tag}")
+    return 0
+
+
+def _create_key(settings: Settings, user: str, days: int | None) -> int:
+    from service.security import api_keys
+
+    if settings.api_keys_file is None:
+        raise StartupError("API_KEYS_FILE is not set: name a file, which is made where there is none")
+    print(api_keys.create(settings.api_keys_file, user, days))
     return 0
 
 

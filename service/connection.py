@@ -9,7 +9,9 @@ from until it has caught up.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
+import math
 import struct
 import time
 from collections import deque
@@ -26,14 +28,18 @@ from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
+    RateLimited,
     RequestError,
     ShuttingDown,
     Superseded,
+    Unauthorized,
 )
 from service.faces.tracking import FaceTracker
 from service.lookups import History, Lookup, Stats
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
+from service.security.gate import Visitor
+from service.security.guard import PATIENCE, Guard, Rules
 from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
@@ -43,6 +49,9 @@ _TEXT_FIN = 0x80 | Opcode.TEXT
 # Questions about stored predictions that one connection may have unanswered: one client cannot keep others from asking.
 MAX_LOOKUPS = 4
 _RETRY_AFTER_MS = 100
+
+# Seconds for a peer that is closed to read why and to close its end.
+_LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -61,16 +70,19 @@ class Backend:
     `withdraw` takes one back that still waits; `answer` is the reply to a query; `look_up` starts to read what is
     stored, and later calls its last argument with the reply, or raises `InvalidRequest`, `Overloaded` or
     `ShuttingDown`; `on_error` is told the code of each
-    error that is replied from here; `options` are those that a connection starts with.
+    error that is replied from here, `on_closed` the reason of each connection that is closed from here (one of
+    `metrics.REFUSALS`); `options` are those that a connection starts with, `rules` hold for all.
     """
 
     submit: Callable[[Request], None]
     withdraw: Callable[[Request], bool]
     answer: Callable[[Query], bytes]
-    look_up: Callable[[Lookup, Connection, Callable[[bytes], None]], None]
+    look_up: Callable[[Lookup, Connection, str | None, Callable[[bytes], None]], None]
     on_error: Callable[[str], None]
+    on_closed: Callable[[str], None]
     max_in_flight: int
     options: Options
+    rules: Rules
 
 
 class Connection(ServerConnection):
@@ -82,6 +94,10 @@ class Connection(ServerConnection):
         # Who the client is; None for anybody.
         self.user: str | None = None
         self.prediction_ids = PredictionIds()
+        # Who came through the gate, until it has left.
+        self.visitor: Visitor | None = None
+        # None where nobody asks who the client is, or how much it asks for.
+        self._guard: Guard | None = None
         self._backend: Backend | None = None
         self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order.
@@ -96,24 +112,98 @@ class Connection(ServerConnection):
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
         self._reading_paused = False
+        # When a message began to come in that is not complete, and the timers that watch for what does not end.
+        self._incomplete_since = math.inf
+        self._message_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._credential_timer: asyncio.TimerHandle | None = None
         # Whoever accepted the connection is told when it is gone, see `accept`.
         self.on_lost: Callable[[], None] | None = None
+        # Whoever let the visitor in, likewise.
+        self.on_left: Callable[[], None] | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""
         super().connection_lost(exc)
+        for timer in (self._message_timer, self._send_timer, self._credential_timer):
+            if timer is not None:
+                timer.cancel()
         if self.on_lost is not None:
             self.on_lost()
+        if self.on_left is not None:
+            self.on_left()
 
     def open(self, backend: Backend, welcome: bytes) -> None:
-        """Greet, and serve from here on. To be called right after the opening handshake."""
+        """Greet, and serve from here on. To be called right after the opening handshake, with `visitor` set."""
+        assert self.visitor is not None
         self._options = backend.options
-        peer = self.remote_address
-        self.address = peer[0] if isinstance(peer, tuple) else None
+        self.address = self.visitor.address
         self._backend = backend
+        rules = backend.rules
+        if rules.ask_anything:
+            self._guard = Guard(rules, self.visitor.identity, time.perf_counter())
+            self.user = None if self.visitor.identity is None else self.visitor.identity.user
+            if rules.required:
+                self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
         self._write(welcome)
 
+    def recheck(self) -> None:
+        """The credentials that are known have changed."""
+        if self._guard is not None:
+            self._guard.recheck()
+
+    def _check_credential(self) -> None:
+        """Where a credential is required, one must have been shown, and must not have expired for long."""
+        assert self._guard is not None
+        remaining = self._guard.holds_until + PATIENCE - time.time()
+        if remaining <= 0:
+            self._close("no_credential", "no token or API key that holds")
+        else:
+            # Not to the end at once: the credential may be taken back before.
+            self._credential_timer = self.loop.call_later(min(remaining, PATIENCE), self._check_credential)
+
+    def _close(self, reason: str, text: str, *, abort: bool = False) -> None:
+        """Close with 1008. `abort` drops the TCP connection at once: the peer would not read the close anyway."""
+        assert self._backend is not None
+        if self.protocol.state is not State.OPEN:
+            return
+        self._backend.on_closed(reason)
+        self.protocol.fail(CloseCode.POLICY_VIOLATION, text)
+        self.send_data()
+        if abort:
+            self.transport.abort()
+        else:
+            self.loop.call_later(_LAST_WORDS_SECONDS, self.transport.abort)
+
     # Messages
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the network, and notice when they end amid a message."""
+        super().data_received(data)
+        if self._backend is None:
+            return
+        if self._fragments is None and not self.protocol.reader.buffer:
+            self._incomplete_since = math.inf
+        elif self._incomplete_since == math.inf:
+            self._incomplete_since = self.loop.time()
+            if self._message_timer is None:
+                self._message_timer = self.loop.call_later(
+                    self._backend.rules.message_seconds, self._check_message
+                )
+
+    def _check_message(self) -> None:
+        """The timer outlives the message that it was set for: one per message would cost more than it watches for."""
+        assert self._backend is not None
+        self._message_timer = None
+        if self._incomplete_since == math.inf:
+            return
+        if self._reading_paused:
+            self._incomplete_since = self.loop.time()  # it is we who do not read
+        remaining = self._incomplete_since + self._backend.rules.message_seconds - self.loop.time()
+        if remaining <= 0:
+            self._close("slow_writer", "a message did not come to its end")
+        else:
+            self._message_timer = self.loop.call_later(remaining, self._check_message)
 
     def process_event(self, event: Event) -> None:
         """Take a frame from the library's parser."""
@@ -174,22 +264,36 @@ class Connection(ServerConnection):
     def _receive(self, message: str | bytes) -> None:
         assert self._backend is not None
         received = time.perf_counter()
+        guard = self._guard
         try:
             parsed = protocol.parse_frame(message)
         except FrameError as exc:
-            self._refuse(exc.error, exc.id)
+            # Garbage counts as a request too.
+            self._refuse(
+                exc.error if guard is None else guard.charged(exc.error, len(message), received), exc.id
+            )
         else:
+            user = None
+            if guard is not None:
+                try:
+                    guard.charge(len(message), received)
+                    user = guard.user_of(parsed, time.time())
+                except (RateLimited, Unauthorized) as exc:
+                    self._refuse(exc, parsed.id)
+                    if guard.is_guessing:
+                        self._close("guessing", "too many wrong credentials")
+                    return
             match parsed:
                 case Predict():
-                    self._predict(parsed, received)
+                    self._predict(parsed, received, user)
                 case Query():
                     self._reply(self._backend.answer(parsed))
                 case Configure():
-                    self._configure(parsed)
+                    self._configure(parsed, user)
                 case History() | Stats():
-                    self._look_up(parsed)
+                    self._look_up(parsed, user)
 
-    def _look_up(self, lookup: Lookup) -> None:
+    def _look_up(self, lookup: Lookup, user: str | None) -> None:
         assert self._backend is not None
         if self._lookups == MAX_LOOKUPS:
             error = Overloaded(f"{MAX_LOOKUPS} questions of this connection are unanswered", _RETRY_AFTER_MS)
@@ -203,7 +307,7 @@ class Connection(ServerConnection):
             self.settle(place)
 
         try:
-            self._backend.look_up(lookup, self, answered)
+            self._backend.look_up(lookup, self, user, answered)
         except (InvalidRequest, Overloaded, ShuttingDown) as exc:
             self._refuse(exc, lookup.id)
             return
@@ -213,15 +317,17 @@ class Connection(ServerConnection):
         else:
             self._unordered += 1
 
-    def _configure(self, configure: Configure) -> None:
+    def _configure(self, configure: Configure, user: str | None) -> None:
+        if configure.token is not None:
+            self.user = user
         try:
             self._options = self._options.changed(configure.changes)
         except RequestError as exc:
             self._refuse(exc, configure.id)
         else:
-            self._reply(protocol.configuration_reply(self._options, configure.id))
+            self._reply(protocol.configuration_reply(self._options, configure.id, self.user))
 
-    def _predict(self, predict: Predict, received: float) -> None:
+    def _predict(self, predict: Predict, received: float, user: str | None) -> None:
         assert self._backend is not None
         options = self._options
         deadline_ms = options.deadline_ms if predict.deadline_ms is None else predict.deadline_ms
@@ -235,7 +341,7 @@ class Connection(ServerConnection):
             predict.priority,
             predict.detect or options.detect,
             predict.max_faces or options.max_faces,
-            user=self.user,
+            user=user,
         )
         if options.ordered or predict.id is None:
             self._outstanding.append(request)
@@ -325,8 +431,20 @@ class Connection(ServerConnection):
                 return
             self._receive(self._unread.popleft())
 
+    def pause_writing(self) -> None:
+        """The client does not read its replies as fast as they come: it has so long to catch up."""
+        super().pause_writing()
+        if self._backend is not None:
+            self._send_timer = self.loop.call_later(self._backend.rules.send_seconds, self._give_up_sending)
+
+    def _give_up_sending(self) -> None:
+        self._close("slow_reader", "replies were not read", abort=True)
+
     def resume_writing(self) -> None:
         """The client has read enough of its replies."""
         super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
         if self._reading_paused:
             self._resume()

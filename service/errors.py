@@ -10,6 +10,8 @@
       InvalidImage                  not an image, damaged, or of a kind that is not served
       ImageTooLarge                 refused by its header, before decoding
       NoFace                        a face was asked for, and none was found
+      Unauthorized                  no credential where one is needed, or one that is not accepted
+      RateLimited                   more than one client may ask for; says when to try again
       Overloaded                    refused at the door; says when to try again
       DeadlineExceeded              its deadline passed while it waited; it was not run
       Superseded                    a newer frame of the same stream took its place
@@ -79,6 +81,22 @@ class NoFace(RequestError):
     code = "no_face"
 
 
+class Unauthorized(RequestError):
+    """The client has not proved who it is."""
+
+    code = "unauthorized"
+
+
+class RateLimited(RequestError):
+    """The client has asked for more than it may."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
 class Overloaded(RequestError):
     """The queue is full; the request was not admitted."""
 
@@ -123,6 +141,8 @@ ERROR_CODES: Final = tuple(
         InvalidImage,
         ImageTooLarge,
         NoFace,
+        Unauthorized,
+        RateLimited,
         Overloaded,
         DeadlineExceeded,
         Superseded,

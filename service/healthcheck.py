@@ -7,6 +7,7 @@ program that the image lacks.
 from __future__ import annotations
 
 import http.client
+import ssl
 import sys
 
 from service.errors import StartupError
@@ -21,7 +22,17 @@ _ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 def check(settings: Settings) -> str | None:
     """Ask the service that these settings start. Returns what is wrong; None when it answers as it should."""
     host = _ALL_ADDRESSES.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_SECONDS)
+    connection: http.client.HTTPConnection
+    if settings.tls_certificate is None:
+        connection = http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_SECONDS)
+    else:
+        # It asks its own container: the certificate is for another name, and may be any authority's.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            host, settings.port, timeout=_TIMEOUT_SECONDS, context=context
+        )
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status

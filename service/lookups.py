@@ -17,7 +17,7 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -57,6 +57,7 @@ class History:
     id: RequestId
     limit: int = 50
     cursor: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Stats:
     window_s: float = 3600.0
     buckets: int = 0
     scope: Literal["all", "connection"] = "all"
+    token: str | None = field(default=None, repr=False)
 
 
 Lookup = History | Stats

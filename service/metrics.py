@@ -10,9 +10,10 @@ Times are in seconds, as Prometheus has it; buckets start at 50 µs, since a pre
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from ctypes import c_char, c_double
+from ctypes import c_char, c_double, c_uint32
 from enum import IntEnum, auto
 from multiprocessing.sharedctypes import RawArray
 
@@ -36,6 +37,16 @@ _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total")
 
 
+# Why a connection was not let in, or was closed by the service.
+REFUSALS = (
+    "origin", "unauthorized", "address_limit", "connection_limit",
+    "no_credential", "guessing", "slow_reader", "slow_writer",
+)  # fmt: skip
+
+# Cells of a worker that count connections by address, see `security.admission`.
+ADDRESS_CELLS = 2**16
+
+
 class Gauge(IntEnum):
     """What each worker keeps up to date, and what the sum over workers tells."""
 
@@ -47,6 +58,8 @@ class Gauge(IntEnum):
     STORE_WRITTEN = auto()
     JOURNAL_FAILING = auto()
     DATABASE_FAILING = auto()
+    # Connections that passed the gate, see `security.admission`; from the handshake on until the socket is closed.
+    ADMITTED = auto()
     READY = auto()
     CPU_SECONDS = auto()
     RESIDENT_BYTES = auto()
@@ -62,7 +75,8 @@ class _Layout:
         self.gauges = 0
         self.predictions = self.gauges + len(Gauge)
         self.errors = self.predictions + len(self.labels)
-        self.unstored = self.errors + len(ERROR_CODES)
+        self.refusals = self.errors + len(ERROR_CODES)
+        self.unstored = self.refusals + len(REFUSALS)
         self.abandoned = self.unstored + 1
         # A histogram is its buckets, one more for what is beyond them, and the sum.
         self.stages = self.abandoned + 1
@@ -109,6 +123,9 @@ class SharedCells:
         self.reloads = Reloads()
         self._workers = workers
         self._array = RawArray(c_double, workers * self._ROW)
+        self._addresses = RawArray(c_uint32, workers * ADDRESS_CELLS)
+        # Of the hash that chooses an address' cells: nobody outside can tell which addresses share them.
+        self.salt = os.urandom(16)
 
     def row(self, worker: int) -> memoryview[float]:
         """The cells of one worker, as doubles."""
@@ -120,10 +137,20 @@ class SharedCells:
         row = self.row(worker)
         for gauge in Gauge:
             row[gauge] = 0.0
+        self.address_row(worker)[:] = memoryview(bytes(4 * ADDRESS_CELLS)).cast("I")
 
     def rows(self) -> list[memoryview[float]]:
         """The cells of all workers."""
         return [self.row(worker) for worker in range(self._workers)]
+
+    def address_row(self, worker: int) -> memoryview[int]:
+        """One worker's connections by address, in `ADDRESS_CELLS` cells."""
+        cells: memoryview[int] = memoryview(self._addresses).cast("B").cast("I")
+        return cells[worker * ADDRESS_CELLS : (worker + 1) * ADDRESS_CELLS]
+
+    def address_rows(self) -> list[memoryview[int]]:
+        """Those of all workers."""
+        return [self.address_row(worker) for worker in range(self._workers)]
 
 
 class Metrics(Collector):
@@ -143,6 +170,7 @@ class Metrics(Collector):
         self._rows = self._shared.rows()
         self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
         self._error_cell = {code: self._layout.errors + i for i, code in enumerate(ERROR_CODES)}
+        self._refusal_cell = {reason: self._layout.refusals + i for i, reason in enumerate(REFUSALS)}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         if self._layout.size > len(self._cells):
@@ -180,6 +208,10 @@ class Metrics(Collector):
     def failed(self, code: str) -> None:
         """Count a request that was answered with an error."""
         self._cells[self._error_cell[code]] += 1
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that was refused or closed; `reason` is one of `REFUSALS`."""
+        self._cells[self._refusal_cell[reason]] += 1
 
     def abandoned(self, count: int) -> None:
         """Count requests whose client left before they were looked at."""
@@ -219,6 +251,14 @@ class Metrics(Collector):
         for code, cell in self._error_cell.items():
             errors.add_metric([code], self._sum(cell))
         yield errors
+        refusals = CounterMetricFamily(
+            "visionai_connections_refused",
+            "Connections that were not let in, or that the service closed, by reason",
+            labels=["reason"],
+        )
+        for reason, cell in self._refusal_cell.items():
+            refusals.add_metric([reason], self._sum(cell))
+        yield refusals
         yield CounterMetricFamily(
             "visionai_predictions_unstored",
             "Predictions answered without being stored, with a null prediction_id",

@@ -10,7 +10,7 @@ The base64 text of an image is kept as it came: it is decoded where the image is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -21,7 +21,7 @@ from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.lookups import Lookup, parse_lookup
 from service.scheduler import HIGH, LOW, NORMAL
-from service.settings import Detect
+from service.settings import Authentication, Detect
 
 RequestId = str | int | None
 
@@ -34,7 +34,8 @@ COMMANDS: Final = {
     "history": "List this user's, or this connection's, stored predictions, newest first",
     "stats": "Count stored predictions by emotion over a time, with confidence and latency",
     "ping": "Answer pong: for browsers, which cannot send WebSocket pings",
-    "configure": "Set this connection's defaults, such as 'ordered' and 'stream'; replies with all of them",
+    "configure": "Set this connection's defaults, such as 'ordered' and 'stream', and whose it is with 'token'; "
+    "replies with all of them",
 }
 LOOKUPS: Final = frozenset({"history", "stats"})
 QUERIES: Final = frozenset(COMMANDS) - LOOKUPS - {"predict", "configure"}
@@ -61,6 +62,7 @@ class Predict:
     priority: int = NORMAL
     detect: Detect | None = None
     max_faces: int | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Query:
 
     id: RequestId
     command: str
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Configure:
 
     id: RequestId
     changes: Mapping[str, Any]
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +183,16 @@ def _parse_object(
                 _read_priority(message),
                 _read_detect(message),
                 _read_max_faces(message),
+                _read_token(message),
             )
         if command == "configure":
-            return Configure(request_id, {k: v for k, v in message.items() if k not in ("command", "id")})
+            changes = {k: v for k, v in message.items() if k not in ("command", "id", "token")}
+            return Configure(request_id, changes, _read_token(message))
         # A list or an object is no command either, and is not hashable.
         if isinstance(command, str) and command in QUERIES:
-            return Query(request_id, command)
+            return Query(request_id, command, _read_token(message))
         if isinstance(command, str) and command in LOOKUPS:
-            return parse_lookup(command, request_id, message)
+            return replace(parse_lookup(command, request_id, message), token=_read_token(message))
         shown = repr(command[:40]) if isinstance(command, str) else _json_type(command)
         raise UnknownCommand(f"unknown command {shown}; the commands are {', '.join(COMMANDS)}")
     except RequestError as exc:
@@ -246,6 +252,13 @@ def _read_detect(message: Mapping[str, Any]) -> Detect | None:
         if value == known:
             return known
     raise InvalidRequest(f"'detect' is one of {', '.join(DETECT)}")
+
+
+def _read_token(message: Mapping[str, Any]) -> str | None:
+    value = message.get("token")
+    if value is None or isinstance(value, str):
+        return value or None
+    raise InvalidRequest(f"'token' is a string, not {_json_type(value)}")
 
 
 def _read_max_faces(message: Mapping[str, Any]) -> int | None:
@@ -383,17 +396,21 @@ def error_reply(error: RequestError, request_id: RequestId) -> bytes:
     return orjson.dumps(reply)
 
 
-def welcome(version: str) -> bytes:
-    """The one message that the server sends before it is asked."""
-    return orjson.dumps(
-        {
-            "type": "welcome",
-            "message": "Welcome to VisionAI: send an image, get an emotion.",
-            "version": version,
-            "protocol": 2,
-            "commands": COMMANDS,
-        }
-    )
+def welcome(version: str, authentication: Authentication = "off") -> bytes:
+    """The one message that the server sends before it is asked.
+
+    `authentication` says whether a credential is needed; with "off" the field is left out.
+    """
+    message: dict[str, Any] = {
+        "type": "welcome",
+        "message": "Welcome to VisionAI: send an image, get an emotion.",
+        "version": version,
+        "protocol": 2,
+        "commands": COMMANDS,
+    }
+    if authentication != "off":
+        message["authentication"] = authentication
+    return orjson.dumps(message)
 
 
 def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
@@ -406,9 +423,12 @@ def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
     return _success({"type": "model_info", "info": info}, request_id)
 
 
-def configuration_reply(options: Options, request_id: RequestId) -> bytes:
-    """The reply to `configure`: the options that are in force from the next request on."""
-    return _success({"type": "configuration", "configuration": asdict(options)}, request_id)
+def configuration_reply(options: Options, request_id: RequestId, user: str | None = None) -> bytes:
+    """The reply to `configure`: the options that are in force from the next request on, and whose connection it is."""
+    body: dict[str, Any] = {"type": "configuration", "configuration": asdict(options)}
+    if user is not None:
+        body["user"] = user
+    return _success(body, request_id)
 
 
 def pong_reply(now: datetime, request_id: RequestId) -> bytes:

@@ -30,10 +30,11 @@ from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder, peek_size
 from service.lookups import Lookup, reader
-from service.metrics import Gauge, Metrics
+from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
 from service.predictor import Predictor, Request
 from service.protocol import Options, Query
+from service.security.perimeter import Perimeter
 from service.settings import Settings
 from service.store import Store
 from service.tracing import Tracing
@@ -70,7 +71,10 @@ class Service:
         metrics: Metrics,
         detector: FaceDetector,
         tracing: Tracing | None = None,
+        perimeter: Perimeter | None = None,
     ) -> None:
+        # A worker makes it before, to tell what is wrong with it; alone, a service counts its own connections.
+        self._perimeter = perimeter or Perimeter(settings, SharedCells(1), 0, metrics.refused)
         self._settings = settings
         self._tracing = tracing
         self._engine = engine
@@ -117,11 +121,13 @@ class Service:
             answer=self._answer,
             look_up=self._look_up,
             on_error=metrics.failed,
+            on_closed=metrics.refused,
             max_in_flight=settings.max_in_flight,
             options=Options(detect=settings.detect),
+            rules=self._perimeter.rules,
         )
         self._page = Page()
-        self._welcome = protocol.welcome(__version__)
+        self._welcome = protocol.welcome(__version__, settings.auth)
         self._emotions = describe(engine.card.labels, settings.emotions_language)
 
     @asynccontextmanager
@@ -153,6 +159,10 @@ class Service:
             create_connection=Connection,
             select_subprotocol=_select_subprotocol,
             logger=_connection_log(),
+            ssl=None if self._perimeter.certificate is None else self._perimeter.certificate.context,
+            open_timeout=self._settings.handshake_seconds,
+            ping_interval=self._settings.ping_seconds or None,
+            ping_timeout=self._settings.ping_seconds or None,
         )
 
     async def _drain(self, servers: Sequence[Server]) -> None:
@@ -227,7 +237,19 @@ class Service:
             self._left(dropped)
 
     def _http(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
-        return http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
+        response = http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
+        return self._admit(connection, request) if response is None else response
+
+    def _admit(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
+        assert isinstance(connection, Connection)
+        peer = connection.remote_address
+        gate = self._perimeter.gate
+        admitted = gate.admit(peer[0] if isinstance(peer, tuple) else None, request.headers)
+        if isinstance(admitted, Response):
+            return admitted
+        connection.visitor = admitted
+        connection.on_left = lambda: gate.left(admitted)
+        return None
 
     def _exposition(self) -> bytes:
         self._set_gauges()
@@ -276,12 +298,14 @@ class Service:
         self._failure = exc
         self._stopped.set()
 
-    def _look_up(self, lookup: Lookup, connection: Connection, done: Callable[[bytes], None]) -> None:
+    def _look_up(
+        self, lookup: Lookup, connection: Connection, user: str | None, done: Callable[[bytes], None]
+    ) -> None:
         if self._draining:
             raise ShuttingDown("the service is shutting down")
         read = reader(
             lookup,
-            connection.user,
+            user,
             connection.prediction_ids,
             datetime.now(UTC),
             self._store.status().pending,
@@ -309,6 +333,9 @@ class Service:
         self._heartbeats += 1
         self._metrics.set(Gauge.HEARTBEATS, self._heartbeats)
         self._set_gauges()
+        if self._perimeter.refresh():
+            for connection in self._connections:
+                connection.recheck()
         self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
 
     def _set_gauges(self) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from environs import Env, EnvError, validate
+from environs import Env, EnvError, ValidationError, validate
 
 from service.emotions import Language
 from service.errors import StartupError
@@ -16,7 +19,9 @@ from service.logs import LogFormat
 Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
 ProviderSetting = Provider | Literal["auto"]
 Detect = Literal["auto", "always", "never"]
+Authentication = Literal["off", "optional", "required"]
 Fsync = Literal["never", "interval", "always"]
+Network = IPv4Network | IPv6Network
 SmallFaces = Literal["auto", "always", "never"]
 
 PROVIDERS: tuple[ProviderSetting, ...] = ("cpu", "openvino", "cuda", "tensorrt", "auto")
@@ -52,6 +57,27 @@ class Settings:
     max_in_flight           requests of one connection that may be unanswered; more wait in the network
     max_message_bytes       size of a frame; a larger one closes its connection with 1009
     max_image_pixels        width x height of an image; a larger one is refused as `image_too_large`
+    tls_certificate         PEM file with the certificate and its chain; with it, only wss:// and https:// are served
+    tls_key                 PEM file with the certificate's key
+    auth                    whether clients prove who they are: off, optional, required
+    jwt_secret              the secret of tokens signed with HS256, at least 32 bytes
+    jwt_key_file            public keys of tokens signed with RS256 or ES256: a PEM file, or a JWKS file
+    jwt_audience            what a token's `aud` must contain; empty for anything
+    jwt_issuer              what a token's `iss` must be; empty for anything
+    jwt_user_claim          the claim of a token that names the user
+    jwt_require_expiry      0 accepts tokens that never expire
+    jwt_leeway_seconds      how far the issuer's clock may be from ours
+    api_keys_file           API keys, as `python -m service create-key` writes them
+    origins                 web pages that may connect: https://HOST of each, same-origin, by commas; empty for all
+    trusted_proxies         networks whose X-Forwarded-For is believed, by commas
+    max_connections         connections to the service; more are refused with HTTP 503; 0 for any number
+    max_connections_per_address  from one IPv4 address or IPv6 /64; more are refused with HTTP 429; 0 for any number
+    max_requests_per_second  of one connection; more are refused as `rate_limited`; 0 for any number
+    max_bytes_per_second    of one connection's messages; more are refused as `rate_limited`; 0 for any number
+    handshake_seconds       time for the opening handshake, TLS included
+    message_seconds         time for a message to come in, from its first byte to its last
+    send_seconds            time for a client to read replies that fill its buffers, before it is closed
+    ping_seconds            time between pings, and for their answers; 0 for none
     drain_seconds           time that requests in flight are given at shutdown
     control_socket          Unix socket by which `visionai reload` finds the service; empty for none
     log_level               DEBUG, INFO, WARNING or ERROR
@@ -61,7 +87,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    database_url: str = DEFAULT_DATABASE
+    database_url: str = field(default=DEFAULT_DATABASE, repr=False)
     journal_dir: Path = Path("visionai.journal")
     journal_fsync: Fsync = "interval"
     retention_days: float = 0.0
@@ -80,6 +106,27 @@ class Settings:
     max_in_flight: int = 32
     max_message_bytes: int = 16 * 2**20
     max_image_pixels: int = 50_000_000
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    auth: Authentication = "off"
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_key_file: Path | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    jwt_user_claim: str = "sub"
+    jwt_require_expiry: bool = True
+    jwt_leeway_seconds: float = 10.0
+    api_keys_file: Path | None = None
+    origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    max_connections: int = 10_000
+    max_connections_per_address: int = 5_000
+    max_requests_per_second: float = 0.0
+    max_bytes_per_second: float = 0.0
+    handshake_seconds: float = 10.0
+    message_seconds: float = 120.0
+    send_seconds: float = 30.0
+    ping_seconds: float = 20.0
     drain_seconds: float = 10.0
     control_socket: Path | None = Path("visionai.sock")
     log_level: str = "INFO"
@@ -106,6 +153,7 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
 
 def _read(env: Env) -> Settings:
     positive, from_zero = validate.Range(min=1), validate.Range(min=0)
+    above = validate.Range(min=0, min_inclusive=False)
     default = Settings()
     values: dict[str, Any] = {
         "host": env.str("HOST", default.host),
@@ -137,6 +185,29 @@ def _read(env: Env) -> Settings:
             "MAX_MESSAGE_BYTES", default.max_message_bytes, validate=validate.Range(min=1024)
         ),
         "max_image_pixels": env.int("MAX_IMAGE_PIXELS", default.max_image_pixels, validate=positive),
+        "tls_certificate": env.path("TLS_CERTIFICATE", None),
+        "tls_key": env.path("TLS_KEY", None),
+        "auth": env.str("AUTH", default.auth, validate=validate.OneOf(["off", "optional", "required"])),
+        "jwt_secret": env.str("JWT_SECRET", "") or None,
+        "jwt_key_file": env.path("JWT_KEY_FILE", None),
+        "jwt_audience": env.str("JWT_AUDIENCE", "") or None,
+        "jwt_issuer": env.str("JWT_ISSUER", "") or None,
+        "jwt_user_claim": env.str("JWT_USER_CLAIM", default.jwt_user_claim, validate=validate.Length(min=1)),
+        "jwt_require_expiry": env.bool("JWT_REQUIRE_EXPIRY", default.jwt_require_expiry),
+        "jwt_leeway_seconds": env.float("JWT_LEEWAY_SECONDS", default.jwt_leeway_seconds, validate=from_zero),
+        "api_keys_file": env.path("API_KEYS_FILE", None),
+        "origins": env.list("ORIGINS", [], validate=_check_origins),
+        "trusted_proxies": env.list("TRUSTED_PROXIES", [], validate=_check_networks),
+        "max_connections": env.int("MAX_CONNECTIONS", default.max_connections, validate=from_zero),
+        "max_connections_per_address": env.int(
+            "MAX_CONNECTIONS_PER_ADDRESS", default.max_connections_per_address, validate=from_zero
+        ),
+        "max_requests_per_second": env.float("MAX_REQUESTS_PER_SECOND", 0.0, validate=from_zero),
+        "max_bytes_per_second": env.float("MAX_BYTES_PER_SECOND", 0.0, validate=from_zero),
+        "handshake_seconds": env.float("HANDSHAKE_SECONDS", default.handshake_seconds, validate=above),
+        "message_seconds": env.float("MESSAGE_SECONDS", default.message_seconds, validate=above),
+        "send_seconds": env.float("SEND_SECONDS", default.send_seconds, validate=above),
+        "ping_seconds": env.float("PING_SECONDS", default.ping_seconds, validate=from_zero),
         "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=validate.Range(min=0)),
         "control_socket": env.path("CONTROL_SOCKET", default.control_socket),
         "log_level": env.str(
@@ -148,6 +219,24 @@ def _read(env: Env) -> Settings:
         env.seal()
     except EnvError as exc:
         raise StartupError(f"a setting is wrong: {exc}") from None
+    if (values["tls_certificate"] is None) != (values["tls_key"] is None):
+        raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
+    values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
+    values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
     if values["control_socket"] == Path():
         values["control_socket"] = None
     return Settings(**values)
+
+
+def _check_origins(origins: Sequence[str]) -> None:
+    for origin in origins:
+        if not re.fullmatch(r"same-origin|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", origin.strip().lower()):
+            raise ValidationError(f"'{origin}' is neither an origin such as https://HOST nor same-origin")
+
+
+def _check_networks(networks: Sequence[str]) -> None:
+    for network in networks:
+        try:
+            ip_network(network.strip())
+        except ValueError:
+            raise ValidationError(f"'{network}' is not a network such as 10.0.0.0/8") from None

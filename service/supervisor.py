@@ -320,11 +320,12 @@ class Supervisor:
     def _announce(self) -> None:
         host, port = self.sockets[0].getsockname()[:2]
         settings = self.settings
+        scheme = "ws" if settings.tls_certificate is None else "wss"
         layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
         if settings.executors:
             layout += f" of {settings.executors} executor threads"
         print(
-            f"VisionAI {__version__} is ready on ws://{f'[{host}]' if ':' in host else host}:{port} "
+            f"VisionAI {__version__} is ready on {scheme}://{f'[{host}]' if ':' in host else host}:{port} "
             f"(model {self._version}, {layout}, {settings.provider})",
             flush=True,
         )

@@ -18,6 +18,7 @@ from service.errors import StartupError
 from service.faces import FaceDetector
 from service.metrics import Metrics, SharedCells
 from service.modelfile import check_source, resolve_detector, resolve_model
+from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
@@ -105,15 +106,16 @@ def run_worker(
                 f"{', '.join(labels)}: that needs a restart"
             )
         detector = load_detector(settings, engine)
+        metrics = Metrics(engine.card.labels, shared, row)
+        perimeter = Perimeter(settings, shared, row, metrics.refused)
         store = open_store(settings, engine, during_outage=labels is not None)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
     tracing = start_tracing(__version__)
     try:
-        metrics = Metrics(engine.card.labels, shared, row)
         with _runner(settings, shared, row) as runner:
-            serving = _serve(settings, engine, detector, store, metrics, tracing, sockets, pipe)
+            serving = _serve(settings, engine, detector, store, metrics, tracing, perimeter, sockets, pipe)
             return runner.run(serving)
     finally:
         if tracing is not None:
@@ -141,11 +143,12 @@ async def _serve(
     store: Store,
     metrics: Metrics,
     tracing: Tracing | None,
+    perimeter: Perimeter,
     sockets: Sequence[socket.socket],
     pipe: Pipe,
 ) -> int:
     loop = asyncio.get_running_loop()
-    service = Service(settings, engine, store, metrics, detector, tracing)
+    service = Service(settings, engine, store, metrics, detector, tracing, perimeter)
     stops = 0
 
     def stop() -> None:

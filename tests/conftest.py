@@ -148,7 +148,7 @@ def service_processes(folder: Path) -> Iterator[StartProcess]:
         processes.append(process)
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.search(r"ready on (ws://\S+:\d+)", line)
+        found = re.search(r"ready on (wss?://\S+:\d+)", line)
         if found is None:
             assert process.stderr is not None
             pytest.fail(f"the service did not start: {line}{process.stderr.read()}")

@@ -1,0 +1,112 @@
+"""API keys: made once, shown once, stored hashed, a line each in a file.
+
+A line is the key's SHA-256 in hex, the user, the day it was made, and optionally the day it ends (UTC). A key has 256
+random bits, so a plain hash cannot be reversed by guessing; a slow one would only slow the service down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from service.errors import StartupError, Unauthorized
+from service.security.identity import Identity
+
+# It tells a key from a token, and tells people and secret scanners what they have found.
+PREFIX: Final = "visionai_"
+
+_USER = re.compile(r"[^\s#]{1,255}")
+
+
+def create(path: Path, user: str, days: int | None = None) -> str:
+    """Make a key for `user`, add it to the file, which is made where there is none, and return it.
+
+    Args:
+        days: how long it is valid; None for ever.
+
+    Raises:
+        StartupError: the name cannot be a user's, or the file cannot be written.
+    """
+    if not _USER.fullmatch(user):
+        raise StartupError("a user's name has 1 to 255 characters, and neither spaces nor '#'")
+    key = PREFIX + secrets.token_urlsafe(32)
+    today = datetime.now(UTC).date()
+    ends = "" if days is None else f" {today + timedelta(days=days)}"
+    line = f"{_digest(key)} {user} {today}{ends}\n"
+    try:
+        # Appended in one write: two that are made at once do not mix.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+    except OSError as exc:
+        raise StartupError(f"API_KEYS_FILE={path} cannot be written: {exc.strerror}") from None
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeys:
+    """The keys of one file. `users` maps a key's digest to who has it."""
+
+    users: dict[str, Identity]
+
+    @classmethod
+    def read(cls, path: Path) -> ApiKeys:
+        """Read a file. Empty lines and what follows a `#` are left out.
+
+        Raises:
+            StartupError: it cannot be read, or a line is not a key's; names the line.
+        """
+        try:
+            lines = path.read_text().splitlines()
+        except OSError as exc:
+            raise StartupError(
+                f"API_KEYS_FILE={path} cannot be read: {exc.strerror}; `python -m service create-key USER` makes it"
+            ) from None
+        except UnicodeDecodeError:
+            raise StartupError(f"API_KEYS_FILE={path} is not a text file") from None
+        users = {}
+        for number, line in enumerate(lines, 1):
+            fields = line.partition("#")[0].split()
+            if not fields:
+                continue
+            try:
+                digest, user, made, *ends = fields
+                date.fromisoformat(made)
+                if len(bytes.fromhex(digest)) != hashlib.sha256().digest_size or len(ends) > 1:
+                    raise ValueError
+                expires = {"expires": _end(date.fromisoformat(ends[0]))} if ends else {}
+            except ValueError:
+                raise StartupError(
+                    f"API_KEYS_FILE={path}, line {number}: expected HASH USER DAY [LAST_DAY], as create-key writes it"
+                ) from None
+            users[digest.lower()] = Identity(user, key=digest.lower(), **expires)
+        return cls(users)
+
+    def verify(self, key: str) -> Identity:
+        """Who has this key.
+
+        Raises:
+            Unauthorized: nobody.
+        """
+        # What is looked up is a hash: how long that takes says nothing of the keys.
+        identity = self.users.get(_digest(key))
+        if identity is None:
+            raise Unauthorized("the API key is not known")
+        return identity
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _end(last: date) -> float:
+    """The end of a day, as Unix time."""
+    return datetime(last.year, last.month, last.day, tzinfo=UTC).timestamp() + 86_400

@@ -1,0 +1,90 @@
+"""Takes a credential of either kind, an API key or a token, and says whose it is.
+
+The files behind it may be replaced while the service runs. One that is wrong then is left aside, with an error in the
+log: what was read before stays in force.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from service.errors import StartupError, Unauthorized
+from service.security.api_keys import PREFIX, ApiKeys
+from service.security.files import WatchedFiles
+from service.security.identity import Identity
+from service.security.tokens import TokenKey, TokenRules, TokenVerifier, read_keys, secret_key
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A token with many claims has 2 KB. What is longer is not worth its base64.
+MAX_LENGTH: Final = 8192
+
+
+class Credentials:
+    """What clients may prove themselves with.
+
+    Raises:
+        StartupError: there is no key at all, or one is wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.required = settings.auth == "required"
+        self._settings = settings
+        self._rules = TokenRules(
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
+            user_claim=settings.jwt_user_claim,
+            require_expiry=settings.jwt_require_expiry,
+            leeway=settings.jwt_leeway_seconds,
+        )
+        if not (settings.jwt_secret or settings.jwt_key_file or settings.api_keys_file):
+            raise StartupError(
+                f"AUTH={settings.auth} needs JWT_SECRET, JWT_KEY_FILE or API_KEYS_FILE to know users by"
+            )
+        files = [path for path in (settings.jwt_key_file, settings.api_keys_file) if path is not None]
+        self._files = WatchedFiles(files)
+        self._read()
+
+    def _read(self) -> None:
+        settings = self._settings
+        keys: list[TokenKey] = []
+        if settings.jwt_secret:
+            keys.append(secret_key(settings.jwt_secret))
+        if settings.jwt_key_file is not None:
+            keys += read_keys(settings.jwt_key_file)
+        api_keys = ApiKeys({}) if settings.api_keys_file is None else ApiKeys.read(settings.api_keys_file)
+        self._tokens, self._api_keys = TokenVerifier(keys, self._rules), api_keys
+
+    def refresh(self) -> bool:
+        """Read the files again if one was replaced. Returns whether other credentials hold now."""
+        if not self._files.changed():
+            return False
+        try:
+            self._read()
+        except StartupError as exc:
+            log.error("the credentials stay as they were: %s", exc)
+            return False
+        log.info("credentials read again")
+        return True
+
+    def verify(self, credential: str) -> Identity:
+        """Whose credential this is.
+
+        Raises:
+            Unauthorized: nobody's, or no longer.
+        """
+        if len(credential) > MAX_LENGTH or not credential.isascii():
+            raise Unauthorized("the credential is neither a token nor an API key")
+        if not credential.startswith(PREFIX):
+            return self._tokens.verify(credential)
+        identity = self._api_keys.verify(credential)
+        if identity.expires < time.time():
+            raise Unauthorized("the API key has expired")
+        return identity
+
+    def holds(self, identity: Identity) -> bool:
+        """Whether an identity that was verified before may still be used, as far as the files say."""
+        return identity.key is None or self._api_keys.users.get(identity.key) == identity

@@ -1,0 +1,144 @@
+"""What one connection may ask for, request by request: who it is, and how much it has had.
+
+A token in a request is that request's: what is stored of it is the token's user's. A token in `configure` is the
+connection's, like one in the handshake's header: it names the user of all requests that bring none.
+
+A credential holds until it expires. From then on requests are answered `unauthorized`; a `configure` with a new token
+goes on. Where credentials are required, a connection that holds none for `PATIENCE` seconds is closed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from service.errors import RateLimited, RequestError, Unauthorized
+from service.lookups import Lookup
+from service.protocol import Configure, Predict, Query
+from service.security.identity import Identity
+from service.security.rates import TokenBucket
+
+if TYPE_CHECKING:
+    from service.security.credentials import Credentials
+
+# Wrong credentials in a row after which a connection is closed: guessing is told from a mistake.
+MAX_WRONG: Final = 10
+
+# What may be asked without a credential: whether the service is well.
+_OPEN_QUERIES: Final = frozenset({"health"})
+
+# Seconds that a connection may stay open without a credential where one is required.
+PATIENCE: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What holds for every connection.
+
+    `credentials` is None where nobody asks for any; a rate of 0 is no limit. `message_seconds` is how long a message
+    may take to come in, `send_seconds` how long a client may leave its replies unread.
+    """
+
+    credentials: Credentials | None = None
+    requests_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    message_seconds: float = 120.0
+    send_seconds: float = 30.0
+
+    @property
+    def ask_anything(self) -> bool:
+        """Whether a connection needs a guard at all."""
+        return self.credentials is not None or self.requests_per_second > 0 or self.bytes_per_second > 0
+
+    @property
+    def required(self) -> bool:
+        """Whether a connection must hold a credential."""
+        return self.credentials is not None and self.credentials.required
+
+
+class Guard:
+    """Watches one connection. Times are passed in: `clock` never goes back, `now` is Unix time; both in seconds."""
+
+    def __init__(self, rules: Rules, identity: Identity | None, clock: float) -> None:
+        self._rules = rules
+        self.identity = identity
+        # The token of the last request that brought one, and whose it is: clients send the same again and again.
+        self._last: tuple[str, Identity] | None = None
+        self._wrong = 0
+        self.holds_until = -math.inf if identity is None else identity.expires
+        requests, size = rules.requests_per_second, rules.bytes_per_second
+        self._requests = TokenBucket(requests, clock) if requests else None
+        self._bytes = TokenBucket(size, clock) if size else None
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether so many wrong credentials came that the connection is to be closed."""
+        return self._wrong >= MAX_WRONG
+
+    def charge(self, size: int, clock: float) -> None:
+        """Account for one message of `size` bytes.
+
+        Raises:
+            RateLimited: it is one too many.
+        """
+        wait = 0.0 if self._requests is None else self._requests.take(1, clock)
+        if not wait and self._bytes is not None:
+            wait = self._bytes.take(size, clock)
+        if wait:
+            milliseconds = math.ceil(wait * 1000)
+            raise RateLimited(f"too much at once; try again in {milliseconds} ms", milliseconds)
+
+    def charged(self, error: RequestError, size: int, clock: float) -> RequestError:
+        """The error for a message that cannot be read: it is accounted for too, and may be one too many."""
+        try:
+            self.charge(size, clock)
+        except RateLimited as exc:
+            return exc
+        return error
+
+    def user_of(self, message: Predict | Query | Configure | Lookup, now: float) -> str | None:
+        """The user whose request this is; None for anybody's. A token in `configure` becomes the connection's.
+
+        Raises:
+            Unauthorized: its token is not accepted, the connection's has expired, or there is none and must be.
+        """
+        checks = self._rules.credentials
+        if checks is None:
+            return None
+        if message.token is not None:
+            identity = self._verify(checks, message.token, now)
+            if isinstance(message, Configure):
+                self.identity = identity
+            return identity.user
+        if self.identity is not None:
+            if self.identity.expires > now:
+                return self.identity.user
+            raise Unauthorized("the connection's token has expired; send a new one with 'configure'")
+        if checks.required and not (isinstance(message, Query) and message.command in _OPEN_QUERIES):
+            raise Unauthorized(
+                "a token or an API key is needed: in the handshake's Authorization header, or as 'token' of "
+                "'configure' or of this request"
+            )
+        return None
+
+    def _verify(self, checks: Credentials, token: str, now: float) -> Identity:
+        if self._last is not None and self._last[0] == token and self._last[1].expires > now:
+            return self._last[1]
+        try:
+            identity = checks.verify(token)
+        except Unauthorized:
+            self._wrong += 1
+            raise
+        self._wrong = 0
+        self._last = (token, identity)
+        self.holds_until = max(self.holds_until, identity.expires)
+        return identity
+
+    def recheck(self) -> None:
+        """The credentials that are known have changed: forget what is no longer among them."""
+        assert self._rules.credentials is not None
+        self._last = None
+        if self.identity is not None and not self._rules.credentials.holds(self.identity):
+            self.identity = Identity(self.identity.user, expires=-math.inf)
+            self.holds_until = -math.inf

@@ -1,0 +1,29 @@
+"""Token buckets. They know no clock: the time is passed in, in seconds of a clock that does not go back."""
+
+from __future__ import annotations
+
+
+class TokenBucket:
+    """Allows `rate` units a second, and a second's worth at once.
+
+    What is taken may be more than there is, as long as there is something: the rest is owed. So a message that is
+    larger than the bucket passes once, and what comes after it waits.
+    """
+
+    __slots__ = ("_level", "_rate", "_size", "_updated")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._size = max(rate, 1.0)
+        self._level = self._size
+        self._updated = now
+
+    def take(self, amount: float, now: float) -> float:
+        """Take `amount` and return 0, or take nothing and return the seconds until something may be taken."""
+        self._level = min(self._size, self._level + (now - self._updated) * self._rate)
+        self._updated = now
+        wanted = min(amount, 1.0)  # what must be there
+        if self._level < wanted:
+            return (wanted - self._level) / self._rate
+        self._level -= amount
+        return 0.0

@@ -1,0 +1,65 @@
+"""TLS: the certificate that the service shows, replaced without a restart."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+from service.errors import StartupError
+from service.security.files import WatchedFiles
+
+log = logging.getLogger(__name__)
+
+
+class Certificate:
+    """A certificate chain and its key, in PEM files. `context` is for servers, TLS 1.2 or newer.
+
+    Raises:
+        StartupError: a file cannot be read, or the key is not the certificate's.
+    """
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        self._chain, self._key = chain, key
+        self._files = WatchedFiles([chain, key])
+        self.context = self._load()
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])  # a WebSocket starts with nothing newer
+        try:
+            # An encrypted key would ask on the terminal, in each worker.
+            context.load_cert_chain(self._chain, self._key, password=_no_password)
+        except ssl.SSLError as exc:
+            raise StartupError(
+                f"TLS_CERTIFICATE={self._chain} and TLS_KEY={self._key} are not a certificate and its key: "
+                f"{exc.reason or exc}"
+            ) from None
+        except ValueError as exc:
+            raise StartupError(f"TLS_KEY={self._key}: {exc}") from None
+        except OSError as exc:
+            raise StartupError(
+                f"TLS_CERTIFICATE={self._chain} or TLS_KEY={self._key} cannot be read: {exc.strerror}"
+            ) from None
+        return context
+
+    def refresh(self) -> None:
+        """Take the files again if they were replaced. Connections that are open keep what they have.
+
+        Files that do not belong together, since only one has been replaced yet, are left for the next time: a
+        context that fails to load is spoilt, so they are tried on another one first.
+        """
+        if not self._files.changed():
+            return
+        try:
+            self._load()
+            self.context.load_cert_chain(self._chain, self._key, password=_no_password)
+        except (StartupError, OSError) as exc:  # SSLError is an OSError
+            log.error("the TLS certificate stays as it was: %s", exc)
+        else:
+            log.info("TLS certificate read again")
+
+
+def _no_password() -> str:
+    raise ValueError("an encrypted key cannot be used; `openssl pkey` decrypts it")

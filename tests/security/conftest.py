@@ -1,0 +1,33 @@
+"""The service's fixtures, and certificates and tokens made for the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.service.conftest import database, detector, engine, running, serve, start_process
+
+__all__ = ["database", "detector", "engine", "running", "serve", "start_process"]
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificate(authority: trustme.CA, tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a certificate for this machine, and of its key."""
+    return write_certificate(authority, tmp_path)
+
+
+def write_certificate(authority: trustme.CA, folder: Path) -> tuple[Path, Path]:
+    """Write a new certificate over the one that is there."""
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    chain, key = folder / "tls.crt", folder / "tls.key"
+    key.write_bytes(issued.private_key_pem.bytes())
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    return chain, key

@@ -1,0 +1,61 @@
+"""API keys: made once, stored hashed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartupError, Unauthorized
+from service.security.api_keys import ApiKeys, create
+
+
+def test_a_key_that_was_made_names_its_user_and_is_not_in_the_file(tmp_path: Path) -> None:
+    """Only a hash is stored, in a file that others cannot read; keys of several users live side by side."""
+    path = tmp_path / "keys"
+    first, second = create(path, "anna"), create(path, "bruno")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert first not in path.read_text()
+    keys = ApiKeys.read(path)
+    assert keys.verify(first).user == "anna"
+    assert keys.verify(second).user == "bruno"
+    with pytest.raises(Unauthorized):
+        keys.verify(first + "x")
+
+
+def test_a_key_may_end(tmp_path: Path) -> None:
+    """At the end of its last day, which is in its line."""
+    path = tmp_path / "keys"
+    key = create(path, "anna", days=0)
+    expires = ApiKeys.read(path).verify(key).expires
+    assert expires % 86_400 == 0
+
+
+def test_lines_may_be_commented_and_deleted(tmp_path: Path) -> None:
+    """A key whose line is gone is not known any more."""
+    path = tmp_path / "keys"
+    key = create(path, "anna")
+    path.write_text("# ours\n\n" + path.read_text().strip() + "  # the camera at the door\n")
+    assert ApiKeys.read(path).verify(key).user == "anna"
+    path.write_text("# none\n")
+    with pytest.raises(Unauthorized):
+        ApiKeys.read(path).verify(key)
+
+
+@pytest.mark.parametrize(
+    "content", ["abc anna 2026-01-01", f"{'0' * 64} anna", f"{'0' * 64} anna today", "\xff"]
+)
+def test_a_wrong_line_is_told(tmp_path: Path, content: str) -> None:
+    """With the file's name and what is expected."""
+    path = tmp_path / "keys"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(StartupError, match="API_KEYS_FILE"):
+        ApiKeys.read(path)
+
+
+@pytest.mark.parametrize("user", ["", "two words", "x#y", "x" * 256])
+def test_a_name_that_a_line_cannot_hold_is_refused(tmp_path: Path, user: str) -> None:
+    """Before a key is made."""
+    with pytest.raises(StartupError):
+        create(tmp_path / "keys", user)
+    assert not (tmp_path / "keys").exists()

@@ -1,0 +1,182 @@
+"""Who a client is: by header, by `configure`, by request; required, optional and off."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from service.security import guard
+from service.security.api_keys import create
+from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
+
+SECRET = "a secret of more than thirty-two bytes"
+JWT = {"jwt_secret": SECRET, "jwt_leeway_seconds": 0.0}
+
+
+def token(user: str = "anna", seconds: float = 60) -> str:
+    """A token for a user."""
+    return jwt.encode({"sub": user, "exp": time.time() + seconds}, SECRET, "HS256")
+
+
+def users(database: str) -> list[Any]:
+    """Of the stored predictions, in order."""
+    with sqlite3.connect(database.removeprefix("sqlite:///")) as connection:
+        rows = connection.execute("SELECT user_id FROM predictions_log ORDER BY timestamp").fetchall()
+    connection.close()
+    return [row[0] for row in rows]
+
+
+async def test_without_a_setting_tokens_are_ignored(serve: Serve, database: str) -> None:
+    """A v1 client that sends a token in its requests, or a header, is served by a service that checks none."""
+    headers = {"Authorization": "Basic eDp5"}
+    async with serve() as running, connect(running.url, additional_headers=headers) as websocket:
+        assert "authentication" not in await read(websocket)
+        assert (await ask(websocket, predict_message(token="nonsense")))["status"] == "success"
+    assert users(database) == [None]
+
+
+async def test_where_a_token_is_required_there_is_only_welcome_and_health_without_one(serve: Serve) -> None:
+    """Each other command is `unauthorized` and the connection goes on; the welcome says so beforehand."""
+    async with serve(auth="required", **JWT) as running, connect(running.url) as websocket:
+        assert (await read(websocket))["authentication"] == "required"
+        assert (await ask(websocket, '{"command": "health"}'))["status"] == "healthy"
+        for message in (
+            predict_message(id=1),
+            '{"command": "emotions", "id": 1}',
+            '{"command": "model_info", "id": 1}',
+            '{"command": "configure", "ordered": false, "id": 1}',
+        ):
+            reply = await ask(websocket, message)
+            assert (reply["type"], reply["code"], reply["id"]) == ("error", "unauthorized", 1)
+        assert (await ask(websocket, predict_message(token=token())))["status"] == "success"
+
+
+async def test_each_way_to_bring_a_token_stores_for_its_user(serve: Serve, database: str) -> None:
+    """The header's and configure's user has all requests, except those that bring a token of their own."""
+    async with serve(auth="optional", **JWT) as running:
+        headers = {"Authorization": f"Bearer {token('header')}"}
+        async with connect(running.url, additional_headers=headers) as websocket:
+            assert (await read(websocket))["authentication"] == "optional"
+            await ask(websocket, predict_message())
+            await ask(websocket, predict_message(token=token("request")))
+            await ask(websocket, predict_message())
+            reply = await ask(websocket, f'{{"command": "configure", "token": "{token("message")}"}}')
+            assert reply["user"] == "message"
+            assert "token" not in reply["configuration"]
+            await ask(websocket, predict_message())
+        async with connect(running.url) as websocket:
+            await read(websocket)
+            await ask(websocket, predict_message())
+    assert users(database) == ["header", "request", "header", "message", None]
+
+
+@pytest.mark.parametrize("mode", ["optional", "required"])
+@pytest.mark.parametrize("value", ["Bearer nonsense", "Bearer", "Basic eDp5", "Bearer a b"])
+async def test_a_wrong_header_is_refused_before_the_upgrade(serve: Serve, mode: str, value: str) -> None:
+    """With HTTP 401, also where no token would do; and counted."""
+    async with serve(auth=mode, **JWT) as running:
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(running.url, additional_headers={"Authorization": value})
+        assert caught.value.response.status_code == 401
+        assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
+        assert b'refused_total{reason="unauthorized"} 1.0' in running.service._exposition()
+
+
+async def test_a_wrong_token_in_a_message_fails_its_request_only(serve: Serve, database: str) -> None:
+    """Even where none would do: it is not stored as anybody's."""
+    async with serve(auth="optional", **JWT) as running, running.client() as websocket:
+        reply = await ask(websocket, predict_message(token=token(seconds=-5), id=9))
+        assert (reply["code"], reply["id"]) == ("unauthorized", 9)
+        assert "expired" in reply["message"]
+        assert (await ask(websocket, predict_message(token=7)))["code"] == "invalid_request"
+        assert (await ask(websocket, predict_message(token=None)))["status"] == "success"
+    assert users(database) == [None]
+
+
+async def test_whoever_guesses_is_closed_with_1008(serve: Serve) -> None:
+    """After so many wrong tokens in a row."""
+    async with serve(auth="required", **JWT) as running, running.client() as websocket:
+        for _ in range(guard.MAX_WRONG):
+            assert (await ask(websocket, predict_message(token="guess")))["code"] == "unauthorized"
+        assert await close_code(websocket) == 1008
+
+
+async def test_a_token_that_expires_ends_what_it_allowed(serve: Serve, database: str) -> None:
+    """The connection stays open for a new one; until then nothing is stored as anybody's."""
+    async with serve(auth="optional", **JWT) as running:
+        headers = {"Authorization": f"Bearer {token(seconds=1.2)}"}
+        async with connect(running.url, additional_headers=headers) as websocket:
+            await read(websocket)
+            assert (await ask(websocket, predict_message()))["status"] == "success"
+            async with asyncio.timeout(TIMEOUT):
+                while (reply := await ask(websocket, predict_message()))["type"] != "error":
+                    pass
+            assert reply["code"] == "unauthorized"
+            assert "expired" in reply["message"]
+            await ask(websocket, f'{{"command": "configure", "token": "{token("anna2")}"}}')
+            assert (await ask(websocket, predict_message()))["status"] == "success"
+    assert set(users(database)) == {"anna", "anna2"}
+
+
+async def test_where_one_is_required_a_connection_without_a_token_is_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 1008 after some seconds, without one from the start as with one that has expired."""
+    monkeypatch.setattr("service.connection.PATIENCE", 0.2)
+    async with serve(auth="required", **JWT) as running:
+        async with running.client() as websocket:
+            assert await close_code(websocket) == 1008
+        async with running.client() as websocket:
+            assert (await ask(websocket, predict_message(token=token(seconds=1))))["status"] == "success"
+            assert await close_code(websocket) == 1008
+
+
+async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
+    serve: Serve, database: str, tmp_path: Path
+) -> None:
+    """The file is read again when it changes, and a wrong one is left aside; connections of a key that is gone end."""
+    path = tmp_path / "keys"
+    first = create(path, "anna")
+    headers = {"Authorization": f"Bearer {first}"}
+    async with (
+        serve(auth="required", api_keys_file=path) as running,
+        connect(running.url, additional_headers=headers) as websocket,
+    ):
+        await read(websocket)
+        await until_accepted(running, create(path, "bruno"))
+        path.write_text("nonsense\n")
+        assert not running.service._perimeter.refresh()
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        path.write_text("# nobody\n")
+        async with asyncio.timeout(TIMEOUT):
+            while (reply := await ask(websocket, predict_message()))["type"] != "error":
+                pass
+        assert reply["code"] == "unauthorized"
+    assert set(users(database)) == {"anna"}
+
+
+async def until_accepted(running: Running, credential: str) -> None:
+    """Wait until a credential is known."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            try:
+                async with connect(running.url, additional_headers={"Authorization": f"Bearer {credential}"}):
+                    return
+            except InvalidStatus:
+                await asyncio.sleep(0.05)
+
+
+async def close_code(websocket: Any) -> int | None:
+    """The code that the service closes with."""
+    with pytest.raises(ConnectionClosed) as caught:
+        while True:
+            await read(websocket)
+    return None if caught.value.rcvd is None else caught.value.rcvd.code

@@ -1,0 +1,134 @@
+"""TLS with a real client, and a certificate that is replaced while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from websockets.asyncio.client import connect
+
+from service.errors import StartupError
+from service.healthcheck import check
+from service.security.tls import Certificate
+from service.settings import Settings
+from tests.security.conftest import write_certificate
+from tests.service.harness import TIMEOUT, Serve, StartProcess, ask, predict_message, read
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's context that knows the authority."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def serial(port: int, context: ssl.SSLContext) -> str:
+    """The serial number of the certificate that is shown."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        return str(writer.get_extra_info("peercert")["serialNumber"])
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_wss_and_a_certificate_that_is_replaced_in_every_worker(
+    start_process: StartProcess, authority: trustme.CA, certificate: tuple[Path, Path]
+) -> None:
+    """Both workers show the new certificate to new clients without a restart, and open connections go on."""
+    chain, key = certificate
+    context = trusting(authority)
+    service = start_process(TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS="2")
+    assert service.url.startswith("wss://")
+    async with connect(service.url, ssl=context) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        before = await serial(service.port, context)
+        write_certificate(authority, chain.parent)
+        async with asyncio.timeout(TIMEOUT):
+            shown = {before}
+            while before in shown:
+                # Each worker has more sockets than the other in turn: of eight, each takes some.
+                shown = set(await asyncio.gather(*(serial(service.port, context) for _ in range(8))))
+        assert len(shown) == 1
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+async def test_tls_is_1_2_or_newer_and_plain_connections_get_nothing(
+    serve: Serve, authority: trustme.CA, certificate: tuple[Path, Path]
+) -> None:
+    """An old version fails in the handshake; a client without TLS is not answered."""
+    chain, key = certificate
+    async with serve(tls_certificate=chain, tls_key=key) as running:
+        context = trusting(authority)
+        assert await serial(running.port, context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(TIMEOUT):
+            assert b"HTTP" not in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert Certificate(chain, key).context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def test_the_health_check_of_a_container_speaks_tls_where_the_service_does(
+    serve: Serve, certificate: tuple[Path, Path]
+) -> None:
+    """Whatever name the certificate is for."""
+    chain, key = certificate
+    async with serve(tls_certificate=chain, tls_key=key) as running:
+        settings = Settings(port=running.port, tls_certificate=chain, tls_key=key)
+        assert await asyncio.to_thread(check, settings) is None
+
+
+def test_a_pair_that_does_not_belong_together_stays_aside(
+    authority: trustme.CA, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """While only one file is replaced, the old certificate is shown; the log says why; then the new one is."""
+    chain, key = certificate
+    loaded = Certificate(chain, key)
+    other = tmp_path / "other"
+    other.mkdir()
+    new_chain, new_key = write_certificate(authority, other)
+    shown = handshake(loaded, authority)
+    new_chain.replace(chain)
+    loaded.refresh()
+    assert handshake(loaded, authority) == shown
+    new_key.replace(key)
+    loaded.refresh()
+    assert handshake(loaded, authority) != shown
+
+
+def handshake(certificate: Certificate, authority: trustme.CA) -> Any:
+    """The serial number that a client sees in a handshake without a network."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = certificate.context.wrap_bio(to_server, to_client, server_side=True)
+    client = trusting(authority).wrap_bio(to_client, to_server, server_hostname="localhost")
+    for _ in range(4):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    shown = client.getpeercert()
+    assert shown is not None
+    return shown["serialNumber"]
+
+
+def test_files_that_cannot_be_used_are_told_at_the_start(
+    certificate: tuple[Path, Path], tmp_path: Path, authority: trustme.CA
+) -> None:
+    """Missing, not PEM, or another certificate's key: each names the settings."""
+    chain, key = certificate
+    other = tmp_path / "other"
+    other.mkdir()
+    _, wrong = write_certificate(authority, other)
+    shutil.copy(chain, tmp_path / "text")
+    (tmp_path / "text").write_text("hello")
+    for pair in ((chain, wrong), (tmp_path / "missing", key), (tmp_path / "text", key)):
+        with pytest.raises(StartupError, match="TLS_CERTIFICATE"):
+            Certificate(*pair)

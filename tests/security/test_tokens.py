@@ -1,0 +1,177 @@
+"""Tokens: which are accepted, and which are not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from service.errors import StartupError, Unauthorized
+from service.security.tokens import TokenRules, TokenVerifier, read_keys, secret_key
+
+SECRET = "s" * 32
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    """The public key of a pair."""
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Those of a token that is valid for a minute."""
+    return {"sub": "anna", "exp": time.time() + 60} | changes
+
+
+def verifier(**rules: Any) -> TokenVerifier:
+    """One that knows the secret."""
+    return TokenVerifier([secret_key(SECRET)], TokenRules(**rules))
+
+
+def test_a_token_signed_with_the_secret_names_its_user_until_it_expires() -> None:
+    """The identity ends when the token does, leeway included."""
+    body = claims()
+    identity = verifier(leeway=5.0).verify(jwt.encode(body, SECRET, "HS256"))
+    assert identity.user == "anna"
+    assert identity.expires == pytest.approx(body["exp"] + 5, abs=1)
+
+
+@pytest.mark.parametrize(("key", "algorithm"), [(RSA, "RS256"), (EC, "ES256")])
+def test_a_public_key_checks_tokens_of_its_own_kind(
+    tmp_path: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, algorithm: str
+) -> None:
+    """From a PEM file, RS256 for RSA and ES256 for P-256; another key's signature is not accepted."""
+    path = tmp_path / "public.pem"
+    path.write_bytes(pem(key))
+    known = TokenVerifier(read_keys(path), TokenRules())
+    assert known.verify(jwt.encode(claims(), key, algorithm)).user == "anna"
+    other = (
+        rsa.generate_private_key(65537, 2048)
+        if algorithm == "RS256"
+        else ec.generate_private_key(ec.SECP256R1())
+    )
+    with pytest.raises(Unauthorized):
+        known.verify(jwt.encode(claims(), other, algorithm))
+
+
+def test_a_key_set_chooses_by_key_id(tmp_path: Path) -> None:
+    """Of a JWKS file's keys the one that the token names is used; what is not for signatures is left out."""
+    rsa_jwk = jwt.algorithms.RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True) | {
+        "kid": "r",
+        "alg": "RS256",
+    }
+    ec_jwk = jwt.algorithms.ECAlgorithm.to_jwk(EC.public_key(), as_dict=True) | {"kid": "e", "use": "sig"}
+    path = tmp_path / "jwks.json"
+    path.write_bytes(orjson.dumps({"keys": [rsa_jwk, ec_jwk, rsa_jwk | {"kid": "x", "use": "enc"}]}))
+    known = TokenVerifier(read_keys(path), TokenRules())
+    for key, algorithm, key_id in ((RSA, "RS256", "r"), (EC, "ES256", "e"), (RSA, "RS256", None)):
+        headers = None if key_id is None else {"kid": key_id}
+        assert known.verify(jwt.encode(claims(), key, algorithm, headers=headers)).user == "anna"
+    with pytest.raises(Unauthorized):
+        known.verify(jwt.encode(claims(), RSA, "RS256", headers={"kid": "x"}))
+
+
+def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
+    """Neither "none", nor a public key taken for a shared secret, nor HS512 with the secret of HS256."""
+    path = tmp_path / "public.pem"
+    path.write_bytes(pem(RSA))
+    known = TokenVerifier([secret_key(SECRET), *read_keys(path)], TokenRules())
+    header = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').rstrip(b"=").decode()
+    body = base64.urlsafe_b64encode(orjson.dumps(claims())).rstrip(b"=").decode()
+    # PyJWT refuses to sign with a public key; an attacker does not ask it.
+    confused_header = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
+    mac = hmac.new(pem(RSA), f"{confused_header}.{body}".encode(), hashlib.sha256).digest()
+    confused = f"{confused_header}.{body}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    for forged in (f"{header}.{body}.", confused, jwt.encode(claims(), "t" * 64, "HS512")):
+        with pytest.raises(Unauthorized):
+            known.verify(forged)
+
+
+@pytest.mark.parametrize(
+    ("rules", "body"),
+    [
+        ({}, {"exp": time.time() - 60}),
+        ({}, {"exp": None}),
+        ({}, {"nbf": time.time() + 86_400}),
+        ({}, {"sub": None}),
+        ({}, {"sub": ""}),
+        ({}, {"exp": "soon"}),
+        ({"audience": "visionai"}, {"aud": "other"}),
+        ({"audience": "visionai"}, {}),
+        ({"issuer": "https://me"}, {"iss": "https://you"}),
+        ({"issuer": "https://me"}, {}),
+        ({"user_claim": "email"}, {}),
+    ],
+)
+def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
+    rules: dict[str, Any], body: dict[str, Any]
+) -> None:
+    """Expired, without an expiry, not valid yet, without a user, for another audience, by another issuer."""
+    merged = {name: value for name, value in claims(**body).items() if value is not None}
+    with pytest.raises(Unauthorized):
+        verifier(**rules).verify(jwt.encode(merged, SECRET, "HS256"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "body", "user"),
+    [
+        ({"audience": "visionai"}, {"aud": ["other", "visionai"]}, "anna"),
+        ({"issuer": "https://me"}, {"iss": "https://me"}, "anna"),
+        ({"user_claim": "email"}, {"email": "a@b.c"}, "a@b.c"),
+        ({"user_claim": "user_id"}, {"user_id": 7}, "7"),
+        ({}, {"aud": "anything"}, "anna"),
+        ({"leeway": 86_400.0}, {"exp": time.time() - 5}, "anna"),
+        ({"require_expiry": False}, {"exp": None}, "anna"),
+    ],
+)
+def test_the_rules_are_settings(rules: dict[str, Any], body: dict[str, Any], user: str) -> None:
+    """Audience, issuer, the user's claim, leeway, and tokens without an expiry."""
+    merged = {name: value for name, value in claims(**body).items() if value is not None}
+    assert verifier(**rules).verify(jwt.encode(merged, SECRET, "HS256")).user == user
+
+
+@pytest.mark.parametrize(
+    "token", ["", ".", "..", "a.b.c", "x" * 5000, "eyJhbGciOiJIUzI1NiJ9.e30.", "é.é", "[].[].[]"]
+)
+def test_what_is_no_token_is_not_accepted(token: str) -> None:
+    """Whatever it is, the error is the same."""
+    with pytest.raises(Unauthorized):
+        verifier().verify(token)
+
+
+def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
+    """A short secret, a private key, a short RSA key, another curve, a file that is no key."""
+    with pytest.raises(StartupError, match="openssl rand"):
+        secret_key("short")
+    private = RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path / "key"
+    for content in (
+        private,
+        pem(rsa.generate_private_key(65537, 1024)),
+        pem(ec.generate_private_key(ec.SECP384R1())),
+        b"no key",
+        b"{}",
+        b'{"keys": []}',
+        b'{"keys": [{"kty": "RSA"}]}',
+        b'{"keys": [7]}',
+    ):
+        path.write_bytes(content)
+        with pytest.raises(StartupError, match="JWT_KEY_FILE"):
+            read_keys(path)
+    with pytest.raises(StartupError, match="JWT_KEY_FILE"):
+        read_keys(tmp_path / "missing")
