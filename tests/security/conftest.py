@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.service.conftest import database, detector, engine, running, serve, start_process
+from tests.service.conftest import database, detector, engine, running, serve
 
-__all__ = ["database", "detector", "engine", "running", "serve", "start_process"]
+__all__ = ["database", "detector", "engine", "running", "serve"]
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from service.metrics import SharedCells
 from service.security.admission import Admission
@@ -138,12 +139,12 @@ async def test_pages_of_other_sites_are_refused_where_origins_are_set(serve: Ser
     async with serve(origins=("https://shop.example", "same-origin")) as running:
         own = f"http://127.0.0.1:{running.port}"
         for origin in ("https://shop.example", own, None):
-            async with connect(running.url, origin=origin) as websocket:
+            async with connect(running.url, origin=None if origin is None else Origin(origin)) as websocket:
                 await read(websocket)
         for origin in ("https://evil.example", "null", f"{own}.evil.example", "http://shop.example"):
             assert await status_of(running.url, origin=origin) == 403
         assert refused(running, "origin") == 4
-    async with serve() as running, connect(running.url, origin="https://any.example") as websocket:
+    async with serve() as running, connect(running.url, origin=Origin("https://any.example")) as websocket:
         await read(websocket)
 
 
