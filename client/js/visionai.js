@@ -504,10 +504,13 @@ export class VisionAI extends EventTarget {
     }
     const { commands, ...welcome } = connection.welcome;
     if (commands?.configure !== undefined) {
-      // Replies need no order: each finds its request by id.
+      // Replies need no order: each finds its request by id. A server that asks for tokens is told in its first
+      // message: browsers cannot set headers.
+      const token = welcome.authentication ? this.#options.token : undefined;
+      const options = { ordered: false, ...this.#configuration, token };
       const signal = AbortSignal.timeout(timeoutMs);
       try {
-        await connection.exchange("configure", { ordered: false, ...this.#configuration }, undefined, undefined, signal);
+        await connection.exchange("configure", options, undefined, undefined, signal);
       } catch (error) {
         connection.close();
         throw signal.aborted ? lost(`${this.url} gave no answer within ${timeoutMs} ms`) : error;

@@ -278,12 +278,14 @@ async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve) -> None
         assert (await ask(alive, predict_message()))["status"] == "success"
 
 
-async def test_ten_thousand_attempts_leave_the_service_well(serve: Serve) -> None:
+async def test_ten_thousand_attempts_leave_the_service_well(start_process: StartProcess) -> None:
     """Connections that come and go, half of them amid the handshake: the others are served, nothing stays behind."""
-    async with serve(max_connections=50, handshake_seconds=2.0) as running, running.client() as other:
+    service = start_process(MAX_CONNECTIONS="50", HANDSHAKE_SECONDS="2")
+    async with connect(service.url) as other:
+        await read(other)
 
         async def attempt(number: int) -> None:
-            _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            _, writer = await asyncio.open_connection("127.0.0.1", service.port)
             writer.write(HANDSHAKE[: None if number % 2 else 30])
             writer.transport.abort()
 
