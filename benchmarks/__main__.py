@@ -23,6 +23,7 @@ from benchmarks.limit import Workers, limit_bench
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files
 from benchmarks.load import load as run_one
 from benchmarks.machine import describe_machine
+from benchmarks.misbehave import OFFENCES, measure_misbehaviour
 from benchmarks.persistence import compare_storing
 from benchmarks.profile import profile as measure_profile
 from benchmarks.replicas import failover, scaling
@@ -38,6 +39,7 @@ from benchmarks.tables import (
     idle_grid,
     limit_grid,
     load_grid,
+    misbehaviour_grid,
     profile_grid,
     ratio_grid,
     scaling_grid,
@@ -385,6 +387,23 @@ def idle(
     with errors.status("idle"):
         found = measure_idle(model, connections, seconds)
     _show(as_json, {"idle": found}, idle_grid(found))
+
+
+@app.command()
+def misbehave(
+    offences: Annotated[str, typer.Option(help=f"Of {', '.join(OFFENCES)}; by commas.")] = ",".join(OFFENCES),
+    model: ModelOption = DEFAULT_MODEL,
+    repeats: RepeatsOption = 3,
+    seconds: SecondsOption = 3.0,
+    as_json: JsonOption = False,
+) -> None:
+    """The others' p99 while one client misbehaves, against the quiet right before."""
+    chosen = offences.split(",")
+    if not set(chosen) <= set(OFFENCES):
+        raise typer.BadParameter(f"of {', '.join(OFFENCES)}", param_hint="--offences")
+    with errors.status("misbehave"):
+        results = measure_misbehaviour(model, chosen, repeats, seconds)
+    _show(as_json, {"results": results}, misbehaviour_grid(results))
 
 
 @app.command()

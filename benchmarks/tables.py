@@ -14,6 +14,7 @@ from benchmarks.gpu import BatchPoint
 from benchmarks.idle import IdleResult
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
+from benchmarks.misbehave import Disturbance
 from benchmarks.persistence import StoringResult
 from benchmarks.profile import WORK, Profile
 from benchmarks.replicas import Failover
@@ -319,6 +320,24 @@ def idle_grid(found: IdleResult) -> Grid:
         ["CPU while idle", f"{found.cpu_share:.2%} of a core"],
     ]
     return Grid("idle", ["what", "measured"], rows)
+
+
+def misbehaviour_grid(series: Sequence[Sequence[Disturbance]]) -> Grid:
+    """An offence is one row."""
+    columns = ["one client", "quiet p99 ms", "the others' p99 ms", "times", "p50 ms", "errors"]
+    grid = Grid("the others, while one client misbehaves", columns)
+    for results in series:
+        grid.rows.append(
+            [
+                results[0].offence,
+                f"{spread([each.quiet_p99 for each in results]):.2f}",
+                f"{spread([each.p99 for each in results]):.2f}",
+                f"{spread([each.factor for each in results]):.2f}",
+                f"{spread([each.p50 for each in results]):.2f}",
+                str(sum(each.failed for each in results)),
+            ]
+        )
+    return grid
 
 
 def slo_grid(outcomes: Sequence[Outcome], load: str) -> Grid:

@@ -1,0 +1,168 @@
+"""What other clients notice while one client misbehaves: their p99, against the quiet one.
+
+The others are `OTHERS` clients with one request in flight at a modest rate each; the offender is a process of its own,
+so that what it spends on being a nuisance does not slow the measurement's event loop, only the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import multiprocessing
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.load import LoadPlan, load
+from benchmarks.target import Target, started_service
+from benchmarks.wire import build_frame
+from benchmarks.workload import make_workload
+
+OTHERS = 8
+RATE = 100.0
+
+_HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: "
+    + base64.b64encode(bytes(16))
+    + b"\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """The others' latency in milliseconds while one client did this, and in the quiet right before."""
+
+    offence: str
+    quiet_p50: float
+    quiet_p99: float
+    p50: float
+    p99: float
+    failed: int
+
+    @property
+    def factor(self) -> float:
+        """How many times the quiet p99."""
+        return self.p99 / self.quiet_p99
+
+
+async def _open(address: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(_HANDSHAKE)
+    await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def _send_for_ever(address: tuple[str, int], frames: bytes, *, read: bool = True) -> None:
+    """Send as fast as the service takes it, and read what comes back or leave it."""
+    while True:
+        reader, writer = await _open(address)
+
+        async def swallow(reader: asyncio.StreamReader = reader) -> None:
+            while await reader.read(2**16):
+                pass
+
+        swallowing = asyncio.create_task(swallow()) if read else None
+        try:
+            while True:
+                writer.write(frames)
+                await writer.drain()
+        except ConnectionError:
+            writer.close()  # the service has had enough; come again
+        finally:
+            if swallowing is not None:
+                swallowing.cancel()
+
+
+async def _flood(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, make_workload("64x64").frame * 32)
+
+
+async def _huge_images(address: tuple[str, int]) -> None:
+    import cv2
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    encoded = cv2.imencode(".jpg", noise)[1].tobytes()
+    await _send_for_ever(address, build_frame(encoded, text=False))
+
+
+async def _garbage(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, build_frame(b"garbage", text=True) * 1000)
+
+
+async def _empty_frames(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, build_frame(b"", text=True) * 4000)
+
+
+async def _slow_reader(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, build_frame(b'{"command": "model_info"}', text=True) * 1000, read=False)
+
+
+async def _connect_in_a_loop(address: tuple[str, int]) -> None:
+    while True:
+        try:
+            _, writer = await _open(address)
+            writer.transport.abort()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            await asyncio.sleep(0)
+
+
+OFFENCES: dict[str, Callable[[tuple[str, int]], Coroutine[Any, Any, None]]] = {
+    "floods": _flood,
+    "huge images": _huge_images,
+    "garbage": _garbage,
+    "empty frames": _empty_frames,
+    "does not read": _slow_reader,
+    "connects in a loop": _connect_in_a_loop,
+}
+
+
+def _offend(offence: str, address: tuple[str, int]) -> None:
+    os.nice(
+        10
+    )  # it stands for another machine: what the service does for it counts, what it does itself does not
+    asyncio.run(OFFENCES[offence](address))
+
+
+def measure_misbehaviour(
+    model: Path, names: list[str], repeats: int, seconds: float
+) -> list[list[Disturbance]]:
+    """Each offence against a fresh service, with the quiet measured right before, in turns."""
+    workload = make_workload("64x64")
+    plan = LoadPlan(clients=OTHERS, rate=RATE, seconds=seconds)
+    context = multiprocessing.get_context("spawn")
+    series = []
+    for name in names:
+        with started_service(model) as target:
+            results = []
+            for _ in range(repeats):
+                quiet = load(target, workload, plan)
+                offender = context.Process(target=_offend, args=(name, _address(target)), daemon=True)
+                offender.start()
+                try:
+                    disturbed = load(target, workload, plan)
+                finally:
+                    offender.kill()
+                    offender.join()
+                results.append(
+                    Disturbance(
+                        name,
+                        quiet.latency.p50,
+                        quiet.latency.p99,
+                        disturbed.latency.p50,
+                        disturbed.latency.p99,
+                        disturbed.failed,
+                    )
+                )
+            series.append(results)
+    return series
+
+
+def _address(target: Target) -> tuple[str, int]:
+    parts = urlsplit(target.url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
