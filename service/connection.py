@@ -151,6 +151,10 @@ class Connection(ServerConnection):
         """The credentials that are known have changed."""
         if self._guard is not None:
             self._guard.recheck()
+            if self._backend is not None and self._backend.rules.required:
+                if self._credential_timer is not None:
+                    self._credential_timer.cancel()
+                self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
 
     def _check_credential(self) -> None:
         """Where a credential is required, one must have been shown, and must not have expired for long."""
@@ -158,9 +162,9 @@ class Connection(ServerConnection):
         remaining = self._guard.holds_until + PATIENCE - time.time()
         if remaining <= 0:
             self._close("no_credential", "no token or API key that holds")
-        else:
-            # Not to the end at once: the credential may be taken back before.
-            self._credential_timer = self.loop.call_later(min(remaining, PATIENCE), self._check_credential)
+        elif remaining < math.inf:
+            # In steps of an hour: the time of day may be set.
+            self._credential_timer = self.loop.call_later(min(remaining, 3600), self._check_credential)
 
     def _close(self, reason: str, text: str, *, abort: bool = False) -> None:
         """Close with 1008. `abort` drops the TCP connection at once: the peer would not read the close anyway."""
@@ -243,6 +247,7 @@ class Connection(ServerConnection):
         self.send_data()
 
     def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
+        self._incomplete_since = math.inf  # what may have come of the next one is seen when all is read
         message: str | bytes
         if text:
             try:

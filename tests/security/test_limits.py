@@ -243,6 +243,19 @@ async def test_a_client_that_is_slow_between_messages_is_left_alone(serve: Serve
             await asyncio.sleep(0.25)
 
 
+async def test_messages_that_follow_each_other_without_a_gap_have_their_time_each(serve: Serve) -> None:
+    """A stream that is always amid a message is not slow as long as messages come to their end."""
+    async with serve(message_seconds=0.4) as running:
+        _, writer = await raw(running)
+        health = frame(b'{"command": "ping"}')
+        writer.write(health[:-1])
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            writer.write(health[-1:] + health[:-1])
+        assert refused(running, "slow_writer") == 0
+        writer.close()
+
+
 async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(serve: Serve) -> None:
     """Its replies fill the buffers, then it is not read from, then it is closed; the others are served meanwhile."""
     async with serve(send_seconds=0.5) as running, running.client() as other:
