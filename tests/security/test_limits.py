@@ -245,7 +245,7 @@ async def test_a_client_that_is_slow_between_messages_is_left_alone(serve: Serve
 
 async def test_messages_that_follow_each_other_without_a_gap_have_their_time_each(serve: Serve) -> None:
     """A stream that is always amid a message is not slow as long as messages come to their end."""
-    async with serve(message_seconds=0.4) as running:
+    async with serve(message_seconds=2.0) as running:
         _, writer = await raw(running)
         health = frame(b'{"command": "ping"}')
         writer.write(health[:-1])
