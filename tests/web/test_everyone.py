@@ -1,0 +1,152 @@
+"""The page for everyone: keyboard, screen readers, languages, light and dark, narrow screens."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Page, expect
+
+from tests.web.browser import ASTRONAUT, ROOT
+from tests.web.conftest import TIMEOUT_MS, OpenPage, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+expect.set_options(timeout=TIMEOUT_MS)
+
+
+async def show_everything(page: Page) -> None:
+    """Bring live view and photos to life."""
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("%")
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT, ROOT / "pyproject.toml"])
+    await expect(page.locator(".photo h3")).to_contain_text("%")
+    await expect(page.locator(".problem")).to_be_visible()
+
+
+async def test_axe_finds_no_serious_fault(open_page: OpenPage) -> None:
+    """Names, roles, landmarks and contrast (WCAG 2.2 AA) in every view, light and dark."""
+    page = (await open_page()).page
+    faults: list[Any] = []
+
+    async def check(view: str, **options: Any) -> None:
+        result = await Axe().run(page, options=options)
+        faults.extend(
+            (view, fault["id"], [node["html"] for node in fault["nodes"]])
+            for fault in result.response["violations"]
+            if fault["impact"] in ("serious", "critical")
+        )
+
+    await check("start")
+    await show_everything(page)
+    for view in ("photos", "history", "live"):
+        await page.click(f"#tab-{view}")
+        await page.select_option("#theme", "light")
+        await check(view)
+        await page.select_option("#theme", "dark")
+        await check(f"{view}, dark", runOnly=["color-contrast"])
+    assert faults == []
+
+
+async def test_the_keyboard_alone_is_enough(open_page: OpenPage) -> None:
+    """Skip link, switches, tabs by arrow keys, start, pause and stop: reached in order, with a visible focus."""
+    page = (await open_page()).page
+    press, focused = page.keyboard.press, page.locator(":focus")
+    await press("Tab")
+    await expect(focused).to_have_text("Skip to the content")
+    for expected in ("language", "theme", "tab-live"):
+        await press("Tab")
+        await expect(focused).to_have_id(expected)
+    outline = await focused.evaluate("(element) => getComputedStyle(element).outlineStyle")
+    assert outline == "solid"
+    await press("ArrowRight")
+    await expect(page.locator("#photos")).to_be_visible()
+    await press("End")
+    await expect(page.locator("#history")).to_be_visible()
+    await press("ArrowRight")
+    await expect(page.locator("#live")).to_be_visible()
+    await press("Tab")
+    await expect(focused).to_have_id("start")
+    await press("Enter")
+    await expect(focused).to_have_id("pause")
+    await press("Space")
+    await expect(page.locator("#pause")).to_have_attribute("aria-pressed", "true")
+    await press("Tab")
+    await press("Enter")
+    await expect(focused).to_have_id("start")
+
+
+async def test_a_screen_reader_hears_what_lasts(open_page: OpenPage) -> None:
+    """The emotion is said once, not with each frame."""
+    page = (await open_page()).page
+    await page.evaluate(
+        """() => {
+          window.said = [];
+          new MutationObserver(() => window.said.push(document.getElementById("announcer").textContent))
+            .observe(document.getElementById("announcer"), { childList: true });
+        }"""
+    )
+    await page.click("#start")
+    await until(page, "window.said.length > 0")
+    shown = await page.locator("#faces h3").evaluate("(heading) => heading.textContent")
+    assert "Happy" in shown
+    said = await page.evaluate("window.said")
+    assert len(said) == 1
+    assert said[0].startswith("Happy, ")
+
+
+async def test_the_browser_s_language_is_spoken_and_can_be_switched(open_page: OpenPage) -> None:
+    """Spanish where the browser asks for it; the switch changes everything, and is kept."""
+    page = (await open_page(locale="es-MX")).page
+    await expect(page.locator("html")).to_have_attribute("lang", "es")
+    await expect(page.locator("#status")).to_contain_text("Conectado")
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Alegría")
+    await page.select_option("#language", "en")
+    await expect(page.locator("html")).to_have_attribute("lang", "en")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    await page.reload()
+    await expect(page.get_by_role("tab", name="Photos")).to_be_visible()
+
+
+async def test_both_languages_have_every_text() -> None:
+    """What the page and its modules name is there in English and in Spanish."""
+    web = ROOT / "service/web"
+    source = (web / "i18n.js").read_text()
+    english, spanish = (
+        set(re.findall(r"^  (\w+):", block, re.MULTILINE))
+        for block in re.findall(r"^const E[NS] = \{\n(.*?)^\};", source, re.MULTILINE | re.DOTALL)
+    )
+    assert english == spanish
+    named = set(re.findall(r'data-i18n(?:-label)?="(\w+)"', (web / "index.html").read_text()))
+    for module in web.glob("*.js"):
+        named |= set(re.findall(r'\bt\("(\w+)"', module.read_text()))
+    assert named <= english
+
+
+async def test_colours_follow_the_system_until_somebody_chooses(open_page: OpenPage) -> None:
+    """Dark with a dark system, light after the switch, and still so after a reload."""
+    page = (await open_page(color_scheme="dark")).page
+    await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    await page.emulate_media(color_scheme="light")
+    await expect(page.locator("html")).to_have_attribute("data-theme", "light")
+    await page.select_option("#theme", "dark")
+    await page.reload()
+    await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
+    """At 360 pixels of width every view fits, in both languages, and what is touched is large enough."""
+    page = (await open_page(viewport={"width": 360, "height": 740}, has_touch=True)).page
+    await show_everything(page)
+    for language in ("es", "en"):
+        await page.select_option("#language", language)
+        for view in ("history", "photos", "live"):
+            await page.click(f"#tab-{view}")
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 360, (language, view)
+    for button in await page.locator("button:visible").all():
+        box = await button.bounding_box()
+        assert box is not None
+        assert box["height"] >= 40

@@ -1,0 +1,170 @@
+"""History, statistics and the token prompt, in a real browser; the replies are those of docs/client.md's types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+from playwright.async_api import Page, WebSocketRoute, expect
+
+from tests.web.browser import ASTRONAUT
+from tests.web.conftest import TIMEOUT_MS, OpenPage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+expect.set_options(timeout=TIMEOUT_MS)
+
+Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+def answering(answer: Answer) -> Callable[[Page], Any]:
+    """Answer the page's requests in the server's place; those for which `answer` gives None go to the server."""
+
+    async def before(page: Page) -> None:
+        def intercept(route: WebSocketRoute) -> None:
+            server = route.connect_to_server()
+
+            def to_server(message: str | bytes) -> None:
+                line = message if isinstance(message, str) else message.split(b"\n", 1)[0]
+                request = orjson.loads(line)
+                reply = answer(request)
+                if reply is None:
+                    server.send(message)
+                else:
+                    route.send(orjson.dumps({"id": request["id"]} | reply).decode())
+
+            def to_page(message: str | bytes) -> None:
+                reply = orjson.loads(message)
+                if reply["type"] == "welcome":
+                    reply["commands"] |= {"history": "", "stats": ""}
+                route.send(orjson.dumps(reply).decode())
+
+            route.on_message(to_server)
+            server.on_message(to_page)
+
+        await page.route_web_socket("**/ws", intercept)
+
+    return before
+
+
+def stored(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Stored predictions: 30 happy ones, a minute apart, then 10 sad ones."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    match request["command"]:
+        case "stats":
+            emotions = {
+                "happy": {"count": 30, "mean_confidence": 0.9},
+                "sad": {"count": 10, "mean_confidence": 0.6},
+            }
+            return {
+                "type": "stats",
+                "window_s": request["window_s"],
+                "count": 40,
+                "mean_confidence": 0.825,
+                "emotions": emotions,
+                "latency_ms": {"p50": 1.5, "p99": 12.0},
+                "buckets": [{}, {"sad": 10}, {"happy": 30}],
+            }
+        case "history":
+            start = int(request.get("cursor") or 0)
+            stop = min(40, start + request["limit"])
+            rows = [
+                {
+                    "prediction_id": f"{number}",
+                    "timestamp": (now - timedelta(minutes=number)).isoformat(),
+                    "emotion_name": "happy" if number < 30 else "sad",
+                    "confidence": 0.9,
+                }
+                for number in range(start, stop)
+            ]
+            return {"type": "history", "predictions": rows, "next": str(stop) if stop < 40 else None}
+    return None
+
+
+async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
+    """Counts, mean confidence and latency as figures, shares as bars and over time, the latest predictions in pages."""
+    page = (await open_page(before=answering(stored))).page
+    await page.click("#tab-history")
+    for id_, text in (("count", "40"), ("confidence", "83%"), ("p50", "1.5 ms"), ("p99", "12 ms")):
+        await expect(page.locator(f"#stats-{id_}")).to_have_text(text)
+    rows = page.locator("#shares tr")
+    await expect(rows.nth(0)).to_contain_text("Happy")
+    await expect(rows.nth(0)).to_contain_text("75%")
+    await expect(rows.nth(1)).to_contain_text("Sad")
+    colours = await page.locator("#over-time").evaluate(
+        """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const seen = new Set();
+          for (let at = 0; at < data.length; at += 4) if (data[at + 3] === 255) {
+            seen.add([data[at], data[at + 1], data[at + 2]].join());
+          }
+          return [...seen];
+        }"""
+    )
+    assert {"204,187,68", "68,119,170"} <= set(colours)
+    await expect(page.locator("#latest tr")).to_have_count(20)
+    await page.click("#more")
+    await expect(page.locator("#latest tr")).to_have_count(40)
+    await expect(page.locator("#more")).to_be_hidden()
+
+
+async def test_an_empty_history_says_what_to_do(open_page: OpenPage) -> None:
+    """Where nothing was stored there is a sentence instead of empty tables."""
+
+    def nothing(request: dict[str, Any]) -> dict[str, Any] | None:
+        reply = stored(request)
+        if reply is None or reply["type"] == "history":
+            return reply
+        return reply | {"count": 0, "emotions": {}, "mean_confidence": None, "latency_ms": {}}
+
+    page = (await open_page(before=answering(nothing))).page
+    await page.click("#tab-history")
+    await expect(page.locator("#history-empty")).to_contain_text("Nothing was stored in this time.")
+
+
+async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> None:
+    """The page asks for it, and sends it with what follows; a photo then gets its answer."""
+
+    def guarded(request: dict[str, Any]) -> dict[str, Any] | None:
+        if request["command"] == "predict" and request.get("token") != "secret":
+            return {"type": "error", "code": "unauthorized", "message": "no token"}
+        return None
+
+    page = (await open_page(before=answering(guarded))).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".problem")).to_have_text("The server did not accept the token.")
+    await expect(page.locator("#token-input")).to_be_focused()
+    await page.keyboard.type("secret")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await expect(page.locator("#token")).to_be_hidden()
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+
+
+async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
+    """A median and a rate over a span, shares per column of time, and the order of labels of another model."""
+    page = (await open_page()).page
+    result = await page.evaluate(
+        """async () => {
+          const { Meter } = await import("/web/meters.js");
+          const { toShares } = await import("/web/history.js");
+          const { inOrder } = await import("/web/emotions.js");
+          const meter = new Meter(1000);
+          for (const [value, now] of [[1, 0], [9, 500], [3, 900], [4, 1200]]) meter.add(value, now);
+          return {
+            median: meter.median(1200), rate: meter.rate(1200), none: meter.median(9000),
+            shares: toShares([{ sad: 1, happy: 1 }, {}, { sad: 4 }]), order: inOrder(["zeal", "sad", "awe", "happy"]),
+          };
+        }"""
+    )
+    assert result == {
+        "median": 4,
+        "rate": 3,
+        "none": None,
+        "shares": [{"sad": 0.5, "happy": 0.5}, None, {"sad": 1}],
+        "order": ["happy", "sad", "awe", "zeal"],
+    }

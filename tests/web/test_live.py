@@ -1,0 +1,180 @@
+"""The live view, in a real browser whose camera plays a face, against the real service."""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+import pytest
+from playwright.async_api import Page, WebSocketRoute, expect
+
+from tests.client.harness import ServiceProcess
+from tests.web.conftest import TIMEOUT_MS, OpenPage, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+expect.set_options(timeout=TIMEOUT_MS)
+
+# Counts pixels of the happy box's colour (#ccbb44), and says where they are, in shares of the canvas.
+_HAPPY_PIXELS = """() => {
+  const canvas = document.getElementById("boxes");
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const found = { count: 0, left: 1, right: 0, top: 1, bottom: 0 };
+  for (let at = 0; at < data.length; at += 4) {
+    if (Math.hypot(data[at] - 204, data[at + 1] - 187, data[at + 2] - 68) > 12 || data[at + 3] < 250) continue;
+    const x = ((at / 4) % width) / width, y = Math.floor(at / 4 / width) / height;
+    found.count++;
+    found.left = Math.min(found.left, x);
+    found.right = Math.max(found.right, x);
+    found.top = Math.min(found.top, y);
+    found.bottom = Math.max(found.bottom, y);
+  }
+  return found;
+}"""
+
+
+# Counts what comes over the page's WebSocket, by the reply's type, in `window.replies`.
+_COUNT_REPLIES = """
+  window.replies = {};
+  const Native = WebSocket;
+  window.WebSocket = class extends Native {
+    constructor(...given) {
+      super(...given);
+      this.addEventListener("message", ({ data }) => {
+        const { type, code } = JSON.parse(data);
+        window.replies[code ?? type] = (window.replies[code ?? type] ?? 0) + 1;
+      });
+    }
+  };
+"""
+
+# A camera that shows a gray wall.
+_BLANK_CAMERA = """
+  navigator.mediaDevices.getUserMedia = async () => {
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, { width: 320, height: 240 });
+    const context = canvas.getContext("2d");
+    setInterval(() => { context.fillStyle = "#808080"; context.fillRect(0, 0, 320, 240); }, 100);
+    return canvas.captureStream();
+  };
+"""
+
+
+async def count_replies(page: Page) -> None:
+    """From its start on, the page counts its replies in `window.replies`."""
+    await page.add_init_script(_COUNT_REPLIES)
+
+
+async def test_the_camera_s_face_is_framed_and_its_emotion_shown(open_page: OpenPage) -> None:
+    """The box lies round the face; bars, read-outs and the session's timeline are filled."""
+    page = (await open_page()).page
+    await expect(page.locator("#status")).to_contain_text("Connected · ")
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    await expect(page.locator("#face-count")).to_have_text("1")
+    await expect(page.locator("#faces .bars .number")).to_have_count(7)
+    for readout, unit in (("#round-trip", " ms"), ("#server-time", " ms"), ("#rate", "/s")):
+        await expect(page.locator(readout)).to_contain_text(unit)
+    await expect(page.locator("#timeline")).to_have_attribute("aria-label", re.compile("Happy"))
+    found = await page.evaluate(_HAPPY_PIXELS)
+    assert found["count"] > 300
+    # Mirrored, the face is right of the middle, in the upper half.
+    assert 0.4 < found["left"] < found["right"] < 0.8
+    assert found["bottom"] < 0.6
+
+
+async def test_a_pause_stops_the_frames_and_a_stop_the_camera(open_page: OpenPage) -> None:
+    """Paused, nothing more is sent; resumed, it goes on; stopped, the page is as at the start."""
+    page = (await open_page(before=count_replies)).page
+    await page.click("#start")
+    await until(page, "window.replies.prediction > 1")
+    await page.click("#pause")
+    await expect(page.locator("#hint")).to_have_text("Paused")
+    await expect(page.locator("#rate")).not_to_contain_text("/s")  # two seconds without an answer
+    answered = await page.evaluate("window.replies.prediction")
+    await expect(page.locator("#pause")).to_have_text("Resume")
+    await page.click("#pause")
+    await until(page, f"window.replies.prediction > {answered}")
+    await page.click("#stop")
+    await expect(page.locator("#start")).to_be_focused()
+    assert await page.evaluate("document.getElementById('video').srcObject") is None
+    assert (await page.evaluate(_HAPPY_PIXELS))["count"] == 0
+
+
+async def test_a_page_that_nobody_looks_at_sends_nothing(open_page: OpenPage) -> None:
+    """On another tab of the page the frames stop; back on the live view they go on."""
+    page = (await open_page(before=count_replies)).page
+    await page.click("#start")
+    await until(page, "window.replies.prediction > 1")
+    await page.click("#tab-history")
+    await page.click("#tab-live")
+    answered = await page.evaluate("window.replies.prediction")
+    await until(page, f"window.replies.prediction > {answered}")
+
+
+async def test_a_view_without_a_face_says_so(open_page: OpenPage) -> None:
+    """The hint is over the picture, and no face is listed."""
+
+    async def blank(page: Page) -> None:
+        await page.add_init_script(_BLANK_CAMERA)
+
+    page = (await open_page(before=blank)).page
+    await page.click("#start")
+    await expect(page.locator("#hint")).to_have_text("No face in view")
+    await expect(page.locator("#face-count")).to_have_text("0")
+
+
+async def test_a_refused_camera_is_explained(open_page: OpenPage) -> None:
+    """Without permission the page says how to give it, and can be started again."""
+    page = (await open_page(permissions=[])).page
+    await page.click("#start")
+    await expect(page.locator("#notice")).to_contain_text("The camera was refused.")
+    await page.context.grant_permissions(["camera"])
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+
+
+async def test_the_page_outlives_a_restart_of_the_server(
+    open_page: OpenPage, web_service: ServiceProcess
+) -> None:
+    """It says that the server is gone, comes back by itself, and the live view goes on."""
+    visit = await open_page(before=count_replies)
+    page = visit.page
+    await page.click("#start")
+    await until(page, "window.replies.prediction > 1")
+    web_service.stop()
+    await expect(page.locator("#status")).to_have_attribute("data-state", re.compile("reconnecting|gone"))
+    answered = await page.evaluate("window.replies.prediction")
+    web_service.start()
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await until(page, f"window.replies.prediction > {answered}")
+    # The browser itself writes each failed attempt to the console.
+    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONNECTION_REFUSED" not in problem]
+
+
+async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: OpenPage) -> None:
+    """The page says that the server is busy, waits, and goes on by itself."""
+    refused = 0
+
+    async def overloaded(route: WebSocketRoute) -> None:
+        server = route.connect_to_server()
+
+        def to_page(message: str | bytes) -> None:
+            nonlocal refused
+            reply = orjson.loads(message)
+            if reply["type"] == "prediction" and refused < 2:
+                refused += 1
+                error = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 1500}
+                message = orjson.dumps(error | {"id": reply["id"]}).decode()
+            route.send(message)
+
+        server.on_message(to_page)
+
+    async def before(page: Page) -> None:
+        await page.route_web_socket("**/ws", overloaded)
+
+    page = (await open_page(before=before)).page
+    await page.click("#start")
+    await expect(page.locator("#hint")).to_contain_text("The server is busy.")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    assert refused == 2

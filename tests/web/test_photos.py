@@ -1,0 +1,92 @@
+"""Photos that are chosen, dropped and pasted, in a real browser against the real service."""
+
+from __future__ import annotations
+
+import base64
+
+import cv2
+import numpy as np
+import pytest
+from playwright.async_api import FilePayload, expect
+
+from tests.web.browser import ASTRONAUT
+from tests.web.conftest import TIMEOUT_MS, OpenPage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+expect.set_options(timeout=TIMEOUT_MS)
+
+# Fires an event that carries a file, as dropping or pasting one does.
+_BRING = """([type, name, content]) => {
+  const transfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.codePointAt(0));
+  transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+  const event = type === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: transfer })
+    : new DragEvent("drop", { dataTransfer: transfer, cancelable: true });
+  document.dispatchEvent(event);
+}"""
+
+
+def wall() -> FilePayload:
+    """A photo without a face."""
+    gray = np.full((300, 400), 128, np.uint8)
+    return {"name": "wall.png", "mimeType": "image/png", "buffer": cv2.imencode(".png", gray)[1].tobytes()}
+
+
+async def test_chosen_photos_show_their_emotions(open_page: OpenPage) -> None:
+    """Several at once; each has its face framed, its bars, and the time that it took."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT, ASTRONAUT.with_name("astronaut_face.jpg")])
+    photos = page.locator(".photo")
+    await expect(photos).to_have_count(2)
+    for photo in await photos.all():
+        await expect(photo.locator("h3")).to_contain_text("Happy")
+        await expect(photo.locator(".title")).to_contain_text(" ms")
+        await expect(photo.locator(".bars .number")).to_have_count(7)
+    portrait = page.get_by_role("img", name="astronaut.jpg: Happy")
+    has_box = """(canvas) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      let count = 0;
+      for (let at = 0; at < data.length; at += 4) {
+        if (Math.hypot(data[at] - 204, data[at + 1] - 187, data[at + 2] - 68) < 8) count++;
+      }
+      return count > 200;
+    }"""
+    assert await portrait.evaluate(has_box)
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+async def test_a_photo_can_be_brought_from_anywhere(way: str, open_page: OpenPage) -> None:
+    """Dropped or pasted while the live view is open, it is shown among the photos."""
+    page = (await open_page()).page
+    content = base64.b64encode(ASTRONAUT.read_bytes()).decode()
+    await page.evaluate(_BRING, [way, "brought.jpg", content])
+    await expect(page.locator("#tab-photos")).to_have_attribute("aria-selected", "true")
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+
+
+async def test_a_photo_without_a_face_can_be_taken_whole(open_page: OpenPage) -> None:
+    """The error is beside the photo, with a button that takes the whole image as a face."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [wall()])
+    await expect(page.locator(".problem")).to_have_text("No face was found in this photo.")
+    await page.get_by_role("button", name="Take the whole photo as one face").click()
+    await expect(page.locator(".photo")).to_contain_text("the whole photo, taken as one face")
+    await expect(page.locator(".photo .bars .number")).to_have_count(7)
+
+
+async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None:
+    """It does not disturb the photo beside it."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    text: FilePayload = {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"not an image"}
+    portrait: FilePayload = {
+        "name": "astronaut.jpg",
+        "mimeType": "image/jpeg",
+        "buffer": ASTRONAUT.read_bytes(),
+    }
+    await page.set_input_files("#files", [text, portrait])
+    await expect(page.locator(".problem")).to_contain_text("This is not an image that can be read.")
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
