@@ -59,7 +59,7 @@ async def _take(origin: str, folder: Path) -> None:
         await _save(page, "dark")
 
         phone = {"width": 360, "height": 740}
-        page = await _open(browser, origin, locale="es-MX", viewport=phone, device_scale_factor=2)
+        page = await _open(browser, origin, locale="es-MX", viewport=phone, device_scale_factor=1.5)
         await _live(page, _SESSION_SECONDS / 2)
         await _save(page, "phone")
 
