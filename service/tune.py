@@ -23,8 +23,8 @@ def tune(settings: Settings) -> None:
     keep(cache, found.chosen)
     console = Console(highlight=False)
     console.print(table(found))
-    for provider, reason in found.left_out.items():
-        console.print(f"{provider}: {reason}")
+    for provider, said in {**found.agreements, **found.left_out}.items():
+        console.print(f"{provider}: {said}")
     chosen = apply(settings, found.chosen, cpus)
     console.print(
         f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -27,7 +27,7 @@ import orjson
 
 from service.cpus import available_cpus
 from service.engine import Engine, onnx, openvino
-from service.engine.gate import compare, drawn_faces
+from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import Provider, ProviderSetting, Settings
@@ -80,11 +80,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """All that was measured, why providers were left out, and what was chosen."""
+    """All that was measured, why providers were left out, what was chosen, and how the gate found those that passed."""
 
     measured: list[Measured]
     left_out: dict[str, str]
     chosen: Measured
+    agreements: dict[str, Agreement] = field(default_factory=dict)
 
 
 def choose(measured: Sequence[Measured]) -> Measured:
@@ -119,6 +120,7 @@ def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool =
     faces = drawn_faces(reference.card.shape)
     measured: list[Measured] = []
     left_out: dict[str, str] = {}
+    agreements: dict[str, Agreement] = {}
     for provider in _ALL if setting == "auto" else (setting,):
         if setting == "auto" and not (
             openvino.available() if provider == "openvino" else onnx.available(provider)
@@ -130,12 +132,13 @@ def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool =
                 agreement = compare(reference.run, Engine(path, provider).run, faces)
                 if not agreement.passes:
                     raise StartupError(f"PROVIDER={provider} does not pass the accuracy gate: {agreement}")
+                agreements[provider] = agreement
             measured += _measure_provider(path, provider, cpus, thorough)
         except StartupError as exc:
             if setting != "auto":
                 raise
             left_out[provider] = str(exc)
-    return Calibration(measured, left_out, choose(measured))
+    return Calibration(measured, left_out, choose(measured), agreements)
 
 
 def _measure_provider(path: Path, provider: Provider, cpus: int, thorough: bool) -> Iterator[Measured]:

@@ -6,8 +6,8 @@ service, and drawn faces, which no network was trained on, are the harder test, 
 Where the full answer is a near tie, either class is as good. So what counts is agreement where it leads by `LEAD`, and
 how much probability moves. The bounds lie between two kinds of difference. Rounding to bfloat16 (8 bits, a relative
 error of 0.4 % per operation) agreed on every drawn face with a lead and moved 1.8 % of the probability; on FER2013's
-3,589 validation images it was 99.9 % (98.6 % with the near ties) and 0.9 %. What is broken (turned or inverted images)
-agreed on less than half, and moved half of the probability.
+3,589 validation images it was 99.9 % (98.6 % with the near ties) and 0.9 %, when the bounds were set. What is broken
+(turned or inverted images) agreed on less than half, and moved half of the probability.
 """
 
 from __future__ import annotations
