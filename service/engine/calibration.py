@@ -195,7 +195,7 @@ def calibrated(settings: Settings) -> Settings:
         StartupError: the model or the provider that was asked for cannot be used.
     """
     if settings.provider == "cpu" and settings.workers and settings.max_batch and settings.threads:
-        return settings
+        return replace(settings, executors=max(0, settings.executors))
     path = resolve_model(settings.model_path)
     cpus = available_cpus()
     cache = cache_file(path, settings.provider, cpus)

@@ -56,6 +56,7 @@ def test_what_is_set_is_not_second_guessed() -> None:
     """The choice fills in what is open; a GPU gets one worker whose threads decode."""
     filled = apply(OPEN, measured(1000, 4, sessions=8), cpus=8)
     assert (filled.workers, filled.executors, filled.threads, filled.max_batch) == (8, 0, 1, 4)
+    assert calibrated(Settings(executors=-1, workers=3, threads=1, max_batch=5)).executors == 0
     own = Settings(workers=3, executors=2, threads=1, max_batch=5)
     assert apply(own, measured(1000, 4, sessions=8), cpus=8) == own
     gpu = apply(OPEN, Measured("cuda", 1, 1, 64, 9000), cpus=8)
