@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -158,7 +159,10 @@ def service_processes(folder: Path) -> Iterator[StartProcess]:
         yield start
     finally:
         for process in processes:
-            process.kill()
+            # A worker that a test has stopped would outlive its supervisor, and hold the pipes open for ever.
+            workers = psutil.Process(process.pid).children() if process.poll() is None else []
+            for each in (process, *workers):
+                each.kill()
             process.communicate()
 
 
