@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import orjson
-from playwright.async_api import async_playwright
 
 from service.errors import ERROR_CODES
 from service.protocol import COMMANDS
 from tests.contract import description
 from tests.service.harness import FACE, ROOT, TIMEOUT, Running
-from tests.web.browser import chromium_path
+from tests.web.browser import launch
 
 PAGE = (ROOT / "docs/protocol.md").read_text()
 
@@ -67,16 +66,12 @@ async def test_the_html_example_runs(running: Running, tmp_path: Path) -> None:
     page_file = tmp_path / "session.html"
     page_file.write_text(code.replace("ws://127.0.0.1:8000/ws", f"{running.url}ws"))
     (tmp_path / "face.jpg").write_bytes(FACE)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
-        try:
-            page = await browser.new_page()
-            await page.goto(page_file.as_uri())
-            await page.wait_for_function("document.querySelector('output').textContent !== ''")
-            await page.set_input_files("input", tmp_path / "face.jpg")
-            await page.wait_for_function("document.querySelector('output').textContent === 'happy'")
-        finally:
-            await browser.close()
+    async with launch(tmp_path) as browser:
+        page = await browser.new_page()
+        await page.goto(page_file.as_uri())
+        await page.wait_for_function("document.querySelector('output').textContent !== ''")
+        await page.set_input_files("input", tmp_path / "face.jpg")
+        await page.wait_for_function("document.querySelector('output').textContent === 'happy'")
 
 
 def test_the_tables_are_complete() -> None:
