@@ -37,7 +37,7 @@ def _without_store() -> None:
     worker: Any = importlib.import_module("service.worker")
     open_store = worker.open_store
     # The real store is opened too: memory and start-up stay alike.
-    worker.open_store = lambda *args: DroppingStore(open_store(*args))
+    worker.open_store = lambda *args, **options: DroppingStore(open_store(*args, **options))
 
 
 def _profiled(file: Path) -> None:

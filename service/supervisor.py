@@ -286,6 +286,7 @@ class Supervisor:
         """Seconds until something must be done without being told; None to sleep until then."""
         moments = [worker.deadline for slot in self.slots for worker in slot.workers()]
         if not self._stops:
+            moments.append(self._next_look)
             moments += [
                 slot.start_at for slot in self.slots if slot.worker is None and slot.successor is None
             ]

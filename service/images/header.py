@@ -73,9 +73,9 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _read_png(data: bytes) -> ImageHeader:
     """The first chunk is the header, and holds the size (RFC 2083, section 4.1.1)."""
+    width, height = struct.unpack_from(">II", data, 16)
     if data[12:16] != b"IHDR":
         raise InvalidImage("the PNG's header is damaged")
-    width, height = struct.unpack_from(">II", data, 16)
     return ImageHeader(Format.PNG, width, height)
 
 

@@ -46,7 +46,7 @@ def test_the_document_knows_every_command_code_and_option() -> None:
     assert set(ERROR_CODES) <= set(schemas["Error"]["properties"]["code"]["enum"])
     options = set(Options.__slots__)
     assert set(schemas["Configuration"]["properties"]["configuration"]["properties"]) == options
-    assert set(schemas["Configure"]["properties"]) == options | {"command", "id"}
+    assert set(schemas["Configure"]["properties"]) == options | {"command", "id", "token"}
     assert SUBPROTOCOL in description()["channels"]["session"]["description"]
 
 

@@ -247,7 +247,9 @@ async def test_an_executor_that_fails_leaves_nobody_waiting(
         monkeypatch.setattr(Predictor, "serve", explode)
         at.start()
         assert {reply["code"] for reply in await at.inbox.wait_for(5)} == {"internal"}
-        await asyncio.sleep(0)
+        async with asyncio.timeout(TIMEOUT):
+            while not at.failures:
+                await asyncio.sleep(0)
         assert [type(failure) for failure in at.failures] == [MemoryError]
         with pytest.raises(ShuttingDown):
             at.submit(5)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jwt
 import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection
 
 from service.store.queries import Queries
 from tests.service.harness import FACE, TIMEOUT, Running, Serve, ask, predict_message, read
+
+SECRET = "a secret of the tests, of at least 32 bytes"
 
 
 async def query(websocket: ClientConnection, command: str, **fields: Any) -> dict[str, Any]:
@@ -30,10 +35,17 @@ async def stored(websocket: ClientConnection, **fields: Any) -> list[dict[str, A
     return predictions
 
 
-def identify(running: Running, user: str) -> None:
-    """Make the only connected client a user."""
-    (connection,) = running.service._connections
-    connection.user = user
+@pytest.fixture
+async def guarded(serve: Serve) -> AsyncIterator[Running]:
+    """A service whose clients may say who they are."""
+    async with serve(auth="optional", jwt_secret=SECRET) as started:
+        yield started
+
+
+async def identify(websocket: ClientConnection, user: str) -> None:
+    """Make a client a user."""
+    token = jwt.encode({"sub": user, "exp": time.time() + 600}, SECRET, "HS256")
+    assert (await query(websocket, "configure", token=token))["status"] == "success"
 
 
 async def test_a_connection_sees_what_it_made_and_nothing_else(running: Running) -> None:
@@ -64,17 +76,17 @@ async def test_a_history_is_paged(running: Running) -> None:
         assert pages == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
 
 
-async def test_a_user_sees_their_own_from_every_connection(running: Running) -> None:
+async def test_a_user_sees_their_own_from_every_connection(guarded: Running) -> None:
     """What one connection of a user made another one of theirs sees, and nobody else does."""
-    async with running.client() as websocket:
-        identify(running, "ana")
+    async with guarded.client() as websocket:
+        await identify(websocket, "ana")
         await ask(websocket, predict_message())
-    async with running.client() as websocket:
-        identify(running, "eva")
+    async with guarded.client() as websocket:
+        await identify(websocket, "eva")
         assert await stored(websocket) == []
         assert (await query(websocket, "stats"))["count"] == 0
-    async with running.client() as websocket:
-        identify(running, "ana")
+    async with guarded.client() as websocket:
+        await identify(websocket, "ana")
         assert len(await stored(websocket)) == 1
         stats = await query(websocket, "stats")
         assert (stats["scope"], stats["count"]) == ("user", 1)
@@ -82,16 +94,16 @@ async def test_a_user_sees_their_own_from_every_connection(running: Running) -> 
         assert (await query(websocket, "stats", scope="connection"))["count"] == 0
 
 
-async def test_stats_of_anonymous_clients_leave_users_out(running: Running) -> None:
+async def test_stats_of_anonymous_clients_leave_users_out(guarded: Running) -> None:
     """Everybody without a name sees the sum of those without a name."""
-    async with running.client() as websocket:
-        identify(running, "ana")
+    async with guarded.client() as websocket:
+        await identify(websocket, "ana")
         await ask(websocket, predict_message())
-    async with running.client() as websocket:
+    async with guarded.client() as websocket:
         await ask(websocket, predict_message())
         await ask(websocket, predict_message())
         await stored(websocket)
-    async with running.client() as websocket:
+    async with guarded.client() as websocket:
         stats = await query(websocket, "stats", window_s=600, buckets=3)
     assert (stats["scope"], stats["window_s"], stats["count"]) == ("anonymous", 600, 2)
     assert stats["emotions"]["happy"]["count"] == 2

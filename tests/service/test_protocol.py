@@ -52,8 +52,8 @@ def test_pretty_printed_json_is_json() -> None:
 
 
 def test_unknown_fields_are_passed_over() -> None:
-    """v1 clients send fields of their own, such as a token."""
-    assert parse_frame('{"image": "aGk=", "token": "x.y.z", "camera": {"a": [1]}}') == Predict(None, "aGk=")
+    """v1 clients send fields of their own."""
+    assert parse_frame('{"image": "aGk=", "camera": {"a": [1]}}') == Predict(None, "aGk=")
 
 
 @pytest.mark.parametrize(

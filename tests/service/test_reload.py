@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from client import AsyncClient
+from service.engine import Engine
 from service.settings import DETECTORS
 from tests.service.harness import (
     FACE,
@@ -32,8 +33,9 @@ from tests.service.harness import (
 )
 
 # Bytes in the model's metadata, each replaced by as many others.
-VERSION, OTHER_VERSION = b"v2.0.0", b"v2.0.1"
-LABEL, OTHER_LABEL = b"surprise", b"surprize"
+VERSION = Engine(MODEL).card.version_tag
+OTHER_VERSION = VERSION[:-1] + ("9" if VERSION[-1] != "9" else "8")
+LABEL, OTHER_LABEL = "surprise", "surprize"
 
 
 @pytest.fixture
@@ -44,12 +46,12 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / MODEL.name
 
 
-def change(model: Path, old: bytes, new: bytes) -> None:
+def change(model: Path, old: str, new: str) -> None:
     """Put another model in its place, at once and whole, as the conversion does."""
     content = model.read_bytes()
-    assert old in content
+    assert old.encode() in content
     other = model.with_name("other")
-    other.write_bytes(content.replace(old, new))
+    other.write_bytes(content.replace(old.encode(), new.encode()))
     other.replace(model)
 
 
@@ -87,9 +89,9 @@ async def test_a_new_model_is_swapped_in_under_load_without_a_failed_request(
     while sum(versions.values()) < 20:
         await asyncio.sleep(0.01)
     change(model, VERSION, OTHER_VERSION)
-    assert await reload(tmp_path) == (0, "reloaded: model v2.0.1\n")
-    count = versions["v2.0.1"]
-    while versions["v2.0.1"] < count + 20:
+    assert await reload(tmp_path) == (0, f"reloaded: model {OTHER_VERSION}\n")
+    count = versions[OTHER_VERSION]
+    while versions[OTHER_VERSION] < count + 20:
         await asyncio.sleep(0.01)
     stopped.set()
     await asyncio.gather(*clients)
@@ -102,7 +104,7 @@ async def test_a_new_model_is_swapped_in_under_load_without_a_failed_request(
         ).fetchall()
     connection.close()
     in_database = Counter(dict(rows))
-    assert versions.keys() == {"v2.0.0", "v2.0.1"}
+    assert versions.keys() == {VERSION, OTHER_VERSION}
     assert in_database >= versions  # a request that was sent again is stored again
     assert service.process.stderr is not None
     assert "ERROR" not in service.process.stderr.read()
@@ -140,7 +142,7 @@ async def test_a_model_that_fails_verification_leaves_the_old_one_serving(
         expected = "that needs a restart"
     code, said = await reload(tmp_path)
     assert code == 1
-    assert "model v2.0.0 is still served" in said
+    assert f"model {VERSION} is still served" in said
     assert expected in said
     assert {each.pid for each in psutil.Process(service.process.pid).children()} == before
     async with connect(service.url) as websocket:

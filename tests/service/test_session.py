@@ -12,6 +12,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from service.errors import InvalidJSON
+from service.protocol import error_reply
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
 DEFAULTS = {
@@ -288,8 +290,9 @@ async def test_replies_of_every_size_are_framed(serve: Serve) -> None:
     """Below 126 bytes, below 64 KiB and beyond, a reply is one frame that a client can read."""
     async with serve() as running, running.client() as websocket:
         connection = next(iter(running.service._connections))
-        for size in (1, 125, 126, 65535, 65536, 200_000):
-            connection._write(b"x" * size)
+        empty = len(error_reply(InvalidJSON(""), None))
+        for size in (empty, 125, 126, 65535, 65536, 200_000):
+            connection._write(error_reply(InvalidJSON("x" * (size - empty)), None))
             async with asyncio.timeout(30):
                 assert len(await websocket.recv()) == size
 
