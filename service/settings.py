@@ -79,7 +79,7 @@ class Settings:
     send_seconds            time for a client to read replies that fill its buffers, before it is closed
     ping_seconds            time between pings, and for their answers; 0 for none
     drain_seconds           time that requests in flight are given at shutdown
-    control_socket          Unix socket by which `visionai reload` finds the service; empty for none
+    control_socket          Unix socket by which `--reload` finds the service; empty for none
     log_level               DEBUG, INFO, WARNING or ERROR
     log_format              console: lines for people; json: an object a line
     ======================= ==========================================================================

@@ -1,8 +1,7 @@
 """What is read of the stored predictions: the latest of somebody's, and figures over a time.
 
 Every statement is a scan of one index, see `schema`: a connection's rows are a range of the index over the ids (see
-`prediction_ids`), a user's one of that over user and time, everybody's one of that over time. Measured on ten
-million rows: docs/protocol.md, `python -m benchmarks history`.
+`prediction_ids`), a user's one of that over user and time, everybody's one of that over time.
 """
 
 from __future__ import annotations
