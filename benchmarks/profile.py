@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 
 from benchmarks.load import LoadPlan, load
+from benchmarks.stages import MINIMUM_REQUESTS
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
 
@@ -80,11 +81,14 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
     plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
     one = {"WORKERS": "1", "EXECUTORS": "0"}
     with started_service(model, one) as target:
-        plain = load(target, workload, plan).server_cpu_per_request_us
+        found_plain = load(target, workload, plan)
+    plain = found_plain.server_cpu_per_request_us
+    # Timing slows the worker, and a busy machine is slower still: for as long as it takes, at half the pace.
+    timed = replace(plan, seconds=max(seconds, 2 * MINIMUM_REQUESTS / max(found_plain.throughput, 1.0)))
     with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
         file = Path(folder) / "stages.json"
         with started_service(model, one, ("-m", "benchmarks.variants", "profiled", str(file))) as target:
-            load(target, workload, plan)
+            load(target, workload, timed)
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")

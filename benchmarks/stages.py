@@ -45,6 +45,9 @@ _COUNTED: Final = "PredictionReplies.reply"
 _WARM_UP: Final = 500
 _WINDOW_STEP: Final = 200
 
+# A window takes as many as its warm-up and its first step.
+MINIMUM_REQUESTS: Final = _WARM_UP + _WINDOW_STEP
+
 _CALIBRATION_CALLS: Final = 20_000
 
 
@@ -149,7 +152,7 @@ class Stages:
         """
         first, last = self._first, self._last
         if first is None or last is None:
-            return orjson.dumps({"error": f"fewer than {_WARM_UP + _WINDOW_STEP} requests were answered"})
+            return orjson.dumps({"error": f"fewer than {MINIMUM_REQUESTS} requests were answered"})
         requests = last.requests - first.requests
         scale = 1e6 / requests
         stages: dict[str, float] = {stage: 0.0 for stage, _, _ in PATH}

@@ -15,6 +15,7 @@ from service.images.decode import ImageDecoder, InputShape, peek_size
 from service.predictor import Predictor, Request
 from service.protocol import Configure, FrameError, Options, Predict, parse_frame
 from service.settings import Settings
+from service.store.prediction_ids import PredictionIds
 
 LIMIT_SECONDS = 1.0
 
@@ -68,6 +69,7 @@ def decode(data: bytes) -> None:
 
 class _Client:
     address = None
+    prediction_ids = PredictionIds()
 
 
 def predict(predictor: Predictor, buffer: Any, data: bytes, number: int) -> None:

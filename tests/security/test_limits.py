@@ -284,7 +284,8 @@ async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(se
 
 async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve) -> None:
     """A half-open connection is dropped; one that answers stays."""
-    async with serve(ping_seconds=0.2) as running, running.client() as alive:
+    # Both ends of `alive` are in this process: much less, and on a busy machine its own pong would come too late.
+    async with serve(ping_seconds=1.5) as running, running.client() as alive:
         reader, writer = await raw(running)
         await closing(reader)
         writer.close()
