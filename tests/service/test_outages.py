@@ -1,0 +1,152 @@
+"""A real PostgreSQL, or the room on the disk, goes away under a service that is asked all the while, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import psutil
+import pytest
+import sqlalchemy as sa
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
+
+pytestmark = pytest.mark.endurance
+
+HEALTH = '{"command": "health"}'
+PREDICTIONS = 300
+
+
+def _processes(server: PostgresServer) -> list[psutil.Process]:
+    postmaster = psutil.Process(server.pid)
+    return [postmaster, *postmaster.children(recursive=True)]
+
+
+def _stop(server: PostgresServer) -> Callable[[], None]:
+    server.stop()
+    return server.start
+
+
+def _kill(server: PostgresServer) -> Callable[[], None]:
+    processes = _processes(server)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, TIMEOUT)
+    return server.start
+
+
+def _freeze(server: PostgresServer) -> Callable[[], None]:
+    processes = _processes(server)
+    for process in processes:
+        process.suspend()
+
+    def thaw() -> None:
+        for process in processes:
+            process.resume()
+
+    return thaw
+
+
+@pytest.fixture
+def database(restartable_postgres: PostgresServer) -> Iterator[str]:
+    """A database on the server that these tests may stop."""
+    name = restartable_postgres.create_database()
+    yield name
+    restartable_postgres.drop_database(name)
+
+
+async def _until(websocket: ClientConnection, wanted: Callable[[dict[str, object]], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while not wanted(await ask(websocket, HEALTH)):
+            await asyncio.sleep(0.05)
+
+
+def _ready(port: int) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT) as reply:
+        return bool(reply.status == 200)
+
+
+def _metrics(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT) as reply:
+        return str(reply.read().decode())
+
+
+@pytest.mark.parametrize("outage", [_stop, _kill, _freeze])
+async def test_predictions_go_on_without_the_database_and_are_stored_once_it_is_back(
+    outage: Callable[[PostgresServer], Callable[[], None]],
+    start_process: StartProcess,
+    restartable_postgres: PostgresServer,
+    database: str,
+) -> None:
+    """All are answered with ids, health is degraded with the backlog, readiness stays; then each id is there once."""
+    service = start_process(DATABASE_URL=restartable_postgres.url(database), WORKERS="1")
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        answered = [(await ask(websocket, predict_message()))["prediction_id"] for _ in range(20)]
+        recover = await asyncio.to_thread(outage, restartable_postgres)
+        try:
+            for _ in range(PREDICTIONS):
+                answered.append((await ask(websocket, predict_message()))["prediction_id"])
+            await _until(websocket, lambda health: health["status"] == "degraded")
+            health = await ask(websocket, HEALTH)
+            assert health["store"]["failing"] == ["database"]
+            assert health["store"]["pending"] >= PREDICTIONS
+            assert await asyncio.to_thread(_ready, service.port)
+        finally:
+            await asyncio.to_thread(recover)
+        await _until(
+            websocket,
+            lambda health: health["status"] == "healthy" and health["store"]["pending"] == 0,  # type: ignore[index]
+        )
+    rows = restartable_postgres.execute("SELECT prediction_uuid FROM predictions_log", database)
+    assert Counter(UUID(str(row[0])) for row in rows) == Counter(UUID(each) for each in answered)
+
+
+async def test_predictions_go_on_with_a_full_disk_and_say_that_they_are_not_stored(
+    start_process: StartProcess, postgres_url: str
+) -> None:
+    """Without room for the journal an answer has no id, and health and metrics say why; with room it has one again.
+
+    Files that may not grow fail writes as a full disk does.
+    """
+    service = start_process(DATABASE_URL=postgres_url, WORKERS="1")
+    main = psutil.Process(service.process.pid)
+    processes = [main, *main.children(recursive=True)]
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        stored = [(await ask(websocket, predict_message()))["prediction_id"] for _ in range(20)]
+        for process in processes:
+            process.rlimit(psutil.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        for _ in range(20):
+            reply = await ask(websocket, predict_message())
+            assert reply["status"] == "success"
+            assert reply["prediction_id"] is None
+        health = await ask(websocket, HEALTH)
+        assert health["status"] == "degraded"
+        assert health["store"]["failing"] == ["journal"]
+        assert "journal" in health["store"]["error"]
+        assert await asyncio.to_thread(_ready, service.port)
+        metrics = await asyncio.to_thread(_metrics, service.port)
+        assert 'visionai_store_failing{part="journal"} 1.0' in metrics
+        for process in processes:
+            process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        stored += [(await ask(websocket, predict_message()))["prediction_id"] for _ in range(20)]
+        await _until(websocket, lambda health: health["status"] == "healthy")
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    engine = sa.create_engine(sa.make_url(postgres_url).set(drivername="postgresql+psycopg2"))
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT prediction_uuid FROM predictions_log")).scalars().all()
+    engine.dispose()
+    assert Counter(UUID(str(each)) for each in found) == Counter(UUID(each) for each in stored)
