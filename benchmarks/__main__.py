@@ -299,7 +299,7 @@ def storing(
     seconds: SecondsOption = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """What storing costs: predictions dropped, stored in SQLite, and in PostgreSQL."""
+    """What storing costs: predictions dropped, in SQLite, in PostgreSQL, and in the journal alone."""
     with errors.status("storing"):
         plan = LoadPlan(clients=clients, seconds=seconds)
         results = compare_storing(model, make_workload("64x64"), plan, repeats, patience)

