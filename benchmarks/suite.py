@@ -125,7 +125,7 @@ class Suite:
 def steps(repeats: int) -> int:
     """How often `run_suite` says what comes next."""
     return (
-        2 + len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 3 * repeats + 1
+        2 + len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 4 * repeats + 1
     )
 
 
