@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -78,3 +81,21 @@ class ServiceProcess:
 
 Serve = Callable[..., AbstractAsyncContextManager[Running]]
 StartProcess = Callable[..., ServiceProcess]
+
+
+def fetch(service: ServiceProcess, path: str) -> str:
+    """The body of a GET, whatever its status."""
+    url = service.url.replace("ws:", "http:") + path
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return str(response.read(), "utf-8")
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return str(exc.read(), "utf-8")
+
+
+def metric(service: ServiceProcess, name: str) -> float:
+    """A value of /metrics, by its name with its labels."""
+    found = re.search(rf"^{re.escape(name)} (\S+)$", fetch(service, "/metrics"), re.MULTILINE)
+    assert found is not None, name
+    return float(found.group(1))

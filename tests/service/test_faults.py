@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,6 +26,8 @@ from tests.service.harness import (
     ServiceProcess,
     StartProcess,
     ask,
+    fetch,
+    metric,
     predict_message,
     read,
 )
@@ -44,24 +43,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-
-
-def fetch(service: ServiceProcess, path: str) -> str:
-    """The body of a GET, whatever its status."""
-    url = service.url.replace("ws:", "http:") + path
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            return str(response.read(), "utf-8")
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return str(exc.read(), "utf-8")
-
-
-def metric(service: ServiceProcess, name: str) -> float:
-    """A value of /metrics, by its name with its labels."""
-    found = re.search(rf"^{re.escape(name)} (\S+)$", fetch(service, "/metrics"), re.MULTILINE)
-    assert found is not None, name
-    return float(found.group(1))
 
 
 def workers_of(service: ServiceProcess) -> list[psutil.Process]:

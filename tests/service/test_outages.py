@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,13 +15,14 @@ import pytest
 import sqlalchemy as sa
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read
+from tests.service.harness import TIMEOUT, StartProcess, ask, fetch, metric, predict_message, read
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.endurance
 
+READY = '{"status":"ready"}'
 HEALTH = '{"command": "health"}'
 PREDICTIONS = 300
 
@@ -72,16 +72,6 @@ async def _until(websocket: ClientConnection, wanted: Callable[[dict[str, object
             await asyncio.sleep(0.05)
 
 
-def _ready(port: int) -> bool:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT) as reply:
-        return bool(reply.status == 200)
-
-
-def _metrics(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT) as reply:
-        return str(reply.read().decode())
-
-
 @pytest.mark.parametrize("outage", [_stop, _kill, _freeze])
 async def test_predictions_go_on_without_the_database_and_are_stored_once_it_is_back(
     outage: Callable[[PostgresServer], Callable[[], None]],
@@ -102,7 +92,7 @@ async def test_predictions_go_on_without_the_database_and_are_stored_once_it_is_
             health = await ask(websocket, HEALTH)
             assert health["store"]["failing"] == ["database"]
             assert health["store"]["pending"] >= PREDICTIONS
-            assert await asyncio.to_thread(_ready, service.port)
+            assert await asyncio.to_thread(fetch, service, "/readyz") == READY
         finally:
             await asyncio.to_thread(recover)
         await _until(
@@ -136,9 +126,9 @@ async def test_predictions_go_on_with_a_full_disk_and_say_that_they_are_not_stor
         assert health["status"] == "degraded"
         assert health["store"]["failing"] == ["journal"]
         assert "journal" in health["store"]["error"]
-        assert await asyncio.to_thread(_ready, service.port)
-        metrics = await asyncio.to_thread(_metrics, service.port)
-        assert 'visionai_store_failing{part="journal"} 1.0' in metrics
+        assert await asyncio.to_thread(fetch, service, "/readyz") == READY
+        failing = await asyncio.to_thread(metric, service, 'visionai_store_failing{part="journal"}')
+        assert failing == 1
         for process in processes:
             process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         stored += [(await ask(websocket, predict_message()))["prediction_id"] for _ in range(20)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sqlite3
@@ -11,13 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import psutil
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
@@ -240,40 +238,3 @@ async def test_every_layout_serves_and_stops_cleanly(
     service.process.terminate()
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
     assert len(stored(tmp_path / "process.db")) == 5
-
-
-async def test_a_killed_service_loses_no_acknowledged_prediction(
-    start_process: StartProcess, tmp_path: Path
-) -> None:
-    """SIGKILL to every process under load; after a restart each id that a client holds is in the table once."""
-    answered: list[str] = []
-    service = start_process(WORKERS="2")
-
-    async def ask_until_cut(websocket: ClientConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                reply = await ask(websocket, predict_message())
-                # Not a prediction: `overloaded` on a busy machine, or `shutting_down` from a worker that notices that
-                # its supervisor is dead before it is killed itself.
-                if reply["status"] == "success":
-                    answered.append(reply["prediction_id"])
-
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connect(service.url)) for _ in range(8)]
-        for client in clients:
-            await read(client)
-        asking = [asyncio.create_task(ask_until_cut(client)) for client in clients]
-        async with asyncio.timeout(TIMEOUT):
-            while len(answered) < 200:
-                await asyncio.sleep(0.01)
-        for process in (psutil.Process(service.process.pid), *workers_of(service.process.pid)):
-            process.kill()
-        await asyncio.gather(*asking)
-    await asyncio.to_thread(service.process.wait, TIMEOUT)
-    successor = start_process(WORKERS="1")
-    successor.process.terminate()
-    assert await asyncio.to_thread(successor.process.wait, TIMEOUT) == 0
-    assert None not in answered
-    counts = Counter(uuid for uuid, _ in stored(tmp_path / "process.db"))
-    assert {identifier.replace("-", "") for identifier in answered} <= counts.keys()
-    assert set(counts.values()) == {1}
