@@ -25,7 +25,7 @@ from benchmarks.workload import Workload
 WORK = ("base64", "decode", "run")
 
 _WHAT = {
-    "websocket": "websockets' parser, unmasking, UTF-8",
+    "websocket": "reading frames, unmasking",
     "connection": "our dispatch, order, flow control",
     "write": "frame header, hand-over to the transport",
     "json": "parsing the request, without base64",

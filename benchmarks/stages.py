@@ -23,7 +23,7 @@ import orjson
 
 # Stage, module, and the function in it. Functions that call each other may be of one stage.
 PATH: Final = (
-    ("websocket", "websockets.asyncio.connection", "Connection.data_received"),
+    ("websocket", "service.connection", "Connection.data_received"),
     ("connection", "service.connection", "Connection._message"),
     ("connection", "service.connection", "Connection.settle"),
     ("write", "service.connection", "Connection._write"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import math
-import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +35,7 @@ from service.errors import (
     Unauthorized,
 )
 from service.faces.tracking import FaceTracker
+from service.frames import text_frame, whole_messages, wire_size
 from service.lookups import History, Lookup, Stats
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
@@ -44,7 +45,6 @@ from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
-_TEXT_FIN = 0x80 | Opcode.TEXT
 
 # Questions about stored predictions that one connection may have unanswered: one client cannot keep others from asking.
 MAX_LOOKUPS = 4
@@ -109,6 +109,9 @@ class Connection(ServerConnection):
         self._tracker: FaceTracker | None = None
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | bytes] = deque()
+        # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
+        self._unparsed = 0
+        self._max_size = 0
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
         self._reading_paused = False
@@ -139,6 +142,9 @@ class Connection(ServerConnection):
         self._options = backend.options
         self.address = self.visitor.address
         self._backend = backend
+        self._max_size = self.protocol.max_message_size or sys.maxsize
+        # A client that did not wait for the handshake is left to the library, which has what it sent.
+        self._unparsed = len(self.protocol.reader.buffer)
         rules = backend.rules
         if rules.ask_anything:
             self._guard = Guard(rules, self.visitor.identity, time.perf_counter())
@@ -183,9 +189,19 @@ class Connection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network, and notice when they end amid a message."""
-        super().data_received(data)
         if self._backend is None:
+            super().data_received(data)
             return
+        if not self._unparsed and self._fragments is None and self.protocol.state is State.OPEN:
+            messages = whole_messages(data, self._max_size)
+            if messages is not None:
+                for text, message in messages:
+                    self._message(message, text=text)
+                    if self.protocol.state is not State.OPEN:
+                        break
+                return
+        self._unparsed += len(data)
+        super().data_received(data)
         if self._fragments is None and not self.protocol.reader.buffer:
             self._incomplete_since = math.inf
         elif self._incomplete_since == math.inf:
@@ -214,6 +230,7 @@ class Connection(ServerConnection):
         if self._backend is None or not isinstance(event, Frame):
             super().process_event(event)
             return
+        self._unparsed -= wire_size(event)
         opcode = event.opcode
         if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
             if event.fin:
@@ -404,21 +421,9 @@ class Connection(ServerConnection):
             self._write(reply)
 
     def _write(self, reply: bytes) -> None:
-        """Write one text frame; nothing if the connection is closing.
-
-        The frame is put together here, without the library's frame object and buffer: unfragmented, unmasked (RFC
-        6455, section 5.1) and without extensions, since none are negotiated.
-        """
-        if self.protocol.state is not State.OPEN:
-            return
-        size = len(reply)
-        if size < 126:
-            head = struct.pack("!BB", _TEXT_FIN, size)
-        elif size < 65536:
-            head = struct.pack("!BBH", _TEXT_FIN, 126, size)
-        else:
-            head = struct.pack("!BBQ", _TEXT_FIN, 127, size)
-        self.transport.write(head + reply)
+        """Write one text frame; nothing if the connection is closing."""
+        if self.protocol.state is State.OPEN:
+            self.transport.write(text_frame(reply))
 
     # Flow control
 

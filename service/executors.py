@@ -60,6 +60,17 @@ def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
 # network in between; a request that takes longer is worked on alone.
 SLICE = 0.002
 
+# Each look at the network costs, and leaves the caches cold. With a backlog a slice is this share of what waits, up to
+# the longest: whoever arrives meanwhile waits longer for those before it than for the slice to end.
+BACKLOG_SHARE = 0.5
+LONGEST_SLICE = 0.008
+
+
+def slice_seconds(waiting: float) -> float:
+    """For how long to work until the next look at the network, when so many seconds of work wait."""
+    return max(SLICE, min(LONGEST_SLICE, BACKLOG_SHARE * waiting))
+
+
 # The event loop polls the network this soon after a slice, in seconds, if it polls without having slept.
 _SAME_TURN = 0.0005
 
@@ -83,12 +94,12 @@ class InlineExecutor:
         max_wait: float,
         deliver: Deliver,
         on_failure: OnFailure,
-        slice_seconds: float = SLICE,
+        slice_of: Callable[[float], float] = slice_seconds,
     ) -> None:
         self._predictor = predictor
         self._deliver = deliver
         self._on_failure = on_failure
-        self._slice = slice_seconds
+        self._slice_of = slice_of
         self._max_batch = max_batch
         self._buffer = predictor.make_buffer(max_batch)
         self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait)
@@ -156,7 +167,7 @@ class InlineExecutor:
 
     def _work_on_slice(self) -> None:
         began = time.perf_counter()
-        batch = self._queue.take(self._max_batch, began, self._slice)
+        batch = self._queue.take(self._max_batch, began, self._slice_of(self._queue.work))
         self._held = batch.requests + batch.expired
         work = 0.0
         if batch.requests:

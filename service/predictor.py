@@ -15,7 +15,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
-from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +178,7 @@ class Predictor:
         now = time.perf_counter()
         labels = self._engine.card.labels
         moment = datetime.now(UTC)
-        answers: list[tuple[UUID, list[ScoredFace]]] = []
+        answers: list[tuple[str, list[ScoredFace]]] = []
         records = []
         for request in requests:
             faces = scoring.faces[request]

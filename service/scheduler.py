@@ -184,6 +184,11 @@ class MicroBatchQueue(Generic[R]):
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def work(self) -> float:
+        """What waits, in predicted seconds of one executor."""
+        return self._work
+
     def predicted_wait(self) -> float:
         """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
         return (self._work + self._running / 2) / self._executors * self._pace

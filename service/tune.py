@@ -35,7 +35,8 @@ def tune(settings: Settings) -> None:
 def table(found: Calibration) -> Table:
     """What was measured, the choice marked."""
     shown = Table(
-        title="the model alone, on all CPUs", caption="> is chosen: nearly the fastest, in the shortest runs"
+        title="the model alone, on all CPUs",
+        caption="> is chosen, see service.engine.calibration",
     )
     shown.add_column("")
     shown.add_column("provider")

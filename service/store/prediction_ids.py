@@ -18,6 +18,7 @@ _FIXED: Final = (0xF << 76) | (0b11 << 62)
 # 2^40 predictions at 10,000 a second are three years of one connection; 82 random bits are left, and two among a
 # thousand million connections share them with a probability of 1e-7.
 _COUNTER_BITS: Final = 40
+_COUNTER_DIGITS: Final = _COUNTER_BITS // 4
 
 
 class PredictionIds:
@@ -29,11 +30,15 @@ class PredictionIds:
     def __init__(self) -> None:
         random = int.from_bytes(os.urandom(16)) >> _COUNTER_BITS << _COUNTER_BITS
         self._prefix = random & ~_FIXED | _VERSION_8 | _VARIANT
+        self._text = str(self.first)[:-_COUNTER_DIGITS]
         self._counter = itertools.count()
 
-    def next(self) -> UUID:
-        """A new id. Threads may share this: the counter is atomic."""
-        return UUID(int=self._prefix + next(self._counter))
+    def next(self) -> str:
+        """A new id, in the usual form. Threads may share this: the counter is atomic.
+
+        Text, since nothing but JSON is made of it, and a `UUID` takes ten times as long to make.
+        """
+        return f"{self._text}{next(self._counter):0{_COUNTER_DIGITS}x}"
 
     @property
     def first(self) -> UUID:

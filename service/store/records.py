@@ -18,12 +18,13 @@ import orjson
 class PredictionRecord:
     """One scored face: one row.
 
-    The faces of one image share their ``prediction_id`` and differ in ``face_index``; together the two name a row
-    once and for all. ``emotion`` is one of the store's labels, ``confidence`` and ``probabilities`` (in label
-    order) are in 0..1, ``timestamp`` is aware, ``face_box`` is x, y, width, height in pixels of the sent image.
+    The faces of one image share their ``prediction_id``, a UUID or its text, and differ in ``face_index``; together
+    the two name a row once and for all. ``emotion`` is one of the store's labels, ``confidence`` and
+    ``probabilities`` (in label order) are in 0..1, ``timestamp`` is aware, ``face_box`` is x, y, width, height in
+    pixels of the sent image.
     """
 
-    prediction_id: UUID
+    prediction_id: UUID | str
     emotion: str
     confidence: float
     probabilities: tuple[float, ...]

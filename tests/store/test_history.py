@@ -56,7 +56,7 @@ def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, mak
     scope = ByConnection(ids.first, ids.last)
     first = ask(store, lambda connection: latest(connection, scope, 7))
     second = ask(store, lambda connection: latest(connection, scope, 7, first[-1].position))
-    found = [(row.prediction_id, row.face_index) for row in [*first, *second]]
+    found = [(str(row.prediction_id), row.face_index) for row in [*first, *second]]
     assert found == [(record.prediction_id, record.face_index) for record in reversed(records)]
     row, record = first[0], records[-1]
     assert (row.emotion, row.confidence, row.version_tag) == (record.emotion, record.confidence, "v1.0.0")

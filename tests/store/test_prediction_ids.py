@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from uuid import RFC_4122
+from uuid import RFC_4122, UUID
 
 from service.store.prediction_ids import PredictionIds
 
@@ -11,7 +11,7 @@ from service.store.prediction_ids import PredictionIds
 def test_ids_count_up_within_the_range_of_their_connection() -> None:
     """Version 8 of RFC 9562, no two alike, ascending, and between the first and the last that there can be."""
     ids = PredictionIds()
-    made = [ids.next() for _ in range(1000)]
+    made = [UUID(ids.next()) for _ in range(1000)]
     assert len(set(made)) == 1000
     assert made == sorted(made)
     assert {(identifier.version, identifier.variant) for identifier in made} == {(8, RFC_4122)}

@@ -1,0 +1,94 @@
+"""Frames that are read without the library must read as the library reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.exceptions import ProtocolError
+from websockets.frames import Frame, Opcode
+from websockets.streams import StreamReader
+
+from service.frames import text_frame, whole_messages, wire_size
+from tests.service.test_rfc6455 import BINARY, CLOSE, CONT, PING, SIZES, TEXT, frame
+
+LIMIT = 100_000
+
+
+def by_the_library(data: bytes, *, masked: bool = True) -> list[Frame] | None:
+    """All frames in the bytes; None if they do not end with a frame, or are none."""
+    reader = StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    frames = []
+    while reader.buffer:
+        step: Generator[None, None, Frame] = Frame.parse(reader.read_exact, mask=masked, max_size=LIMIT)
+        try:
+            next(step)
+        except StopIteration as done:
+            frames.append(done.value)
+        except (EOFError, ProtocolError):
+            return None
+    return frames
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_whole_message_is_read_in_each_form_of_length(size: int) -> None:
+    """Text and bytes, in the lengths at which their form changes, alone and one behind the other."""
+    text, image = b"x" * size, b"\xff" * size
+    assert whole_messages(frame(TEXT, text), LIMIT) == [(True, text)]
+    both = frame(BINARY, image) + frame(TEXT, text)
+    assert whole_messages(both, LIMIT) == [(False, image), (True, text)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
+    """However much is missing at the end, and also when a whole message comes before it."""
+    whole = frame(TEXT, b"x" * size)
+    for missing in {1, 2, 5, len(whole) // 2, len(whole) - 1} - {0}:
+        assert whole_messages(whole[:-missing], LIMIT) is None
+        assert whole_messages(whole + whole[:-missing], LIMIT) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(TEXT, b"{}", fin=False),
+        frame(CONT, b"{}"),
+        frame(PING),
+        frame(CLOSE, b"\x03\xe8"),
+        frame(TEXT, b"{}", rsv=4),
+        frame(TEXT, b"{}", masked=False),
+        frame(0x3),
+        frame(TEXT, b"{}") + frame(PING),
+        frame(BINARY, bytes(LIMIT + 1)),
+    ],
+    ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "behind", "large"],
+)
+def test_what_is_no_whole_message_is_left_to_the_library(data: bytes) -> None:
+    """Fragments, control frames, what breaks the protocol and what is too large, also behind a message."""
+    assert whole_messages(data, LIMIT) is None
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda payload: frame(TEXT, payload)))
+def test_whatever_is_read_here_the_library_reads_alike(data: bytes) -> None:
+    """Of any bytes, either nothing is taken or the very messages that the library finds."""
+    found = whole_messages(data, LIMIT)
+    if found is not None:
+        frames = by_the_library(data)
+        assert frames is not None
+        assert [(each.opcode is Opcode.TEXT, bytes(each.data)) for each in frames] == found
+        assert sum(wire_size(each) for each in frames) <= len(data)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_written_here_the_library_reads(size: int) -> None:
+    """A reply is one final text frame; the size of a client's frame is that on the wire."""
+    payload = b"x" * size
+    frames = by_the_library(text_frame(payload), masked=False)
+    assert frames is not None
+    (read,) = frames
+    assert (read.opcode, bytes(read.data), read.fin) == (Opcode.TEXT, payload, True)
+    assert wire_size(read) == len(frame(TEXT, payload))
