@@ -135,7 +135,7 @@ class InlineExecutor:
             self._since = self._began if now - self._ended < _SAME_TURN else now
         if request.deadline is not None:
             request.deadline -= now - self._since
-        self._queue.admit(request, now)
+        self._queue.admit(request, now, self._slice_of(self._queue.work))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)

@@ -34,6 +34,9 @@ _LOW_SHARE = 8
 # send these alternate one by one.
 _QUANTUM = 0.0005
 
+# A wait is at times so much longer than was predicted. Who waits that long and is late then took others' time.
+_CAUTION = 1.05
+
 
 class Waiting(Protocol):
     """What the queue needs to know of a request."""
@@ -193,8 +196,13 @@ class MicroBatchQueue(Generic[R]):
         """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
         return (self._work + self._running / 2) / self._executors * self._pace
 
-    def admit(self, request: R, now: float) -> None:
+    def admit(self, request: R, now: float, slice_work: float = 0.0) -> None:
         """Let a request wait for its turn.
+
+        Args:
+            request: it waits from here on.
+            now: the clock's time.
+            slice_work: predicted seconds of work whose replies go out together; its own waits for them.
 
         Raises:
             Overloaded: the queue is full, or the wait would be too long; says when there will be room.
@@ -209,7 +217,7 @@ class MicroBatchQueue(Generic[R]):
         if (
             request.deadline is not None
             and request.priority != HIGH
-            and now + wait + request.cost * self._pace > request.deadline
+            and now + _CAUTION * wait + max(request.cost, slice_work) * self._pace > request.deadline
         ):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         self._levels[request.priority].append(request)
@@ -219,20 +227,27 @@ class MicroBatchQueue(Generic[R]):
     def take(self, limit: int, now: float, budget: float = math.inf) -> Batch[R]:
         """Take up to `limit` requests to run, and no more than `budget` seconds of predicted work, but at least one.
 
-        Requests that would be done after their deadline, were they begun at `now`, are taken out too, beside the
-        limit: they cost nothing to run. The caller tells with `worked` when what it took is done.
+        Replies go out when all of the batch is done: it takes no more than can be done by the earliest deadline in
+        it. Requests that would be late nevertheless are taken out too, beside the limit: they cost nothing to run.
+        The caller tells with `worked` when what it took is done.
         """
         requests: list[R] = []
         expired: list[R] = []
-        work = 0.0
+        work, earliest = 0.0, math.inf
         while self._size and len(requests) < limit and work < budget:
+            # Who is next is not known before its turn is taken: an average one of those that wait, supposedly.
+            if requests and now + (work + self._work / self._size) * self._pace > earliest:
+                break
             request = self._next_level().pop()
             self._left(request)
-            if request.deadline is not None and request.deadline < now + request.cost * self._pace:
-                expired.append(request)
-            else:
-                requests.append(request)
-                work += request.cost
+            deadline = request.deadline
+            if deadline is not None:
+                if deadline < now + (work + request.cost) * self._pace:
+                    expired.append(request)
+                    continue
+                earliest = min(earliest, deadline)
+            requests.append(request)
+            work += request.cost
         self._running += work
         return Batch(requests, expired)
 
