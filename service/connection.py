@@ -3,8 +3,8 @@
 Messages are handled where the library parses them, not through its queue and a task that is woken for each. Replies
 are written from `settle`, on the event loop, as results come in; a reply that is ready waits for those before it.
 
-Flow control: a client that has `max_in_flight` requests unanswered, or that does not read its replies, is not read
-from until it has caught up.
+Flow control: a client that has `max_in_flight` requests or `MAX_UNANSWERED_BYTES` unanswered, or that does not read its
+replies, is not read from until it has caught up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from service.errors import (
     Unauthorized,
 )
 from service.faces.tracking import FaceTracker
-from service.frames import text_frame, whole_messages, wire_size
+from service.frames import LargeMessage, begin_large_message, text_frame, whole_messages, wire_size
+from service.images import ImageFile
 from service.lookups import History, Lookup, Stats
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
@@ -45,6 +46,10 @@ from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
+
+# Bytes of one connection's images that may be unanswered: large ones are read as fast as they are worked on, and not in
+# order to be refused.
+MAX_UNANSWERED_BYTES = 4 * 2**20
 
 # Questions about stored predictions that one connection may have unanswered: one client cannot keep others from asking.
 MAX_LOOKUPS = 4
@@ -56,9 +61,13 @@ _LAST_WORDS_SECONDS = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Reply:
-    """The place of a reply that is no prediction's among those that are. None until it is known."""
+    """The place of a reply that is no prediction's among those that are. None until it is known.
+
+    `size` is that of the image, which there is none of.
+    """
 
     reply: bytes | None = None
+    size: int = 0
     in_order: bool = True
 
 
@@ -103,14 +112,16 @@ class Connection(ServerConnection):
         # What is to be answered in order, and how many requests may be answered in any order.
         self._outstanding: deque[Request | _Reply] = deque()
         self._unordered = 0
+        self._unanswered_bytes = 0
         self._lookups = 0
         # The newest frame of a stream, which may wait still.
         self._newest: Request | None = None
         self._tracker: FaceTracker | None = None
         # Complete messages that came in one read with those that filled the room.
-        self._unread: deque[str | bytes] = deque()
+        self._unread: deque[str | ImageFile] = deque()
         # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
         self._unparsed = 0
+        self._large: LargeMessage | None = None
         self._max_size = 0
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
@@ -192,17 +203,12 @@ class Connection(ServerConnection):
         if self._backend is None:
             super().data_received(data)
             return
-        if not self._unparsed and self._fragments is None and self.protocol.state is State.OPEN:
-            messages = whole_messages(data, self._max_size)
-            if messages is not None:
-                for text, message in messages:
-                    self._message(message, text=text)
-                    if self.protocol.state is not State.OPEN:
-                        break
-                return
-        self._unparsed += len(data)
-        super().data_received(data)
-        if self._fragments is None and not self.protocol.reader.buffer:
+        position = self._read_messages(data)
+        if position < len(data):
+            rest = data[position:] if position else data
+            self._unparsed += len(rest)
+            super().data_received(rest)
+        if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
             self._incomplete_since = math.inf
         elif self._incomplete_since == math.inf:
             self._incomplete_since = self.loop.time()
@@ -210,6 +216,26 @@ class Connection(ServerConnection):
                 self._message_timer = self.loop.call_later(
                     self._backend.rules.message_seconds, self._check_message
                 )
+
+    def _read_messages(self, data: bytes) -> int:
+        """Take the messages that the library need not see. Returns where its part begins."""
+        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
+            return 0
+        position = 0
+        if self._large is not None:
+            position = self._large.take(data)
+            if not self._large.done:
+                return position
+            large, self._large = self._large, None
+            self._message(large.payload, text=large.text)
+        messages, position = whole_messages(data, position, self._max_size)
+        for text, message in messages:
+            if self.protocol.state is not State.OPEN:
+                return len(data)
+            self._message(message, text=text)
+        if position < len(data):
+            self._large = begin_large_message(data, position, self._max_size)
+        return position if self._large is None else len(data)
 
     def _check_message(self) -> None:
         """The timer outlives the message that it was set for: one per message would cost more than it watches for."""
@@ -265,7 +291,7 @@ class Connection(ServerConnection):
 
     def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
         self._incomplete_since = math.inf  # what may have come of the next one is seen when all is read
-        message: str | bytes
+        message: str | ImageFile
         if text:
             try:
                 message = str(data, "utf-8")
@@ -273,7 +299,7 @@ class Connection(ServerConnection):
                 self._fail_text(exc)
                 return
         else:
-            message = bytes(data)
+            message = data if isinstance(data, bytes | memoryview) else bytes(data)
         if self._reading_paused:
             self._unread.append(message)
             return
@@ -283,7 +309,7 @@ class Connection(ServerConnection):
             if not self.transport.is_closing():
                 self.transport.pause_reading()
 
-    def _receive(self, message: str | bytes) -> None:
+    def _receive(self, message: str | ImageFile) -> None:
         assert self._backend is not None
         received = time.perf_counter()
         guard = self._guard
@@ -365,6 +391,7 @@ class Connection(ServerConnection):
             predict.max_faces or options.max_faces,
             user=user,
         )
+        self._unanswered_bytes += request.size
         if options.ordered or predict.id is None:
             self._outstanding.append(request)
         else:
@@ -404,6 +431,7 @@ class Connection(ServerConnection):
 
     def _send(self, request: Request | _Reply) -> None:
         """Send a reply: at once, or in its place, with those behind it that had waited for it."""
+        self._unanswered_bytes -= request.size
         if request.in_order:
             outstanding = self._outstanding
             while outstanding and (reply := outstanding[0].reply) is not None:
@@ -429,7 +457,11 @@ class Connection(ServerConnection):
 
     def _is_full(self) -> bool:
         assert self._backend is not None
-        return self.paused or len(self._outstanding) + self._unordered >= self._backend.max_in_flight
+        return (
+            self.paused
+            or len(self._outstanding) + self._unordered >= self._backend.max_in_flight
+            or self._unanswered_bytes >= MAX_UNANSWERED_BYTES
+        )
 
     def _resume(self) -> None:
         """Go on with what had been read already, then with the network, as far as there is room."""

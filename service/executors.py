@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -60,15 +62,16 @@ def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
 # network in between; a request that takes longer is worked on alone.
 SLICE = 0.002
 
-# Each look at the network costs, and leaves the caches cold. With a backlog a slice is this share of what waits, up to
-# the longest: whoever arrives meanwhile waits longer for those before it than for the slice to end.
-BACKLOG_SHARE = 0.5
+# Each look at the network costs, and leaves the caches cold. With many clients waiting a slice is this share of a
+# round, in which each of them has its turn, up to the longest: whoever arrives meanwhile waits longer for those before
+# it than for the slice to end. What one client alone has waiting makes no slice longer.
+ROUND_SHARE = 0.5
 LONGEST_SLICE = 0.008
 
 
-def slice_seconds(waiting: float) -> float:
-    """For how long to work until the next look at the network, when so many seconds of work wait."""
-    return max(SLICE, min(LONGEST_SLICE, BACKLOG_SHARE * waiting))
+def slice_seconds(round_seconds: float) -> float:
+    """For how long to work until the next look at the network, when a round of those that wait takes so long."""
+    return max(SLICE, min(LONGEST_SLICE, ROUND_SHARE * round_seconds))
 
 
 # The event loop polls the network this soon after a slice, in seconds, if it polls without having slept.
@@ -135,7 +138,7 @@ class InlineExecutor:
             self._since = self._began if now - self._ended < _SAME_TURN else now
         if request.deadline is not None:
             request.deadline -= now - self._since
-        self._queue.admit(request, now, self._slice_of(self._queue.work))
+        self._queue.admit(request, now, self._slice_of(self._queue.round))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -167,7 +170,7 @@ class InlineExecutor:
 
     def _work_on_slice(self) -> None:
         began = time.perf_counter()
-        batch = self._queue.take(self._max_batch, began, self._slice_of(self._queue.work))
+        batch = self._queue.take(self._max_batch, began, self._slice_of(self._queue.round))
         self._held = batch.requests + batch.expired
         work = 0.0
         if batch.requests:
@@ -191,6 +194,9 @@ class InlineExecutor:
 class ThreadExecutors:
     """A fixed number of threads that share one queue. Methods are called on the event loop.
 
+    On Linux the threads have the `niceness` that they are given: those beside an event loop that works inline take the
+    processor when it has nothing to do.
+
     An executor that finds the queue empty counts itself as idle and blocks on a token. Whoever admits a request
     takes one executor out of that count and puts one token: as many tokens as executors taken out, so that no
     executor is woken for nothing and none sleeps beside a request.
@@ -206,8 +212,10 @@ class ThreadExecutors:
         max_wait: float,
         deliver: Deliver,
         on_failure: OnFailure,
+        niceness: int = 0,
     ) -> None:
         self._predictor = predictor
+        self._niceness = niceness
         self._max_batch = max_batch
         self._deliver = deliver
         self._on_failure = on_failure
@@ -286,6 +294,8 @@ class ThreadExecutors:
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""
+        if self._niceness and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
         try:

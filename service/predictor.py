@@ -24,6 +24,7 @@ from service.engine import Engine
 from service.errors import Internal, NoFace, RequestError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.tracking import FaceTracker
+from service.images import ImageFile
 from service.images.decode import ImageDecoder, Photo
 from service.protocol import PredictionReplies, RequestId, ScoredFace, Timing
 from service.scheduler import NORMAL
@@ -60,7 +61,7 @@ class Request:
 
     client: Client
     id: RequestId
-    image: str | bytes
+    image: str | ImageFile
     received: float
     deadline: float | None = None
     priority: int = NORMAL

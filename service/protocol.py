@@ -19,6 +19,7 @@ import orjson
 
 from service.emotions import Emotion
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
+from service.images import ImageFile
 from service.lookups import Lookup, parse_lookup
 from service.scheduler import HIGH, LOW, NORMAL
 from service.settings import Authentication, Detect
@@ -58,7 +59,7 @@ class Predict:
     """A request for a prediction. `image` is base64 text (str) or an image file (bytes)."""
 
     id: RequestId
-    image: str | bytes
+    image: str | ImageFile
     deadline_ms: float | None = None
     priority: int = NORMAL
     detect: Detect | None = None
@@ -138,7 +139,7 @@ class FrameError(Exception):
         self.id = request_id
 
 
-def parse_frame(frame: str | bytes) -> Predict | Query | Configure | Lookup:
+def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
     """Read one frame: str for a text frame, bytes for a binary one.
 
     Raises:
@@ -147,7 +148,7 @@ def parse_frame(frame: str | bytes) -> Predict | Query | Configure | Lookup:
     if isinstance(frame, str):
         return _parse_object(_load(frame), None)
     if frame[:1] == b"{":
-        end = frame.find(b"\n", 0, MAX_HEADER_BYTES)
+        end = bytes(frame[:MAX_HEADER_BYTES]).find(b"\n")
         if end < 0:
             raise FrameError(
                 InvalidRequest(
@@ -163,7 +164,7 @@ def parse_frame(frame: str | bytes) -> Predict | Query | Configure | Lookup:
 _PLAIN = frozenset(("command", "id", "image"))
 
 
-def _load(text: str | bytes) -> dict[str, Any]:
+def _load(text: str | ImageFile) -> dict[str, Any]:
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
@@ -174,7 +175,7 @@ def _load(text: str | bytes) -> dict[str, Any]:
 
 
 def _parse_object(
-    message: dict[str, Any], attached_image: bytes | None
+    message: dict[str, Any], attached_image: ImageFile | None
 ) -> Predict | Query | Configure | Lookup:
     request_id = _read_id(message)
     try:

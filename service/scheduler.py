@@ -188,9 +188,10 @@ class MicroBatchQueue(Generic[R]):
         return self._size
 
     @property
-    def work(self) -> float:
-        """What waits, in predicted seconds of one executor."""
-        return self._work
+    def round(self) -> float:
+        """Seconds of work, predicted, until a client that had nothing waiting has its turn: one request of each."""
+        clients = sum(len(level.turns) for level in self._levels.values())
+        return self._work * clients / self._size if self._size else 0.0
 
     def predicted_wait(self) -> float:
         """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
@@ -213,11 +214,12 @@ class MicroBatchQueue(Generic[R]):
             # By then half of what waits will be gone: room for more than the first that comes back.
             retry_after_ms = max(1, round(wait / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
+        together = max(request.cost, min(slice_work, self._work + request.cost))
         # A high priority overtakes what waits; how far is not predicted, so it is given the benefit of the doubt.
         if (
             request.deadline is not None
             and request.priority != HIGH
-            and now + _CAUTION * wait + max(request.cost, slice_work) * self._pace > request.deadline
+            and now + _CAUTION * wait + together * self._pace > request.deadline
         ):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         self._levels[request.priority].append(request)

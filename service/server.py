@@ -53,6 +53,7 @@ _GAUGE_SECONDS = 0.5
 # decoding a file larger than this, and the search for small faces in an image of more pixels a side than this.
 _INLINE_BYTES = 400_000
 _INLINE_DETECT_SIDE = 800
+_LARGE_IMAGE_NICENESS = 10
 # Smaller files are no large images: their headers need not be looked at.
 _PEEK_FROM = 8_000
 
@@ -101,6 +102,7 @@ class Service:
             max_wait=settings.max_wait_ms / 1000,
             deliver=self._deliver,
             on_failure=self._executor_failed,
+            niceness=0 if settings.executors else _LARGE_IMAGE_NICENESS,
         )
         # With no executor threads set, work is done inline, and one thread is there for what is too large for that.
         self._inline = (

@@ -10,6 +10,8 @@ import orjson
 import yaml
 from jsonschema import Draft202012Validator, FormatChecker
 
+from service.images import ImageFile
+
 DESCRIPTION = Path(__file__).parents[1] / "docs/asyncapi.yaml"
 
 # What `type` a reply has, or which `command` a request, and the schema that it must then fit.
@@ -59,11 +61,11 @@ def check_reply(reply: bytes | str) -> None:
     validator(REPLIES[message["type"]]).validate(message)
 
 
-def check_request(frame: bytes | str) -> None:
+def check_request(frame: ImageFile | str) -> None:
     """Raise unless a client may send this; of a binary frame, its header."""
-    if isinstance(frame, bytes):
-        if not frame.startswith(b"{"):
+    if not isinstance(frame, str):
+        if frame[:1] != b"{":
             return
-        frame = frame[: frame.index(b"\n")]
+        frame = bytes(frame).partition(b"\n")[0]
     message = orjson.loads(frame)
     validator(REQUESTS[message.get("command", "predict")]).validate(message)

@@ -15,6 +15,7 @@ import pybase64
 import simplejpeg
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
+from service.images import ImageFile
 from service.images.header import Format, ImageHeader, check_png, read_header
 
 Color = Literal["gray", "rgb"]
@@ -22,6 +23,9 @@ Pixels = npt.NDArray[np.uint8]
 
 # An image of fewer pixels a side than this holds no face that any network could read.
 MIN_SIDE = 8
+
+# Workers share the cores by themselves; OpenCV's threads would take others' cores, and spin while they wait.
+cv2.setNumThreads(1)
 
 # Photos are decoded at least so large, in pixels of the longer side: what the search for small faces works on.
 PHOTO_SIDE = 1280
@@ -52,7 +56,7 @@ class InputShape:
         return 1 if self.color == "gray" else 3
 
 
-def peek_size(image: str | bytes) -> tuple[int, int] | None:
+def peek_size(image: str | ImageFile) -> tuple[int, int] | None:
     """Width and height in pixels from the first bytes of an image; None if they don't tell. Cheap; does not raise."""
     try:
         if isinstance(image, str):
@@ -111,7 +115,7 @@ class ImageDecoder:
         self.shape = shape
         self.max_pixels = max_pixels
 
-    def decode_into(self, image: str | bytes, out: Pixels) -> None:
+    def decode_into(self, image: str | ImageFile, out: Pixels) -> None:
         """Write one image into `out`, upright and scaled to the model's size.
 
         Args:
@@ -125,7 +129,7 @@ class ImageDecoder:
         data, header = self._open(image)
         self.fit(self._decode(data, header, shape.height, shape.width), out)
 
-    def decode_photo(self, image: str | bytes) -> Photo:
+    def decode_photo(self, image: str | ImageFile) -> Photo:
         """Decode an image to look for faces in it: at full size, or a size at which small faces can still be found.
 
         Raises:
@@ -149,13 +153,13 @@ class ImageDecoder:
             pixels = np.asarray(resized, np.uint8)
         out[:] = pixels.reshape(out.shape)
 
-    def _open(self, image: str | bytes) -> tuple[bytes, ImageHeader]:
+    def _open(self, image: str | ImageFile) -> tuple[ImageFile, ImageHeader]:
         data = decode_base64(image) if isinstance(image, str) else image
         header = read_header(data)
         self._check_size(header)
         return data, header
 
-    def _decode(self, data: bytes, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
+    def _decode(self, data: ImageFile, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
         """An upright image, at least of this size if it was as large: uint8 [h, w, channels]."""
         if header.format is Format.JPEG:
             pixels = self._decode_jpeg(data, header, min_height, min_width)
@@ -174,7 +178,7 @@ class ImageDecoder:
                 f"the image has {width} x {height} pixels; a face needs at least {MIN_SIDE} a side"
             )
 
-    def _decode_jpeg(self, data: bytes, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
+    def _decode_jpeg(self, data: ImageFile, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
         """Decode at the smallest scale (of libjpeg's eighths) that still has this size, upright."""
         gray = self.shape.color == "gray"
         # Sideways pictures (orientation 5-8) are turned after decoding, so the sides swap.
@@ -204,7 +208,7 @@ class ImageDecoder:
                 raise InvalidImage("the JPEG's header is damaged") from None
         return upright(pixels, header.orientation)
 
-    def _decode_other(self, data: bytes, header: ImageHeader) -> Pixels:
+    def _decode_other(self, data: ImageFile, header: ImageHeader) -> Pixels:
         """Decode with OpenCV, which reduces 16 bits to 8, drops alpha and applies an Exif orientation."""
         if header.format is Format.PNG:
             check_png(data)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from service.errors import InvalidImage
+from service.images import ImageFile
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -48,7 +49,7 @@ class ImageHeader:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def read_header(data: bytes) -> ImageHeader:
+def read_header(data: ImageFile) -> ImageHeader:
     """Read the header of a JPEG, PNG, WebP or BMP file.
 
     Raises:
@@ -71,7 +72,7 @@ def read_header(data: bytes) -> ImageHeader:
     raise InvalidImage("not an image: JPEG, PNG, WebP and BMP are served")
 
 
-def _read_png(data: bytes) -> ImageHeader:
+def _read_png(data: ImageFile) -> ImageHeader:
     """The first chunk is the header, and holds the size (RFC 2083, section 4.1.1)."""
     width, height = struct.unpack_from(">II", data, 16)
     if data[12:16] != b"IHDR":
@@ -83,7 +84,7 @@ def _read_png(data: bytes) -> ImageHeader:
 _PNG_MAX_CHUNKS = 65_536
 
 
-def check_png(data: bytes) -> None:
+def check_png(data: ImageFile) -> None:
     """Walk a PNG's chunks to its end.
 
     A decoder that believes a chunk's length allocates it before it finds the file too short: 2 GB for a file of some
@@ -108,7 +109,7 @@ def check_png(data: bytes) -> None:
     raise InvalidImage("the PNG is cut off: its end is missing")
 
 
-def _read_jpeg(data: bytes) -> ImageHeader:
+def _read_jpeg(data: ImageFile) -> ImageHeader:
     """Walk the marker segments up to the frame header; an Exif segment comes before it."""
     position = 2
     orientation = 1
@@ -131,12 +132,12 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         position += 2 + length
 
 
-def _read_exif_orientation(tiff: bytes) -> int:
+def _read_exif_orientation(tiff: ImageFile) -> int:
     """The orientation tag of the first directory; 1 (upright) where it is absent or damaged.
 
     A damaged Exif block does not make the picture unreadable, so it is not an error.
     """
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if order is None:
         return 1
     try:
@@ -151,7 +152,7 @@ def _read_exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _read_webp(data: bytes) -> ImageHeader:
+def _read_webp(data: ImageFile) -> ImageHeader:
     """The three kinds of WebP keep their size in three places (RFC 9649, section 2.5 to 2.7)."""
     chunk = data[12:16]
     if chunk == b"VP8X":
@@ -167,7 +168,7 @@ def _read_webp(data: bytes) -> ImageHeader:
     return ImageHeader(Format.WEBP, width, height)
 
 
-def _exactly(data: bytes, start: int, size: int) -> bytes:
+def _exactly(data: ImageFile, start: int, size: int) -> ImageFile:
     part = data[start : start + size]
     if len(part) < size:
         raise IndexError

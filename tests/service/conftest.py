@@ -18,6 +18,7 @@ from service import protocol
 from service.connection import Connection
 from service.engine import Engine
 from service.faces import FaceDetector
+from service.images import ImageFile
 from service.metrics import Metrics
 from service.server import Service
 from service.settings import DETECTORS, Settings
@@ -51,13 +52,13 @@ def _described(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             misfits.append(error)
         write(connection, reply)
 
-    def fits(frame: str | bytes) -> None:
+    def fits(frame: str | ImageFile) -> None:
         try:
             check_request(frame)
         except jsonschema.ValidationError as error:
             misfits.append(error)
 
-    def checked_parse_frame(frame: str | bytes) -> Any:
+    def checked_parse_frame(frame: str | ImageFile) -> Any:
         request = parse_frame(frame)
         if not isinstance(request, protocol.Configure):
             fits(frame)

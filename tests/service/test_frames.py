@@ -11,7 +11,7 @@ from websockets.exceptions import ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from service.frames import text_frame, whole_messages, wire_size
+from service.frames import begin_large_message, text_frame, whole_messages, wire_size
 from tests.service.test_rfc6455 import BINARY, CLOSE, CONT, PING, SIZES, TEXT, frame
 
 LIMIT = 100_000
@@ -38,18 +38,19 @@ def by_the_library(data: bytes, *, masked: bool = True) -> list[Frame] | None:
 def test_a_whole_message_is_read_in_each_form_of_length(size: int) -> None:
     """Text and bytes, in the lengths at which their form changes, alone and one behind the other."""
     text, image = b"x" * size, b"\xff" * size
-    assert whole_messages(frame(TEXT, text), LIMIT) == [(True, text)]
     both = frame(BINARY, image) + frame(TEXT, text)
-    assert whole_messages(both, LIMIT) == [(False, image), (True, text)]
+    assert whole_messages(both, 0, LIMIT) == ([(False, image), (True, text)], len(both))
+    assert whole_messages(both, len(both) - len(frame(TEXT, text)), LIMIT) == ([(True, text)], len(both))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
     """However much is missing at the end, and also when a whole message comes before it."""
-    whole = frame(TEXT, b"x" * size)
+    payload = b"x" * size
+    whole = frame(TEXT, payload)
     for missing in {1, 2, 5, len(whole) // 2, len(whole) - 1} - {0}:
-        assert whole_messages(whole[:-missing], LIMIT) is None
-        assert whole_messages(whole + whole[:-missing], LIMIT) is None
+        assert whole_messages(whole[:-missing], 0, LIMIT) == ([], 0)
+        assert whole_messages(whole + whole[:-missing], 0, LIMIT) == ([(True, payload)], len(whole))
 
 
 @pytest.mark.parametrize(
@@ -62,25 +63,49 @@ def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
         frame(TEXT, b"{}", rsv=4),
         frame(TEXT, b"{}", masked=False),
         frame(0x3),
-        frame(TEXT, b"{}") + frame(PING),
         frame(BINARY, bytes(LIMIT + 1)),
     ],
-    ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "behind", "large"],
+    ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "large"],
 )
 def test_what_is_no_whole_message_is_left_to_the_library(data: bytes) -> None:
-    """Fragments, control frames, what breaks the protocol and what is too large, also behind a message."""
-    assert whole_messages(data, LIMIT) is None
+    """Fragments, control frames, what breaks the protocol and what is too large, alone and behind a message."""
+    whole = frame(TEXT, b"{}")
+    assert whole_messages(data, 0, LIMIT) == ([], 0)
+    assert whole_messages(whole + data, 0, LIMIT) == ([(True, b"{}")], len(whole))
+    assert begin_large_message(data, 0, LIMIT) is None
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda payload: frame(TEXT, payload)))
 def test_whatever_is_read_here_the_library_reads_alike(data: bytes) -> None:
     """Of any bytes, either nothing is taken or the very messages that the library finds."""
-    found = whole_messages(data, LIMIT)
-    if found is not None:
-        frames = by_the_library(data)
-        assert frames is not None
-        assert [(each.opcode is Opcode.TEXT, bytes(each.data)) for each in frames] == found
-        assert sum(wire_size(each) for each in frames) <= len(data)
+    found, end = whole_messages(data, 0, LIMIT)
+    frames = by_the_library(data[:end])
+    assert frames is not None
+    assert [(each.opcode is Opcode.TEXT, bytes(each.data)) for each in frames] == found
+    assert sum(wire_size(each) for each in frames) <= end
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 1000, 65536])
+def test_a_large_message_is_put_together_read_by_read(step: int) -> None:
+    """Cut anywhere, with a whole message before it and a part of another behind it."""
+    before, payload, behind = frame(TEXT, b"{}"), bytes(range(256)) * 200, frame(TEXT, b"[]")[:5]
+    data = before + frame(BINARY, payload) + behind
+    _, position = whole_messages(data[: len(before) + 20], 0, LIMIT)
+    assert position == len(before)
+    message = begin_large_message(data[: len(before) + 20], position, LIMIT)
+    assert message is not None
+    position += 20
+    while not message.done:
+        position += message.take(data[position : position + step])
+    assert (message.text, bytes(message.payload)) == (False, payload)
+    assert data[position:] == behind
+
+
+def test_what_is_announced_too_large_is_not_begun() -> None:
+    """The library refuses it, by its head."""
+    head = frame(BINARY, bytes(LIMIT + 1))[:100]
+    assert begin_large_message(head, 0, LIMIT) is None
+    assert begin_large_message(head, 0, LIMIT + 1) is not None
 
 
 @pytest.mark.parametrize("size", SIZES)

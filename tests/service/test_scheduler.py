@@ -196,6 +196,39 @@ def test_a_request_that_would_be_done_too_late_is_not_run() -> None:
     assert filled(request).take(1, now=0.85).requests == [request]
 
 
+def test_a_batch_is_done_by_the_earliest_deadline_in_it() -> None:
+    """Replies go out together: what would make one late waits for the next batch; what is late anyway is refused."""
+    requests = [
+        Waiting("a", deadline=1.0, cost=0.3),
+        *(Waiting("b", number, cost=0.3) for number in range(5)),
+    ]
+    queue = filled(*requests)
+    assert queue.take(8, now=0.0).requests == [requests[0], requests[1], requests[2]]
+    tight = Waiting("c", deadline=0.5, cost=0.3)
+    queue.admit(tight, now=-10.0)
+    batch = queue.take(8, now=0.0)
+    assert tight in batch.expired
+    assert len(batch.requests) == 3
+
+
+def test_a_deadline_counts_to_the_end_of_the_slice() -> None:
+    """Who is admitted into a slice of work is answered at its end, but never waits for more than there is."""
+    queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(Waiting("b", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
+    queue.admit(Waiting("b", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
+    filled().admit(Waiting("b", deadline=0.2, cost=0.1), now=0.0, slice_work=0.5)
+
+
+def test_a_round_is_one_request_of_each_client() -> None:
+    """It grows with the clients that wait, not with what one of them has piled up."""
+    queue = filled(*(Waiting("flood", number, cost=0.01) for number in range(50)))
+    assert queue.round == pytest.approx(0.01)
+    queue.admit(Waiting("b", cost=0.01), now=0.0)
+    assert queue.round == pytest.approx(0.02)
+    assert filled().round == 0
+
+
 def test_a_request_past_its_deadline_is_not_run() -> None:
     """It is handed out as expired, and takes no place in the batch."""
     late, timely, unbounded = Waiting("a", deadline=1.0), Waiting("b", deadline=3.0), Waiting("c")

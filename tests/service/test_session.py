@@ -6,6 +6,8 @@ import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 
+import cv2
+import numpy as np
 import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -25,6 +27,12 @@ DEFAULTS = {
     "deadline_ms": None,
 }
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
+
+
+def large_bitmap() -> bytes:
+    """An uncompressed image of 2 MB, in noise."""
+    pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
+    return cv2.imencode(".bmp", pixels)[1].tobytes()
 
 
 async def test_the_v1_session_of_an_existing_client(running: Running) -> None:
@@ -187,6 +195,18 @@ async def test_a_client_may_ask_for_more_than_may_be_in_flight(serve: Serve) -> 
         for number in range(50):
             await websocket.send(predict_message(id=number))
         assert [(await read(websocket))["id"] for _ in range(50)] == list(range(50))
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["bytes", "base64"])
+async def test_large_images_are_read_as_fast_as_they_are_worked_on(serve: Serve, as_text: bool) -> None:
+    """A client may send more of them than may wait: those beyond a few megabytes stay in the network."""
+    image = large_bitmap()
+    message = predict_message(image) if as_text else image
+    async with serve(max_waiting=3) as running, running.client() as websocket:
+        for _ in range(12):
+            await websocket.send(message)
+        assert [(await read(websocket))["status"] for _ in range(12)] == ["success"] * 12
+        assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
 async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Serve) -> None:
