@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -25,6 +26,11 @@ pytestmark = pytest.mark.endurance
 READY = '{"status":"ready"}'
 HEALTH = '{"command": "health"}'
 PREDICTIONS = 300
+
+# The backlog at which the journal stops to keep what it is given in memory, and some more; and that at which the outage
+# ends. 300,000 are some minutes at full speed.
+IN_MEMORY = 11_000
+OUTAGE_RECORDS = int(os.environ.get("VISIONAI_OUTAGE", "14000"))
 
 
 def _processes(server: PostgresServer) -> list[psutil.Process]:
@@ -101,6 +107,56 @@ async def test_predictions_go_on_without_the_database_and_are_stored_once_it_is_
         )
     rows = restartable_postgres.execute("SELECT prediction_uuid FROM predictions_log", database)
     assert Counter(UUID(str(row[0])) for row in rows) == Counter(UUID(each) for each in answered)
+
+
+async def _ask_until(websocket: ClientConnection, enough: asyncio.Event) -> int:
+    """How many predictions were answered with an id, one after the other."""
+    count = 0
+    while not enough.is_set():
+        reply = await ask(websocket, predict_message())
+        assert reply["prediction_id"] is not None
+        count += 1
+    return count
+
+
+async def test_memory_is_bounded_however_long_the_database_is_away(
+    start_process: StartProcess, restartable_postgres: PostgresServer, database: str
+) -> None:
+    """What memory is not meant for waits on the disk: of ten thousand records on, the backlog takes no more of it."""
+    service = start_process(DATABASE_URL=restartable_postgres.url(database), WORKERS="1")
+    worker = psutil.Process(service.process.pid).children()[0]
+    enough = asyncio.Event()
+    recover = await asyncio.to_thread(_stop, restartable_postgres)
+    try:
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connect(service.url)) for _ in range(32)]
+            for client in clients:
+                await read(client)
+            asking = [asyncio.create_task(_ask_until(client, enough)) for client in clients]
+            watch = await stack.enter_async_context(connect(service.url))
+            await read(watch)
+            memory = {}
+            for backlog in (IN_MEMORY, OUTAGE_RECORDS):
+                while (await ask(watch, HEALTH))["store"]["pending"] < backlog:
+                    assert not any(each.done() for each in asking)
+                    await asyncio.sleep(0.2)
+                memory[backlog] = worker.memory_full_info().uss
+            enough.set()
+            answered = sum(await asyncio.gather(*asking))
+    finally:
+        await asyncio.to_thread(recover)
+    grown = (memory[OUTAGE_RECORDS] - memory[IN_MEMORY]) / 2**20
+    print(f"{answered} records waited; memory grew by {grown:.1f} MB beyond the first {IN_MEMORY}")
+    assert grown < 8
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        async with asyncio.timeout(TIMEOUT + answered / 1000):
+            while (await ask(websocket, HEALTH))["store"]["pending"]:
+                await asyncio.sleep(0.2)
+    ((rows, ids),) = restartable_postgres.execute(
+        "SELECT count(*), count(DISTINCT prediction_uuid) FROM predictions_log", database
+    )
+    assert (rows, ids) == (answered, answered)
 
 
 async def test_predictions_go_on_with_a_full_disk_and_say_that_they_are_not_stored(
