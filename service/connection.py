@@ -139,6 +139,9 @@ class Connection(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""
         super().connection_lost(exc)
+        # What a message has of memory must not wait for the collector: a connection refers to itself.
+        self._large = self._fragments = None
+        self._unread.clear()
         for timer in (self._message_timer, self._send_timer, self._credential_timer):
             if timer is not None:
                 timer.cancel()
@@ -219,15 +222,17 @@ class Connection(ServerConnection):
 
     def _read_messages(self, data: bytes) -> int:
         """Take the messages that the library need not see. Returns where its part begins."""
-        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
-            return 0
         position = 0
         if self._large is not None:
+            # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
             position = self._large.take(data)
             if not self._large.done:
                 return position
             large, self._large = self._large, None
-            self._message(large.payload, text=large.text)
+            if self.protocol.state is State.OPEN:
+                self._message(large.payload, text=large.text)
+        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
+            return position
         messages, position = whole_messages(data, position, self._max_size)
         for text, message in messages:
             if self.protocol.state is not State.OPEN:
