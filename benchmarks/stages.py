@@ -23,8 +23,8 @@ import orjson
 
 # Stage, module, and the function in it. Functions that call each other may be of one stage.
 PATH: Final = (
-    ("websocket", "service.connection", "Connection.data_received"),
-    ("connection", "service.connection", "Connection._message"),
+    ("websocket", "service.messages", "MessageConnection.data_received"),
+    ("connection", "service.connection", "Connection.message_received"),
     ("connection", "service.connection", "Connection.settle"),
     ("write", "service.connection", "Connection._write"),
     ("json", "service.protocol", "parse_frame"),
@@ -186,7 +186,7 @@ class Stages:
 
 # Who calls a function on the path; those that the event loop calls are missing.
 _CALLERS: Final = {
-    "Connection._message": "websocket",
+    "Connection.message_received": "websocket",
     "Connection.settle": "deliver",
     "Connection._write": "connection",
     "parse_frame": "connection",

@@ -1,7 +1,7 @@
 """One client's connection: its frames become requests, and its replies go out in order.
 
-Messages are handled where the library parses them, not through its queue and a task that is woken for each. Replies
-are written from `settle`, on the event loop, as results come in; a reply that is ready waits for those before it.
+Messages are handled where they are read (`messages`). Replies are written from `settle`, on the event loop, as results
+come in; a reply that is ready waits for those before it.
 
 Flow control: a client that has `max_in_flight` requests or `MAX_UNANSWERED_BYTES` unanswered, or that does not read its
 replies, is not read from until it has caught up.
@@ -10,18 +10,15 @@ replies, is not read from until it has caught up.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import Event, State
+from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from service import protocol
 from service.errors import (
@@ -35,9 +32,10 @@ from service.errors import (
     Unauthorized,
 )
 from service.faces.tracking import FaceTracker
-from service.frames import LargeMessage, begin_large_message, text_frame, whole_messages, wire_size
+from service.frames import text_frame
 from service.images import ImageFile
 from service.lookups import History, Lookup, Stats
+from service.messages import MessageConnection
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Options, Predict, Query
 from service.security.gate import Visitor
@@ -45,7 +43,6 @@ from service.security.guard import PATIENCE, Guard, Rules
 from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
-_UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 # Bytes of one connection's images that may be unanswered: large ones are read as fast as they are worked on, and not in
 # order to be refused.
@@ -94,7 +91,7 @@ class Backend:
     rules: Rules
 
 
-class Connection(ServerConnection):
+class Connection(MessageConnection):
     """Serves one client, from `open` to the close."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -119,16 +116,8 @@ class Connection(ServerConnection):
         self._tracker: FaceTracker | None = None
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | ImageFile] = deque()
-        # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
-        self._unparsed = 0
-        self._large: LargeMessage | None = None
-        self._max_size = 0
-        self._fragments: bytearray | None = None
-        self._text_check: codecs.IncrementalDecoder | None = None
         self._reading_paused = False
-        # When a message began to come in that is not complete, and the timers that watch for what does not end.
-        self._incomplete_since = math.inf
-        self._message_timer: asyncio.TimerHandle | None = None
+        # What watches for what does not end.
         self._send_timer: asyncio.TimerHandle | None = None
         self._credential_timer: asyncio.TimerHandle | None = None
         # Whoever accepted the connection is told when it is gone, see `accept`.
@@ -139,10 +128,8 @@ class Connection(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""
         super().connection_lost(exc)
-        # What a message has of memory must not wait for the collector: a connection refers to itself.
-        self._large = self._fragments = None
-        self._unread.clear()
-        for timer in (self._message_timer, self._send_timer, self._credential_timer):
+        self._unread.clear()  # nor this, which may be megabytes, for the collector
+        for timer in (self._send_timer, self._credential_timer):
             if timer is not None:
                 timer.cancel()
         if self.on_lost is not None:
@@ -156,9 +143,7 @@ class Connection(ServerConnection):
         self._options = backend.options
         self.address = self.visitor.address
         self._backend = backend
-        self._max_size = self.protocol.max_message_size or sys.maxsize
-        # A client that did not wait for the handshake is left to the library, which has what it sent.
-        self._unparsed = len(self.protocol.reader.buffer)
+        self.take_messages(backend.rules.message_seconds)
         rules = backend.rules
         if rules.ask_anything:
             self._guard = Guard(rules, self.visitor.identity, time.perf_counter())
@@ -201,110 +186,17 @@ class Connection(ServerConnection):
 
     # Messages
 
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the network, and notice when they end amid a message."""
-        if self._backend is None:
-            super().data_received(data)
-            return
-        position = self._read_messages(data)
-        if position < len(data):
-            rest = data[position:] if position else data
-            self._unparsed += len(rest)
-            super().data_received(rest)
-        if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
-            self._incomplete_since = math.inf
-        elif self._incomplete_since == math.inf:
-            self._incomplete_since = self.loop.time()
-            if self._message_timer is None:
-                self._message_timer = self.loop.call_later(
-                    self._backend.rules.message_seconds, self._check_message
-                )
+    @property
+    def reading_paused(self) -> bool:
+        """Whether the client is not read from, until it has caught up."""
+        return self._reading_paused
 
-    def _read_messages(self, data: bytes) -> int:
-        """Take the messages that the library need not see. Returns where its part begins."""
-        position = 0
-        if self._large is not None:
-            # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
-            position = self._large.take(data)
-            if not self._large.done:
-                return position
-            large, self._large = self._large, None
-            if self.protocol.state is State.OPEN:
-                self._message(large.payload, text=large.text)
-        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
-            return position
-        messages, position = whole_messages(data, position, self._max_size)
-        for text, message in messages:
-            if self.protocol.state is not State.OPEN:
-                return len(data)
-            self._message(message, text=text)
-        if position < len(data):
-            self._large = begin_large_message(data, position, self._max_size)
-        return position if self._large is None else len(data)
+    def message_timed_out(self) -> None:
+        """A message has not come to its end."""
+        self._close("slow_writer", "a message did not come to its end")
 
-    def _check_message(self) -> None:
-        """The timer outlives the message that it was set for: one per message would cost more than it watches for."""
-        assert self._backend is not None
-        self._message_timer = None
-        if self._incomplete_since == math.inf:
-            return
-        if self._reading_paused:
-            self._incomplete_since = self.loop.time()  # it is we who do not read
-        remaining = self._incomplete_since + self._backend.rules.message_seconds - self.loop.time()
-        if remaining <= 0:
-            self._close("slow_writer", "a message did not come to its end")
-        else:
-            self._message_timer = self.loop.call_later(remaining, self._check_message)
-
-    def process_event(self, event: Event) -> None:
-        """Take a frame from the library's parser."""
-        if self._backend is None or not isinstance(event, Frame):
-            super().process_event(event)
-            return
-        self._unparsed -= wire_size(event)
-        opcode = event.opcode
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            if event.fin:
-                self._message(event.data, text=opcode is Opcode.TEXT)
-            else:
-                # The library bounds the sum of the fragments by its maximum message size.
-                self._fragments = bytearray()
-                self._text_check = _UTF8Decoder() if opcode is Opcode.TEXT else None
-                self._fragment(event.data)
-        elif opcode is Opcode.CONT:
-            assert self._fragments is not None, "the library admits a continuation only after a beginning"
-            self._fragment(event.data)
-            if event.fin and self.protocol.state is State.OPEN:
-                data, self._fragments = bytes(self._fragments), None
-                self._message(data, text=self._text_check is not None)
-        else:
-            super().process_event(event)
-
-    def _fragment(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep a part of a message. Text that can be no UTF-8 any longer is not waited for to its end."""
-        assert self._fragments is not None
-        self._fragments += data
-        if self._text_check is not None:
-            try:
-                self._text_check.decode(data)
-            except UnicodeDecodeError as exc:
-                self._fail_text(exc)
-
-    def _fail_text(self, exc: UnicodeDecodeError) -> None:
-        self.protocol.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
-        self.send_data()
-
-    def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
-        self._incomplete_since = math.inf  # what may have come of the next one is seen when all is read
-        message: str | ImageFile
-        if text:
-            try:
-                message = str(data, "utf-8")
-            except UnicodeDecodeError as exc:
-                self._fail_text(exc)
-                return
-        else:
-            message = data if isinstance(data, bytes | memoryview) else bytes(data)
+    def message_received(self, message: str | ImageFile) -> None:
+        """Serve a message, or keep it for when there is room."""
         if self._reading_paused:
             self._unread.append(message)
             return

@@ -1,0 +1,169 @@
+"""From a connection's bytes to its whole messages, by `frames` or by the library's parser, and with a time-out."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import math
+import sys
+from abc import abstractmethod
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import Event, State
+
+from service.frames import LargeMessage, begin_large_message, whole_messages, wire_size
+from service.images import ImageFile
+
+_UTF8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class MessageConnection(ServerConnection):
+    """Hands over each message where it was read, not through the library's queue and a task that is woken for each."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Seconds that a message may take to come in; None before the opening handshake is done.
+        self._message_seconds: float | None = None
+        self._max_size = 0
+        # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
+        self._unparsed = 0
+        self._large: LargeMessage | None = None
+        self._fragments: bytearray | None = None
+        self._text_check: codecs.IncrementalDecoder | None = None
+        # When a message began to come in that is not complete.
+        self._incomplete_since = math.inf
+        self._message_timer: asyncio.TimerHandle | None = None
+
+    @property
+    @abstractmethod
+    def reading_paused(self) -> bool:
+        """Whether the network is not read from just now."""
+
+    @abstractmethod
+    def message_received(self, message: str | ImageFile) -> None:
+        """Take a whole message: str of a text frame, bytes of a binary one."""
+
+    @abstractmethod
+    def message_timed_out(self) -> None:
+        """A message has not come to its end in the time that it may take."""
+
+    def take_messages(self, message_seconds: float) -> None:
+        """Hand over messages from here on. To be called right after the opening handshake."""
+        self._message_seconds = message_seconds
+        self._max_size = self.protocol.max_message_size or sys.maxsize
+        # A client that did not wait for the handshake is left to the library, which has what it sent.
+        self._unparsed = len(self.protocol.reader.buffer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The TCP connection is gone, whether or not it became a WebSocket."""
+        super().connection_lost(exc)
+        # What a message has of memory must not wait for the collector: a connection refers to itself.
+        self._large = self._fragments = None
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the network, and notice when they end amid a message."""
+        if self._message_seconds is None:
+            super().data_received(data)
+            return
+        position = self._read_messages(data)
+        if position < len(data):
+            rest = data[position:] if position else data
+            self._unparsed += len(rest)
+            super().data_received(rest)
+        if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
+            self._incomplete_since = math.inf
+        elif self._incomplete_since == math.inf:
+            self._incomplete_since = self.loop.time()
+            if self._message_timer is None:
+                self._message_timer = self.loop.call_later(self._message_seconds, self._check_message)
+
+    def _read_messages(self, data: bytes) -> int:
+        """Take the messages that the library need not see. Returns where its part begins."""
+        position = 0
+        if self._large is not None:
+            # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
+            position = self._large.take(data)
+            if not self._large.done:
+                return position
+            large, self._large = self._large, None
+            if self.protocol.state is State.OPEN:
+                self._message(large.payload, text=large.text)
+        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
+            return position
+        messages, position = whole_messages(data, position, self._max_size)
+        for text, message in messages:
+            if self.protocol.state is not State.OPEN:
+                return len(data)
+            self._message(message, text=text)
+        if position < len(data):
+            self._large = begin_large_message(data, position, self._max_size)
+        return position if self._large is None else len(data)
+
+    def _check_message(self) -> None:
+        """The timer outlives the message that it was set for: one per message would cost more than it watches for."""
+        assert self._message_seconds is not None
+        self._message_timer = None
+        if self._incomplete_since == math.inf:
+            return
+        if self.reading_paused:
+            self._incomplete_since = self.loop.time()  # it is we who do not read
+        remaining = self._incomplete_since + self._message_seconds - self.loop.time()
+        if remaining <= 0:
+            self.message_timed_out()
+        else:
+            self._message_timer = self.loop.call_later(remaining, self._check_message)
+
+    def process_event(self, event: Event) -> None:
+        """Take a frame from the library's parser."""
+        if self._message_seconds is None or not isinstance(event, Frame):
+            super().process_event(event)
+            return
+        self._unparsed -= wire_size(event)
+        opcode = event.opcode
+        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+            if event.fin:
+                self._message(event.data, text=opcode is Opcode.TEXT)
+            else:
+                # The library bounds the sum of the fragments by its maximum message size.
+                self._fragments = bytearray()
+                self._text_check = _UTF8Decoder() if opcode is Opcode.TEXT else None
+                self._fragment(event.data)
+        elif opcode is Opcode.CONT:
+            assert self._fragments is not None, "the library admits a continuation only after a beginning"
+            self._fragment(event.data)
+            if event.fin and self.protocol.state is State.OPEN:
+                data, self._fragments = bytes(self._fragments), None
+                self._message(data, text=self._text_check is not None)
+        else:
+            super().process_event(event)
+
+    def _fragment(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep a part of a message. Text that can be no UTF-8 any longer is not waited for to its end."""
+        assert self._fragments is not None
+        self._fragments += data
+        if self._text_check is not None:
+            try:
+                self._text_check.decode(data)
+            except UnicodeDecodeError as exc:
+                self._fail_text(exc)
+
+    def _fail_text(self, exc: UnicodeDecodeError) -> None:
+        self.protocol.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
+        self.send_data()
+
+    def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
+        self._incomplete_since = math.inf  # what may have come of the next one is seen when all is read
+        message: str | ImageFile
+        if text:
+            try:
+                message = str(data, "utf-8")
+            except UnicodeDecodeError as exc:
+                self._fail_text(exc)
+                return
+        else:
+            message = data if isinstance(data, bytes | memoryview) else bytes(data)
+        self.message_received(message)
