@@ -10,21 +10,29 @@ from pathlib import Path
 from benchmarks.load import LoadPlan, allow_open_files, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import WireClient
-from benchmarks.workload import make_workload
+from benchmarks.workload import SIZES, Detect, make_workload
+from service.cpus import available_cpus
+from service.engine.calibration import measure_apart
 
 _SETTLE_SECONDS = 1.0
+_MIXED_ROUNDS = 3
+_MIXED_DETECT: tuple[Detect, ...] = ("never", "auto")
 
 
 @dataclass(frozen=True, slots=True)
 class IdleResult:
     """Seconds from start to readiness; memory as PSS over all processes, in MB, in KB per idle connection.
 
+    `calibration_seconds` is what the first start on a machine takes more than any later one. `mixed_mb` is after rounds
+    of photos of every size, with and without a search for faces, whose tensors ONNX Runtime's arena has to hold.
     `cpu_share` is of one core, with the idle connections open.
     """
 
     ready_seconds: float
+    calibration_seconds: float
     fresh_mb: float
     loaded_mb: float
+    mixed_mb: list[float]
     connections: int
     connection_kb: float
     cpu_share: float
@@ -34,16 +42,31 @@ def measure_idle(model: Path, connections: int = 1000, seconds: float = 3.0) -> 
     """Start the service, load it with 64 clients, then leave it alone with many connections."""
     allow_open_files(connections)
     begun = time.perf_counter()
+    measure_apart(model, "cpu", available_cpus(), thorough=False)
+    calibration = time.perf_counter() - begun
+    begun = time.perf_counter()
     with started_service(model) as target:
         ready = time.perf_counter() - begun
         fresh = _memory(target)
         load(target, make_workload("64x64"), LoadPlan(clients=64, seconds=2.0, warmup=0.2))
-        return asyncio.run(_hold(target, connections, seconds, ready, fresh))
+        time.sleep(_SETTLE_SECONDS)  # what the load left is closed and written by then
+        loaded = _memory(target)
+        kb, share = asyncio.run(_hold(target, connections, seconds, loaded))
+        mixed = [_mixed(target) for _ in range(_MIXED_ROUNDS)]
+    return IdleResult(ready, calibration, fresh, loaded, mixed, connections, kb, share)
 
 
-async def _hold(target: Target, connections: int, seconds: float, ready: float, fresh: float) -> IdleResult:
-    await asyncio.sleep(_SETTLE_SECONDS)  # what the load left is closed and written by then
-    loaded = _memory(target)
+def _mixed(target: Target) -> float:
+    """Photos of every size, with and without a search for faces; the memory in use after them."""
+    for size in SIZES:
+        for detect in _MIXED_DETECT:
+            load(target, make_workload(size, detect=detect), LoadPlan(clients=16, seconds=1.0, warmup=0.2))
+    time.sleep(_SETTLE_SECONDS)
+    return _memory(target)
+
+
+async def _hold(target: Target, connections: int, seconds: float, loaded: float) -> tuple[float, float]:
+    """KB per idle connection, and CPU seconds per second with all of them open."""
     clients: list[WireClient] = []
     try:
         for _ in range(connections):
@@ -57,7 +80,7 @@ async def _hold(target: Target, connections: int, seconds: float, ready: float, 
     finally:
         for client in clients:
             client.close()
-    return IdleResult(ready, fresh, loaded, connections, (held - loaded) * 1024 / connections, share)
+    return (held - loaded) * 1024 / connections, share
 
 
 def _memory(target: Target) -> float:

@@ -322,9 +322,14 @@ def idle_grid(found: IdleResult) -> Grid:
     """Start-up and idle use."""
     rows = [
         ["from start to ready, interpreter included", f"{found.ready_seconds:.2f} s"],
+        ["calibration, at the first start on a machine", f"{found.calibration_seconds:.2f} s"],
         ["memory when ready (PSS, all processes)", f"{found.fresh_mb:.0f} MB"],
         ["memory after 64 clients' load", f"{found.loaded_mb:.0f} MB"],
         [f"memory per idle connection, of {found.connections}", f"{found.connection_kb:.1f} KB"],
+        [
+            "memory after rounds of photos, faces looked for",
+            ", ".join(f"{each:.0f}" for each in found.mixed_mb) + " MB",
+        ],
         ["CPU while idle", f"{found.cpu_share:.2%} of a core"],
     ]
     return Grid("idle", ["what", "measured"], rows)

@@ -113,7 +113,7 @@ async def _ask_until(websocket: ClientConnection, enough: asyncio.Event) -> int:
     """How many predictions were answered with an id, one after the other."""
     count = 0
     while not enough.is_set():
-        reply = await ask(websocket, predict_message())
+        reply = await ask(websocket, predict_message(detect="never"))
         assert reply.get("prediction_id") is not None, reply
         count += 1
     return count
