@@ -6,7 +6,9 @@ request's id.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -48,3 +50,22 @@ def configure_logging(level: str, form: LogFormat) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     # Alembic tells of each of its plugins; the store says itself what it migrated.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def silence_native_libraries() -> None:
+    """Drop what C libraries write to stderr by themselves; for a process of its own.
+
+    libpng and OpenCV complain there of every damaged image, as often as a client sends one: lines that are no log's,
+    and where nobody reads them, a pipe that fills up and holds up the process. The log, Python's own messages and the
+    trace of a crash (`faulthandler`) still go where stderr leads.
+    """
+    sys.stderr.flush()
+    kept = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = kept
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(kept)
+    faulthandler.enable(kept)

@@ -16,6 +16,7 @@ from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector
+from service.logs import silence_native_libraries
 from service.metrics import Metrics, SharedCells
 from service.modelfile import check_source, resolve_detector, resolve_model
 from service.security.perimeter import Perimeter
@@ -98,6 +99,7 @@ def run_worker(
     """
     # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_native_libraries()
     try:
         engine = load_engine(settings)
         if labels is not None and tuple(engine.card.labels) != labels:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
+import cv2
+import numpy as np
 import orjson
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -108,6 +110,29 @@ def test_the_log_of_a_service_is_json_where_it_is_asked_for(start_process: Start
     _, err = service.process.communicate(timeout=TIMEOUT)
     lines = [orjson.loads(line) for line in err.splitlines()]
     assert any("migrated" in line["message"] for line in lines)
+
+
+def _damaged_pictures() -> Iterator[bytes]:
+    """A PNG with a hole in its picture, and a BMP of a kind there is not: libpng and OpenCV complain of them."""
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    yield png[:200] + bytes(2000) + png[2200:]
+    bitmap = bytearray(cv2.imencode(".bmp", pixels)[1].tobytes())
+    bitmap[30] = 77  # the kind of compression
+    yield bytes(bitmap)
+
+
+def test_damaged_images_leave_nothing_in_the_log(start_process: StartProcess) -> None:
+    """The C libraries' complaints would be lines that no program can read, as many as a client likes."""
+    service = start_process(WORKERS="1", LOG_FORMAT="json")
+    with connect(service.url) as websocket:
+        websocket.recv()
+        for picture in _damaged_pictures():
+            websocket.send(picture)
+            assert orjson.loads(websocket.recv())["code"] == "invalid_image"
+    service.process.terminate()
+    _, err = service.process.communicate(timeout=TIMEOUT)
+    assert err == ""
 
 
 class _Collector:
