@@ -60,7 +60,7 @@ def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
 
 # Nothing is read while the event loop works. So it works for about this long at a time, in seconds, and looks at the
 # network in between; a request that takes longer is worked on alone.
-SLICE = 0.002
+SLICE = 0.0015
 
 # Each look at the network costs, and leaves the caches cold. With many clients waiting a slice is this share of a
 # round, in which each of them has its turn, up to the longest: whoever arrives meanwhile waits longer for those before

@@ -16,6 +16,10 @@ from websockets.protocol import Event, State
 from service.frames import LargeMessage, begin_large_message, whole_messages, wire_size
 from service.images import ImageFile
 
+# uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served. A
+# large message is read so many bytes at a turn of the event loop.
+_BYTES_PER_TURN = 512 * 1024
+
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -30,6 +34,7 @@ class MessageConnection(ServerConnection):
         # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
         self._unparsed = 0
         self._large: LargeMessage | None = None
+        self._bytes_this_turn = 0
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
         # When a message began to come in that is not complete.
@@ -87,6 +92,7 @@ class MessageConnection(ServerConnection):
         if self._large is not None:
             # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
             position = self._large.take(data)
+            self._let_others_go_first(position)
             if not self._large.done:
                 return position
             large, self._large = self._large, None
@@ -102,6 +108,18 @@ class MessageConnection(ServerConnection):
         if position < len(data):
             self._large = begin_large_message(data, position, self._max_size)
         return position if self._large is None else len(data)
+
+    def _let_others_go_first(self, taken: int) -> None:
+        if not self._bytes_this_turn:
+            self.loop.call_soon(self._next_turn)
+        self._bytes_this_turn += taken
+        if self._bytes_this_turn >= _BYTES_PER_TURN and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _next_turn(self) -> None:
+        self._bytes_this_turn = 0
+        if not self.reading_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _check_message(self) -> None:
         """The timer outlives the message that it was set for: one per message would cost more than it watches for."""

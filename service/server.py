@@ -53,7 +53,7 @@ _GAUGE_SECONDS = 0.5
 # decoding a file larger than this, and the search for small faces in an image of more pixels a side than this.
 _INLINE_BYTES = 400_000
 _INLINE_DETECT_SIDE = 800
-_LARGE_IMAGE_NICENESS = 5
+_LARGE_IMAGE_NICENESS = 10
 # Smaller files are no large images: their headers need not be looked at.
 _PEEK_FROM = 8_000
 

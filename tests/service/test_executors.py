@@ -314,9 +314,9 @@ async def test_the_event_loop_is_not_held_up_by_a_backlog(engine: Engine) -> Non
 
 
 def test_a_slice_is_half_of_a_round_within_bounds() -> None:
-    """When few clients wait the network is looked at every 2 ms, when many do every 8 ms at most."""
+    """When few clients wait the network is looked at every 1.5 ms, when many do every 8 ms at most."""
     assert [slice_seconds(each) for each in (0.0, 0.001, 0.004, 0.010, 0.016, 10.0)] == [
-        0.002, 0.002, 0.002, 0.005, 0.008, 0.008,
+        0.0015, 0.0015, 0.002, 0.005, 0.008, 0.008,
     ]  # fmt: skip
 
 
