@@ -21,7 +21,7 @@ def resolve_model(model_path: Path) -> Path:
     if model_path.suffix == ".onnx":
         if model_path.is_file():
             return model_path
-        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check MODEL_PATH"
+        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check the path"
         raise StartupError(f"the model {model_path} does not exist: {hint}")
     beside = model_path.with_suffix(".onnx")
     built = DEFAULT_MODEL.parent / beside.name
@@ -29,7 +29,7 @@ def resolve_model(model_path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise StartupError(
-        f"MODEL_PATH={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
+        f"{model_path} is served as ONNX, and neither {beside} nor {built} exists: "
         f"build it with `{_conversion(model_path, built)}`"
     )
 
