@@ -29,6 +29,7 @@ from service.engine import Engine
 from service.errors import RequestError, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
+from service.handshakes import Handshakes
 from service.images.decode import peek_size
 from service.lookups import Lookup, reader
 from service.metrics import Gauge, Metrics, SharedCells
@@ -85,6 +86,7 @@ class Service:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
+        self._handshakes = Handshakes()
         self._in_flight = 0
         self._draining = False
         self._hurried = False
@@ -161,7 +163,7 @@ class Service:
             compression=None,  # a JPEG does not compress; it costs memory and latency
             max_size=self._settings.max_message_bytes,
             backlog=BACKLOG,
-            create_connection=Connection,
+            create_connection=self._handshakes.begin,  # type: ignore[arg-type]
             select_subprotocol=_select_subprotocol,
             logger=_connection_log(),
             ssl=None if self._perimeter.certificate is None else self._perimeter.certificate.context,
@@ -170,11 +172,11 @@ class Service:
             ping_timeout=self._settings.ping_seconds or None,
         )
 
-    async def _drain(self, servers: Sequence[Server]) -> None:
+    async def _drain(self, servers: list[Server]) -> None:
         """Shut down without losing an answer. The order matters:
 
         1. Readiness turns, and new requests are refused as `shutting_down`.
-        2. No new connections.
+        2. No new connections; those that were accepted are greeted.
         3. Requests in flight are answered, within `drain_seconds`.
         4. What no executor has begun by then is refused.
         5. Connections are closed with 1001.
@@ -183,8 +185,7 @@ class Service:
         """
         self._draining = True
         self._set_gauges()
-        for server in servers:
-            server.server.close()
+        await self._handshakes.finish(servers)
         if self._in_flight and not self._hurried:
             self._settled = self._loop.create_future()
             await asyncio.wait([self._settled], timeout=self._settings.drain_seconds)
@@ -231,6 +232,7 @@ class Service:
         self._metrics.set(Gauge.CONNECTIONS, len(self._connections))
         try:
             connection.open(self._backends[self._chooser.next()], self._welcome)
+            self._handshakes.end(connection)
             await connection.wait_closed()
         finally:
             self._connections.discard(connection)
