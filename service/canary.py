@@ -51,7 +51,7 @@ def check_canary(settings: Settings) -> None:
     if settings.canary_model_path is None:
         return
     try:
-        resolve_model(settings.canary_model_path)
+        resolve_model(settings.canary_model_path, "CANARY_MODEL_PATH")
         if settings.provider != "cpu":  # the reference, which the others are held against
             calibrated(replace(settings, model_path=settings.canary_model_path))
     except StartupError as exc:
