@@ -125,7 +125,10 @@ class Host:
         self._starts += 1
         inside = ["nsenter", "--net", "--target", str(process.pid), "ip"]
         name = self._cable
-        _run(*f"ip link add {name} type veth peer name eth0 netns {process.pid}".split())
+        # The same network card as before: to neighbours that know another one for the address, the host would be dead
+        # until they ask again, which takes half a minute.
+        card = f"02:00:00:00:00:{10 + self.number:02x}"
+        _run(*f"ip link add {name} type veth peer name eth0 address {card} netns {process.pid}".split())
         _run(*f"ip link set {name} master hub up".split())
         _run(*inside, *f"address add {self.address.split(':')[0]}/24 dev eth0".split())
         _run(*inside, *["link", "set", "eth0", "up"])
