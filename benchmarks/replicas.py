@@ -52,8 +52,8 @@ class Phase:
     """What clients saw from an event until the next.
 
     `recovery_s` is from the event to the answer of the last late request; 0 if none was late. Of an event in several
-    parts, a replica after the other, it is the longest. Percentiles are in milliseconds, of the requests sent later than
-    that.
+    parts, a replica after the other, it is the longest. Percentiles are in milliseconds, of the requests sent later
+    than that.
     """
 
     event: str
@@ -149,7 +149,8 @@ async def _play(
     crowd: _Crowd, hosts: Sequence[Host], seconds: float, tell: Callable[[str], None]
 ) -> list[tuple[str, list[float]]]:
     """The events, with when each of their parts began, and when the last ended."""
-    first, last = hosts[0], hosts[-1]
+    # After the roll the first has clients again: those of replicas that went after it. The last has none.
+    first = hosts[0]
     moments: list[float] = []
 
     async def settle() -> None:
@@ -181,11 +182,11 @@ async def _play(
             await settle()
 
     async def cut() -> None:
-        await asyncio.to_thread(last.cut)
+        await asyncio.to_thread(first.cut)
         await settle()
 
     async def mend() -> None:
-        await asyncio.to_thread(last.mend)
+        await asyncio.to_thread(first.mend)
         await settle()
 
     running = asyncio.create_task(crowd.run())
