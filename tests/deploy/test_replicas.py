@@ -17,11 +17,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60 * float(os.environ.get("TEST_TIME_UNIT", "1"))
+# From the loss of a replica to the last late answer, in seconds.
+RECOVERY = 2 * float(os.environ.get("TEST_TIME_UNIT", "1"))
 
 
 def test_no_request_fails_and_none_is_stored_twice_while_replicas_come_and_go() -> None:
     """One is killed, all reload, all are stopped and started, one is cut off: clients of the library notice nothing."""
-    command = "replicas --replicas 2 --seconds 1.5 --rate 40 --clients 8 --no-scale --json"
+    command = "replicas --replicas 2 --seconds 2.5 --rate 40 --clients 8 --no-scale --json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *command.split()],
         cwd=ROOT,
@@ -32,6 +34,7 @@ def test_no_request_fails_and_none_is_stored_twice_while_replicas_come_and_go() 
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)["failover"]
     assert [phase["failed"] for phase in found["phases"]] == [0] * 7
+    assert max(phase["recovery_s"] for phase in found["phases"]) < RECOVERY
     assert (found["missing"], found["twice"], found["errors"]) == (0, 0, [])
     assert found["acknowledged"] > 0
 
