@@ -75,7 +75,9 @@ async def test_a_share_of_the_connections_is_served_by_the_canary(
     start_process: StartProcess, tmp_path: Path, canary: Path
 ) -> None:
     """Exactly the share; replies, rows, `models`, `model_info`, health and metrics all name the versions."""
-    service = start_process(WORKERS="1", CANARY_MODEL_PATH=str(canary), CANARY_PERCENT="25")
+    service = start_process(
+        WORKERS="1", CANARY_MODEL_PATH=str(canary), CANARY_PERCENT="25", MAX_WAIT_MS="1000000"
+    )
     replies = []
     async with AsyncExitStack() as stack:
         clients = await open_clients(service, stack, 8)
@@ -113,7 +115,9 @@ async def test_every_layout_serves_both(
     start_process: StartProcess, tmp_path: Path, canary: Path, layout: dict[str, str]
 ) -> None:
     """With threads and with several workers: each row is of the version that its reply names."""
-    service = start_process(CANARY_MODEL_PATH=str(canary), CANARY_PERCENT="50", **layout)
+    service = start_process(
+        CANARY_MODEL_PATH=str(canary), CANARY_PERCENT="50", MAX_WAIT_MS="1000000", **layout
+    )
     answered: dict[UUID, str] = {}
     async with AsyncExitStack() as stack:
         clients = await open_clients(service, stack, 12)
@@ -123,6 +127,7 @@ async def test_every_layout_serves_both(
         for client in clients:
             for _ in range(4):
                 reply = await read(client)
+                assert reply["status"] == "success", reply
                 answered[UUID(reply["prediction_id"])] = reply["model_version_tag"]
     assert set(answered.values()) == {VERSION, OTHER_VERSION}
     service.process.terminate()
@@ -298,6 +303,7 @@ async def test_a_canary_that_fails_fails_its_own_requests_only(
         WORKERS="1",
         CANARY_MODEL_PATH=str(canary),
         CANARY_PERCENT="50",
+        MAX_WAIT_MS="1000000",
         faults=f"""
 from service.engine import Engine
 run = Engine.run
