@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -473,6 +474,8 @@ def _show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:
 
 def main() -> None:
     """Run the command line; a server that cannot be reached or started is one line and exit code 3."""
+    # As Ctrl-C does: what was started is stopped, and folders are removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except (ConnectionLost, StartupError, RuntimeError) as exc:

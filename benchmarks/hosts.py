@@ -1,7 +1,7 @@
 """Hosts on this machine: network namespaces on a bridge, each with a replica of the service, and HAProxy before them.
 
-`enter` moves the whole command into a namespace of its own first, so that nothing of it is seen outside, and all of
-it is gone when the command ends, however it ends. The hosts' cables can be cut.
+`enter` moves the whole command into namespaces of its own first, of networks and of processes, so that nothing of it is
+seen outside, and all of it is gone when the command ends, however it ends. The hosts' cables can be cut.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,18 @@ _HUB, _SUBNET, _PORT = "10.77.0.1", "10.77.0", 8000
 _INSIDE = "VISIONAI_BENCH_NAMESPACE"
 _START_SECONDS = 60.0
 
+# For the folders to be removed and the servers to be stopped, when the command is ended early.
+_CLEAN_UP_SECONDS = 20.0
+
 
 def enter() -> None:
-    """Start this command again inside a network namespace, unless it is in one; does not return then.
+    """Start this command again inside namespaces, unless it is in them; ends with its exit code then.
 
     Raises:
         RuntimeError: this machine has not what it takes; says what is missing.
     """
     if os.environ.get(_INSIDE):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "link", "add", "hub", "type", "bridge")
         _run("ip", "address", "add", f"{_HUB}/24", "dev", "hub")
@@ -45,10 +50,30 @@ def enter() -> None:
         raise RuntimeError(f"missing: {', '.join(missing)} (apt-get install util-linux iproute2 haproxy)")
     # Who is not root becomes root of a user namespace, where the system allows that.
     become = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    if subprocess.run(["unshare", *become, "--net", "true"], capture_output=True, check=False).returncode:
-        raise RuntimeError("network namespaces are not allowed here; try as root")
-    command = ["unshare", *become, "--net", sys.executable, "-m", "benchmarks", *sys.argv[1:]]
-    os.execvpe("unshare", command, os.environ | {_INSIDE: "1"})
+    # The first process of a namespace of processes takes all others with it when it ends: PostgreSQL and the replicas,
+    # which have sessions of their own, too.
+    unshare = ["unshare", *become, "--net", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        raise RuntimeError("namespaces of networks and processes are not allowed here; try as root")
+    raise SystemExit(_run_inside([*unshare, sys.executable, "-m", "benchmarks", *sys.argv[1:]]))
+
+
+def _run_inside(command: Sequence[str]) -> int:
+    """Run the command with a pipe that closes when this process ends, however it ends; its exit code."""
+    with subprocess.Popen(command, env=os.environ | {_INSIDE: "1"}, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        try:
+            return process.wait()
+        finally:  # on SIGTERM and Ctrl-C, which raise; it cleans up, and is waited for
+            process.stdin.close()
+
+
+def _end_with_parent() -> None:
+    """Wait until the process outside is gone or says so; then clean up, and end in any case."""
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_CLEAN_UP_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _run(*command: str) -> None:
@@ -100,7 +125,10 @@ class Host:
         self._starts += 1
         inside = ["nsenter", "--net", "--target", str(process.pid), "ip"]
         name = self._cable
-        _run(*f"ip link add {name} type veth peer name eth0 netns {process.pid}".split())
+        # The same network card as before: to neighbours that know another one for the address, the host would be dead
+        # until they ask again, which takes half a minute.
+        card = f"02:00:00:00:00:{10 + self.number:02x}"
+        _run(*f"ip link add {name} type veth peer name eth0 address {card} netns {process.pid}".split())
         _run(*f"ip link set {name} master hub up".split())
         _run(*inside, *f"address add {self.address.split(':')[0]}/24 dev eth0".split())
         _run(*inside, *["link", "set", "eth0", "up"])

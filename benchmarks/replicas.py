@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -40,13 +41,19 @@ class Sent:
     prediction_id: UUID | None
     error: str | None
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it took longer than any that only waited for its turn."""
+        return self.done - self.at > LATE_SECONDS
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
     """What clients saw from an event until the next.
 
-    `recovery_s` is from the event to the answer of the last late request; 0 if none was late. Percentiles are in
-    milliseconds, of the requests sent later than that.
+    `recovery_s` is from the event to the answer of the last late request; 0 if none was late. Of an event in several
+    parts, a replica after the other, it is the longest. Percentiles are in milliseconds, of the requests sent later
+    than that.
     """
 
     event: str
@@ -130,7 +137,7 @@ def failover(
         counts = _stored(database, acknowledged)
     return Failover(
         replicas,
-        [_phase(name, begin, end, crowd.sent) for name, begin, end in events],
+        [_phase(name, moments, crowd.sent) for name, moments in events],
         len(acknowledged),
         sum(count == 0 for count in counts),
         sum(count > 1 for count in counts),
@@ -140,12 +147,17 @@ def failover(
 
 async def _play(
     crowd: _Crowd, hosts: Sequence[Host], seconds: float, tell: Callable[[str], None]
-) -> list[tuple[str, float, float]]:
-    """The events, with when each began and ended."""
-    first, last = hosts[0], hosts[-1]
+) -> list[tuple[str, list[float]]]:
+    """The events, with when each of their parts began, and when the last ended."""
+    # After the roll the first has clients again: those of replicas that went after it. The last has none.
+    first = hosts[0]
+    moments: list[float] = []
 
     async def settle() -> None:
         await asyncio.sleep(seconds)
+
+    def part() -> None:
+        moments.append(time.monotonic())
 
     async def kill() -> None:
         await asyncio.to_thread(first.kill)
@@ -157,21 +169,24 @@ async def _play(
 
     async def reload() -> None:
         for host in hosts:
+            part()
             host.signal(signal.SIGHUP)
             await settle()
 
     async def roll() -> None:
         for host in hosts:
+            part()
             await asyncio.to_thread(host.stop)
+            part()
             await asyncio.to_thread(host.start)
             await settle()
 
     async def cut() -> None:
-        await asyncio.to_thread(last.cut)
+        await asyncio.to_thread(first.cut)
         await settle()
 
     async def mend() -> None:
-        await asyncio.to_thread(last.mend)
+        await asyncio.to_thread(first.mend)
         await settle()
 
     running = asyncio.create_task(crowd.run())
@@ -186,22 +201,34 @@ async def _play(
         ("it is mended", mend),
     ):
         tell(name)
-        begin = time.monotonic()
+        moments = []
+        part()
         await play()
-        events.append((name, begin, time.monotonic()))
+        part()
+        events.append((name, moments))
     crowd.stop()
     await running
     return events
 
 
-def _phase(event: str, begin: float, end: float, sent: Sequence[Sent]) -> Phase:
-    # What was under way at the event belongs to it: it is what the event hits.
-    own = [each for each in sent if begin <= each.done and each.at < end]
-    late = [each for each in own if each.done - each.at > LATE_SECONDS]
-    recovered = max((each.done for each in late), default=begin)
-    after = latency([each.done - each.at for each in own if each.at >= recovered])
-    failed = sum(each.error is not None for each in own)
-    return Phase(event, len(own), failed, len(late), recovered - begin, after.p50, after.p99)
+def _phase(event: str, moments: Sequence[float], sent: Sequence[Sent]) -> Phase:
+    """What came of an event; `moments` are when its parts began, and when the last one ended."""
+    own = _under_way(sent, moments[0], moments[-1])
+    recovery = 0.0
+    calm: list[float] = []
+    for begin, end in pairwise(moments):
+        part = _under_way(sent, begin, end)
+        recovered = max((each.done for each in part if each.is_late), default=begin)
+        recovery = max(recovery, recovered - begin)
+        calm += [each.done - each.at for each in part if each.at >= recovered]
+    after = latency(calm)
+    failed, late = sum(each.error is not None for each in own), sum(each.is_late for each in own)
+    return Phase(event, len(own), failed, late, recovery, after.p50, after.p99)
+
+
+def _under_way(sent: Sequence[Sent], begin: float, end: float) -> list[Sent]:
+    """With those that were under way at the beginning: they are what an event hits."""
+    return [each for each in sent if begin <= each.done and each.at < end]
 
 
 def _hosts(count: int, folder: Path, database: str) -> list[Host]:

@@ -43,8 +43,8 @@ def _without_store() -> None:
 def _profiled(file: Path) -> None:
     from benchmarks.stages import Stages
 
-    supervisor: Any = importlib.import_module("service.supervisor")
-    run_worker = supervisor.run_worker
+    workers: Any = importlib.import_module("service.workers")
+    run_worker = workers.run_worker
     stages = Stages()
 
     def run(*args: Any) -> int:
@@ -55,7 +55,7 @@ def _profiled(file: Path) -> None:
         finally:
             file.write_bytes(stages.to_json())
 
-    supervisor.run_worker = run
+    workers.run_worker = run
 
 
 def main(arguments: Sequence[str]) -> int:

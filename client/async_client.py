@@ -70,7 +70,7 @@ class AsyncClient:
         token: a JSON Web Token or API key, for servers that ask for one.
         timeout: seconds until a request fails with `DeadlineExceeded`, retries included.
         connect_timeout: seconds for one attempt to connect.
-        retry: how often and how soon to try again. The very first connection is tried once.
+        retry: how often and how soon to try again. Until a server has greeted, connecting is tried once.
         keepalive: seconds between pings, and until a missing pong means that the connection is lost.
 
     Raises:
@@ -331,6 +331,8 @@ class AsyncClient:
                 connection = await Connection.open(
                     self.url, token=self._token, timeout=self._connect_timeout, keepalive=self._keepalive
                 )
+                # Greeted: it is the right address, whatever becomes of this connection.
+                self._was_connected, attempts = True, self._retry.attempts
                 try:
                     await self._introduce(connection)
                 except BaseException:
@@ -344,7 +346,6 @@ class AsyncClient:
             else:
                 self._obstacle = None
                 self._connection = connection
-                self._was_connected = True
                 return connection
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")

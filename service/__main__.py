@@ -101,12 +101,15 @@ def _start(arguments: argparse.Namespace) -> int:
         tune(settings)
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
+    from service.canary import check_canary
     from service.engine.calibration import calibrated
     from service.security.exposure import warn_if_exposed
     from service.supervisor import Supervisor
 
     warn_if_exposed(settings)
-    return Supervisor(calibrated(settings)).run()
+    settings = calibrated(settings)
+    check_canary(settings)
+    return Supervisor(settings).run()
 
 
 def _reload(settings: Settings) -> int:
@@ -120,7 +123,8 @@ def _reload(settings: Settings) -> int:
     if outcome.error is not None:
         print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
         return _EXIT_NOT_RELOADED
-    print(f"reloaded: model {outcome.version_tag}")
+    canary = "" if outcome.canary_tag is None else f", canary {outcome.canary_tag}"
+    print(f"reloaded: model {outcome.version_tag}{canary}")
     return 0
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
-from service.predictor import Client, Predictor, Request
+from service.predictor import Batches, Client, Request
 from service.scheduler import Batch, CostModel, MicroBatchQueue, share
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class InlineExecutor:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Batches,
         *,
         max_batch: int,
         capacity: int,
@@ -204,7 +204,7 @@ class ThreadExecutors:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Batches,
         *,
         count: int,
         max_batch: int,

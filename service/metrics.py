@@ -26,8 +26,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from service.errors import ERROR_CODES
+from service.errors import ERROR_CODES, Internal
 from service.predictor import Request
+from service.versions import SharedVersions
 
 _DURATIONS = (
     0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005,
@@ -121,6 +122,7 @@ class SharedCells:
 
     def __init__(self, workers: int) -> None:
         self.reloads = Reloads()
+        self.versions = SharedVersions(workers)
         self._workers = workers
         self._array = RawArray(c_double, workers * self._ROW)
         self._addresses = RawArray(c_uint32, workers * ADDRESS_CELLS)
@@ -160,12 +162,20 @@ class Metrics(Collector):
         labels: what the model tells apart.
         shared: the memory of all workers.
         worker: which row is this process'.
+        versions: the tags of the versions that it serves, by their numbers.
     """
 
-    def __init__(self, labels: Sequence[str], shared: SharedCells | None = None, worker: int = 0) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        shared: SharedCells | None = None,
+        worker: int = 0,
+        versions: Sequence[str] = ("unknown",),
+    ) -> None:
         self._layout = _Layout(labels)
         self._shared = shared or SharedCells(1)
         self.reloads = self._shared.reloads
+        self._versions = self._shared.versions.counting(worker, versions)
         self._cells = self._shared.row(worker)
         self._rows = self._shared.rows()
         self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
@@ -185,9 +195,12 @@ class Metrics(Collector):
             if timing is None:
                 assert request.error is not None
                 self.failed(request.error)
+                if request.error == Internal.code:
+                    self._versions.failed(request.version)
                 continue
             assert request.emotion is not None
             cells[self._emotion_cell[request.emotion]] += 1
+            self._versions.predicted(request.version, timing.inference / 1000 / timing.batch_size)
             if not request.stored:
                 cells[layout.unstored] += 1
             self._observe_duration(0, timing.decode / 1000)
@@ -245,6 +258,7 @@ class Metrics(Collector):
         for label, cell in self._emotion_cell.items():
             predictions.add_metric([label], self._sum(cell))
         yield predictions
+        yield from self._by_version()
         errors = CounterMetricFamily(
             "visionai_errors", "Requests answered with an error, by code", labels=["code"]
         )
@@ -291,6 +305,23 @@ class Metrics(Collector):
         reloads.add_metric(["failed"], self.reloads.failed)
         yield reloads
         yield from self._gauges()
+
+    def _by_version(self) -> Iterator[Metric]:
+        predictions, failures, seconds = (
+            CounterMetricFamily(
+                f"visionai_version_{name}", f"{documentation}, by version of the model", labels=["version"]
+            )
+            for name, documentation in (
+                ("predictions", "Predictions answered"),
+                ("failures", "Requests that failed as `internal`"),
+                ("inference_seconds", "Time in the model, of predictions answered"),
+            )
+        )
+        for tag, counts in self._shared.versions.totals().items():
+            predictions.add_metric([tag], counts.predictions)
+            failures.add_metric([tag], counts.failures)
+            seconds.add_metric([tag], counts.seconds)
+        yield from (predictions, failures, seconds)
 
     def _gauges(self) -> Iterator[Metric]:
         for gauge, name, documentation in (

@@ -10,10 +10,11 @@ from service.errors import StartupError
 from service.settings import DEFAULT_MODEL
 
 
-def resolve_model(model_path: Path) -> Path:
+def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     """The ONNX file to serve: `model_path` itself, or what a Keras file was converted to.
 
-    A converted file is looked for beside the Keras file and in models/build/, under the same name.
+    A converted file is looked for beside the Keras file and in models/build/, under the same name. `setting` is what
+    names the path.
 
     Raises:
         StartupError: there is none; says how to make it.
@@ -21,7 +22,7 @@ def resolve_model(model_path: Path) -> Path:
     if model_path.suffix == ".onnx":
         if model_path.is_file():
             return model_path
-        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else "check MODEL_PATH"
+        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else f"check {setting}"
         raise StartupError(f"the model {model_path} does not exist: {hint}")
     beside = model_path.with_suffix(".onnx")
     built = DEFAULT_MODEL.parent / beside.name
@@ -29,7 +30,7 @@ def resolve_model(model_path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise StartupError(
-        f"MODEL_PATH={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
+        f"{setting}={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
         f"build it with `{_conversion(model_path, built)}`"
     )
 

@@ -42,6 +42,16 @@ class Client(Hashable, Protocol):
     prediction_ids: PredictionIds
 
 
+class Batches(Protocol):
+    """What executors work with: `Predictor`, or several of them, see `canary`. Each caller brings its own buffer."""
+
+    def make_buffer(self, max_batch: int) -> npt.NDArray[np.uint8]:
+        """What `serve` needs for batches of up to `max_batch` faces at a time."""
+
+    def serve(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
+        """Answer every request of a batch. Does not raise."""
+
+
 class Recorder(Protocol):
     """Where predictions are stored."""
 
@@ -55,6 +65,7 @@ class Request:
 
     `in_order` is false if its reply may overtake others of its client. `user` is who it is stored for; None for
     anybody. A `tracker` follows its faces through a stream, and smooths their scores over `smoothing` seconds.
+    `version` is the number of the model that answers it, see `canary`.
 
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
     """
@@ -71,6 +82,7 @@ class Request:
     user: str | None = None
     tracker: FaceTracker | None = None
     smoothing: float | None = None
+    version: int = 0
     size: int = field(init=False)
     cost: float = 0.0
     reply: bytes | None = None
@@ -117,8 +129,13 @@ class Predictor:
 
     def make_buffer(self, max_batch: int) -> npt.NDArray[np.uint8]:
         """A model input for batches of up to `max_batch` faces: uint8 [max_batch, height, width, channels]."""
+        return np.empty((max_batch, *self.input_shape), np.uint8)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one face as the model takes it."""
         shape = self._decoder.shape
-        return np.empty((max_batch, shape.height, shape.width, shape.channels), np.uint8)
+        return shape.height, shape.width, shape.channels
 
     def serve(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
         """Answer every request of a batch. Does not raise."""

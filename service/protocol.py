@@ -457,11 +457,13 @@ def health_reply(
     store: Mapping[str, Any],
     request_id: RequestId,
     *,
+    models: Sequence[Mapping[str, Any]],
     reload_error: str | None = None,
 ) -> bytes:
     """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it.
 
-    `reload_error` says why the last reload left the old model serving; the field is there only then.
+    `models` are the versions that are served, each with its share of the connections. `reload_error` says why the last
+    reload left the old model serving; the field is there only then.
     """
     reply = {
         "type": "health",
@@ -470,6 +472,7 @@ def health_reply(
         "timestamp": naive_utc(now),
         "clients_connected": clients,
         "store": store,
+        "models": models,
     }
     if reload_error is not None:
         reply["reload_error"] = reload_error

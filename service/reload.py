@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from service.canary import check_canary
 from service.engine.calibration import calibrated
 from service.errors import StartupError
 from service.settings import Settings, load_settings
@@ -30,10 +31,11 @@ _FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a reload went: the model that is served now, and why it is not the one that was asked for."""
+    """How a reload went: what is served now, and why it is not what was asked for. `canary_tag` is None for none."""
 
     version_tag: str
     error: str | None
+    canary_tag: str | None = None
 
 
 def reloaded(current: Settings) -> Settings:
@@ -44,6 +46,7 @@ def reloaded(current: Settings) -> Settings:
     """
     fresh = load_settings()
     fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers))
+    check_canary(fresh)
     kept = {name: getattr(current, name) for name in _FIXED}
     changed = [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]
     # The command line may have set these over what is in .env.
@@ -105,7 +108,7 @@ class ControlSocket:
 
     def answer(self, outcome: Outcome) -> None:
         """Tell all who asked."""
-        line = orjson.dumps({"version_tag": outcome.version_tag, "error": outcome.error}) + b"\n"
+        line = orjson.dumps(outcome) + b"\n"
         for connection in self._asking:
             with connection, contextlib.suppress(OSError):  # it may not have waited
                 connection.sendall(line)
@@ -144,5 +147,4 @@ def request_reload(path: Path | None) -> Outcome:
         ) from None
     if not line:
         raise StartupError("the service ended before it had reloaded")
-    outcome = orjson.loads(line)
-    return Outcome(outcome["version_tag"], outcome["error"])
+    return Outcome(**orjson.loads(line))

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request as HTTPRequest
@@ -22,26 +22,26 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from service import __version__, http, protocol
+from service.answers import SERVICE_NAME, Answers
+from service.canary import Chooser, Version, make_predictor
 from service.connection import Backend, Connection
-from service.emotions import describe
 from service.engine import Engine
 from service.errors import RequestError, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
-from service.images.decode import ImageDecoder, peek_size
+from service.handshakes import Handshakes
+from service.images.decode import peek_size
 from service.lookups import Lookup, reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
-from service.predictor import Predictor, Request
-from service.protocol import Options, Query
+from service.predictor import Request
+from service.protocol import Options
 from service.security.perimeter import Perimeter
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, StoreStatus
 from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
-
-SERVICE_NAME = "VisionAI"
 
 # The network's queue of connections that wait for `accept`: a thousand clients may arrive at once.
 BACKLOG = 4096
@@ -61,7 +61,7 @@ _PEEK_FROM = 8_000
 class Service:
     """One worker: an engine, its executors, a store, and the connections. Everything runs on the event loop.
 
-    Use `running` to start and stop it.
+    With a `canary`, its share of the connections is answered by that instead. Use `running` to start and stop it.
     """
 
     def __init__(
@@ -73,16 +73,21 @@ class Service:
         detector: FaceDetector,
         tracing: Tracing | None = None,
         perimeter: Perimeter | None = None,
+        canary: Version | None = None,
     ) -> None:
         # A worker makes it before, to tell what is wrong with it; alone, a service counts its own connections.
         self._perimeter = perimeter or Perimeter(settings, SharedCells(1), 0, metrics.refused)
         self._settings = settings
         self._tracing = tracing
-        self._engine = engine
+        self._versions = [Version(engine, store)]
+        if canary is not None:
+            self._versions = [Version(engine, store, 1.0 - canary.share), canary]
+        self._chooser = Chooser(0.0 if canary is None else canary.share)
         self._store = store
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
+        self._handshakes = Handshakes()
         self._in_flight = 0
         self._draining = False
         self._hurried = False
@@ -91,9 +96,7 @@ class Service:
         self._settled: asyncio.Future[None] | None = None
         self._gauge_timer: asyncio.TimerHandle | None = None
         self._heartbeats = 0
-        predictor = Predictor(
-            engine, ImageDecoder(engine.card.shape, settings.max_image_pixels), store, detector
-        )
+        predictor = make_predictor(self._versions, detector, settings.max_image_pixels)
         self._threads = ThreadExecutors(
             predictor,
             count=settings.executors or 1,
@@ -117,25 +120,29 @@ class Service:
                 on_failure=self._executor_failed,
             )
         )
-        self._backend = Backend(
-            submit=self._submit,
-            withdraw=self._withdraw,
-            answer=self._answer,
-            look_up=self._look_up,
-            on_error=metrics.failed,
-            on_closed=metrics.refused,
-            max_in_flight=settings.max_in_flight,
-            options=Options(detect=settings.detect),
-            rules=self._perimeter.rules,
-        )
+        self._answers = Answers(settings, self._versions, metrics, self._set_gauges, self.not_ready)
+        self._backends = [
+            Backend(
+                submit=partial(self._submit, number),
+                withdraw=self._withdraw,
+                answer=partial(self._answers.answer, version),
+                look_up=self._look_up,
+                on_error=metrics.failed,
+                on_closed=metrics.refused,
+                max_in_flight=settings.max_in_flight,
+                options=Options(detect=settings.detect),
+                rules=self._perimeter.rules,
+            )
+            for number, version in enumerate(self._versions)
+        ]
         self._page = Page()
         self._welcome = protocol.welcome(__version__, settings.auth)
-        self._emotions = describe(engine.card.labels, settings.emotions_language)
 
     @asynccontextmanager
     async def running(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
         """Serve these bound sockets within the context. On exit, drain: see `_drain` for the order."""
-        self._engine.warm(self._settings.max_batch)
+        for version in self._versions:
+            version.engine.warm(self._settings.max_batch)
         self._threads.start()
         try:
             servers = [await self._listen(sock) for sock in sockets]
@@ -158,7 +165,7 @@ class Service:
             compression=None,  # a JPEG does not compress; it costs memory and latency
             max_size=self._settings.max_message_bytes,
             backlog=BACKLOG,
-            create_connection=Connection,
+            create_connection=self._handshakes.begin,  # type: ignore[arg-type]
             select_subprotocol=_select_subprotocol,
             logger=_connection_log(),
             ssl=None if self._perimeter.certificate is None else self._perimeter.certificate.context,
@@ -167,11 +174,11 @@ class Service:
             ping_timeout=self._settings.ping_seconds or None,
         )
 
-    async def _drain(self, servers: Sequence[Server]) -> None:
+    async def _drain(self, servers: list[Server]) -> None:
         """Shut down without losing an answer. The order matters:
 
         1. Readiness turns, and new requests are refused as `shutting_down`.
-        2. No new connections.
+        2. No new connections; those that were accepted are greeted.
         3. Requests in flight are answered, within `drain_seconds`.
         4. What no executor has begun by then is refused.
         5. Connections are closed with 1001.
@@ -180,8 +187,7 @@ class Service:
         """
         self._draining = True
         self._set_gauges()
-        for server in servers:
-            server.server.close()
+        await self._handshakes.finish(servers)
         if self._in_flight and not self._hurried:
             self._settled = self._loop.create_future()
             await asyncio.wait([self._settled], timeout=self._settings.drain_seconds)
@@ -227,7 +233,8 @@ class Service:
         self._connections.add(connection)
         self._metrics.set(Gauge.CONNECTIONS, len(self._connections))
         try:
-            connection.open(self._backend, self._welcome)
+            connection.open(self._backends[self._chooser.next()], self._welcome)
+            self._handshakes.end(connection)
             await connection.wait_closed()
         finally:
             self._connections.discard(connection)
@@ -259,9 +266,10 @@ class Service:
 
     # Requests
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, version: int, request: Request) -> None:
         if self._draining:
             raise ShuttingDown("the service is shutting down")
+        request.version = version
         if self._inline is None or _holds_up(request):
             self._threads.submit(request)
         else:
@@ -310,7 +318,7 @@ class Service:
             user,
             connection.prediction_ids,
             datetime.now(UTC),
-            self._store.status().pending,
+            self._store_status().pending,
         )
         found = self._store.queries.submit(read)
         self._in_flight += 1
@@ -331,6 +339,9 @@ class Service:
 
         found.add_done_callback(found_in_thread)
 
+    def _store_status(self) -> StoreStatus:
+        return StoreStatus.together([version.store.status() for version in self._versions])
+
     def _update_gauges(self) -> None:
         self._heartbeats += 1
         self._metrics.set(Gauge.HEARTBEATS, self._heartbeats)
@@ -341,7 +352,7 @@ class Service:
         self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
 
     def _set_gauges(self) -> None:
-        metrics, store = self._metrics, self._store.status()
+        metrics, store = self._metrics, self._store_status()
         waiting = self._threads.waiting + (0 if self._inline is None else self._inline.waiting)
         metrics.set(Gauge.QUEUE_DEPTH, waiting)
         metrics.set(Gauge.STORE_PENDING, store.pending)
@@ -351,80 +362,6 @@ class Service:
         metrics.set(Gauge.READY, self.not_ready() is None)
         metrics.set(Gauge.CPU_SECONDS, time.process_time())
         metrics.set(Gauge.RESIDENT_BYTES, _resident_bytes())
-
-    def _answer(self, query: Query) -> bytes:
-        match query.command:
-            case "emotions":
-                return protocol.emotions_reply(self._emotions, query.id)
-            case "model_info":
-                return protocol.model_info_reply(self._model_info(), query.id)
-            case "models":
-                return protocol.models_reply([self._model_summary()], query.id)
-            case "ping":
-                return protocol.pong_reply(datetime.now(UTC), query.id)
-            case _:
-                return self._health(query)
-
-    def _health(self, query: Query) -> bytes:
-        """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
-        self._set_gauges()
-        metrics, store = self._metrics, self._store.status()
-        failing = [
-            part
-            for part, gauge in (("journal", Gauge.JOURNAL_FAILING), ("database", Gauge.DATABASE_FAILING))
-            if metrics.total(gauge)
-        ]
-        status = "degraded" if failing else "healthy"
-        details: dict[str, Any] = {
-            "pending": int(metrics.total(Gauge.STORE_PENDING)),
-            "written": int(metrics.total(Gauge.STORE_WRITTEN)),
-        }
-        if failing:
-            details["failing"] = failing
-            details["error"] = (
-                f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
-            )
-        return protocol.health_reply(
-            status if self.not_ready() is None else "unhealthy",
-            f"{SERVICE_NAME} {__version__}",
-            datetime.now(UTC),
-            int(metrics.total(Gauge.CONNECTIONS)),
-            details,
-            query.id,
-            reload_error=metrics.reloads.last_error,
-        )
-
-    def _model_summary(self) -> dict[str, Any]:
-        card = self._engine.card
-        return {
-            "version_tag": card.version_tag,
-            "active": True,
-            "precision": card.precision,
-            "labels": card.labels,
-        }
-
-    def _model_info(self) -> dict[str, Any]:
-        card = self._engine.card
-        shape = card.shape
-        return {
-            "status": "loaded",
-            "model_path": str(card.path),
-            "input_shape": [None, shape.height, shape.width, shape.channels],
-            "output_shape": [None, len(card.labels)],
-            "num_classes": len(card.labels),
-            "total_params": card.parameters,
-            "emotion_classes": list(card.labels),
-            "model_version_tag": card.version_tag,
-            "input_color": shape.color,
-            "precision": card.precision,
-            "opset": card.opset,
-            "provider": self._engine.provider,
-            "source": card.source,
-            "source_sha256": card.source_sha256,
-            "workers": self._settings.workers,
-            "executors": self._settings.executors,
-            "max_batch": self._settings.max_batch,
-        }
 
 
 def _holds_up(request: Request) -> bool:

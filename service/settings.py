@@ -43,6 +43,8 @@ class Settings:
     retention_days          stored predictions older than this are deleted; 0 keeps them
     store_private           1 keeps neither IP addresses nor face boxes
     model_path              an .onnx file, or the .keras file that it was converted from
+    canary_model_path       a second model, as model_path; empty for none
+    canary_percent          of the connections that it gets
     detect                  for clients that do not ask: auto finds faces, always insists, never takes an image as one
     small_faces             whether small faces are looked for: auto (in large images), always, never
     provider                what runs the model: cpu, openvino, cuda, tensorrt, or auto for the fastest that is there
@@ -93,6 +95,8 @@ class Settings:
     retention_days: float = 0.0
     store_private: bool = False
     model_path: Path = DEFAULT_MODEL
+    canary_model_path: Path | None = None
+    canary_percent: float = 10.0
     detect: Detect = "auto"
     small_faces: SmallFaces = "auto"
     provider: ProviderSetting = "cpu"
@@ -166,6 +170,10 @@ def _read(env: Env) -> Settings:
         "retention_days": env.float("RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0)),
         "store_private": env.bool("STORE_PRIVATE", default.store_private),
         "model_path": env.path("MODEL_PATH", default.model_path),
+        "canary_model_path": env.path("CANARY_MODEL_PATH", None),
+        "canary_percent": env.float(
+            "CANARY_PERCENT", default.canary_percent, validate=validate.Range(min=0, max=100)
+        ),
         "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(PROVIDERS)),
         "detect": env.str("DETECT", default.detect, validate=validate.OneOf(["auto", "always", "never"])),
         "small_faces": env.str(
@@ -223,8 +231,9 @@ def _read(env: Env) -> Settings:
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
     values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
     values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
-    if values["control_socket"] == Path():
-        values["control_socket"] = None
+    for name in ("control_socket", "canary_model_path"):
+        if values[name] == Path():  # set to nothing
+            values[name] = None
     return Settings(**values)
 
 

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import logging
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -22,17 +21,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
-from typing import Protocol
 
 from service import __version__
 from service.errors import StartupError
+from service.listening import bind
 from service.metrics import Gauge, SharedCells
 from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
-from service.server import BACKLOG
 from service.settings import Settings
-from service.worker import EXIT_FAILED, EXIT_OK, READY, STOP, run_worker
+from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready
+from service.workers import CONTEXT, Closable, Slot, Worker, start_worker
 
 log = logging.getLogger(__name__)
 
@@ -53,94 +50,12 @@ _UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 _GRACE_SECONDS = 15.0
 
 
-class Closable(Protocol):
-    """A pipe or a socket."""
-
-    def close(self) -> None:
-        """Close it in this process."""
-
-
-def bind(settings: Settings) -> list[socket.socket]:
-    """The listening sockets, one for each address that HOST stands for. Port 0 is one free port for all.
-
-    Raises:
-        StartupError: the address does not exist, is in use, or may not be used.
-    """
-    try:
-        addresses = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except socket.gaierror as exc:
-        raise StartupError(
-            f"HOST={settings.host} is not an address of this machine: {exc.strerror}"
-        ) from None
-    sockets: list[socket.socket] = []
-    port = settings.port
-    try:
-        for family, kind, protocol, _, address in addresses:
-            sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
-            port = sockets[0].getsockname()[1]
-    except OSError as exc:
-        for sock in sockets:
-            sock.close()
-        raise StartupError(
-            f"cannot listen on {settings.host}:{port}: {os.strerror(exc.errno or 0)}; set HOST or PORT"
-        ) from None
-    return sockets
-
-
-def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
-    sock = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":  # there it would let two services share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)  # an address that is in use shows here, where SO_REUSEADDR hid it from bind
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """A worker process. `row` is where it counts in the shared memory, its own as long as it lives."""
-
-    process: BaseProcess
-    pipe: Pipe
-    row: int
-    started: float
-    ready: bool = False
-    heartbeats: float = 0.0
-    looks_without: int = 0
-    # When it is killed, if it was told to stop.
-    deadline: float = math.inf
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A worker's place: whoever serves in it, and for the time of a roll the one that comes or the one that goes."""
-
-    index: int
-    worker: _Worker | None = None
-    successor: _Worker | None = None
-    predecessor: _Worker | None = None
-    delay: float = 0.0
-    start_at: float = 0.0
-
-    def workers(self) -> list[_Worker]:
-        """All that live."""
-        return [each for each in (self.worker, self.successor, self.predecessor) if each is not None]
-
-
 @dataclass(slots=True)
 class _Roll:
     """A reload: slot by slot, the successor is loaded and warm before its predecessor drains."""
 
     settings: Settings
-    waiting: deque[_Slot]
+    waiting: deque[Slot]
     error: str | None = None
 
 
@@ -151,25 +66,22 @@ class Supervisor:
     settings: Settings
     shared: SharedCells = field(init=False)
     sockets: list[socket.socket] = field(init=False)
-    slots: list[_Slot] = field(init=False)
-    _context: BaseContext = field(init=False)
+    slots: list[Slot] = field(init=False)
     _control: ControlSocket | None = None
     _announced: bool = False
     _stops: int = 0
     _next_look: float = 0.0
     _roll: _Roll | None = None
     _again: bool = False
-    _labels: tuple[str, ...] | None = None
-    _version: str = ""
+    # What the worker that became ready last serves.
+    _ready: Ready | None = None
     _terminal: bool = field(default_factory=sys.stdin.isatty)
 
     def __post_init__(self) -> None:
         # One row more than workers: in a roll one of them has a successor.
         self.shared = SharedCells(self.settings.workers + 1)
         self.sockets = bind(self.settings)
-        self.slots = [_Slot(index) for index in range(self.settings.workers)]
-        # A forked worker shares what is imported with its siblings. Only Linux forks safely.
-        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.slots = [Slot(index) for index in range(self.settings.workers)]
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; reload on SIGHUP. Returns the exit code.
@@ -177,7 +89,7 @@ class Supervisor:
         Raises:
             StartupError: a worker could not start, and none had before.
         """
-        wake, wake_end = self._context.Pipe(duplex=False)
+        wake, wake_end = CONTEXT.Pipe(duplex=False)
 
         def on_signal(number: int, _: object) -> None:
             wake_end.send(number)
@@ -193,29 +105,15 @@ class Supervisor:
         finally:
             self._end_all()
 
-    def _start(self, settings: Settings) -> _Worker:
+    def _start(self, settings: Settings) -> Worker:
         taken = {worker.row for slot in self.slots for worker in slot.workers()}
         row = next(row for row in range(len(self.slots) + 1) if row not in taken)
-        ours, theirs = self._context.Pipe(duplex=True)
-        labels = self._labels if self._announced else None
-        process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]
-            target=_worker_main,
-            args=(settings, self.sockets, self.shared, row, theirs, labels, self._inherited(ours)),
-            name=f"worker-{row}",
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, row, time.monotonic())
-
-    def _inherited(self, ours: Pipe) -> list[Closable]:
-        """What of the supervisor's a forked worker has open and must close.
-
-        A pipe would hide the supervisor's end from others; the control socket would outlive the supervisor.
-        """
-        if sys.platform != "linux":
-            return []
+        labels = self._ready.labels if self._ready is not None and self._announced else None
+        # What a forked worker has of ours and must close: a pipe would hide our end from others, the control socket
+        # would outlive us.
         control: list[Closable] = [] if self._control is None else [self._control]
-        return [ours, *control, *(worker.pipe for slot in self.slots for worker in slot.workers())]
+        pipes = [worker.pipe for slot in self.slots for worker in slot.workers()]
+        return start_worker(settings, self.sockets, self.shared, row, labels, [*control, *pipes])
 
     def _watch(self, wake: Pipe) -> int:
         """Wait for signals, for what workers say, and for their ends."""
@@ -295,7 +193,7 @@ class Supervisor:
         soonest = min(moments, default=math.inf)
         return None if soonest == math.inf else max(0.0, soonest - time.monotonic())
 
-    def _hear(self, slot: _Slot, worker: _Worker) -> None:
+    def _hear(self, slot: Slot, worker: Worker) -> None:
         """Take a worker's word: that it is ready, or why it cannot start."""
         try:
             said = worker.pipe.recv()
@@ -309,16 +207,16 @@ class Supervisor:
             else:
                 log.error("worker %d cannot start: %s", slot.index, said)
             return
-        assert said[0] == READY
+        assert isinstance(said, Ready)
         worker.ready = True
         if worker is slot.successor and not self._stops:
             self._hand_over(slot, worker)
-        self._version, self._labels = said[1], said[2]
+        self._ready = said
         if not self._announced and all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
-            self._announce()
+            self._announce(said)
 
-    def _announce(self) -> None:
+    def _announce(self, ready: Ready) -> None:
         host, port = self.sockets[0].getsockname()[:2]
         settings = self.settings
         scheme = "ws" if settings.tls_certificate is None else "wss"
@@ -327,11 +225,11 @@ class Supervisor:
             layout += f" of {settings.executors} executor threads"
         print(
             f"VisionAI {__version__} is ready on {scheme}://{f'[{host}]' if ':' in host else host}:{port} "
-            f"(model {self._version}, {layout}, {settings.provider})",
+            f"({_models(ready, settings)}, {layout}, {settings.provider})",
             flush=True,
         )
 
-    def _bury(self, slot: _Slot, worker: _Worker) -> int:
+    def _bury(self, slot: Slot, worker: Worker) -> int:
         """A worker has ended: forget it, and plan its successor. Returns its exit code."""
         worker.process.join()
         code = worker.process.exitcode or 0
@@ -352,7 +250,7 @@ class Supervisor:
                 self._plan(slot, worker, code)
         return code
 
-    def _plan(self, slot: _Slot, worker: _Worker, code: int) -> None:
+    def _plan(self, slot: Slot, worker: Worker, code: int) -> None:
         """When a worker that has died is replaced."""
         if not self._announced and not worker.ready:
             raise StartupError(
@@ -386,7 +284,7 @@ class Supervisor:
             log.info("changed: %s", ", ".join(changes))
         self._roll = _Roll(settings, deque(self.slots))
 
-    def _hand_over(self, slot: _Slot, successor: _Worker) -> None:
+    def _hand_over(self, slot: Slot, successor: Worker) -> None:
         """The successor takes connections already; now the one before it stops, and may take its time."""
         assert self._roll is not None
         # A worker that dies from here on is replaced by one of the new kind, which has proved that it starts.
@@ -413,8 +311,9 @@ class Supervisor:
         self._finish(error)
 
     def _finish(self, error: str | None) -> None:
+        assert self._ready is not None
         if error is None:
-            log.info("reloaded: all workers serve model %s", self._version)
+            log.info("reloaded: all workers serve %s", _models(self._ready, self.settings))
         else:
             log.error("not reloaded, the old workers go on: %s", error)
         self.shared.reloads.count(error)
@@ -422,11 +321,11 @@ class Supervisor:
             self._again = False
             self._reload()
         elif self._control is not None:
-            self._control.answer(Outcome(self._version, error))
+            self._control.answer(Outcome(self._ready.version_tag, error, self._ready.canary_tag))
 
     # Stopping
 
-    def _stop(self, worker: _Worker) -> None:
+    def _stop(self, worker: Worker) -> None:
         worker.deadline = time.monotonic() + self.settings.drain_seconds + _GRACE_SECONDS
         # A worker that has just died does not hear; its sentinel says so.
         with contextlib.suppress(OSError):
@@ -452,20 +351,8 @@ class Supervisor:
             self._control.remove()
 
 
-def _worker_main(
-    settings: Settings,
-    sockets: list[socket.socket],
-    shared: SharedCells,
-    row: int,
-    pipe: Pipe,
-    labels: tuple[str, ...] | None,
-    inherited: list[Closable],
-) -> None:
-    """A worker process' entry."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
-    for hangup in RELOAD_SIGNALS:
-        signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
-    for each in inherited:
-        each.close()
-    sys.exit(run_worker(settings, sockets, shared, row, pipe, labels))
+def _models(ready: Ready, settings: Settings) -> str:
+    """What is served, for people."""
+    if ready.canary_tag is None:
+        return f"model {ready.version_tag}"
+    return f"model {ready.version_tag}, canary {ready.canary_tag} for {settings.canary_percent:g} %"

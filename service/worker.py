@@ -8,10 +8,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 
 from service import __version__
+from service.canary import Version, check_versions, of_canary
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import StartupError
@@ -23,15 +27,23 @@ from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
-from service.tracing import Tracing, start_tracing
+from service.tracing import start_tracing
 
-# What a worker tells its supervisor through the pipe, once, and what it is told.
-READY = "ready"
+# What a worker is told through the pipe, besides what it tells: `Ready`, or why it cannot start.
 STOP = "stop"
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker serves: which versions, and what they tell apart."""
+
+    version_tag: str
+    canary_tag: str | None
+    labels: tuple[str, ...]
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -48,6 +60,22 @@ def load_engine(settings: Settings) -> Engine:
     return engine
 
 
+def load_canary(settings: Settings, active: Engine) -> Engine | None:
+    """The model that CANARY_MODEL_PATH means, to be served beside the active one; None where it is not set.
+
+    Raises:
+        StartupError: it may not be served, or not beside this one.
+    """
+    if settings.canary_model_path is None:
+        return None
+    try:
+        canary = load_engine(replace(settings, model_path=settings.canary_model_path))
+    except StartupError as exc:
+        raise of_canary(exc) from None
+    check_versions(active, canary)
+    return canary
+
+
 def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
     """The face detector, whose files `make convert` builds.
 
@@ -58,8 +86,12 @@ def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
     return FaceDetector(short_range, second, settings.small_faces)
 
 
-def open_store(settings: Settings, engine: Engine, *, during_outage: bool = False) -> Store:
+def open_store(
+    settings: Settings, engine: Engine, *, during_outage: bool = False, active: bool = True
+) -> Store:
     """The database, migrated, with the rows that this model's predictions point to.
+
+    It becomes the active one there, unless `active` is false; that one's store also does what is done once.
 
     Raises:
         StartupError: it cannot be used; with `during_outage`, a database that does not answer is waited for.
@@ -74,9 +106,28 @@ def open_store(settings: Settings, engine: Engine, *, during_outage: bool = Fals
         journal_dir=settings.journal_dir,
         fsync=settings.journal_fsync,
         private=settings.store_private,
-        retention_days=settings.retention_days or None,
+        retention_days=settings.retention_days or None if active else None,
         during_outage=during_outage,
+        active=active,
     )
+
+
+def _open_stores(settings: Settings, engines: Sequence[Engine], *, during_outage: bool) -> list[Store]:
+    """One for each version, the active one's first."""
+    stores: list[Store] = []
+    try:
+        for engine in engines:
+            stores.append(open_store(settings, engine, during_outage=during_outage, active=not stores))
+    except StartupError:
+        _close_stores(stores, 0.0)
+        raise
+    return stores
+
+
+def _close_stores(stores: Sequence[Store], timeout: float) -> int:
+    """Within one timeout for all; the number of predictions that are not stored yet."""
+    deadline = time.monotonic() + timeout
+    return sum(store.close(timeout=max(0.0, deadline - time.monotonic())) for store in stores)
 
 
 def run_worker(
@@ -93,7 +144,7 @@ def run_worker(
     the same: clients hold the list of emotions, and the metrics count by it. And it does not wait for a database: its
     predecessor would not have either.
 
-    Sends through `pipe` either `READY`, the model's version and its labels, or why it cannot start. Stops when it is
+    Sends through `pipe` either `Ready` or, as text, why it cannot start. Stops when it is
     told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
     SIGTERM. What comes second hurries.
     """
@@ -107,22 +158,34 @@ def run_worker(
                 f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
                 f"{', '.join(labels)}: that needs a restart"
             )
+        canary_engine = load_canary(settings, engine)
+        engines = [engine] if canary_engine is None else [engine, canary_engine]
         detector = load_detector(settings, engine)
-        metrics = Metrics(engine.card.labels, shared, row)
+        metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
         perimeter = Perimeter(settings, shared, row, metrics.refused)
-        store = open_store(settings, engine, during_outage=labels is not None)
+        stores = _open_stores(settings, engines, during_outage=labels is not None)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START
     tracing = start_tracing(__version__)
+    canary = None
+    if canary_engine is not None:
+        canary = Version(canary_engine, stores[1], settings.canary_percent / 100, active=False)
+    make_service = partial(
+        Service, settings, engine, stores[0], metrics, detector, tracing, perimeter, canary
+    )
+    ready = Ready(
+        engine.card.version_tag,
+        None if canary_engine is None else canary_engine.card.version_tag,
+        tuple(engine.card.labels),
+    )
     try:
         with _runner(settings, shared, row) as runner:
-            serving = _serve(settings, engine, detector, store, metrics, tracing, perimeter, sockets, pipe)
-            return runner.run(serving)
+            return runner.run(_serve(make_service, ready, sockets, pipe))
     finally:
         if tracing is not None:
             tracing.close()
-        if lost := store.close(timeout=settings.drain_seconds):
+        if lost := _close_stores(stores, settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
 
 
@@ -139,18 +202,10 @@ def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner
 
 
 async def _serve(
-    settings: Settings,
-    engine: Engine,
-    detector: FaceDetector,
-    store: Store,
-    metrics: Metrics,
-    tracing: Tracing | None,
-    perimeter: Perimeter,
-    sockets: Sequence[socket.socket],
-    pipe: Pipe,
+    make_service: Callable[[], Service], ready: Ready, sockets: Sequence[socket.socket], pipe: Pipe
 ) -> int:
     loop = asyncio.get_running_loop()
-    service = Service(settings, engine, store, metrics, detector, tracing, perimeter)
+    service = make_service()
     stops = 0
 
     def stop() -> None:
@@ -176,7 +231,7 @@ async def _serve(
         loop.add_reader(pipe.fileno(), hear)
     async with service.running(sockets):
         gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
-        pipe.send((READY, engine.card.version_tag, tuple(engine.card.labels)))
+        pipe.send(ready)
         await service.wait_stopped()
     if sys.platform != "win32":
         # The loop's handler goes with the loop; another SIGTERM must not cut the flush of the store short.

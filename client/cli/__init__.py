@@ -10,6 +10,7 @@ from client.cli.exit_codes import HELP, exit_code_of
 from client.cli.predict import predict
 from client.cli.queries import emotions, health, model_info
 from client.cli.records import history, stats
+from client.cli.reload import reload
 from client.cli.serve import serve
 from client.cli.top import top
 from client.cli.watch import watch
@@ -31,6 +32,7 @@ app.command()(history)
 app.command()(watch)
 app.command()(top)
 app.command(context_settings={"allow_extra_args": True})(serve)
+app.command()(reload)
 
 
 def main() -> None:

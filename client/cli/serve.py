@@ -29,9 +29,7 @@ def serve(
 
     Other settings come from the environment and .env; arguments after -- go to the service.
     """
-    if importlib.util.find_spec("service") is None:
-        print("visionai: the service is not installed here, only its client", file=sys.stderr)
-        raise typer.Exit(ExitCode.USAGE)
+    require_service()
     settings = {"HOST": host, "PORT": port, "MODEL_PATH": model, "DATABASE_URL": database}
     environment = os.environ | {name: str(value) for name, value in settings.items() if value is not None}
     command = [sys.executable, "-m", "service", *context.args]
@@ -39,3 +37,10 @@ def serve(
         # exec there starts a new process and ends this one, and the shell takes the prompt back.
         raise typer.Exit(subprocess.call(command, env=environment))
     os.execve(sys.executable, command, environment)
+
+
+def require_service() -> None:
+    """End the command where only the client is installed."""
+    if importlib.util.find_spec("service") is None:
+        print("visionai: the service is not installed here, only its client", file=sys.stderr)
+        raise typer.Exit(ExitCode.USAGE)

@@ -292,6 +292,7 @@ export class VisionAI extends EventTarget {
   #opening = null;
   #configuration = {};
   #wasConnected = false;
+  #greeted = false; // it is the right address
   #closed = null; // why, once it is
   #asking = new Set(); // aborted by closing
 
@@ -326,7 +327,7 @@ export class VisionAI extends EventTarget {
     return this.#connection?.bufferedAmount ?? 0;
   }
 
-  /** Connect if there is no connection; what the server says of itself. The first connection is tried once. */
+  /** Connect if there is no connection; what the server says of itself. Until one has greeted, it is tried once. */
   async connect() {
     return (await this.#connected()).welcome;
   }
@@ -485,7 +486,7 @@ export class VisionAI extends EventTarget {
         return await this.#attempt();
       } catch (error) {
         const again = ["cannot_connect", "connection_lost"].includes(error.code) || error instanceof Unavailable;
-        if (!again || attempt >= (this.#wasConnected ? attempts : 1)) throw error;
+        if (!again || attempt >= (this.#greeted ? attempts : 1)) throw error;
         pause = this.#delay(attempt - 1, error.retryAfterMs);
       }
       await sleep(pause);
@@ -498,6 +499,7 @@ export class VisionAI extends EventTarget {
     const onEnd = (ended) => this.#ended(ended);
     const opening = Connection.open(this.url, { WebSocket, timeoutMs, keepaliveMs, onEnd });
     const connection = await opening;
+    this.#greeted = true;
     if (this.#closed) {
       connection.close();
       throw this.#closed;

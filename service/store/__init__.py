@@ -72,6 +72,23 @@ class StoreStatus:
         """Whether nothing fails."""
         return self.taking and self.writing
 
+    @classmethod
+    def together(cls, statuses: Sequence[StoreStatus]) -> StoreStatus:
+        """Several stores' as one: of the errors the first."""
+        if len(statuses) == 1:
+            return statuses[0]
+        failing = [status for status in statuses if not status.healthy]
+        return cls(
+            pending=sum(status.pending for status in statuses),
+            written=sum(status.written for status in statuses),
+            rejected=sum(status.rejected for status in statuses),
+            refused=sum(status.refused for status in statuses),
+            failed_attempts=sum(status.failed_attempts for status in statuses),
+            last_error=next((status.last_error for status in failing or statuses if status.last_error), None),
+            taking=all(status.taking for status in statuses),
+            writing=all(status.writing for status in statuses),
+        )
+
 
 class Store:
     """The predictions of this process, on their way into the database."""
@@ -111,12 +128,13 @@ class Store:
         retention_days: float | None = None,
         memory_limit: int = MEMORY_LIMIT,
         during_outage: bool = False,
+        active: bool = True,
     ) -> Store:
         """Migrate the database, make the rows that predictions point to, and start the writer.
 
-        ``url`` is ``sqlite:///FILE`` (its folder is made) or ``postgresql://…``. The version ``version_tag``
-        becomes the active one in ``model_version``. A label without an entry in ``descriptions`` is described by
-        its name.
+        ``url`` is ``sqlite:///FILE`` (its folder is made) or ``postgresql://…``. The version ``version_tag`` becomes
+        the active one in ``model_version``, unless ``active`` is false. A label without an entry in
+        ``descriptions`` is described by its name.
 
         With a ``journal_dir`` records are on disk before :meth:`record` returns, and survive what ``fsync`` says
         (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, and one that
@@ -141,7 +159,8 @@ class Store:
             migrate(engine)
             with engine.begin() as connection:
                 references = reference.ensure(connection, model, descriptions)
-                reference.activate(connection, references.model_id)
+                if active:
+                    reference.activate(connection, references.model_id)
             return references
 
         references: dict[Model, References] = {}

@@ -82,14 +82,16 @@ class Peer:
     """What the peer has seen, and how it presents itself.
 
     `protocol` 1 answers in the order of the requests, takes JSON only and echoes no id. `refuse` is an HTTP
-    status that connections are refused with; `bad_welcome` is sent in place of the welcome. With `fixed_faces`
-    images need not be scripts: every one has faces in these boxes.
+    status that connections are refused with; `bad_welcome` is sent in place of the welcome; the first `leaving`
+    connections are closed right after it. With `fixed_faces` images need not be scripts: every one has faces
+    in these boxes.
     """
 
     protocol: int = 2
     commands: tuple[str, ...] = V2_COMMANDS
     refuse: int | None = None
     bad_welcome: str | None = None
+    leaving: int = 0
     status: str = "healthy"
     metrics: str | None = METRICS
     fixed_faces: list[tuple[int, int, int, int]] | None = None
@@ -147,6 +149,9 @@ class Peer:
             welcome["protocol"] = self.protocol
         welcome["commands"] = dict.fromkeys(self.commands, "")
         await websocket.send(json.dumps(welcome))
+        if number <= self.leaving:
+            await websocket.close(1001)
+            return
         answers: list[asyncio.Task[None]] = []
         try:
             async for frame in websocket:

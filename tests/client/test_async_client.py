@@ -162,6 +162,14 @@ async def test_a_closed_connection_is_restored(peer: Peer, code: int) -> None:
     assert peer.connections == 2
 
 
+async def test_a_first_connection_to_a_server_that_leaves_is_made_again(peer: Peer) -> None:
+    """It has greeted, so it is the right address: as while a service reloads."""
+    peer.leaving = 2
+    async with connect(peer) as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
+    assert peer.connections == 3
+
+
 async def test_a_server_that_comes_back_is_found_again(peer: Peer) -> None:
     """While the server is away the client keeps trying; its requests are answered by the new one."""
     async with connect(peer, retry=Retry(attempts=200, first_delay=0.01, max_delay=0.05)) as client:

@@ -39,7 +39,14 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
         v1 = await peers.enter_async_context(Peer(1, V1_COMMANDS).running())
         small = await peers.enter_async_context(Peer(max_size=4096).running())
         chat = await peers.enter_async_context(Peer(bad_welcome='{"type":"chat"}').running())
-        addresses = {"PEER": peer.url, "PEER_V1": v1.url, "PEER_SMALL": small.url, "PEER_CHAT": chat.url}
+        leaving = await peers.enter_async_context(Peer(leaving=2).running())
+        addresses = {
+            "PEER": peer.url,
+            "PEER_LEAVING": leaving.url,
+            "PEER_V1": v1.url,
+            "PEER_SMALL": small.url,
+            "PEER_CHAT": chat.url,
+        }
         await run_node("peer.test.mjs", tmp_path, addresses | {"NOBODY": unused_url})
     assert all(request.binary for request in peer.predictions_received)
     assert not any(request.binary for request in v1.predictions_received)

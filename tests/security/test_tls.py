@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 import trustme
 from websockets.asyncio.client import connect
 
+from client import AsyncClient
 from service.errors import StartupError
 from service.healthcheck import check
 from service.security.tls import Certificate
 from service.settings import Settings
 from tests.security.conftest import write_certificate
-from tests.service.harness import TIMEOUT, Serve, StartProcess, ask, predict_message, read
+from tests.service.harness import FACE, TIMEOUT, Serve, StartProcess, ask, predict_message, read
 
 
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
@@ -58,6 +60,56 @@ async def test_wss_and_a_certificate_that_is_replaced_in_every_worker(
                 shown = set(await asyncio.gather(*(serial(service.port, context) for _ in range(8))))
         assert len(shown) == 1
         assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+async def test_a_reload_swaps_the_certificate_under_load_without_a_failed_request(
+    start_process: StartProcess,
+    authority: trustme.CA,
+    certificate: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGHUP after .env names other files: the library's clients go on, and new ones are shown the new certificate."""
+    chain, key = certificate
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))  # what OpenSSL trusts by itself
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"TLS_CERTIFICATE={chain}\nTLS_KEY={key}\n")
+    service = start_process(WORKERS="2")
+    context = trusting(authority)
+    before = await serial(service.port, context)
+    stopped, answered = asyncio.Event(), 0
+
+    async def predict_until_stopped() -> None:
+        nonlocal answered
+        async with AsyncClient(service.url) as client:
+            while not stopped.is_set():
+                prediction = await client.predict(FACE, detect="never")
+                assert prediction.prediction_id is not None
+                answered += 1
+
+    async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as clients:
+        for _ in range(3):
+            clients.create_task(predict_until_stopped())
+        while answered < 20:
+            await asyncio.sleep(0.01)
+        other = tmp_path / "other"
+        other.mkdir()
+        chain, key = write_certificate(authority, other)
+        dotenv.write_text(f"TLS_CERTIFICATE={chain}\nTLS_KEY={key}\n")
+        service.process.send_signal(signal.SIGHUP)
+        shown = {before}
+        while before in shown:
+            shown = set(await asyncio.gather(*(serial(service.port, context) for _ in range(8))))
+        assert len(shown) == 1
+        count = answered
+        while answered < count + 20:
+            await asyncio.sleep(0.01)
+        stopped.set()
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    assert service.process.stderr is not None
+    assert "ERROR" not in service.process.stderr.read()
 
 
 async def test_tls_is_1_2_or_newer_and_plain_connections_get_nothing(

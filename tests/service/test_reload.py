@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -18,12 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from client import AsyncClient
-from service.engine import Engine
-from service.settings import DETECTORS
 from tests.service.harness import (
     FACE,
-    MODEL,
-    ROOT,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
@@ -31,42 +23,22 @@ from tests.service.harness import (
     predict_message,
     read,
 )
-
-# Bytes in the model's metadata, each replaced by as many others.
-VERSION = Engine(MODEL).card.version_tag
-OTHER_VERSION = VERSION[:-1] + ("9" if VERSION[-1] != "9" else "8")
-LABEL, OTHER_LABEL = "surprise", "surprize"
+from tests.service.reloading import (
+    LABEL,
+    OTHER_LABEL,
+    OTHER_VERSION,
+    VERSION,
+    change,
+    copy_model,
+    reload,
+    run_there,
+)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A copy of the served model, with the detectors beside it and without a manifest."""
-    for name in (MODEL.name, *DETECTORS):
-        shutil.copy(MODEL.with_name(name), tmp_path)
-    return tmp_path / MODEL.name
-
-
-def change(model: Path, old: str, new: str) -> None:
-    """Put another model in its place, at once and whole, as the conversion does."""
-    content = model.read_bytes()
-    assert old.encode() in content
-    other = model.with_name("other")
-    other.write_bytes(content.replace(old.encode(), new.encode()))
-    other.replace(model)
-
-
-async def reload(folder: Path, **environment: str) -> tuple[int, str]:
-    """`python -m service --reload`, started where the service was: its exit code, and what it says."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service", "--reload"),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
-    assert process.returncode is not None
-    return process.returncode, said.decode()
+    """A model that may be changed."""
+    return copy_model(tmp_path)
 
 
 async def predict_until(stopped: asyncio.Event, service: ServiceProcess, versions: Counter[str]) -> None:
@@ -210,3 +182,23 @@ async def test_a_reload_with_no_service_says_so(tmp_path: Path) -> None:
     code, said = await reload(tmp_path)
     assert code == 2
     assert "no service answers at visionai.sock" in said
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_the_clients_command_reloads(start_process: StartProcess, tmp_path: Path, named: bool) -> None:
+    """`visionai reload`, where the service was started, or by its socket; exit code 4 if refused, 3 with no service."""
+
+    async def visionai(*options: str, folder: Path) -> tuple[int, str]:
+        return await run_there(folder, "client", "reload", *options)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    options = ["--control-socket", str(tmp_path / "visionai.sock")] if named else []
+    folder = elsewhere if named else tmp_path
+    assert (await visionai(*options, folder=folder))[0] == 3
+    start_process(WORKERS="1")
+    assert await visionai(*options, folder=folder) == (0, f"reloaded: model {VERSION}\n")
+    (tmp_path / ".env").write_text("CANARY_MODEL_PATH=missing.onnx\n")
+    code, said = await visionai(*options, folder=folder)
+    assert code == 4
+    assert f"model {VERSION} is still served" in said

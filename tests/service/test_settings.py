@@ -52,6 +52,7 @@ def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch,
     [
         ("PORT", "eighty"),
         ("PORT", "70000"),
+        ("CANARY_PERCENT", "101"),
         ("MAX_BATCH", "-1"),
         ("WORKERS", "-1"),
         ("EXECUTORS", "-2"),

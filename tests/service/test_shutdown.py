@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from service.engine import Engine
@@ -101,3 +102,34 @@ async def test_the_wait_is_bounded_by_drain_seconds(serve: Serve, held: HeldEngi
         assert await closed_with(websocket) == 1001
         held.released.set()
         await stopping
+
+
+async def test_a_connection_that_was_accepted_is_greeted_before_it_is_closed(serve: Serve) -> None:
+    """Its handshake comes when the service is shutting down: it is no error, and the close says what it is."""
+    running = serve()
+    started = await running.__aenter__()
+    early = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", started.port))
+    early.setblocking(False)
+    async with started.client() as websocket:  # connections are accepted in turn: this one after that
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        while started.service.not_ready() is None:
+            await asyncio.sleep(0)
+        async with connect(started.url, sock=early) as late:
+            assert (await read(late))["type"] == "welcome"
+            assert await closed_with(late) == 1001
+        assert await closed_with(websocket) == 1001
+        await stopping
+
+
+async def test_a_connection_that_stays_silent_is_not_waited_for(serve: Serve) -> None:
+    """Longer than a moment: somebody may only look whether the port is open."""
+    running = serve(handshake_seconds=600.0)
+    started = await running.__aenter__()
+    _, writer = await asyncio.open_connection("127.0.0.1", started.port)
+    async with started.client() as websocket:
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        assert await closed_with(websocket) == 1001
+    writer.close()
+    await stopping

@@ -5,7 +5,7 @@ import { after, test } from "node:test";
 import * as module from "../../../client/js/visionai.js";
 
 const { VisionAI, VisionAIError, ConnectionFailed, RequestRejected, Unavailable, DeadlineExceeded, Unauthorized } = module;
-const { PEER, PEER_V1, PEER_SMALL, PEER_CHAT, NOBODY } = process.env;
+const { PEER, PEER_V1, PEER_SMALL, PEER_CHAT, PEER_LEAVING, NOBODY } = process.env;
 
 const clients = [];
 after(() => clients.forEach((client) => client.close()));
@@ -20,6 +20,11 @@ let salt = 0;
 /** A script for the peer, different each time: it counts how often it has seen one. */
 const image = (emotion, script = {}) =>
   new TextEncoder().encode(JSON.stringify({ emotion, salt: `${process.pid}.${salt++}`, ...script }));
+
+test("a first connection to a server that leaves is made again", async () => {
+  const client = connect(PEER_LEAVING);
+  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+});
 
 for (const [version, url] of [["v1", PEER_V1], ["v2", PEER]]) {
   test(`${version}: a Blob, an ArrayBuffer and a view are images`, async () => {

@@ -1,0 +1,125 @@
+"""Answers to the queries that are answered at once, from what a worker knows: emotions, models, health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from service import __version__, protocol
+from service.canary import Version
+from service.emotions import describe
+from service.metrics import Gauge, Metrics
+from service.protocol import Query
+from service.settings import Settings
+from service.store import StoreStatus
+
+SERVICE_NAME = "VisionAI"
+
+
+class Answers:
+    """One worker's.
+
+    Args:
+        settings: what the worker was started with.
+        versions: the models that it serves, the active one first.
+        metrics: of all workers, for health.
+        refresh: brings this worker's share of the gauges up to date.
+        not_ready: why the worker cannot predict; None when it can.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        versions: Sequence[Version],
+        metrics: Metrics,
+        refresh: Callable[[], None],
+        not_ready: Callable[[], str | None],
+    ) -> None:
+        self._settings = settings
+        self._versions = versions
+        self._metrics = metrics
+        self._refresh = refresh
+        self._not_ready = not_ready
+        self._emotions = describe(versions[0].engine.card.labels, settings.emotions_language)
+
+    def answer(self, version: Version, query: Query) -> bytes:
+        """The reply to a client that is served by this version."""
+        match query.command:
+            case "emotions":
+                return protocol.emotions_reply(self._emotions, query.id)
+            case "model_info":
+                return protocol.model_info_reply(self._model_info(version), query.id)
+            case "models":
+                return protocol.models_reply([_described(each) for each in self._versions], query.id)
+            case "ping":
+                return protocol.pong_reply(datetime.now(UTC), query.id)
+            case _:
+                return self._health(query)
+
+    def _health(self, query: Query) -> bytes:
+        """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
+        self._refresh()
+        metrics = self._metrics
+        store = StoreStatus.together([version.store.status() for version in self._versions])
+        failing = [
+            part
+            for part, gauge in (("journal", Gauge.JOURNAL_FAILING), ("database", Gauge.DATABASE_FAILING))
+            if metrics.total(gauge)
+        ]
+        status = "degraded" if failing else "healthy"
+        details: dict[str, Any] = {
+            "pending": int(metrics.total(Gauge.STORE_PENDING)),
+            "written": int(metrics.total(Gauge.STORE_WRITTEN)),
+        }
+        if failing:
+            details["failing"] = failing
+            details["error"] = (
+                f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
+            )
+        return protocol.health_reply(
+            status if self._not_ready() is None else "unhealthy",
+            f"{SERVICE_NAME} {__version__}",
+            datetime.now(UTC),
+            int(metrics.total(Gauge.CONNECTIONS)),
+            details,
+            query.id,
+            models=[_summary(each) for each in self._versions],
+            reload_error=metrics.reloads.last_error,
+        )
+
+    def _model_info(self, version: Version) -> dict[str, Any]:
+        card = version.engine.card
+        shape = card.shape
+        return {
+            "status": "loaded",
+            "model_path": str(card.path),
+            "input_shape": [None, shape.height, shape.width, shape.channels],
+            "output_shape": [None, len(card.labels)],
+            "num_classes": len(card.labels),
+            "total_params": card.parameters,
+            "emotion_classes": list(card.labels),
+            "model_version_tag": card.version_tag,
+            "input_color": shape.color,
+            "precision": card.precision,
+            "opset": card.opset,
+            "provider": version.engine.provider,
+            "source": card.source,
+            "source_sha256": card.source_sha256,
+            "workers": self._settings.workers,
+            "executors": self._settings.executors,
+            "max_batch": self._settings.max_batch,
+        }
+
+
+def _summary(version: Version) -> dict[str, Any]:
+    return {
+        "version_tag": version.engine.card.version_tag,
+        "active": version.active,
+        "share": round(version.share, 6),
+    }
+
+
+def _described(version: Version) -> dict[str, Any]:
+    card = version.engine.card
+    return {**_summary(version), "precision": card.precision, "labels": card.labels}

@@ -1,0 +1,78 @@
+"""Connections from when they are accepted until they are greeted: a shutdown lets them come so far.
+
+Their clients cannot know yet that they are with a service that goes: one that is closed after the welcome knows what to
+do, connect again, while a handshake that is refused looks like a service that is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from websockets.asyncio.server import Server
+
+from service.connection import Connection
+
+# For those that are accepted and silent: a handshake is under way for one round trip.
+_SECONDS = 1.0
+
+
+class Handshakes:
+    """Those of one worker that are under way."""
+
+    def __init__(self) -> None:
+        self._under_way: set[Connection] = set()
+        self._over: asyncio.Future[None] | None = None
+
+    def begin(self, *args: Any, **options: Any) -> Connection:
+        """A connection was accepted: make it."""
+        connection = Connection(*args, **options)
+        self._under_way.add(connection)
+        connection.connection_lost_waiter.add_done_callback(lambda _: self.end(connection))
+        return connection
+
+    def end(self, connection: Connection) -> None:
+        """It was greeted, or it is gone."""
+        self._under_way.discard(connection)
+        if not self._under_way and self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    async def finish(self, servers: list[Server]) -> None:
+        """Accept nothing more on these servers, and wait, not long, until all that was accepted is greeted."""
+        for server in servers:
+            server.server = _NoMore(server.server)  # type: ignore[assignment]
+        await asyncio.sleep(0)  # what was accepted in this turn of the loop is begun in the next
+        if self._under_way:
+            self._over = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._over], timeout=_SECONDS)
+
+
+class _NoMore:
+    """A listening server that is closed, and says that it serves until `close`: the library refuses handshakes then."""
+
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        self._closed = False
+        server.close()
+
+    def is_serving(self) -> bool:
+        """Whether handshakes are completed."""
+        return not self._closed
+
+    def close(self) -> None:
+        """Refuse those that are not."""
+        self._closed = True
+
+    async def wait_closed(self) -> None:
+        """As the server's."""
+        await self._server.wait_closed()
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """As the server's."""
+        return self._server.get_loop()
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """None any longer."""
+        return ()

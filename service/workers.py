@@ -1,0 +1,106 @@
+"""Worker processes as the supervisor sees them: started, each in its place."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from service.metrics import SharedCells
+from service.reload import RELOAD_SIGNALS
+from service.settings import Settings
+from service.worker import run_worker
+
+# A forked worker shares what is imported with its siblings. Only Linux forks safely.
+CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+class Closable(Protocol):
+    """A pipe or a socket."""
+
+    def close(self) -> None:
+        """Close it in this process."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker process. `row` is where it counts in the shared memory, its own as long as it lives."""
+
+    process: BaseProcess
+    pipe: Pipe
+    row: int
+    started: float
+    ready: bool = False
+    heartbeats: float = 0.0
+    looks_without: int = 0
+    # When it is killed, if it was told to stop.
+    deadline: float = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A worker's place: whoever serves in it, and for the time of a roll the one that comes or the one that goes."""
+
+    index: int
+    worker: Worker | None = None
+    successor: Worker | None = None
+    predecessor: Worker | None = None
+    delay: float = 0.0
+    start_at: float = 0.0
+
+    def workers(self) -> list[Worker]:
+        """All that live."""
+        return [each for each in (self.worker, self.successor, self.predecessor) if each is not None]
+
+
+def start_worker(
+    settings: Settings,
+    sockets: list[socket.socket],
+    shared: SharedCells,
+    row: int,
+    labels: tuple[str, ...] | None,
+    inherited: Sequence[Closable],
+) -> Worker:
+    """Start a process that serves the sockets, see `run_worker`.
+
+    `inherited` is what this process has open and a forked one must close.
+    """
+    ours, theirs = CONTEXT.Pipe(duplex=True)
+    # A spawned process inherits nothing, and could not take it.
+    closed = [ours, *inherited] if sys.platform == "linux" else []
+    process: BaseProcess = CONTEXT.Process(  # type: ignore[attr-defined]
+        target=_worker_main,
+        args=(settings, sockets, shared, row, theirs, labels, closed),
+        name=f"worker-{row}",
+    )
+    process.start()
+    theirs.close()
+    return Worker(process, ours, row, time.monotonic())
+
+
+def _worker_main(
+    settings: Settings,
+    sockets: list[socket.socket],
+    shared: SharedCells,
+    row: int,
+    pipe: Pipe,
+    labels: tuple[str, ...] | None,
+    inherited: list[Closable],
+) -> None:
+    """A worker process' entry."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
+    for hangup in RELOAD_SIGNALS:
+        signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
+    for each in inherited:
+        each.close()
+    sys.exit(run_worker(settings, sockets, shared, row, pipe, labels))
