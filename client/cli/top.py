@@ -22,11 +22,10 @@ from rich.text import Text
 from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.metrics import STAGES, Interval, Reading, between
-from client.cli.output import percent
+from client.cli.output import percent, sparkline
 from client.errors import CannotConnect, ProtocolViolation, Unauthorized
 from client.results import Stats
 
-_SPARKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 60
 _STATS_WINDOW_S = 3600.0
 
@@ -158,12 +157,6 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | None)
         )
         parts.append(Text(f"last hour  {stats.count} predictions{mean}"))
     return Group(*parts)
-
-
-def sparkline(values: deque[float]) -> str:
-    """The values as bars of eight heights; the highest is the largest value."""
-    peak = max(values, default=0.0)
-    return "".join(_SPARKS[round(value / peak * 7) if peak else 0] for value in values)
 
 
 def _number(value: float | None) -> str:

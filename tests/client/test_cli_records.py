@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import FACE, ServiceProcess, VisionAI
+from tests.client.harness import FACE, TIMEOUT, ServiceProcess, VisionAI
 from tests.client.peer import V1_COMMANDS, Peer
 
 
@@ -25,6 +26,17 @@ async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> 
     assert peer.received[-1].message["window_s"] == 1800
     document = json.loads((await visionai("stats", "--json", "--url", peer.url)).out)
     assert (document["count"], document["window_s"]) == (4, 3600)
+
+
+async def test_stats_show_how_counts_changed(service: ServiceProcess, visionai: VisionAI) -> None:
+    """--buckets draws the parts of the time, as high as their counts; the last of them is now."""
+    done = await visionai("predict", FACE, "--url", service.url)
+    assert done.code == 0, done.err
+    async with asyncio.timeout(TIMEOUT):
+        while not (table := await visionai("stats", "--buckets", "12", "--url", service.url)).out.count("█"):
+            assert table.code == 0, table.err
+    happy = next(line for line in table.out.splitlines() if line.startswith("happy"))
+    assert happy.rstrip().endswith("▁▁▁▁▁▁▁▁▁▁▁█")
 
 
 @pytest.mark.parametrize("window", ["soon", "0h", "-1h", "1w"])
@@ -144,6 +156,28 @@ async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_pa
     assert not changed[160:260, 110:170].any()
     assert not changed[300:].any()
     assert changed[:150].any()  # the label is above the box
+
+
+async def test_any_file_gets_an_annotated_copy(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """A photo whose name ends in nothing, or in something else, is copied as JPEG."""
+    for name in ("face", "face.dat"):
+        (tmp_path / name).write_bytes(FACE.read_bytes())
+    done = await visionai("predict", "face", "face.dat", "--annotate", "out", "--url", service.url)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face.dat.jpg", "face.jpg"]
+
+
+async def test_a_copy_that_cannot_be_written_is_told(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """The prediction is printed all the same; the exit code says that something failed."""
+    (tmp_path / "face.jpg").write_bytes(FACE.read_bytes())
+    (tmp_path / "out" / "face.jpg").mkdir(parents=True)
+    done = await visionai("predict", "face.jpg", "--annotate", "out", "--url", service.url)
+    assert (done.code, "happy" in done.out) == (ExitCode.IMAGE_FAILED, True)
+    assert done.err == "visionai: no annotated copy of face.jpg: Is a directory\n"
 
 
 async def test_annotated_copies_never_overwrite(
