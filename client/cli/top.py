@@ -23,7 +23,14 @@ from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.metrics import STAGES, Interval, Reading, between
 from client.cli.output import percent, sparkline
-from client.errors import CannotConnect, ProtocolViolation, Unauthorized
+from client.errors import (
+    CannotConnect,
+    ConnectionFailed,
+    DeadlineExceeded,
+    ProtocolViolation,
+    Unauthorized,
+    Unavailable,
+)
 from client.results import Stats
 
 _HISTORY = 60
@@ -62,11 +69,18 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
         ):
             while True:
                 await asyncio.sleep(interval)
-                after, now = await _read(address, token)
+                try:
+                    after, now = await _read(address, token)
+                    stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
+                except (ConnectionFailed, Unavailable, DeadlineExceeded) as error:
+                    if live is None:
+                        raise
+                    # Who watches a server wants to see it come back.
+                    live.update(Text(error.message, style="red"), refresh=True)
+                    continue
                 current = between(before, after, now - taken)
                 before, taken = after, now
                 rates.append(current.rate)
-                stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
                 if as_json:
                     print(orjson.dumps(asdict(current)).decode(), flush=True)
                 elif live is None:

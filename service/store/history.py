@@ -24,6 +24,19 @@ _DIGITS: Final = 1000
 _LONGEST_US: Final = 10**10
 
 _columns = predictions_log.c
+_READ: Final = (
+    _columns.predic_id,
+    _columns.prediction_uuid,
+    _columns.face_index,
+    _columns.timestamp,
+    _columns.emotion_id,
+    _columns.confidence,
+    _columns.model_id,
+    _columns.processing_us,
+    _columns.processing_time_ms,
+    _columns.request_id,
+    _columns.face_box,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +131,10 @@ def latest(
     if after is not None:
         place = sa.tuple_(sa.literal(after.key, key[0].type), sa.literal(after.number, key[1].type))
         conditions.append(sa.tuple_(*key) < place)
-    # The rows are found first, and only then joined to what they point to.
+    # The rows are found first, and only then joined to what they point to. No more is read of them than is told:
+    # what the driver makes of each value is work under the lock that predictions need.
     found = (
-        sa.select(predictions_log)
+        sa.select(*_READ)
         .where(*conditions)
         .order_by(*(column.desc() for column in key))
         .limit(limit)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import json
+import os
+import pty
+import signal
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import FACE, TIMEOUT, ServiceProcess, VisionAI
+from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI
 from tests.client.peer import V1_COMMANDS, Peer
 
 
@@ -85,6 +91,52 @@ async def test_top_on_the_real_service(service: ServiceProcess, visionai: Vision
     assert document["clients"] == 1
     assert None not in (document["queue_depth"], document["store_pending"], document["memory_bytes"])
     assert document["cpu_share"] is not None
+
+
+async def test_top_outlives_a_restart_of_the_server() -> None:
+    """On a terminal, it says that the server is gone, and goes on when it is back."""
+    controller, terminal = pty.openpty()
+    async with Peer().running() as peer:
+        url = peer.url
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "client", "top", "--interval", "0.1", "--url", url),
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        shown = await _until_shown(controller, b"predictions/s")
+    try:
+        shown = await _until_shown(controller, b"does not answer")
+        async with Peer().running(urlsplit(url).port or 0):
+            # The screen is drawn anew from its beginning.
+            shown = await _until_shown(controller, b"predictions/s")
+            assert b"Traceback" not in shown
+            process.send_signal(signal.SIGINT)
+            await _until_closed(controller)
+            async with asyncio.timeout(TIMEOUT):
+                assert await process.wait() == ExitCode.INTERRUPTED
+    finally:
+        if process.returncode is None:
+            process.kill()
+        os.close(controller)
+
+
+async def _until_shown(controller: int, wanted: bytes) -> bytes:
+    """What a terminal shows, until it has shown this."""
+    shown = b""
+    async with asyncio.timeout(TIMEOUT):
+        while wanted not in shown:
+            shown += await asyncio.to_thread(os.read, controller, 65536)
+    return shown
+
+
+async def _until_closed(controller: int) -> None:
+    """Read on, so that the program is not held up by a full terminal, until it has gone."""
+    with contextlib.suppress(OSError):  # what Linux answers where the other end is closed
+        while await asyncio.to_thread(os.read, controller, 65536):
+            pass
 
 
 async def test_top_of_a_server_without_metrics(visionai: VisionAI, tmp_path: Path) -> None:
