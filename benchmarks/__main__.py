@@ -11,13 +11,21 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from benchmarks.arrivals import Arrivals
 from benchmarks.capacity import MACHINES, needs
 from benchmarks.compare import against_limit
 from benchmarks.costs import measure_costs
 from benchmarks.gpu import batch_curve, service_on
+from benchmarks.history import Database, measure_history
 from benchmarks.hosts import enter
 from benchmarks.idle import measure_idle
 from benchmarks.limit import Workers, limit_bench
@@ -37,6 +45,7 @@ from benchmarks.tables import (
     costs_grid,
     curve_grid,
     failover_grid,
+    history_grids,
     idle_grid,
     limit_grid,
     load_grid,
@@ -305,6 +314,27 @@ def storing(
         plan = LoadPlan(clients=clients, seconds=seconds)
         results = compare_storing(model, make_workload("64x64"), plan, repeats, patience)
     _show(as_json, {"results": results}, storing_grid(results))
+
+
+@app.command()
+def history(
+    rows: Annotated[int, typer.Option(min=1, help="Stored predictions, ten a second.")] = 10_000_000,
+    database: Annotated[Database, typer.Option(help="Where they are.")] = "sqlite",
+    model: ModelOption = DEFAULT_MODEL,
+    repeats: RepeatsOption = 3,
+    seconds: SecondsOption = 3.0,
+    as_json: JsonOption = False,
+) -> None:
+    """`history` and `stats` over a large database, and what predictions notice of them."""
+    columns = (TextColumn("filling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("", total=rows)
+
+        def tell(filled: int) -> None:
+            progress.update(task, completed=filled)
+
+        found = measure_history(model, database, rows, seconds, repeats, tell)
+    _show(as_json, {"history": found}, *history_grids(found))
 
 
 @app.command()

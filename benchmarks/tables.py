@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks.capacity import Costs, Needs
 from benchmarks.compare import Paired
 from benchmarks.gpu import BatchPoint
+from benchmarks.history import HistoryResult
 from benchmarks.idle import IdleResult
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
@@ -335,10 +336,24 @@ def idle_grid(found: IdleResult) -> Grid:
     return Grid("idle", ["what", "measured"], rows)
 
 
-def misbehaviour_grid(series: Sequence[Sequence[Disturbance]]) -> Grid:
+def history_grids(result: HistoryResult) -> list[Grid]:
+    """What each question took, and what predictions noticed."""
+    note = f"{result.database}, {result.rows:,} rows, filled in {result.fill_seconds:.0f} s"
+    columns = ["question", "whose", "over", "rows", "asked", "p50 ms", "p99 ms"]
+    grid = Grid("history and stats", columns, note=note)
+    for each in result.answered:
+        shown = [f"{each.rows:,}" if each.rows is not None else "-", str(each.asked)]
+        times = [f"{value:.1f}" if value is not None else "gave up" for value in (each.p50, each.p99)]
+        grid.rows.append([each.question, each.whose, each.span, *shown, *times])
+    beside = misbehaviour_grid(result.disturbances, "predictions, while two others ask without a pause")
+    return [grid, beside]
+
+
+def misbehaviour_grid(
+    series: Sequence[Sequence[Disturbance]], title: str = "the others, while one client misbehaves"
+) -> Grid:
     """An offence is one row."""
-    columns = ["one client", "quiet p99 ms", "the others' p99 ms", "times", "p50 ms", "errors"]
-    grid = Grid("the others, while one client misbehaves", columns)
+    grid = Grid(title, ["done", "quiet p99 ms", "the others' p99 ms", "times", "p50 ms", "errors"])
     for results in series:
         grid.rows.append(
             [

@@ -3,7 +3,7 @@
 Light on purpose: importing it loads neither NumPy nor OpenCV.
 """
 
-from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome, Priority
 from client.blocking_client import Client
 from client.errors import (
     CannotConnect,
@@ -36,6 +36,7 @@ from client.results import (
     Health,
     HistoryPage,
     ModelInfo,
+    ModelVersion,
     Prediction,
     Stats,
     StoredPrediction,
@@ -64,10 +65,12 @@ __all__ = [
     "InvalidImage",
     "InvalidRequest",
     "ModelInfo",
+    "ModelVersion",
     "NoFace",
     "Outcome",
     "Overloaded",
     "Prediction",
+    "Priority",
     "ProtocolViolation",
     "RateLimited",
     "RequestRejected",

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ ImageSource = bytes | str | os.PathLike[str]
 """The bytes of an image file, or the path of one."""
 
 Detect = Literal["auto", "always", "never"]
+Priority = Literal["high", "normal", "low"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class AsyncClient:
         *,
         detect: Detect | None = None,
         max_faces: int | None = None,
+        priority: Priority | None = None,
         timeout: float | None = None,
     ) -> results.Prediction:
         """The emotion in an image.
@@ -151,6 +154,7 @@ class AsyncClient:
             detect: ``auto`` finds faces and scores the whole image where there is none, ``always`` fails with
                 `NoFace` then, ``never`` takes the image for a face crop. None is the server's choice (auto).
             max_faces: answer for this many faces at most, the largest first.
+            priority: whether it goes before or after other requests while the server is busy. None is normal.
             timeout: seconds, in place of the client's.
 
         Raises:
@@ -158,7 +162,7 @@ class AsyncClient:
             VisionAIError: see `client.errors`.
         """
         data = await asyncio.to_thread(Path(image).read_bytes) if not isinstance(image, bytes) else image
-        fields = {"detect": detect, "max_faces": max_faces, "token": self._token}
+        fields = {"detect": detect, "max_faces": max_faces, "priority": priority, "token": self._token}
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
         )
@@ -173,6 +177,7 @@ class AsyncClient:
         concurrency: int = 16,
         detect: Detect | None = None,
         max_faces: int | None = None,
+        priority: Priority | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Outcome]:
         """The emotions in many images: an outcome for each, in their order.
@@ -189,7 +194,9 @@ class AsyncClient:
 
         async def settle(index: int, source: ImageSource) -> Outcome:
             try:
-                prediction = await self.predict(source, detect=detect, max_faces=max_faces, timeout=timeout)
+                prediction = await self.predict(
+                    source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
+                )
             except (ConnectionFailed, Unauthorized):
                 raise
             except (VisionAIError, OSError) as error:
@@ -218,6 +225,16 @@ class AsyncClient:
     async def model_info(self) -> results.ModelInfo:
         """The model that the server runs."""
         return results.model_info(await self.request("model_info"))
+
+    async def models(self) -> tuple[results.ModelVersion, ...]:
+        """The model versions that the server has."""
+        return results.models(await self.request("models"))
+
+    async def ping(self) -> float:
+        """Seconds to the server and back, without an image."""
+        began = time.perf_counter()
+        await self.request("ping")
+        return time.perf_counter() - began
 
     async def health(self) -> results.Health:
         """How the server is."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from client import results
-from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome, Priority
 from client.errors import ConnectionFailed, ConnectionLost, Unauthorized, VisionAIError
 from client.protocol import Welcome
 from client.retry import Retry
@@ -90,12 +90,14 @@ class Client:
         *,
         detect: Detect | None = None,
         max_faces: int | None = None,
+        priority: Priority | None = None,
         timeout: float | None = None,
     ) -> results.Prediction:
         """The emotion in an image, see `AsyncClient.predict`."""
-        return self._wait(
-            self._start(self._client.predict(image, detect=detect, max_faces=max_faces, timeout=timeout))
+        prediction = self._client.predict(
+            image, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
         )
+        return self._wait(self._start(prediction))
 
     def predict_many(
         self,
@@ -104,6 +106,7 @@ class Client:
         concurrency: int = 16,
         detect: Detect | None = None,
         max_faces: int | None = None,
+        priority: Priority | None = None,
         timeout: float | None = None,
     ) -> Iterator[Outcome]:
         """The emotions in many images, in their order, see `AsyncClient.predict_many`.
@@ -115,7 +118,9 @@ class Client:
         window: deque[tuple[int, ImageSource, concurrent.futures.Future[results.Prediction]]] = deque()
         try:
             for index, source in enumerate(images):
-                prediction = self._client.predict(source, detect=detect, max_faces=max_faces, timeout=timeout)
+                prediction = self._client.predict(
+                    source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
+                )
                 window.append((index, source, self._start(prediction)))
                 if len(window) == concurrency:
                     yield self._outcome(*window[0])
@@ -134,6 +139,14 @@ class Client:
     def model_info(self) -> results.ModelInfo:
         """The model that the server runs."""
         return self._wait(self._start(self._client.model_info()))
+
+    def models(self) -> tuple[results.ModelVersion, ...]:
+        """The model versions that the server has."""
+        return self._wait(self._start(self._client.models()))
+
+    def ping(self) -> float:
+        """Seconds to the server and back, without an image."""
+        return self._wait(self._start(self._client.ping()))
 
     def health(self) -> results.Health:
         """How the server is."""

@@ -5,7 +5,7 @@ Servers of protocol 1 send fewer fields: what they leave out is empty or None he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -98,6 +98,16 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One of the model versions that the server has; `active` is the one that answers."""
+
+    version_tag: str
+    active: bool
+    precision: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """How the server is. Well is ``status == "healthy"``."""
 
@@ -110,7 +120,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
-    """One row of the history. `prediction_id` is None for rows older than that column."""
+    """One row of the history: one face. `prediction_id` is None for rows older than that column.
+
+    The faces of one image share their `prediction_id`; `box` is None where the whole image was scored.
+    """
 
     prediction_id: UUID | None
     timestamp: datetime
@@ -118,15 +131,22 @@ class StoredPrediction:
     confidence: float
     model_version_tag: str | None
     processing_time_ms: float | None
+    face_index: int = 0
+    request_id: str | None = None
+    box: Box | None = None
     raw: Reply = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """Stored predictions, latest first. `next` asks for the page after this one; None on the last."""
+    """Stored predictions, latest first. `next` asks for the page after this one; None on the last.
+
+    `pending` predictions were answered and are not yet stored, and so not told of.
+    """
 
     predictions: tuple[StoredPrediction, ...]
     next: str | None
+    pending: int = 0
     raw: Reply = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -143,7 +163,8 @@ class Stats:
     """Predictions of the last `window_s` seconds. `latency_ms` maps percentiles such as ``p99`` to milliseconds.
 
     `scope` says whose: ``user``, ``connection``, or ``anonymous`` for all clients without a user. `buckets` counts
-    emotions in equal parts of the time, the oldest first; empty unless they were asked for.
+    emotions in equal parts of the time, each of `bucket_s` seconds, the oldest first, from `since` on; empty unless
+    they were asked for. `pending` predictions were answered and are not yet stored, and so not counted.
     """
 
     window_s: float
@@ -153,6 +174,9 @@ class Stats:
     latency_ms: Mapping[str, float]
     scope: str | None = None
     buckets: tuple[Mapping[str, int], ...] = ()
+    bucket_s: float | None = None
+    since: datetime | None = None
+    pending: int = 0
     raw: Reply = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -205,6 +229,20 @@ def model_info(reply: Reply) -> ModelInfo:
         )
 
 
+def models(reply: Reply) -> tuple[ModelVersion, ...]:
+    """Read a ``models`` reply. Raises `ProtocolViolation` where it has the wrong form."""
+    with _Reading("models"):
+        return tuple(
+            ModelVersion(
+                version_tag=str(entry["version_tag"]),
+                active=bool(entry["active"]),
+                precision=str(entry["precision"]),
+                labels=tuple(str(label) for label in entry["labels"]),
+            )
+            for entry in reply["models"]
+        )
+
+
 def health(reply: Reply) -> Health:
     """Read a ``health`` reply. Raises `ProtocolViolation` where it has the wrong form."""
     with _Reading("health"):
@@ -227,13 +265,17 @@ def history(reply: Reply) -> HistoryPage:
     """Read a ``history`` reply. Raises `ProtocolViolation` where it has the wrong form."""
     with _Reading("history"):
         return HistoryPage(
-            predictions=tuple(_stored(row) for row in reply["predictions"]), next=reply.get("next"), raw=reply
+            predictions=tuple(_stored(row) for row in reply["predictions"]),
+            next=reply.get("next"),
+            pending=int(reply.get("pending", 0)),
+            raw=reply,
         )
 
 
 def stats(reply: Reply) -> Stats:
     """Read a ``stats`` reply. Raises `ProtocolViolation` where it has the wrong form."""
     with _Reading("stats"):
+        since = reply.get("since")
         return Stats(
             window_s=float(reply["window_s"]),
             count=int(reply["count"]),
@@ -250,6 +292,9 @@ def stats(reply: Reply) -> Stats:
                 {str(name): int(count) for name, count in bucket.items()}
                 for bucket in reply.get("buckets") or ()
             ),
+            bucket_s=reply.get("bucket_s"),
+            since=_moment(since) if since is not None else None,
+            pending=int(reply.get("pending", 0)),
             raw=reply,
         )
 
@@ -291,6 +336,7 @@ def _timing(value: Reply) -> Timing:
 
 def _stored(row: Reply) -> StoredPrediction:
     identity = row.get("prediction_id")
+    box = row.get("box")
     return StoredPrediction(
         prediction_id=UUID(identity) if identity is not None else None,
         timestamp=_moment(row["timestamp"]),
@@ -298,14 +344,21 @@ def _stored(row: Reply) -> StoredPrediction:
         confidence=float(row["confidence"]),
         model_version_tag=row.get("model_version_tag"),
         processing_time_ms=row.get("processing_time_ms"),
+        face_index=int(row.get("face_index", 0)),
+        request_id=row.get("request_id"),
+        box=_box(box) if box is not None else None,
         raw=row,
     )
 
 
+def _box(value: Sequence[float]) -> Box:
+    x, y, width, height = value
+    return Box(x, y, width, height)
+
+
 def _face(value: Reply) -> Face:
-    x, y, width, height = value["box"]
     return Face(
-        box=Box(x, y, width, height),
+        box=_box(value["box"]),
         detection_score=float(value["detection_score"]),
         emotion_name=str(value["emotion_name"]),
         confidence=float(value["confidence"]),

@@ -26,13 +26,13 @@ import orjson
 import sqlalchemy as sa
 
 from service.errors import InvalidRequest
+from service.store import minutes
 from service.store.history import (
     Anonymous,
     ByConnection,
     ByUser,
     Figures,
     Position,
-    Scope,
     StoredFace,
     figures,
     latest,
@@ -124,17 +124,22 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
         return lambda connection: _history_reply(
             lookup, latest(connection, scope, lookup.limit + 1, after), pending
         )
-    chosen: Scope
-    if lookup.scope == "connection":
-        chosen, name = connection_scope, "connection"
-    elif user is None:
-        chosen, name = Anonymous(), "anonymous"
-    else:
-        chosen, name = ByUser(user), "user"
     window = timedelta(seconds=lookup.window_s)
-    since = now - window
+    if lookup.scope == "connection":
+        began = now - window
+        return lambda connection: _stats_reply(
+            lookup,
+            "connection",
+            began,
+            figures(connection, connection_scope, began, window, lookup.buckets),
+            pending,
+        )
+    chosen, name = (Anonymous(), "anonymous") if user is None else (ByUser(user), "user")
+    by_minute = minutes.apply(window, lookup.buckets)
+    since = (minutes.end_of(now) if by_minute else now) - window
+    count = minutes.figures if by_minute else figures
     return lambda connection: _stats_reply(
-        lookup, name, since, figures(connection, chosen, since, window, lookup.buckets), pending
+        lookup, name, since, count(connection, chosen, since, window, lookup.buckets), pending
     )
 
 

@@ -320,7 +320,7 @@ class Service:
             datetime.now(UTC),
             self._store_status().pending,
         )
-        found = self._store.queries.submit(read)
+        found = self._store.queries.submit(read, lookup.id)
         self._in_flight += 1
 
         def deliver() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.cli.inputs import Image, InputError
+from client.cli.inputs import IMAGE_SUFFIXES, Image, InputError
 from client.cli.opencv import load_opencv
 from client.results import Box, Prediction
 
@@ -20,8 +20,8 @@ _WHITE = (255, 255, 255)
 class Annotator:
     """Draws predictions on copies of `images` in `folder`, which is made if need be.
 
-    A copy has its image's name; where several images have the same one, a number is added. Photos are turned
-    upright as their EXIF data say, as the server does.
+    A copy has its image's name, and `.jpg` behind it where that is no image's name; where several images have the
+    same one, a number is added. Photos are turned upright as their EXIF data say, as the server does.
 
     Raises:
         InputError: `folder` exists and is no folder, or holds one of the images themselves.
@@ -37,6 +37,8 @@ class Annotator:
         taken: set[Path] = set()
         for image in images:
             name = Path("stdin.jpg") if isinstance(image.source, bytes) else Path(Path(image.source).name)
+            if name.suffix.lower() not in IMAGE_SUFFIXES:
+                name = Path(f"{name}.jpg")
             target = folder / name
             number = 2
             while target in taken:
@@ -48,7 +50,11 @@ class Annotator:
             self._targets[image.name] = target
 
     def draw(self, image: Image, prediction: Prediction) -> Path:
-        """Write the annotated copy; its path."""
+        """Write the annotated copy; its path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         import numpy as np
 
         cv2 = self._cv2

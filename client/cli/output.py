@@ -66,6 +66,15 @@ def as_document(name: str, outcome: Outcome) -> dict[str, Any]:
     return {"file": name, "type": "error", "status": "error", "code": code, "message": message}
 
 
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as bars of eight heights; the highest is the largest value."""
+    peak = max(values, default=0.0)
+    return "".join(_SPARKS[round(value / peak * 7) if peak else 0] for value in values)
+
+
 def percent(share: float) -> str:
     """A share of 0..1 as people read it."""
     return f"{share * 100:.1f} %"

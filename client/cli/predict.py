@@ -116,7 +116,12 @@ async def _predict(
                     if outcome.prediction is None:
                         failed += 1
                     elif annotator is not None:
-                        await asyncio.to_thread(annotator.draw, image, outcome.prediction)
+                        try:
+                            await asyncio.to_thread(annotator.draw, image, outcome.prediction)
+                        except OSError as error:
+                            failed += 1
+                            reason = error.strerror or error
+                            print(f"visionai: no annotated copy of {image.name}: {reason}", file=sys.stderr)
                     progress.advance(task)
         writer.close()
     if len(images) > 1:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from client.async_client import AsyncClient
 from client.cli import options
-from client.cli.output import Format, percent
+from client.cli.output import Format, percent, sparkline
 from client.cli.queries import ask, plain_table, print_json
 from client.cli.rows import write_rows
 from client.results import Stats, StoredPrediction
@@ -41,6 +41,12 @@ def stats(
     window: Annotated[
         str, typer.Option("--window", help="How far back: 90s, 30m, 1h, 7d.", metavar="DURATION")
     ] = "1h",
+    buckets: Annotated[
+        int,
+        typer.Option(
+            "--buckets", min=0, max=500, help="In so many parts: how the counts changed.", metavar="PARTS"
+        ),
+    ] = 0,
     as_json: options.Json = False,
     url: options.Url = options.URL,
     token: options.Token = None,
@@ -50,18 +56,21 @@ def stats(
     seconds = seconds_of(window)
 
     async def question(client: AsyncClient) -> Stats:
-        return await client.stats(window_s=seconds)
+        return await client.stats(window_s=seconds, buckets=buckets)
 
     found = ask(options.client_for(url, token, timeout), question)
     if as_json:
         print_json({key: value for key, value in found.raw.items() if key not in ("id", "type", "status")})
         return
     console = Console()
-    table = plain_table("Emotion", "Count", "Share", "", "Confidence")
+    columns = ["Emotion", "Count", "Share", "", "Confidence", *(["Over time"] if buckets else [])]
+    table = plain_table(*columns)
     for name, entry in sorted(found.emotions.items(), key=lambda item: -item[1].count):
         share = entry.count / found.count if found.count else 0.0
         confidence = percent(entry.mean_confidence) if entry.mean_confidence is not None else ""
-        table.add_row(name, str(entry.count), percent(share), Bar(1, 0, share, width=24), confidence)
+        over_time = [sparkline([bucket.get(name, 0) for bucket in found.buckets])] if buckets else []
+        bar = Bar(1, 0, share, width=24)
+        table.add_row(name, str(entry.count), percent(share), bar, confidence, *over_time)
     console.print(table)
     latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())
     console.print(

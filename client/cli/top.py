@@ -22,11 +22,17 @@ from rich.text import Text
 from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.metrics import STAGES, Interval, Reading, between
-from client.cli.output import percent
-from client.errors import CannotConnect, ProtocolViolation, Unauthorized
+from client.cli.output import percent, sparkline
+from client.errors import (
+    CannotConnect,
+    ConnectionFailed,
+    DeadlineExceeded,
+    ProtocolViolation,
+    Unauthorized,
+    Unavailable,
+)
 from client.results import Stats
 
-_SPARKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 60
 _STATS_WINDOW_S = 3600.0
 
@@ -63,11 +69,18 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
         ):
             while True:
                 await asyncio.sleep(interval)
-                after, now = await _read(address, token)
+                try:
+                    after, now = await _read(address, token)
+                    stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
+                except (ConnectionFailed, Unavailable, DeadlineExceeded) as error:
+                    if live is None:
+                        raise
+                    # Who watches a server wants to see it come back.
+                    live.update(Text(error.message, style="red"), refresh=True)
+                    continue
                 current = between(before, after, now - taken)
                 before, taken = after, now
                 rates.append(current.rate)
-                stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
                 if as_json:
                     print(orjson.dumps(asdict(current)).decode(), flush=True)
                 elif live is None:
@@ -158,12 +171,6 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | None)
         )
         parts.append(Text(f"last hour  {stats.count} predictions{mean}"))
     return Group(*parts)
-
-
-def sparkline(values: deque[float]) -> str:
-    """The values as bars of eight heights; the highest is the largest value."""
-    peak = max(values, default=0.0)
-    return "".join(_SPARKS[round(value / peak * 7) if peak else 0] for value in values)
 
 
 def _number(value: float | None) -> str:

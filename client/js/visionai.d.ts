@@ -5,6 +5,8 @@ export type ImageSource = Blob | ArrayBuffer | ArrayBufferView;
 
 export type Detect = "auto" | "always" | "never";
 
+export type Priority = "high" | "normal" | "low";
+
 /** Emotion to probability, 0..1; the probabilities of a face sum to 1. */
 export type Probabilities = Record<string, number>;
 
@@ -76,6 +78,14 @@ export interface ModelInfo {
   [more: string]: unknown;
 }
 
+export interface ModelVersion {
+  version_tag: string;
+  /** Whether it is the one that answers. */
+  active: boolean;
+  precision: string;
+  labels: string[];
+}
+
 export interface Health {
   type: "health";
   status: string;
@@ -95,6 +105,10 @@ export interface Stats {
   latency_ms: Record<string, number | null>;
   /** Whose predictions these are of. */
   scope?: "user" | "anonymous" | "connection";
+  /** When the window begins: ISO 8601, UTC. */
+  since?: string;
+  /** Answered and not yet stored, and so not counted. */
+  pending?: number;
   bucket_s?: number;
   /** Faces by emotion in each part of the window, the oldest first, where buckets were asked for. */
   buckets?: Record<string, number>[];
@@ -107,6 +121,11 @@ export interface StoredPrediction {
   confidence: number;
   model_version_tag?: string;
   processing_time_ms?: number;
+  /** The faces of one image share their prediction_id. */
+  face_index?: number;
+  request_id?: string | null;
+  /** x, y, width and height; null where the whole image was scored. */
+  box?: [number, number, number, number] | null;
   [more: string]: unknown;
 }
 
@@ -115,6 +134,8 @@ export interface HistoryPage {
   predictions: StoredPrediction[];
   /** Asks for the page after this one; null on the last. */
   next: string | null;
+  /** Answered and not yet stored, and so not told of. */
+  pending?: number;
 }
 
 /** Options of a connection; servers refuse those they do not know. */
@@ -204,6 +225,8 @@ export interface PredictOptions extends RequestOptions {
   detect?: Detect;
   /** Largest first. */
   maxFaces?: number;
+  /** Before or after other requests while the server is busy; normal. */
+  priority?: Priority;
 }
 
 /** What became of one image of `predictMany`. */
@@ -227,6 +250,9 @@ export class VisionAI extends EventTarget {
   ): AsyncGenerator<Outcome<Image>, void, void>;
   emotions(): Promise<Emotion[]>;
   modelInfo(): Promise<ModelInfo>;
+  models(): Promise<ModelVersion[]>;
+  /** Milliseconds to the server and back. */
+  ping(): Promise<number>;
   health(): Promise<Health>;
   /** Without a token, of all clients without one; with scope "connection", of this connection. */
   stats(options?: { windowS?: number; buckets?: number; scope?: "all" | "connection" }): Promise<Stats>;

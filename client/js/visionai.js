@@ -341,9 +341,9 @@ export class VisionAI extends EventTarget {
   }
 
   /** The emotion in an image: a Blob, an ArrayBuffer or a typed array with a JPEG, PNG or WebP file. */
-  async predict(image, { detect, maxFaces, timeoutMs, signal } = {}) {
+  async predict(image, { detect, maxFaces, priority, timeoutMs, signal } = {}) {
     const bytes = await bytesOf(image);
-    const fields = { detect, max_faces: maxFaces, token: this.#options.token };
+    const fields = { detect, max_faces: maxFaces, priority, token: this.#options.token };
     // A camera's frame that was lost is stale by the time it could be sent again.
     return this.#ask("predict", fields, bytes, { timeoutMs, signal, resend: !this.#configuration.stream });
   }
@@ -391,6 +391,18 @@ export class VisionAI extends EventTarget {
   /** The model that the server runs. */
   async modelInfo() {
     return (await this.request("model_info")).info;
+  }
+
+  /** The model versions that the server has. */
+  async models() {
+    return (await this.request("models")).models;
+  }
+
+  /** Milliseconds to the server and back, without an image. */
+  async ping() {
+    const began = performance.now();
+    await this.request("ping");
+    return performance.now() - began;
   }
 
   /** How the server is; well is `status === "healthy"`. */

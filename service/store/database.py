@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
@@ -89,9 +90,20 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
         session = f"-c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
         arguments = _POSTGRES_ARGUMENTS | {"options": session}
-        return sa.create_engine(url, connect_args=arguments, pool_size=2, isolation_level="AUTOCOMMIT")
+        return sa.create_engine(
+            url,
+            connect_args=arguments,
+            pool_size=2,
+            isolation_level="AUTOCOMMIT",
+            json_deserializer=orjson.loads,
+        )
 
-    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S},
+        pool_size=2,
+        json_deserializer=orjson.loads,
+    )
 
     def set_up(connection: sqlite3.Connection, _: object) -> None:
         connection.isolation_level = None  # no transactions, whatever SQLAlchemy says

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from service.errors import StartupError
 from service.store.schema import HEAD
@@ -20,6 +22,8 @@ _VERSION_TABLE: Final = "alembic_version"
 # Any constant, as long as every release has the same and no other application in the database does.
 _ADVISORY_LOCK: Final = 0x56_69_73_69_6F_6E_41_49  # "VisionAI"
 _LOCK_TIMEOUT: Final = "60s"
+# For another process that migrates: it may have to read all rows of a large database.
+_MIGRATION_S: Final = 1800
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -30,23 +34,34 @@ def migrate(engine: sa.Engine) -> None:
     Raises StartupError when the tables are another application's, or the database is newer than this release,
     and SQLAlchemy's DBAPIError when the database cannot be reached.
     """
-    with engine.begin() as connection:
-        if current_revision(connection) == HEAD:
+    deadline = time.monotonic() + _MIGRATION_S
+    while True:
+        try:
+            with engine.begin() as connection:
+                if current_revision(connection) == HEAD:
+                    return
+                lock(connection)
+                found = current_revision(connection)
+                if found == HEAD:
+                    return
+                logger.info("migrating the database from revision %s to %s", found or "none", HEAD)
+                _upgrade(connection, found)
+        except exc.OperationalError as error:
+            # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.
+            if "database is locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+        else:
+            logger.info("database migrated from revision %s to %s", found or "none", HEAD)
             return
-        lock(connection)
-        found = current_revision(connection)
-        if found == HEAD:
-            return
-        _upgrade(connection, found)
-    logger.info("database migrated from revision %s to %s", found or "none", HEAD)
 
 
 def lock(connection: sa.Connection) -> None:
     """Exclude every other process that migrates or sets up this database until the transaction ends."""
     if connection.dialect.name == "postgresql":
-        # Covers the advisory lock and the tables' own locks: an older server that still runs may hold those.
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_MIGRATION_S}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        # From here on for the tables' own locks: an older server that still runs may hold those.
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
     # On SQLite the transaction itself began with the write lock (see database.create_engine).
 
 

@@ -50,11 +50,11 @@ class Queries:
         self._threads = ThreadPoolExecutor(THREADS, "store-query", _give_way)
         self._engine = create_reading_engine(url, timeout)
 
-    def submit(self, query: Callable[[sa.Connection], T]) -> Future[T]:
+    def submit(self, query: Callable[[sa.Connection], T], request_id: str | int | None = None) -> Future[T]:
         """Run `query` in a thread, with a connection. May be called from any thread; does not wait.
 
-        The future's exception, if it has one, is a RequestError: `DeadlineExceeded` if the database took too long,
-        `Internal` if it failed.
+        `request_id` is for the log, where the query fails. The future's exception, if it has one, is a RequestError:
+        `DeadlineExceeded` if the database took too long, `Internal` if it failed.
 
         Raises:
             Overloaded: too many queries wait already.
@@ -66,7 +66,7 @@ class Queries:
             if self._unfinished >= CAPACITY:
                 raise Overloaded("too many questions about stored predictions at once", _RETRY_AFTER_MS)
             self._unfinished += 1
-            return self._threads.submit(self._run, query)
+            return self._threads.submit(self._run, query, request_id)
 
     def close(self) -> None:
         """Take no more queries, and do not wait for those that run."""
@@ -75,7 +75,8 @@ class Queries:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._engine.dispose()
 
-    def _run(self, query: Callable[[sa.Connection], T]) -> T:
+    def _run(self, query: Callable[[sa.Connection], T], request_id: str | int | None) -> T:
+        about = {"request_ids": [] if request_id is None else [request_id]}
         try:
             with self._engine.connect() as connection:
                 if connection.dialect.name == "sqlite":
@@ -86,10 +87,10 @@ class Queries:
                 raise DeadlineExceeded(
                     f"the database took longer than {self._timeout:g} s: ask for a shorter time"
                 ) from None
-            logger.warning("reading stored predictions failed: %s", first_line(error))
+            logger.warning("reading stored predictions failed: %s", first_line(error), extra=about)
             raise Internal("stored predictions cannot be read now") from None
         except Exception:
-            logger.exception("a query failed")
+            logger.exception("a query failed", extra=about)
             raise Internal("stored predictions cannot be read; the fault is ours") from None
         finally:
             self._finished()

@@ -27,6 +27,8 @@ function showState(link) {
   const wasHidden = $("token").hidden;
   $("token").hidden = state !== "refused";
   if (wasHidden && state === "refused") $("token-input").focus();
+  if (state === "refused" && link.wrongToken) showProblem({ code: "unauthorized" });
+  if (state === "ready" && problem?.code === "unauthorized") showProblem(null);
 }
 
 followTheme($("theme"));

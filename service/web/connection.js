@@ -17,6 +17,8 @@ export class Link extends EventTarget {
   client;
   state = "connecting";
   version = "";
+  wrongToken = false; // with "refused": there was a token, and it is not accepted
+  #withToken = false;
   #retry = null;
   #mode = Promise.resolve();
   #streaming = false;
@@ -25,6 +27,7 @@ export class Link extends EventTarget {
   start(token) {
     clearTimeout(this.#retry);
     this.client?.close();
+    this.#withToken = token !== undefined;
     this.#streaming = false;
     const client = new VisionAI(address(), { token, timeoutMs: 15_000, keepaliveMs: 3_000, retry: { maxDelayMs: 2_000 } });
     this.client = client;
@@ -59,6 +62,7 @@ export class Link extends EventTarget {
 
   /** The server refused a request for want of a token. */
   refuse() {
+    this.wrongToken = this.#withToken;
     this.#become("refused");
     this.client.close(); // it would only be refused again, until `start` brings a token
   }

@@ -6,7 +6,11 @@ import { inOrder } from "./emotions.js";
 import { clock, decimal, emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
 
 const PAGE = 20;
-const BUCKETS = 48;
+// Predictions that are on their way into the database are looked for again, so soon and so often.
+const AGAIN_MS = 400;
+const AGAIN = 3;
+// Parts of each window, by its seconds. Those of an hour and more are whole minutes, which the server has counted.
+const BUCKETS = { 600: 60, 3600: 60, 86400: 48, 604800: 56 };
 
 const $ = (id) => document.getElementById(id);
 
@@ -29,6 +33,8 @@ export class History {
   #latest = [];
   #next = null; // the cursor of the page after
   #problem = null;
+  #shown = false;
+  #again = null;
 
   constructor(link) {
     this.#link = link;
@@ -43,19 +49,22 @@ export class History {
   }
 
   show(shown) {
+    this.#shown = shown;
     if (shown) this.#load();
   }
 
-  async #load() {
+  async #load(again = AGAIN) {
+    clearTimeout(this.#again);
     const windowS = this.#windowS;
     try {
       const asked = Date.now();
-      const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS });
+      const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS[windowS] });
       if (windowS !== this.#windowS) return; // another window was chosen meanwhile
       this.#stats = stats;
       this.#to = asked;
-      await this.#firstPage();
+      const { pending } = await this.#firstPage();
       this.#problem = null;
+      if (pending && again && this.#shown) this.#again = setTimeout(() => this.#load(again - 1), AGAIN_MS);
     } catch (error) {
       this.#failed(error);
     }
@@ -66,6 +75,7 @@ export class History {
     const page = await this.#link.client.history({ limit: PAGE });
     this.#latest = page.predictions;
     this.#next = page.next;
+    return page;
   }
 
   async #more() {

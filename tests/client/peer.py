@@ -37,7 +37,7 @@ from websockets.http11 import Response
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 V1_COMMANDS = ("predict", "emotions", "model_info", "health")
-V2_COMMANDS = (*V1_COMMANDS, "configure", "history", "stats", "ping")
+V2_COMMANDS = (*V1_COMMANDS, "configure", "history", "stats", "models", "ping")
 
 METRICS = """\
 # TYPE visionai_stage_duration_seconds histogram
@@ -292,6 +292,14 @@ class Peer:
                     if option not in known:
                         return _error("invalid_request", f"no such option: {option}")
                 return _success("configuration", configuration=known | options)
+            case "models":
+                version = {
+                    "version_tag": "peer-1",
+                    "active": True,
+                    "precision": "fp32",
+                    "labels": list(EMOTIONS),
+                }
+                return _success(command, models=[version])
             case "history":
                 return self._history(message)
             case "stats":

@@ -92,6 +92,13 @@ async def test_the_server_describes_itself(any_peer: Peer) -> None:
         emotions = await client.emotions()
         info = await client.model_info()
         health = await client.health()
+        models = await client.models() if any_peer.protocol >= 2 else ()
+        seconds = await client.ping() if any_peer.protocol >= 2 else 1.0
+    assert [(model.version_tag, model.active, len(model.labels)) for model in models] in (
+        [],
+        [("peer-1", True, 7)],
+    )
+    assert seconds > 0
     assert [entry.name for entry in emotions][:2] == ["angry", "disgust"]
     assert (info.status, info.input_shape, info.num_classes) == ("loaded", (None, 64, 64, 1), 7)
     assert (health.status, health.clients_connected) == ("healthy", 1)
@@ -415,10 +422,10 @@ async def test_options_of_a_prediction_are_sent_only_when_given(peer: Peer) -> N
     """Defaults are the server's business."""
     async with connect(peer) as client:
         await client.predict(image())
-        await client.predict(image(), detect="never", max_faces=2)
+        await client.predict(image(), detect="never", max_faces=2, priority="low")
     plain, chosen = (request.message for request in peer.predictions_received)
-    assert not {"detect", "max_faces"} & set(plain)
-    assert (chosen["detect"], chosen["max_faces"]) == ("never", 2)
+    assert not {"detect", "max_faces", "priority"} & set(plain)
+    assert (chosen["detect"], chosen["max_faces"], chosen["priority"]) == ("never", 2, "low")
 
 
 async def test_a_configuration_outlives_its_connection(peer: Peer) -> None:

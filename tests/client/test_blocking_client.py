@@ -40,6 +40,9 @@ async def test_the_server_describes_itself(peer: Peer) -> None:
             assert client.stats(window_s=60).count == 4
             assert len(client.history(limit=2).predictions) == 2
             assert client.configure(max_faces=2)["max_faces"] == 2
+            assert client.models()[0].version_tag == "peer-1"
+            assert client.ping() > 0
+            assert client.predict(image(), priority="high").emotion_name == "happy"
             assert client.request("ping")["status"] == "success"
 
     await asyncio.to_thread(program)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import csv
 import json
+import os
+import pty
+import signal
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import FACE, ServiceProcess, VisionAI
+from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI
 from tests.client.peer import V1_COMMANDS, Peer
 
 
@@ -25,6 +32,17 @@ async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> 
     assert peer.received[-1].message["window_s"] == 1800
     document = json.loads((await visionai("stats", "--json", "--url", peer.url)).out)
     assert (document["count"], document["window_s"]) == (4, 3600)
+
+
+async def test_stats_show_how_counts_changed(service: ServiceProcess, visionai: VisionAI) -> None:
+    """--buckets draws the parts of the time, as high as their counts; the last of them is now."""
+    done = await visionai("predict", FACE, "--url", service.url)
+    assert done.code == 0, done.err
+    async with asyncio.timeout(TIMEOUT):
+        while not (table := await visionai("stats", "--buckets", "12", "--url", service.url)).out.count("█"):
+            assert table.code == 0, table.err
+    happy = next(line for line in table.out.splitlines() if line.startswith("happy"))
+    assert happy.rstrip().endswith("▁▁▁▁▁▁▁▁▁▁▁█")
 
 
 @pytest.mark.parametrize("window", ["soon", "0h", "-1h", "1w"])
@@ -73,6 +91,52 @@ async def test_top_on_the_real_service(service: ServiceProcess, visionai: Vision
     assert document["clients"] == 1
     assert None not in (document["queue_depth"], document["store_pending"], document["memory_bytes"])
     assert document["cpu_share"] is not None
+
+
+async def test_top_outlives_a_restart_of_the_server() -> None:
+    """On a terminal, it says that the server is gone, and goes on when it is back."""
+    controller, terminal = pty.openpty()
+    async with Peer().running() as peer:
+        url = peer.url
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "client", "top", "--interval", "0.1", "--url", url),
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        shown = await _until_shown(controller, b"predictions/s")
+    try:
+        shown = await _until_shown(controller, b"does not answer")
+        async with Peer().running(urlsplit(url).port or 0):
+            # The screen is drawn anew from its beginning.
+            shown = await _until_shown(controller, b"predictions/s")
+            assert b"Traceback" not in shown
+            process.send_signal(signal.SIGINT)
+            await _until_closed(controller)
+            async with asyncio.timeout(TIMEOUT):
+                assert await process.wait() == ExitCode.INTERRUPTED
+    finally:
+        if process.returncode is None:
+            process.kill()
+        os.close(controller)
+
+
+async def _until_shown(controller: int, wanted: bytes) -> bytes:
+    """What a terminal shows, until it has shown this."""
+    shown = b""
+    async with asyncio.timeout(TIMEOUT):
+        while wanted not in shown:
+            shown += await asyncio.to_thread(os.read, controller, 65536)
+    return shown
+
+
+async def _until_closed(controller: int) -> None:
+    """Read on, so that the program is not held up by a full terminal, until it has gone."""
+    with contextlib.suppress(OSError):  # what Linux answers where the other end is closed
+        while await asyncio.to_thread(os.read, controller, 65536):
+            pass
 
 
 async def test_top_of_a_server_without_metrics(visionai: VisionAI, tmp_path: Path) -> None:
@@ -144,6 +208,28 @@ async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_pa
     assert not changed[160:260, 110:170].any()
     assert not changed[300:].any()
     assert changed[:150].any()  # the label is above the box
+
+
+async def test_any_file_gets_an_annotated_copy(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """A photo whose name ends in nothing, or in something else, is copied as JPEG."""
+    for name in ("face", "face.dat"):
+        (tmp_path / name).write_bytes(FACE.read_bytes())
+    done = await visionai("predict", "face", "face.dat", "--annotate", "out", "--url", service.url)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face.dat.jpg", "face.jpg"]
+
+
+async def test_a_copy_that_cannot_be_written_is_told(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """The prediction is printed all the same; the exit code says that something failed."""
+    (tmp_path / "face.jpg").write_bytes(FACE.read_bytes())
+    (tmp_path / "out" / "face.jpg").mkdir(parents=True)
+    done = await visionai("predict", "face.jpg", "--annotate", "out", "--url", service.url)
+    assert (done.code, "happy" in done.out) == (ExitCode.IMAGE_FAILED, True)
+    assert done.err == "visionai: no annotated copy of face.jpg: Is a directory\n"
 
 
 async def test_annotated_copies_never_overwrite(

@@ -62,11 +62,14 @@ async def test_the_history_of_the_real_service(service: ServiceProcess, visionai
     """A client reads what it made; the command line counts what everybody without a name made."""
     async with AsyncClient(service.url) as client:
         made = [(await client.predict(FACE)).prediction_id for _ in range(3)]
-        while (page := await client.history(limit=2)).raw["pending"]:
+        while (page := await client.history(limit=2)).pending:
             await asyncio.sleep(0.01)
         rest = await client.history(limit=2, cursor=page.next)
         assert [row.prediction_id for row in (*page.predictions, *rest.predictions)] == made[::-1]
+        row = page.predictions[0]
+        assert (row.face_index, row.box is not None, row.request_id is not None) == (0, True, True)
         stats = await client.stats(window_s=600, buckets=2)
+        assert (stats.bucket_s, stats.since is not None, stats.pending) == (300, True, 0)
         assert (stats.count, stats.emotions["happy"].count, stats.scope) == (3, 3, "anonymous")
         assert [dict(bucket) for bucket in stats.buckets] == [{}, {"happy": 3}]
     done = await visionai("stats", "--json", "--url", service.url)

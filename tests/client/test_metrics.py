@@ -7,7 +7,8 @@ from collections import deque
 import pytest
 
 from client.cli.metrics import Reading, between, histogram_quantile
-from client.cli.top import metrics_address, sparkline
+from client.cli.output import sparkline
+from client.cli.top import metrics_address
 from tests.client.peer import METRICS
 
 EMPTY = Reading({})

@@ -132,12 +132,12 @@ async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
     loop = asyncio.get_running_loop()
     submit = Queries.submit
 
-    def slow(self: Queries, read: Any) -> Any:
+    def slow(self: Queries, read: Any, request_id: Any) -> Any:
         def held(connection: Any) -> Any:
             asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
             return read(connection)
 
-        return submit(self, held)
+        return submit(self, held, request_id)
 
     monkeypatch.setattr(Queries, "submit", slow)
     async with running.client() as websocket:
@@ -186,13 +186,17 @@ async def test_impossible_fields_are_named(running: Running, command: str, field
         assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
-async def test_a_database_that_fails_is_an_error_reply(serve: Serve, database: str) -> None:
-    """History fails as `internal`, without what the database said, and predictions go on."""
+async def test_a_database_that_fails_is_an_error_reply(
+    serve: Serve, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """History fails as `internal`, without what the database said, and predictions go on; the log names the request."""
     async with serve() as running, running.client() as websocket:
         path = Path(database.removeprefix("sqlite:///"))
         with closing(sqlite3.connect(path)) as other:
             other.execute("ALTER TABLE predictions_log RENAME TO elsewhere")
-            reply = await query(websocket, "history")
+            reply = await query(websocket, "history", id="seven")
             assert (reply["code"], reply["message"]) == ("internal", "stored predictions cannot be read now")
+            (logged,) = [record for record in caplog.records if hasattr(record, "request_ids")]
+            assert (logged.levelname, logged.request_ids) == ("WARNING", ["seven"])
             assert (await ask(websocket, FACE))["status"] == "success"
             other.execute("ALTER TABLE elsewhere RENAME TO predictions_log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.server
 import json
 import logging
@@ -23,7 +24,7 @@ from websockets.sync.client import connect
 from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.tracing import start_tracing
-from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess
+from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, predict_message
 
 FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
 DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
@@ -133,6 +134,25 @@ def test_damaged_images_leave_nothing_in_the_log(start_process: StartProcess) ->
     service.process.terminate()
     _, err = service.process.communicate(timeout=TIMEOUT)
     assert err == ""
+
+
+def test_no_image_is_in_the_log_at_debug(start_process: StartProcess) -> None:
+    """Neither of images that can be read nor of others, as base64 or as bytes, nor who sent them."""
+    service = start_process(LOG_FORMAT="json", LOG_LEVEL="DEBUG", AUTH="off")
+    with connect(service.url, additional_headers={"X-Forwarded-For": "203.0.113.9"}) as websocket:
+        websocket.recv(TIMEOUT)
+        for image in (FACE, FACE[: len(FACE) // 2], b"no image at all, but private"):
+            websocket.send(predict_message(image, id="a"))
+            websocket.recv(TIMEOUT)
+            websocket.send(b'{"id": "b"}\n' + image)
+            websocket.recv(TIMEOUT)
+        websocket.send(predict_message()[:-1])  # no JSON any more
+        websocket.recv(TIMEOUT)
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert all(orjson.loads(line) for line in log.splitlines())
+    for hidden in (base64.b64encode(FACE).decode()[:24], "private", "JFIF", "203.0.113.9"):
+        assert hidden not in log
 
 
 class _Collector:

@@ -117,52 +117,17 @@ def measure_insert(url: str, batches: int) -> None:
     engine.dispose()
 
 
-def measure_queries(url: str, rows: int) -> None:
-    """How long reading takes on a large table of PostgreSQL, in ms."""
-    engine = create_engine(parse_url(url))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("TRUNCATE predictions_log")
-        connection.exec_driver_sql(
-            "INSERT INTO predictions_log (prediction_uuid, emotion_id, confidence, model_id, processing_us, timestamp,"
-            " user_id) SELECT gen_random_uuid(), 1 + i %% 7, 0.5, 1, 900, now() - i * interval '100 ms',"
-            " CASE WHEN i %% 10 = 0 THEN 'user' || i %% 1000 END FROM generate_series(1, %(rows)s) i",
-            {"rows": rows},
-        )
-    queries = {
-        "history of a user": "SELECT * FROM predictions_log WHERE user_id = 'user70' ORDER BY timestamp DESC LIMIT 50",
-        "one prediction": "SELECT * FROM predictions_log WHERE prediction_uuid ="
-        " (SELECT prediction_uuid FROM predictions_log ORDER BY timestamp LIMIT 1)",
-        "statistics of an hour": "SELECT emotion_id, count(*), avg(confidence) FROM predictions_log"
-        " WHERE timestamp > now() - interval '1 hour' GROUP BY 1",
-        "statistics of a day": "SELECT emotion_id, count(*), avg(confidence) FROM predictions_log"
-        " WHERE timestamp > now() - interval '1 day' GROUP BY 1",
-    }
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE predictions_log")
-        for name, query in queries.items():
-            times = []
-            for _ in range(5):
-                began = time.perf_counter()
-                connection.exec_driver_sql(query).all()
-                times.append((time.perf_counter() - began) * 1000)
-            print(f"query   {rows} rows, {name:22} median {statistics.median(times):7.1f} ms")
-    engine.dispose()
-
-
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=50)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="size of the table for the queries")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure_record(Path(folder))
         measure_insert(f"sqlite:///{folder}/insert.db", arguments.batches)
     server = PostgresServer()
     try:
-        url = server.url(server.create_database())
-        measure_insert(url, arguments.batches)
-        measure_queries(url, arguments.rows)
+        measure_insert(server.url(server.create_database()), arguments.batches)
     finally:
         server.close()
 

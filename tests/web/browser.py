@@ -27,7 +27,6 @@ _FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream",
 ]
 
 
@@ -46,18 +45,26 @@ def write_face_video(path: Path) -> None:
 
 
 @asynccontextmanager
-async def launch(folder: Path) -> AsyncIterator[Browser]:
-    """A browser with a new profile; its contexts may use the camera where "camera" is in their permissions."""
+async def launch(folder: Path, cameras: int | None = None) -> AsyncIterator[Browser]:
+    """A browser with a new profile; its contexts may use the camera where "camera" is in their permissions.
+
+    With `cameras` it has so many, which show Chromium's own test picture instead of a face.
+    """
     chromium = shutil.which("chromium")
     assert chromium is not None, "the page's tests need Chromium (Debian: apt-get install chromium)"
     video = folder / "camera.y4m"
     write_face_video(video)
+    devices = (
+        ["--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={video}"]
+        if cameras is None
+        else [f"--use-fake-device-for-media-stream=device-count={cameras}"]
+    )
     async with (
         async_playwright() as playwright,
         await playwright.chromium.launch(
             executable_path=chromium,
             headless=True,
-            args=[*_FLAGS, f"--use-file-for-fake-video-capture={video}"],
+            args=[*_FLAGS, *devices],
         ) as browser,
     ):
         yield browser

@@ -70,20 +70,27 @@ async def chromium(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Br
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(chromium: Browser, web_service: ServiceProcess) -> AsyncIterator[OpenPage]:
-    """Open the page in a new context, with its options; at the end no page may have had a problem."""
+    """Open the page in a new context, with its options; at the end no page may have had a problem.
+
+    By itself that of `web_service` in `chromium`.
+    """
     visits: list[Visit] = []
-    origin = web_service.url.replace("ws://", "http://").removesuffix("/ws")
 
     async def open_(
-        *, before: Callable[[Page], Coroutine[Any, Any, None]] | None = None, **options: Any
+        *,
+        before: Callable[[Page], Coroutine[Any, Any, None]] | None = None,
+        browser: Browser = chromium,
+        service: str = web_service.url,
+        **options: Any,
     ) -> Visit:
+        origin = service.replace("ws://", "http://").removesuffix("/ws")
         defaults = {
             "locale": "en-GB",
             "permissions": ["camera"],
             "viewport": {"width": 960, "height": 700},
             "reduced_motion": "reduce",
         }
-        context = await chromium.new_context(**defaults | options)
+        context = await browser.new_context(**defaults | options)
         context.set_default_timeout(TIMEOUT_MS)
         visit = Visit(await context.new_page(), origin)
         visit.watch()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import jwt
 import orjson
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
+from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, OpenPage
 
@@ -143,6 +147,46 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
     await expect(page.locator("#token")).to_be_hidden()
     await page.set_input_files("#files", [ASTRONAUT])
     await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+
+
+async def test_a_service_with_required_tokens_is_used_from_the_page(
+    open_page: OpenPage, start_process: StartProcess
+) -> None:
+    """A wrong token is said to be wrong; with a right one, photos are answered and the user's history is shown."""
+    secret = "a secret of the tests, of at least 32 bytes"
+    service = start_process(AUTH="required", JWT_SECRET=secret)
+    page = (await open_page(service=service.url)).page
+    await expect(page.locator("#token-input")).to_be_focused()
+    await page.keyboard.type("wrong")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notice-text")).to_have_text("The server did not accept the token.")
+    await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await expect(page.locator("#token")).to_be_hidden()
+    await expect(page.locator("#notice")).to_be_hidden()
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+    await page.click("#tab-history")
+    await expect(page.locator("#stats-count")).to_have_text("1")
+    await expect(page.locator("#latest tr")).to_have_count(1)
+    await page.context.close()  # before its service goes
+
+
+async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) -> None:
+    """Of the real service: predictions that are still on their way into the database appear by themselves."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+    await page.click("#tab-history")
+    await expect(page.locator("#latest tr")).to_have_count(1)
+    await expect(page.locator("#latest")).to_contain_text("Happy")
+    for window in ("600", "86400", "604800"):
+        await page.check(f"#window input[value='{window}']")
+        await expect(page.locator("#stats-count")).to_have_text(re.compile(r"^\d"))
+        await expect(page.locator("#history-content")).to_be_visible()
 
 
 async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:

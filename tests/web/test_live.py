@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import orjson
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
+from tests.web.browser import launch
 from tests.web.conftest import TIMEOUT_MS, OpenPage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -178,3 +180,30 @@ async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: Ope
     await expect(page.locator("#hint")).to_contain_text("The server is busy.")
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     assert refused == 2
+
+
+async def test_one_of_several_cameras_can_be_chosen(open_page: OpenPage, tmp_path: Path) -> None:
+    """Each is offered by its name; the other one runs once it is chosen, and its frames are answered too."""
+    async with launch(tmp_path, cameras=2) as browser:
+        page = (await open_page(browser=browser, before=count_replies)).page
+        running = "document.querySelector('#video').srcObject?.getVideoTracks()[0].label"
+        await page.click("#start")
+        await expect(page.locator("#cameras option")).to_have_count(2)
+        names = await page.locator("#cameras option").all_text_contents()
+        assert len(set(names)) == 2
+        first = await page.evaluate(running)
+        (other,) = set(names) - {first}
+        await page.select_option("#cameras", label=other)
+        await until(page, f"{running} === {other!r}")
+        await expect(page.locator("#cameras option:checked")).to_have_text(other)
+        await page.evaluate("window.replies = {}")
+        await until(page, "Object.keys(window.replies).length > 0")
+        await page.context.close()
+
+
+async def test_a_single_camera_is_no_choice(open_page: OpenPage) -> None:
+    """There is nothing to choose, and nothing is offered."""
+    page = (await open_page()).page
+    await page.click("#start")
+    await expect(page.locator("#stop")).to_be_visible()
+    await expect(page.locator("#cameras")).to_be_hidden()

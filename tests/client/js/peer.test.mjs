@@ -76,6 +76,9 @@ test("the server describes itself", async () => {
   const page = await client.history({ limit: 3 });
   assert.equal(page.predictions.length, 3);
   assert.equal((await client.history({ limit: 3, cursor: page.next })).next, null);
+  assert.deepEqual((await client.models()).map(({ version_tag, active }) => [version_tag, active]), [["peer-1", true]]);
+  const milliseconds = await client.ping();
+  assert.ok(milliseconds > 0 && milliseconds < 30_000);
   assert.equal((await client.request("ping")).type, "pong");
 });
 

@@ -28,6 +28,9 @@ test("the service describes itself", async () => {
   assert.equal((await client.emotions()).length, 7);
   assert.equal((await client.modelInfo()).status, "loaded");
   assert.equal((await client.health()).status, "healthy");
+  const [{ version_tag }] = await client.models();
+  assert.equal((await client.predict(face, { priority: "high" })).model_version_tag, version_tag);
+  assert.ok((await client.ping()) > 0);
 });
 
 test("a stream answers every frame once", async () => {

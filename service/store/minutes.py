@@ -1,0 +1,80 @@
+"""Figures over long windows, from counts by minute instead of from each prediction.
+
+The database keeps the counts itself, in the transaction that stores (see ``migrations/versions/v0003_minutes``), so
+they tell the same as the rows do; only latencies are less exact, by 2.5 %.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from service.store.history import Anonymous, ByUser, Figures, bucket_of, percentiles
+from service.store.schema import emotion_class, emotion_minutes, latency_minutes
+
+MINUTE: Final = timedelta(minutes=1)
+
+#: Of a shorter window the rows are read: there are not many, and it may begin at any moment.
+SHORTEST: Final = timedelta(hours=1)
+
+
+def apply(window: timedelta, buckets: int) -> bool:
+    """Whether a window, and each of its buckets, is made of whole minutes and long enough."""
+    parts = window / (buckets * MINUTE) if buckets else window / MINUTE
+    return window >= SHORTEST and parts >= 1 and parts.is_integer()
+
+
+def end_of(moment: datetime) -> datetime:
+    """The next full minute: where a window of whole minutes ends that is to hold this moment."""
+    return moment.replace(second=0, microsecond=0) + MINUTE
+
+
+def figures(
+    connection: sa.Connection,
+    scope: ByUser | Anonymous,
+    since: datetime,
+    window: timedelta,
+    buckets: int = 0,
+) -> Figures:
+    """Figures from `since`, a full minute, on; `apply` has said yes to the window and its buckets."""
+    found = Figures(buckets=[{} for _ in range(buckets)])
+    columns = emotion_minutes.c
+    # By the middle of the minute: its beginning may be the bucket's own, and would be on either side of it by chance.
+    bucket = (
+        bucket_of(connection, columns.minute, since - MINUTE / 2, window / buckets)
+        if buckets
+        else sa.literal_column("0")
+    )
+    counted = (
+        sa.select(
+            columns.emotion_id,
+            bucket.label("bucket"),
+            sa.func.sum(columns.faces).label("faces"),
+            sa.func.sum(columns.confidence).label("confidence"),
+        )
+        .where(*_within(emotion_minutes, scope, since, window))
+        .group_by(columns.emotion_id, sa.text("bucket"))
+        .subquery()
+    )
+    statement = sa.select(
+        emotion_class.c.emotion_name, counted.c.bucket, counted.c.faces, counted.c.confidence
+    ).join_from(counted, emotion_class, emotion_class.c.emotion_id == counted.c.emotion_id)
+    for emotion, number, faces, confidence in connection.execute(statement):
+        found.add(emotion, int(number), int(faces), confidence)
+    latencies = latency_minutes.c
+    classes = (
+        sa.select(latencies.latency_us, sa.func.sum(latencies.requests))
+        .where(*_within(latency_minutes, scope, since, window))
+        .group_by(latencies.latency_us)
+    )
+    found.latency_ms = percentiles((row[0] / 1000, int(row[1])) for row in connection.execute(classes))
+    return found
+
+
+def _within(
+    table: sa.Table, scope: ByUser | Anonymous, since: datetime, window: timedelta
+) -> list[sa.ColumnElement[Any]]:
+    user = scope.user if isinstance(scope, ByUser) else ""
+    return [table.c.user_id == user, table.c.minute >= since, table.c.minute < since + window]
