@@ -28,7 +28,8 @@ def tune(settings: Settings) -> None:
     chosen = apply(settings, found.chosen, cpus)
     console.print(
         f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "
-        f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; kept in {cache}"
+        f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; "
+        + ("not kept: XDG_CACHE_HOME is not set" if cache is None else f"kept in {cache}")
     )
 
 

@@ -36,6 +36,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
 
+_SWITCH_SECONDS = 0.0005
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -229,6 +231,9 @@ async def _serve(
     else:
         loop.add_signal_handler(signal.SIGTERM, stop)
         loop.add_reader(pipe.fileno(), hear)
+    # Reading what is stored, and writing it, are Python too, in threads: they give way to the event loop after so many
+    # seconds, and not after the interpreter's 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     async with service.running(sockets):
         gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
         pipe.send(ready)

@@ -259,20 +259,26 @@ def _measure_and_tell(pipe: Pipe, path: Path, setting: ProviderSetting, cpus: in
         pipe.send(str(exc))
 
 
-def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path:
-    """Where the choice for this model on this machine is kept."""
+def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
+    """Where the choice for this model on this machine is kept; None for a user without a home, as in a container."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     model = hashlib.sha256(path.read_bytes()).hexdigest()
     versions = [
         metadata.version("onnxruntime"),
         metadata.version("openvino") if openvino.available() else None,
     ]
     what = orjson.dumps([_FORMAT, model, setting, cpus, _processor(), *versions])
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "visionai" / f"calibration-{hashlib.sha256(what).hexdigest()[:20]}.json"
+    return root / "visionai" / f"calibration-{hashlib.sha256(what).hexdigest()[:20]}.json"
 
 
-def keep(cache: Path, chosen: Measured) -> None:
-    """Remember a choice, if the folder can be written."""
+def keep(cache: Path | None, chosen: Measured) -> None:
+    """Remember a choice, if there is a folder that can be written."""
+    if cache is None:
+        log.info("calibration is not kept: the user has no home, and XDG_CACHE_HOME is not set")
+        return
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_suffix(f".{os.getpid()}")
@@ -282,7 +288,9 @@ def keep(cache: Path, chosen: Measured) -> None:
         log.info("calibration cannot be kept in %s: %s", cache.parent, exc.strerror)
 
 
-def _read(cache: Path) -> Measured | None:
+def _read(cache: Path | None) -> Measured | None:
+    if cache is None:
+        return None
     try:
         return Measured(**orjson.loads(cache.read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -88,7 +88,11 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
     PostgreSQL cuts a statement that takes longer than ``timeout`` seconds; SQLite has to be watched by its caller.
     """
     if url.get_backend_name() == "postgresql":
-        session = f"-c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
+        # One core for a question: its answer may take longer, and predictions on the same machine are left more.
+        session = (
+            f"-c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
+            " -c max_parallel_workers_per_gather=0"
+        )
         arguments = _POSTGRES_ARGUMENTS | {"options": session}
         return sa.create_engine(
             url,

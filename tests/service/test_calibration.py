@@ -86,6 +86,14 @@ def test_calibration_is_done_once_per_machine_and_model(
         calibrated(OPEN)
 
 
+def test_a_user_without_a_home_calibrates_at_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose user is a number: there is nowhere to keep the choice, and the service starts."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # nobody has that number
+    assert calibrated(OPEN).max_batch >= 1
+
+
 def test_what_was_measured_on_a_busy_machine_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
