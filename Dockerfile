@@ -55,8 +55,9 @@ RUN /venv/bin/python -m pip install --no-cache-dir --no-compile --no-deps --forc
  && rm -rf /var/lib/apt/lists/* \
  && mv /venv/lib/python3.*/site-packages /packages
 # What is left out is never imported here: what packages bring for their own tests and for building other software,
-# databases that are not supported, debugging symbols (of modules that `auditwheel` has not rewritten: `strip` breaks
-# those). Bytecode is made now: the image's file system is read-only when it runs.
+# databases that are not supported, ONNX Runtime for programs in C (Python's module has its own), debugging symbols (of
+# modules that `auditwheel` has not rewritten: `strip` breaks those). Bytecode is made now: the image's file system is
+# read-only when it runs.
 WORKDIR /packages
 RUN rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distutils-precedence.pth \
  && rm -rf cv2/data onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
@@ -64,7 +65,8 @@ RUN rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distu
  && rm -rf sqlalchemy/testing sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.a' \) -delete \
- && find uvloop sqlalchemy -name '*.so' -exec strip {} + \
+ && if [ "${ONNXRUNTIME}" = cpu ]; then rm -f onnxruntime/capi/libonnxruntime.so.*; fi \
+ && find uvloop sqlalchemy cryptography -name '*.so' -exec strip {} + \
  && /venv/bin/python -m compileall -q -s /packages -p /packages . \
  && PYTHONPATH=/packages python3 -c 'import service.supervisor, sqlalchemy.dialects.postgresql.psycopg2' \
  && mkdir /data

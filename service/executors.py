@@ -294,8 +294,11 @@ class ThreadExecutors:
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""
-        if self._niceness and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        if sys.platform == "linux":
+            thread = threading.get_native_id()
+            # A service that is nicer already may not take that back.
+            if os.getpriority(os.PRIO_PROCESS, thread) < self._niceness:
+                os.setpriority(os.PRIO_PROCESS, thread, self._niceness)
         buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
         try:

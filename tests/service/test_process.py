@@ -13,10 +13,14 @@ import urllib.request
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import cv2
+import numpy as np
+import orjson
 import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as sync_connect
 
 from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
 
@@ -238,3 +242,13 @@ async def test_every_layout_serves_and_stops_cleanly(
     service.process.terminate()
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
     assert len(stored(tmp_path / "process.db")) == 5
+
+
+def test_a_service_that_is_nice_already_reads_large_images(start_process: StartProcess) -> None:
+    """The thread for them is nicer than the event loop where it can be; a process may not become less nice."""
+    service = start_process(faults="import os; os.nice(19)", WORKERS="1")
+    pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
+    with sync_connect(service.url, max_size=None) as websocket:
+        websocket.recv(TIMEOUT)
+        websocket.send(cv2.imencode(".bmp", pixels)[1].tobytes())
+        assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
