@@ -202,16 +202,7 @@ def _disturb(
         finally:
             asking.kill()
             asking.join()
-        results.append(
-            Disturbance(
-                name,
-                quiet.latency.p50,
-                quiet.latency.p99,
-                disturbed.latency.p50,
-                disturbed.latency.p99,
-                disturbed.failed,
-            )
-        )
+        results.append(Disturbance.between(name, quiet, disturbed))
     return results
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.load import LoadPlan, load
+from benchmarks.load import LoadPlan, LoadResult, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import build_frame
 from benchmarks.workload import make_workload
@@ -41,6 +41,12 @@ class Disturbance:
     p50: float
     p99: float
     failed: int
+
+    @classmethod
+    def between(cls, offence: str, quiet: LoadResult, disturbed: LoadResult) -> Disturbance:
+        """What others noticed, from their load before and meanwhile."""
+        before, meanwhile = quiet.latency, disturbed.latency
+        return cls(offence, before.p50, before.p99, meanwhile.p50, meanwhile.p99, disturbed.failed)
 
     @property
     def factor(self) -> float:
@@ -147,16 +153,7 @@ def measure_misbehaviour(
                 finally:
                     offender.kill()
                     offender.join()
-                results.append(
-                    Disturbance(
-                        name,
-                        quiet.latency.p50,
-                        quiet.latency.p99,
-                        disturbed.latency.p50,
-                        disturbed.latency.p99,
-                        disturbed.failed,
-                    )
-                )
+                results.append(Disturbance.between(name, quiet, disturbed))
             series.append(results)
     return series
 
