@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service import __version__, protocol
-from service.canary import Version
+from service.canary import Version, store_status
 from service.emotions import describe
 from service.metrics import Gauge, Metrics
 from service.protocol import Query
 from service.settings import Settings
-from service.store import StoreStatus
 
 SERVICE_NAME = "VisionAI"
 
@@ -61,7 +60,7 @@ class Answers:
         """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
         self._refresh()
         metrics = self._metrics
-        store = StoreStatus.together([version.store.status() for version in self._versions])
+        store = store_status(self._versions)
         failing = [
             part
             for part, gauge in (("journal", Gauge.JOURNAL_FAILING), ("database", Gauge.DATABASE_FAILING))

@@ -25,7 +25,7 @@ from service.images.decode import ImageDecoder
 from service.modelfile import resolve_model
 from service.predictor import Batches, Predictor, Request
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, StoreStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,11 @@ class Version:
     store: Store
     share: float = 1.0
     active: bool = True
+
+
+def store_status(versions: Sequence[Version]) -> StoreStatus:
+    """Of all their stores together."""
+    return StoreStatus.together([version.store.status() for version in versions])
 
 
 def check_canary(settings: Settings) -> None:

@@ -136,9 +136,11 @@ class InlineExecutor:
         now = request.received
         if not self._scheduled:
             self._since = self._began if now - self._ended < _SAME_TURN else now
+        slice_work = 0.0
         if request.deadline is not None:
             request.deadline -= now - self._since
-        self._queue.admit(request, now, self._slice_of(self._queue.round))
+            slice_work = self._slice_of(self._queue.round)
+        self._queue.admit(request, now, slice_work)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)

@@ -103,7 +103,7 @@ class MessageConnection(ServerConnection):
         messages, position = whole_messages(data, position, self._max_size)
         for text, message in messages:
             if self.protocol.state is not State.OPEN:
-                return len(data)
+                return position  # the peer's close may follow, which the library waits for
             self._message(message, text=text)
         if position < len(data):
             self._large = begin_large_message(data, position, self._max_size)

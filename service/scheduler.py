@@ -214,14 +214,11 @@ class MicroBatchQueue(Generic[R]):
             # By then half of what waits will be gone: room for more than the first that comes back.
             retry_after_ms = max(1, round(wait / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
-        together = max(request.cost, min(slice_work, self._work + request.cost))
         # A high priority overtakes what waits; how far is not predicted, so it is given the benefit of the doubt.
-        if (
-            request.deadline is not None
-            and request.priority != HIGH
-            and now + _CAUTION * wait + together * self._pace > request.deadline
-        ):
-            raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
+        if request.deadline is not None and request.priority != HIGH:
+            together = max(request.cost, min(slice_work, self._work + request.cost))
+            if now + _CAUTION * wait + together * self._pace > request.deadline:
+                raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         self._levels[request.priority].append(request)
         self._size += 1
         self._work += request.cost

@@ -23,7 +23,7 @@ from websockets.typing import Subprotocol
 
 from service import __version__, http, protocol
 from service.answers import SERVICE_NAME, Answers
-from service.canary import Chooser, Version, make_predictor
+from service.canary import Chooser, Version, make_predictor, store_status
 from service.connection import Backend, Connection
 from service.engine import Engine
 from service.errors import RequestError, ShuttingDown
@@ -38,7 +38,7 @@ from service.predictor import Request
 from service.protocol import Options
 from service.security.perimeter import Perimeter
 from service.settings import Settings
-from service.store import Store, StoreStatus
+from service.store import Store
 from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ class Service:
             user,
             connection.prediction_ids,
             datetime.now(UTC),
-            self._store_status().pending,
+            store_status(self._versions).pending,
         )
         found = self._store.queries.submit(read, lookup.id)
         self._in_flight += 1
@@ -339,9 +339,6 @@ class Service:
 
         found.add_done_callback(found_in_thread)
 
-    def _store_status(self) -> StoreStatus:
-        return StoreStatus.together([version.store.status() for version in self._versions])
-
     def _update_gauges(self) -> None:
         self._heartbeats += 1
         self._metrics.set(Gauge.HEARTBEATS, self._heartbeats)
@@ -352,7 +349,7 @@ class Service:
         self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
 
     def _set_gauges(self) -> None:
-        metrics, store = self._metrics, self._store_status()
+        metrics, store = self._metrics, store_status(self._versions)
         waiting = self._threads.waiting + (0 if self._inline is None else self._inline.waiting)
         metrics.set(Gauge.QUEUE_DEPTH, waiting)
         metrics.set(Gauge.STORE_PENDING, store.pending)
