@@ -99,10 +99,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One of the model versions that the server has; `active` is the one that answers."""
+    """One of the model versions that the server serves, `share` (0 to 1) of its connections by it.
+
+    `active` is the one that is not a canary.
+    """
 
     version_tag: str
     active: bool
+    share: float
     precision: str
     labels: tuple[str, ...]
 
@@ -236,6 +240,8 @@ def models(reply: Reply) -> tuple[ModelVersion, ...]:
             ModelVersion(
                 version_tag=str(entry["version_tag"]),
                 active=bool(entry["active"]),
+                # Servers without canaries tell of none.
+                share=float(entry.get("share", 1.0)),
                 precision=str(entry["precision"]),
                 labels=tuple(str(label) for label in entry["labels"]),
             )

@@ -80,8 +80,10 @@ export interface ModelInfo {
 
 export interface ModelVersion {
   version_tag: string;
-  /** Whether it is the one that answers. */
+  /** Whether it is the one that is not a canary. */
   active: boolean;
+  /** 0 to 1 of the connections; missing where the server knows no canaries. */
+  share?: number;
   precision: string;
   labels: string[];
 }

@@ -94,6 +94,9 @@ async def test_a_share_of_the_connections_is_served_by_the_canary(
         health = await ask(clients[0], '{"command": "health"}')
     expected = [(VERSION, True, 0.75), (OTHER_VERSION, False, 0.25)]
     assert [(model["version_tag"], model["active"], model["share"]) for model in models] == expected
+    async with AsyncClient(service.url) as typed:
+        served = await typed.models()
+    assert [(version.version_tag, version.active, version.share) for version in served] == expected
     assert [(model["version_tag"], model["active"], model["share"]) for model in health["models"]] == expected
     assert Counter(reply["model_version_tag"] for reply in replies) == {VERSION: 12, OTHER_VERSION: 4}
     for version, count in ((VERSION, 12), (OTHER_VERSION, 4)):
