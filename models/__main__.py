@@ -1,4 +1,4 @@
-"""`python -m models`: fetch, convert, train, export, evaluate and compare the models that VisionAI serves.
+"""`python -m models`: fetch, convert, train, label, export, evaluate and compare the models that VisionAI serves.
 
 Each command's module is imported when the command runs and not before: `convert` answers "nothing to do"
 without TensorFlow, and `fetch` works in an environment that has neither TensorFlow nor ONNX.
@@ -73,6 +73,14 @@ def train(context: typer.Context) -> None:
     from models.train import train_command
 
     _forward(train_command, context)
+
+
+@app.command(**_FORWARDED)
+def label(context: typer.Context) -> None:
+    """Ask a teacher about the training faces. Options: python -m models label --help."""
+    from models.labels import label_command
+
+    _forward(label_command, context)
 
 
 @app.command(**_FORWARDED)

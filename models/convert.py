@@ -24,7 +24,7 @@ def inputs_digest(source: ModelSource) -> str:
     versions of the tools that are installed.
     """
     digest = hashlib.sha256()
-    model = source.package.member_sha256 if source.package else sha256_of(source.path)
+    model = source.package.model_sha256 if source.package else sha256_of(source.path)
     digest.update(f"{model}\n{sha256_of(source.description)}\n".encode())
     code = [*(ROOT / "conversion").glob("*.p*"), *(ROOT / "models" / name for name in _DETECTOR_CODE)]
     for path in sorted(code, key=lambda path: path.name):

