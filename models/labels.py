@@ -58,14 +58,17 @@ def _fingerprint(recipe: Recipe) -> str:
 
 
 def label_command(
-    teacher: Annotated[Path, typer.Argument(help="A trained network that gives logits: RUN/teacher.keras.")],
+    teachers: Annotated[
+        list[Path],
+        typer.Argument(help="Trained networks that give logits, as RUN/teacher.keras; of several, the mean."),
+    ],
     data: Annotated[Path, typer.Option(help="The .npz with train_x and train_votes.")],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/runs/labels.npz"),
     views: Annotated[int, typer.Option(min=1, help="How many strongly augmented views.")] = 8,
     light_views: Annotated[int, typer.Option(min=1, help="How many lightly augmented ones.")] = 2,
     bf16: Annotated[bool, typer.Option(help="Convolutions in bfloat16, as in train.")] = True,
 ) -> None:
-    """Ask a teacher about augmented training faces; `train --labels` then learns from its answers.
+    """Ask teachers about augmented training faces; `train --labels` then learns from their answers.
 
     Example: python -m models label models/runs/teacher/teacher.keras --data fer2013_train_val.npz
     """
@@ -73,16 +76,22 @@ def label_command(
         split = load_split(data, "train")
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
-    if not teacher.is_file():
-        raise typer.BadParameter(f"{teacher}: no such file", param_hint="TEACHER")
+    for path in teachers:
+        if not path.is_file():
+            raise typer.BadParameter(f"{path}: no such file", param_hint="TEACHERS")
     import keras
     import tensorflow as tf
 
     from models.training import steps_per_epoch, view
 
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
-    network = keras.saving.load_model(teacher, compile=False)
-    graph = tf.function(lambda faces: tf.nn.softmax(network(faces, training=False)), autograph=False)
+    networks = [keras.saving.load_model(path, compile=False) for path in teachers]
+
+    def answer(faces: tf.Tensor) -> tf.Tensor:
+        answers = [tf.nn.softmax(network(faces, training=False)) for network in networks]
+        return tf.add_n(answers) / len(answers)
+
+    graph = tf.function(answer, autograph=False)
     recipe = Recipe()
     targets, keep = soft_targets(split.votes)
     images, targets = split.images[keep], targets[keep]

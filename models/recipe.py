@@ -41,6 +41,7 @@ FINE_TUNING = Recipe(
     peak_rate=8e-5,
     weight_decay=0.02,
     augmentation=MEDIUM,
+    light_share=0.2,
     adaptive=True,
     head_rate=12.0,
 )

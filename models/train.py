@@ -51,7 +51,8 @@ def train_command(
         float, typer.Option(min=0.0, max=1.0, help="Weight of the teacher against the annotators.")
     ] = 0.6,
     continue_from: Annotated[
-        Path | None, typer.Option(help="Another run's folder: start from its networks, for a second cycle.")
+        Path | None,
+        typer.Option(help="Another run's folder: start from those networks that it has, for another cycle."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 20260101,
     bf16: Annotated[
@@ -75,10 +76,10 @@ def train_command(
     repeats = tuple(int(part) for part in oversample.split(",") if part.strip().isdecimal())
     if len(repeats) != len(EMOTIONS):
         raise typer.BadParameter(f"give {len(EMOTIONS)} whole numbers", param_hint="--oversample")
-    start = [(continue_from / f"{name}.keras") for name in names] if continue_from else []
-    for path in start:
-        if not path.is_file():
-            raise typer.BadParameter(f"{path}: no such file", param_hint="--continue-from")
+    trained = {name: continue_from / f"{name}.keras" for name in names} if continue_from else {}
+    start = {name: path for name, path in trained.items() if path.is_file()}
+    if trained and not start:
+        raise typer.BadParameter(f"{continue_from} has none of {networks}", param_hint="--continue-from")
     run.mkdir(parents=True, exist_ok=True)
     base = FINE_TUNING if "teacher" in names else Recipe()
     recipe = replace(
@@ -105,7 +106,7 @@ def _train(
     names: list[str],
     recipe: Recipe,
     labels: Labels | None,
-    start: list[Path],
+    start: dict[str, Path],
     bf16: bool,
 ) -> None:
     # TensorFlow takes seconds to import: not before the arguments have proven good.
@@ -136,7 +137,10 @@ def _train(
         {name: sizes[name] for name in names}, recipe, labelled=labels is not None, weights=weights
     )
     if start:
-        trainer.start_from([keras.saving.load_model(path, compile=False) for path in start])
+        trainer.start_from(
+            {name: keras.saving.load_model(path, compile=False) for name, path in start.items()}
+        )
+        console.print(f"Starting from trained networks: {', '.join(start)}")
     checkpoints = tf.train.CheckpointManager(trainer.checkpoint, run / "checkpoints", max_to_keep=2)
     history: list[dict[str, float]] = []
     if checkpoints.restore_or_initialize():

@@ -47,17 +47,19 @@ def batches(
     """Yield the augmented batches of one epoch, made ahead in a thread beside the training step.
 
     The same recipe and epoch give the same batches, so a resumed run sees what an uninterrupted one would. With
-    a teacher's `labels` the epochs take turns over the views that it has labelled, and the targets are a blend of
-    its probabilities and the annotators'.
+    a teacher's `labels` the epochs take turns over the views that it has labelled, mirrored in every second
+    turn, and the targets are a blend of its probabilities and the annotators'.
     """
     light = epoch >= recipe.epochs * (1 - recipe.light_share)
     if labels is None:
         yield from view(images, targets, recipe, epoch, light)
         return
     of_views = labels.light if light else labels.strong
-    number = epoch % len(of_views)
+    turn, number = divmod(epoch, len(of_views))
     start = 0
     for faces, votes in view(images, targets, recipe, number, light):
+        if turn % 2:
+            faces = faces[:, :, ::-1]
         taught = of_views[number, start : start + len(faces)].astype(np.float32)
         start += len(faces)
         yield faces, recipe.teaching * taught + (1 - recipe.teaching) * votes
@@ -165,11 +167,12 @@ class Trainer:
         )
         self._graph = tf.function(self._train_step, autograph=False)
 
-    def start_from(self, networks: list[keras.Model]) -> None:
-        """Take over the weights of trained networks of the same sizes, for another cycle."""
-        for mine, averaged, trained in zip(self.networks, self.averaged, networks, strict=True):
-            mine.set_weights(trained.get_weights())
-            averaged.set_weights(trained.get_weights())
+    def start_from(self, networks: Mapping[str, keras.Model]) -> None:
+        """Take over the weights of trained networks of the same names and sizes, for another cycle."""
+        for mine, averaged in zip(self.networks, self.averaged, strict=True):
+            if mine.name in networks:
+                for network in (mine, averaged):
+                    network.set_weights(networks[mine.name].get_weights())
 
     def train_step(
         self, images: NDArray[np.float32], targets: NDArray[np.float32], progress: float

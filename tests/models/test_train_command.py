@@ -75,7 +75,7 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
         (["--networks", "huge"], "no such size: huge"),
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
-        (["--continue-from", "nowhere"], "no such file"),
+        (["--continue-from", "nowhere"], "nowhere has none of large,small"),
         (["--labels", "nowhere.npz"], "no such file"),
     ],
 )

@@ -92,12 +92,15 @@ def test_a_resumed_run_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_another_cycle_starts_from_the_trained_weights() -> None:
-    """Both the trained and the averaged copy take them over."""
+    """Both the trained and the averaged copy take them over; a network that nobody trained yet starts anew."""
     trained = build(MINUTE, "trained")
-    trainer = Trainer({"one": MINUTE}, Recipe())
-    trainer.start_from([trained])
-    for network in (trainer.networks[0], trainer.averaged[0]):
-        for expected, got in zip(trained.get_weights(), network.get_weights(), strict=True):
+    trainer = Trainer({"new": MINUTE, "one": MINUTE}, Recipe())
+    untouched = trainer.networks[0].get_weights()
+    trainer.start_from({"one": trained})
+    for network, weights in zip(
+        (*trainer.networks, *trainer.averaged), (untouched, trained.get_weights()) * 2, strict=True
+    ):
+        for expected, got in zip(weights, network.get_weights(), strict=True):
             assert np.array_equal(expected, got)
 
 
