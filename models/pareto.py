@@ -16,8 +16,8 @@ from models.dataset import DataError, Split, load_split
 from models.evaluate import evaluate
 from models.predictor import ModelError, Predictor, load_predictor
 
-_ROUNDS = 300
-_WARM_UP_ROUNDS = 20
+_TURNS = 30
+_UNCOUNTED, _COUNTED = 5, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +104,17 @@ def _interleaved_ms(
 ) -> dict[tuple[str, int], float]:
     """Median milliseconds of one face, and of a face with its mirror image as one batch, for each predictor.
 
-    They take turns, so that what else the machine does falls on all alike.
+    They take turns of a few faces, so that what else the machine does falls on all alike, and the first faces of a
+    turn don't count: they find the caches full of the other networks' weights.
     """
     times: dict[tuple[str, int], list[float]] = {(name, looks): [] for name in predictors for looks in (1, 2)}
-    for number in range(_WARM_UP_ROUNDS + _ROUNDS):
-        face = images[number % len(images)]
-        pair = np.stack([face, face[:, ::-1]])
+    for turn in range(_TURNS):
         for (name, looks), taken in times.items():
-            prepared = predictors[name].prepared(pair[:looks])
-            begun = time.perf_counter()
-            predictors[name].run(prepared)
-            taken.append((time.perf_counter() - begun) * 1000)
-    return {key: float(np.median(taken[_WARM_UP_ROUNDS:])) for key, taken in times.items()}
+            for number in range(_UNCOUNTED + _COUNTED):
+                face = images[(turn * _COUNTED + number) % len(images)]
+                prepared = predictors[name].prepared(np.stack([face, face[:, ::-1]])[:looks])
+                begun = time.perf_counter()
+                predictors[name].run(prepared)
+                if number >= _UNCOUNTED:
+                    taken.append((time.perf_counter() - begun) * 1000)
+    return {key: float(np.median(taken)) for key, taken in times.items()}

@@ -33,8 +33,7 @@ class Recipe:
     seed: int = 20260101
 
 
-# For a network that comes with weights: small steps, or it forgets what it knows (at five times this rate the
-# validation accuracy fell in the second epoch).
+# For a network that comes with weights: small steps, or it forgets what it knows.
 FINE_TUNING = Recipe(
     epochs=8,
     batch_size=48,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.export import fit_biases, fit_temperature
+from models.export import fit_biases, fit_temperature, mean_weights
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -25,3 +25,15 @@ def test_a_rare_emotion_gets_the_least_bias_that_finds_half_of_its_faces() -> No
 
 def test_an_emotion_without_faces_keeps_its_logits() -> None:
     assert not fit_biases(np.ones((3, 4), np.float32), np.zeros(3, np.int64)).any()
+
+
+def test_the_weights_of_several_cycles_are_averaged_one_by_one() -> None:
+    """Each weight is the mean of its own values; networks of different sizes are refused."""
+    first = [np.array([1.0, 2.0], np.float32), np.array([[4.0]], np.float32)]
+    second = [np.array([3.0, 6.0], np.float32), np.array([[0.0]], np.float32)]
+    kernel, bias = mean_weights([first, second])
+    assert kernel.tolist() == [2, 4]
+    assert bias.tolist() == [[2]]
+    assert kernel.dtype == np.float32
+    with pytest.raises(ValueError, match="shorter"):
+        mean_weights([first, second[:1]])
