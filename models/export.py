@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,14 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from models.dataset import EMOTIONS, DataError, load_split, majority
+from models.dataset import EMOTIONS, DataError, load_split, majority, soft_targets
 from models.metrics import accuracy, expected_calibration_error
+from models.recipe import Recipe
 
 # Temperatures outside this are no calibration but a broken network.
 _COLDEST, _HOTTEST = 0.25, 4.0
+# Ten thousand faces in batches of 128.
+_SETTLING_BATCHES = 80
 # e^2: a class is not made more than seven times as likely.
 _MOST_BIAS = 2.0
 
@@ -32,16 +36,20 @@ def export_command(
     Example: python -m models export models/runs/latest/small.keras --data fer2013_train_val.npz
     """
     try:
-        validation = load_split(data, "val")
+        train, validation = load_split(data, "train"), load_split(data, "val")
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     from conversion.tensorflow_quietly import keras
     from models.architecture import with_temperature
-    from models.training import predict_logits
+    from models.training import predict_logits, settle_statistics, view
 
     cycles = [keras.models.load_model(path, compile=False) for path in networks]
     trained = cycles[0]
-    trained.set_weights(mean_weights([each.get_weights() for each in cycles]))
+    if len(cycles) > 1:
+        trained.set_weights(mean_weights([each.get_weights() for each in cycles]))
+        targets, kept = soft_targets(train.votes)
+        light = view(train.images[kept], targets[kept], Recipe(), number=0, light=True)
+        settle_statistics(trained, (faces for faces, _ in islice(light, _SETTLING_BATCHES)))
     truth = np.where(validation.duplicate, -1, majority(validation.votes))
     kept = truth >= 0
     logits = predict_logits(trained, validation.images[kept])

@@ -4,7 +4,7 @@ Nothing here touches files or the command line. `batches` is pure in its seed; `
 averaged copies and the optimiser, and everything that a checkpoint must hold is in `Trainer.checkpoint`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -239,6 +239,28 @@ def _optimizer(recipe: Recipe, variables: list[keras.Variable]) -> keras.Optimiz
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     optimizer.build(variables)
     return optimizer
+
+
+def settle_statistics(network: keras.Model, batches: Iterable[NDArray[np.float32]]) -> None:
+    """Set the means and variances of all batch normalisation to their averages over `batches`, in place.
+
+    Those that a network with averaged weights inherits belong to other weights (Izmailov et al., 2018, section 3.2).
+    Each batch is float32 [n, height, width, 1] in 0..255. Raises ValueError without any.
+    """
+    layers = [each for each in network.layers if isinstance(each, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in layers]
+    seen: list[list[NDArray[np.float32]]] = []
+    for layer in layers:
+        layer.momentum = 0.0  # each batch's own statistics, as they are
+    for batch in batches:
+        network(tf.constant(batch), training=True)
+        seen.append([statistic for layer in layers for statistic in layer.get_weights()[2:]])
+    if not seen:
+        raise ValueError("no batch to gather statistics from")
+    settled = [np.mean(same, axis=0, dtype=np.float32) for same in zip(*seen, strict=True)]
+    for number, (layer, momentum) in enumerate(zip(layers, momenta, strict=True)):
+        layer.set_weights([*layer.get_weights()[:2], *settled[2 * number : 2 * number + 2]])
+        layer.momentum = momentum
 
 
 def predict_logits(

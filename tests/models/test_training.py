@@ -13,6 +13,7 @@ from models.training import (
     batches,
     epoch_order,
     predict_logits,
+    settle_statistics,
     steps_per_epoch,
 )
 
@@ -131,3 +132,22 @@ def test_the_temperature_divides_the_logits() -> None:
     logits = network(faces, training=False) / 2.5
     probabilities = with_temperature(network, 2.5)(faces, training=False).numpy()
     assert probabilities == pytest.approx(tf.nn.softmax(logits).numpy(), abs=1e-6)
+
+
+def test_settled_statistics_are_those_of_the_batches() -> None:
+    """The first normalisation's mean is that of what reaches it, over all batches; its scale and shift stay."""
+    network = build(MINUTE, "one")
+    rng = np.random.default_rng(4)
+    batches = [rng.uniform(0, 255, (16, 48, 48, 1)).astype(np.float32) for _ in range(3)]
+    before = network.get_layer("stem_norm").get_weights()
+    settle_statistics(network, batches)
+    gamma, beta, mean, variance = network.get_layer("stem_norm").get_weights()
+    reaching = keras.Model(network.input, network.get_layer("stem_conv").output)
+    features = np.concatenate([reaching(batch).numpy() for batch in batches])
+    assert mean == pytest.approx(features.mean(axis=(0, 1, 2)), abs=1e-3)
+    assert variance == pytest.approx(features.var(axis=(0, 1, 2)), rel=0.05)
+    assert np.array_equal(gamma, before[0])
+    assert np.array_equal(beta, before[1])
+    assert network.get_layer("stem_norm").momentum == 0.95
+    with pytest.raises(ValueError, match="no batch"):
+        settle_statistics(network, [])
