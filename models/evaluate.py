@@ -89,7 +89,7 @@ def evaluate_command(
     """
     try:
         faces = load_split(data, split)
-        predictor = load_predictor(model)
+        predictor = load_predictor(model, timed=True)
         result = evaluate(predictor.probabilities(faces.images), faces, predictor.ms_per_face(faces.images))
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -48,7 +48,7 @@ def pareto_command(
     """
     try:
         faces = load_split(data, split)
-        predictors = {path.stem: load_predictor(path) for path in models}
+        predictors = {path.stem: load_predictor(path, timed=True) for path in models}
         variants = compare(predictors, faces)
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)

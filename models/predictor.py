@@ -60,15 +60,19 @@ class Predictor:
         return np.repeat(images[..., None], self._channels, axis=-1)
 
 
-def load_predictor(path: Path) -> Predictor:
+def load_predictor(path: Path, *, timed: bool = False) -> Predictor:
     """Load a converted .onnx (which describes itself), or a .keras that takes grey pixels 0..255 and gives the
-    probabilities of EMOTIONS, as `models.architecture.with_temperature` makes it. Raises ModelError."""
+    probabilities of EMOTIONS, as `models.architecture.with_temperature` makes it. Raises ModelError.
+
+    One that is to be `timed` runs on one thread. TensorFlow can be told so before its first operation only, and
+    raises RuntimeError later; an .onnx runs on one thread always.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     if path.suffix == ".onnx":
         return _load_onnx(path)
     if path.suffix == ".keras":
-        return _load_keras(path)
+        return _load_keras(path, timed)
     raise ModelError(f"{path}: expected .onnx or .keras (convert anything else first)")
 
 
@@ -105,12 +109,13 @@ def _load_onnx(path: Path) -> Predictor:
     return Predictor(run, height, width, channels)
 
 
-def _load_keras(path: Path) -> Predictor:
+def _load_keras(path: Path, timed: bool) -> Predictor:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+    if timed:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
     try:
         network = keras.saving.load_model(path, compile=False)
     except (ValueError, OSError) as error:
