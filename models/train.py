@@ -124,6 +124,8 @@ def _train(
     unknown = [name for name in names if name not in sizes]
     if unknown:
         raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(sizes)}")
+    if TEACHERS.keys() & set(names) and len(names) > 1:
+        raise typer.BadParameter("a teacher is trained alone: its rates are not the others'")
     try:
         weights = ensure_fetched(read_source("faceres")) if TEACHERS.keys() & set(names) else None
     except ModelSourceError as error:

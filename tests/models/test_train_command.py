@@ -73,6 +73,7 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
     ("options", "message"),
     [
         (["--networks", "huge"], "no such size: huge"),
+        (["--networks", "teacher,small"], "a teacher is trained alone"),
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
         (["--continue-from", "nowhere"], "nowhere has none of large,small"),
