@@ -1,7 +1,7 @@
 """A teacher for the emotion networks: MobileNet v1 that already knows faces, to be trained on for emotions.
 
 FER2013 has 28,000 small faces, too few to learn from alone what a face is. The weights come from a network that
-told persons apart on millions of photos (`models/sources/faceres.toml`). It is ten times too slow to be served.
+was trained on photos of persons (`models/sources/faceres.toml`). It takes nine times as long as the one that is served.
 """
 
 import json
