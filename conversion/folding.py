@@ -1,11 +1,13 @@
-"""Foldings that tf2onnx leaves undone: normalisations into weights, and the transpose before a dense layer."""
+"""Foldings that tf2onnx leaves undone: normalisations into weights, the transpose before a dense layer, the layout."""
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 _CHANNELS_LAST = [0, 2, 3, 1]
+_CHANNELS_FIRST = [0, 3, 1, 2]
 _WEIGHTED = frozenset({"Conv", "MatMul"})
+_ELEMENTWISE = frozenset({"Add", "Mul"})
 
 
 def fold(model: onnx.ModelProto) -> None:
@@ -15,12 +17,16 @@ def fold(model: onnx.ModelProto) -> None:
       Permuting the rows of the dense layer's weights does the same once and for all.
     - A batch normalization is a scale and a shift. Behind a layer it goes into the layer's weights and bias;
       elsewhere it is written as a multiplication and an addition with constants.
+    - Pixels are scaled before they are laid out channels-first: ONNX Runtime repeats the constant along the last
+      axis, and with one channel there that is element by element. Scaling a grey 48x48 face took 50 us, a tenth
+      of the network. The other way round it takes two.
 
     Arithmetic is in float64 and rounded once, so that every machine writes the same bytes.
     """
     _fold_flatten(model)
     _expand_batch_normalization(model)
     _fold_affine(model)
+    _move_scales_behind_layout(model)
 
 
 class _Graph:
@@ -59,7 +65,7 @@ class _Graph:
         derived = f"{name}__0"
         while derived in self.constants:
             derived += "0"
-        item = onnx.numpy_helper.from_array(np.ascontiguousarray(value, np.float32), derived)
+        item = onnx.numpy_helper.from_array(np.array(value, np.float32, order="C"), derived)
         self.model.graph.initializer.append(item)
         self.constants[derived] = item
         return derived
@@ -119,6 +125,40 @@ def _fold_affine(model: onnx.ModelProto) -> None:
     for layer in [node for node in model.graph.node if node.op_type in _WEIGHTED]:
         while _fold_next(_Graph(model), layer):
             pass
+
+
+def _move_scales_behind_layout(model: onnx.ModelProto) -> None:
+    """Swap, in place, each constant scale or shift with the change to channels-first that follows it."""
+    moved = True
+    while moved:
+        graph = _Graph(model)
+        moved = any(_swap(graph, node) for node in model.graph.node if node.op_type in _ELEMENTWISE)
+
+
+def _swap(graph: _Graph, scale: onnx.NodeProto) -> bool:
+    """Let the change of layout behind `scale` come first, if it is one; return whether it was."""
+    layout = graph.only_consumer(scale, "Reshape") or graph.only_consumer(scale, "Transpose")
+    variable = next((name for name in scale.input if name not in graph.constants), None)
+    operand = graph.other_constant(scale, variable) if variable is not None else None
+    if layout is None or variable is None or operand is None or layout.output[0] in graph.outputs:
+        return False
+    if operand.size != 1:
+        first = layout.op_type == "Transpose" and (
+            list(onnx.helper.get_node_attr_value(layout, "perm")) == _CHANNELS_FIRST
+        )
+        if operand.ndim != 1 or not first:
+            return False
+        operand = operand[:, None, None]
+    position = next(index for index, name in enumerate(scale.input) if name != variable)
+    scale.input[position] = graph.add_constant(scale.input[position], operand)
+    # What was scaled keeps its name, in the other layout: it is a tensor of the source.
+    for consumer in graph.consumers[layout.output[0]]:
+        consumer.input[:] = [scale.output[0] if name == layout.output[0] else name for name in consumer.input]
+    layout.input[0], layout.output[0] = variable, f"{layout.output[0]}__first"
+    scale.input[1 - position] = layout.output[0]
+    graph.model.graph.node.remove(layout)
+    graph.model.graph.node.insert(list(graph.model.graph.node).index(scale), layout)
+    return True
 
 
 def _fold_next(graph: _Graph, layer: onnx.NodeProto) -> bool:

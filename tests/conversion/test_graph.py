@@ -134,6 +134,52 @@ def test_a_scale_that_is_not_per_channel_stays() -> None:
     assert np.array_equal(_answer(model), before)
 
 
+@pytest.mark.parametrize("colors", [1, 3])
+def test_pixels_are_scaled_behind_the_change_of_layout(colors: int, tmp_path: Path) -> None:
+    """Images are laid out channels-first before a scale and a shift per channel touch them: the order that is
+    fast; and the answers are those of TensorFlow.
+    """
+    network = randomise(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, colors)),
+                keras.layers.Conv2D(4, 3, activation="relu"),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(7, activation="softmax"),
+            ]
+        )
+    )
+    network.save(tmp_path / "network.keras")
+    scale, offset = (0.01, 0.02, 0.03)[:colors], (-1.0, -0.5, 0.5)[:colors]
+    how = options(scale=list(scale), offset=list(offset), source_labels=list(LABELS))
+    source = load(tmp_path / "network.keras", how)
+    specification = specify(source, how)
+    model, _ = build(freeze(source, specification), specification)
+    operations = [node.op_type for node in model.graph.node]
+    assert operations[:5] == ["Cast", "Reshape" if colors == 1 else "Transpose", "Mul", "Add", "Conv"]
+    images = np.random.RandomState(5).randint(0, 256, (3, 8, 8, colors), np.uint8)
+    answers = run(open_session(model.SerializeToString()), images)
+    expected = network(images * np.float32(scale) + np.float32(offset)).numpy()
+    assert np.abs(answers - expected).max() < 1e-5
+
+
+def test_a_scaled_tensor_that_is_used_twice_keeps_its_place() -> None:
+    """Where something else reads the scaled pixels too, they are not laid out first."""
+    make = onnx.helper.make_node
+    model = _affine_tail(
+        make("Mul", ["convolved", "mask"], ["scaled"]),
+        make("Transpose", ["scaled"], ["turned"], perm=[0, 3, 1, 2]),
+        make("Relu", ["scaled"], ["relu"]),
+        make("ReduceMax", ["turned"], ["most"], keepdims=0),
+        make("Add", ["relu", "most"], ["out"]),
+        mask=np.arange(6),
+    )
+    before = _answer(model)
+    fold(model)
+    assert [node.op_type for node in model.graph.node][:3] == ["Conv", "Mul", "Transpose"]
+    assert np.array_equal(_answer(model), before)
+
+
 def test_a_tensor_with_two_users_is_not_folded_away() -> None:
     """A convolution whose output is used as it is and scaled keeps both."""
     make = onnx.helper.make_node
