@@ -159,7 +159,7 @@ def test_pixels_are_scaled_behind_the_change_of_layout(colors: int, tmp_path: Pa
     assert operations[:5] == ["Cast", "Reshape" if colors == 1 else "Transpose", "Mul", "Add", "Conv"]
     images = np.random.RandomState(5).randint(0, 256, (3, 8, 8, colors), np.uint8)
     answers = run(open_session(model.SerializeToString()), images)
-    expected = network(images * np.float32(scale) + np.float32(offset)).numpy()
+    expected = network(images * np.array(scale, np.float32) + np.array(offset, np.float32)).numpy()
     assert np.abs(answers - expected).max() < 1e-5
 
 
