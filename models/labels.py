@@ -6,9 +6,12 @@ of a view make them again. A teacher is asked once for all students and cycles.
 """
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,6 +19,7 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from conversion.digests import sha256_of
 from models.dataset import DataError, load_split, soft_targets
 from models.recipe import Recipe
 
@@ -57,6 +61,40 @@ def _fingerprint(recipe: Recipe) -> str:
     return json.dumps({name: values[name] for name in _OF_VIEWS})
 
 
+class LabelledViews:
+    """The views that are labelled so far, one file each in a folder, so that what is cut off goes on.
+
+    Raises DataError when the folder holds views that others labelled, or of another recipe.
+    """
+
+    def __init__(self, folder: Path, teachers: Sequence[Path], recipe: Recipe) -> None:
+        self._folder = folder
+        made_by = json.dumps(
+            {"teachers": [sha256_of(path) for path in teachers], "recipe": _fingerprint(recipe)}
+        )
+        sign = folder / "made-by.json"
+        if not sign.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            sign.write_text(made_by)
+        elif sign.read_text() != made_by:
+            raise DataError(f"{folder}: begun with other teachers or another recipe; delete it to begin anew")
+
+    def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
+        """Return the labels of a view, asking `label` for them if they are not there yet."""
+        path = self._folder / f"{'light' if light else 'strong'}-{number}.npy"
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, label())
+            part.replace(path)
+        said: NDArray[np.float16] = np.load(path)
+        return said
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self._folder)
+
+
 def label_command(
     teachers: Annotated[
         list[Path],
@@ -70,6 +108,8 @@ def label_command(
 ) -> None:
     """Ask teachers about augmented training faces; `train --labels` then learns from their answers.
 
+    A run that was cut off goes on when it is started again.
+
     Example: python -m models label models/runs/teacher/teacher.keras --data fer2013_train_val.npz
     """
     try:
@@ -79,34 +119,53 @@ def label_command(
     for path in teachers:
         if not path.is_file():
             raise typer.BadParameter(f"{path}: no such file", param_hint="TEACHERS")
+    recipe = Recipe()
+    try:
+        labelled = LabelledViews(output.with_name(f"{output.name}.views"), teachers, recipe)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
     import keras
     import tensorflow as tf
 
     from models.training import steps_per_epoch, view
 
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
-    networks = [keras.saving.load_model(path, compile=False) for path in teachers]
-
-    def answer(faces: tf.Tensor) -> tf.Tensor:
-        answers = [tf.nn.softmax(network(faces, training=False)) for network in networks]
-        return tf.add_n(answers) / len(answers)
-
-    graph = tf.function(answer, autograph=False)
-    recipe = Recipe()
+    ask = _asking([keras.saving.load_model(path, compile=False) for path in teachers])
     targets, keep = soft_targets(split.votes)
     images, targets = split.images[keep], targets[keep]
     steps = steps_per_epoch(targets, recipe)
-    said: dict[bool, list[NDArray[np.float16]]] = {False: [], True: []}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("labelling", total=(views + light_views) * steps)
-        for light, count in ((False, views), (True, light_views)):
+
+        def label(number: int, light: bool) -> NDArray[np.float16]:
+            rows = []
+            for faces, _ in view(images, targets, recipe, number, light):
+                rows.append(ask(tf.constant(faces)).numpy().astype(np.float16))
+                progress.advance(task)
+            return np.concatenate(rows)
+
+        def all_views(light: bool, count: int) -> NDArray[np.float16]:
+            said = []
             for number in range(count):
-                rows = []
-                for faces, _ in view(images, targets, recipe, number, light):
-                    rows.append(graph(tf.constant(faces)).numpy().astype(np.float16))
-                    progress.advance(task)
-                said[light].append(np.concatenate(rows))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_labels(output, Labels(np.stack(said[False]), np.stack(said[True])), recipe)
+                said.append(labelled.get(light, number, partial(label, number, light)))
+                progress.update(task, completed=steps * (number + 1 + (views if light else 0)))
+            return np.stack(said)
+
+        labels = Labels(all_views(False, views), all_views(True, light_views))
+    save_labels(output, labels, recipe)
+    labelled.remove()
     typer.echo(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def _asking(networks: Sequence[Any]) -> Any:
+    """Return a function from faces [n, h, w, 1] to the mean of what the networks say of them and of their mirror
+    images, probabilities [n, 7]. A mirrored look makes the teacher better by about a point of a hundred."""
+    import tensorflow as tf
+
+    def ask(faces: tf.Tensor) -> tf.Tensor:
+        looks = (faces, faces[:, :, ::-1])
+        said = [tf.nn.softmax(network(look, training=False)) for network in networks for look in looks]
+        return tf.add_n(said) / len(said)
+
+    return tf.function(ask, autograph=False)

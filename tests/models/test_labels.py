@@ -1,11 +1,12 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.dataset import DataError
-from models.labels import Labels, load_labels, save_labels
+from models.labels import LabelledViews, Labels, load_labels, save_labels
 from models.recipe import Recipe
 from models.training import batches, steps_per_epoch, view
 
@@ -56,6 +57,43 @@ def test_labels_of_other_views_are_refused(tmp_path: Path) -> None:
     assert loaded.strong.shape == (1, 4, 7)
     with pytest.raises(DataError, match="another recipe"):
         load_labels(path, replace(RECIPE, seed=1))
+
+
+def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    """What was labelled is not asked for again; a view whose labelling failed is; nothing is left in the end."""
+    folder, teacher = tmp_path / "labels.npz.views", tmp_path / "teacher.keras"
+    teacher.write_bytes(b"a network")
+    asked = []
+
+    def label(number: int) -> np.ndarray:
+        asked.append(number)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        view: np.ndarray = numbered(1, 4, number)[0]
+        return view
+
+    begun = LabelledViews(folder, [teacher], RECIPE)
+    begun.get(False, 0, lambda: label(0))
+    with pytest.raises(KeyboardInterrupt):
+        begun.get(False, 1, lambda: label(1))
+    resumed = LabelledViews(folder, [teacher], RECIPE)
+    said = [resumed.get(False, number, partial(label, number)) for number in range(2)]
+    assert asked == [0, 1, 1]
+    assert np.array_equal(np.stack(said), numbered(2, 4, 0))
+    resumed.remove()
+    assert not folder.exists()
+
+
+def test_views_of_other_teachers_are_not_mixed_in(tmp_path: Path) -> None:
+    """Labels that another teacher, or another recipe, began are refused, with what to do."""
+    teacher = tmp_path / "teacher.keras"
+    teacher.write_bytes(b"a network")
+    LabelledViews(tmp_path / "views", [teacher], RECIPE)
+    with pytest.raises(DataError, match="delete it"):
+        LabelledViews(tmp_path / "views", [teacher], replace(RECIPE, seed=1))
+    teacher.write_bytes(b"a better one")
+    with pytest.raises(DataError, match="delete it"):
+        LabelledViews(tmp_path / "views", [teacher], RECIPE)
 
 
 def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:
