@@ -36,7 +36,7 @@ PATH: Final = (
     ("decode", "service.images.decode", "ImageDecoder.decode_into"),
     ("run", "service.engine", "Engine.run"),
     ("persist", "service.store", "Store.record"),
-    ("reply", "service.protocol", "PredictionReplies.reply"),
+    ("reply", "service.replies", "PredictionReplies.reply"),
     ("metrics", "service.metrics", "Metrics.answered"),
 )
 _COUNTED: Final = "PredictionReplies.reply"

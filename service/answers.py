@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from service import __version__, protocol
+from service import __version__, replies
 from service.canary import Version, store_status
 from service.emotions import describe
 from service.metrics import Gauge, Metrics
@@ -46,13 +46,13 @@ class Answers:
         """The reply to a client that is served by this version."""
         match query.command:
             case "emotions":
-                return protocol.emotions_reply(self._emotions, query.id)
+                return replies.emotions_reply(self._emotions, query.id)
             case "model_info":
-                return protocol.model_info_reply(self._model_info(version), query.id)
+                return replies.model_info_reply(self._model_info(version), query.id)
             case "models":
-                return protocol.models_reply([_described(each) for each in self._versions], query.id)
+                return replies.models_reply([_described(each) for each in self._versions], query.id)
             case "ping":
-                return protocol.pong_reply(datetime.now(UTC), query.id)
+                return replies.pong_reply(datetime.now(UTC), query.id)
             case _:
                 return self._health(query)
 
@@ -76,7 +76,7 @@ class Answers:
             details["error"] = (
                 f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
             )
-        return protocol.health_reply(
+        return replies.health_reply(
             status if self._not_ready() is None else "unhealthy",
             f"{SERVICE_NAME} {__version__}",
             datetime.now(UTC),

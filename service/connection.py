@@ -20,7 +20,7 @@ from typing import Any
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from service import protocol
+from service import protocol, replies
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -37,7 +37,7 @@ from service.images import ImageFile
 from service.lookups import History, Lookup, Stats
 from service.messages import MessageConnection
 from service.predictor import Request
-from service.protocol import Configure, FrameError, Options, Predict, Query
+from service.protocol import Configure, FrameError, Options, Predict, Query, RequestId
 from service.security.gate import Visitor
 from service.security.guard import PATIENCE, Guard, Rules
 from service.store.prediction_ids import PredictionIds
@@ -270,7 +270,7 @@ class Connection(MessageConnection):
         except RequestError as exc:
             self._refuse(exc, configure.id)
         else:
-            self._reply(protocol.configuration_reply(self._options, configure.id, self.user))
+            self._reply(replies.configuration_reply(self._options, configure.id, self.user))
 
     def _predict(self, predict: Predict, received: float, user: str | None) -> None:
         assert self._backend is not None
@@ -313,10 +313,10 @@ class Connection(MessageConnection):
         request.fail(error)
         self._send(request)
 
-    def _refuse(self, error: RequestError, request_id: protocol.RequestId) -> None:
+    def _refuse(self, error: RequestError, request_id: RequestId) -> None:
         assert self._backend is not None
         self._backend.on_error(error.code)
-        self._reply(protocol.error_reply(error, request_id))
+        self._reply(replies.error_reply(error, request_id))
 
     # Replies
 

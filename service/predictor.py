@@ -19,14 +19,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from service import protocol
 from service.engine import Engine
 from service.errors import Internal, NoFace, RequestError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.tracking import FaceTracker
 from service.images import ImageFile
 from service.images.decode import ImageDecoder, Photo
-from service.protocol import PredictionReplies, RequestId, ScoredFace, Timing
+from service.protocol import RequestId
+from service.replies import PredictionReplies, ScoredFace, Timing, error_reply
 from service.scheduler import NORMAL
 from service.settings import Detect
 from service.store.prediction_ids import PredictionIds
@@ -101,7 +101,7 @@ class Request:
         """Answer with an error. The first answer stands."""
         if self.reply is None:
             self.error = error.code
-            self.reply = protocol.error_reply(error, self.id)
+            self.reply = error_reply(error, self.id)
 
 
 # An image no larger than this in either direction is taken for a face that was cut out already: "auto" does not look

@@ -21,7 +21,7 @@ from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from service import __version__, http, protocol
+from service import __version__, http, replies
 from service.answers import SERVICE_NAME, Answers
 from service.canary import Chooser, Version, make_predictor, store_status
 from service.connection import Backend, Connection
@@ -35,7 +35,7 @@ from service.lookups import Lookup, reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
 from service.predictor import Request
-from service.protocol import Options
+from service.protocol import SUBPROTOCOL, Options
 from service.security.perimeter import Perimeter
 from service.settings import Settings
 from service.store import Store
@@ -136,7 +136,7 @@ class Service:
             for number, version in enumerate(self._versions)
         ]
         self._page = Page()
-        self._welcome = protocol.welcome(__version__, settings.auth)
+        self._welcome = replies.welcome(__version__, settings.auth)
 
     @asynccontextmanager
     async def running(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
@@ -329,7 +329,7 @@ class Service:
             except (RequestError, CancelledError) as exc:
                 error = exc if isinstance(exc, RequestError) else ShuttingDown("the service is shutting down")
                 self._metrics.failed(error.code)
-                reply = protocol.error_reply(error, lookup.id)
+                reply = replies.error_reply(error, lookup.id)
             done(reply)
             self._left(1)
 
@@ -374,7 +374,7 @@ def _holds_up(request: Request) -> bool:
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """Ours where it is asked for; none otherwise, and never a refusal: v1 clients offer none."""
-    ours = Subprotocol(protocol.SUBPROTOCOL)
+    ours = Subprotocol(SUBPROTOCOL)
     return ours if ours in offered else None
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import protocol
+from service import replies
 from service.errors import InvalidRequest, Overloaded
-from service.protocol import FrameError, Predict, PredictionReplies, Query, ScoredFace, Timing, parse_frame
+from service.protocol import FrameError, Predict, Query, parse_frame
+from service.replies import PredictionReplies, ScoredFace, Timing
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
@@ -126,7 +127,7 @@ def test_any_frame_is_a_request_or_a_frame_error(frame: str | bytes) -> None:
     try:
         parsed = parse_frame(frame)
     except FrameError as exc:
-        assert orjson.loads(protocol.error_reply(exc.error, exc.id))["code"] == exc.error.code
+        assert orjson.loads(replies.error_reply(exc.error, exc.id))["code"] == exc.error.code
     else:
         assert isinstance(parsed, Predict | Query)
 
@@ -210,18 +211,18 @@ def test_a_prediction_that_was_not_stored_has_a_null_id() -> None:
 def test_a_reply_has_an_id_only_if_the_request_had_one() -> None:
     """v1 clients see no id they did not send."""
     assert b'"id"' not in REPLIES.reply(None, STORED, WHOLE, TIMING)
-    assert b'"id"' not in protocol.error_reply(InvalidRequest("no"), None)
+    assert b'"id"' not in replies.error_reply(InvalidRequest("no"), None)
 
 
 def test_the_timestamp_is_utc_whatever_zone_it_was_taken_in() -> None:
     """Existing clients parse a form without an offset, so it must always mean the same."""
     moment = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
-    assert protocol.naive_utc(moment) == "2025-12-31T23:00:00.000000"
+    assert replies.naive_utc(moment) == "2025-12-31T23:00:00.000000"
 
 
 def test_an_overloaded_reply_says_when_to_try_again() -> None:
     """retry_after_ms is in the reply where the error has one."""
-    reply = orjson.loads(protocol.error_reply(Overloaded("full", retry_after_ms=12), 5))
+    reply = orjson.loads(replies.error_reply(Overloaded("full", retry_after_ms=12), 5))
     assert reply == {
         "type": "error",
         "status": "error",
@@ -234,7 +235,7 @@ def test_an_overloaded_reply_says_when_to_try_again() -> None:
 
 def test_the_welcome_names_the_commands_of_v1() -> None:
     """Clients read type, message, version and the four commands."""
-    message = orjson.loads(protocol.welcome("1.2.3"))
+    message = orjson.loads(replies.welcome("1.2.3"))
     assert message["type"] == "welcome"
     assert message["version"] == "1.2.3"
     assert isinstance(message["message"], str)

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from service.errors import InvalidJSON
-from service.protocol import error_reply
+from service.replies import error_reply
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
 DEFAULTS = {
