@@ -10,88 +10,55 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from benchmarks.arrivals import Arrivals
-from benchmarks.capacity import MACHINES, needs
 from benchmarks.compare import against_limit
-from benchmarks.costs import measure_costs
-from benchmarks.gpu import batch_curve, service_on
-from benchmarks.history import Database, measure_history
-from benchmarks.hosts import enter
-from benchmarks.idle import measure_idle
 from benchmarks.limit import Workers, limit_bench
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files
 from benchmarks.load import load as run_one
 from benchmarks.machine import describe_machine
-from benchmarks.misbehave import OFFENCES, measure_misbehaviour
-from benchmarks.persistence import compare_storing
+from benchmarks.options import (
+    ALL_SIZES,
+    EXIT_MISSED,
+    EXIT_NO_SERVER,
+    EXIT_WRONG,
+    ClientsOption,
+    DetectOption,
+    JsonOption,
+    ModelOption,
+    PatienceOption,
+    RepeatsOption,
+    SecondsOption,
+    SizesOption,
+    UrlOption,
+    console,
+    errors,
+    parse_numbers,
+    parse_sizes,
+    show,
+)
 from benchmarks.profile import profile as measure_profile
-from benchmarks.replicas import failover, scaling
 from benchmarks.report import write_report, write_results
+from benchmarks.scenarios import add_scenarios
 from benchmarks.slo import Outcome, check_slo, parse_slo
 from benchmarks.sweep import CLIENTS, SHARES, Sweep, sweep_clients, sweep_rates
-from benchmarks.tables import (
-    Grid,
-    capacity_grid,
-    costs_grid,
-    curve_grid,
-    failover_grid,
-    history_grids,
-    idle_grid,
-    limit_grid,
-    load_grid,
-    misbehaviour_grid,
-    profile_grid,
-    ratio_grid,
-    scaling_grid,
-    served_grid,
-    slo_grid,
-    storing_grid,
-    sweep_grid,
-)
+from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_grid, slo_grid, sweep_grid
 from benchmarks.target import Target, started_service
 from benchmarks.wire import ConnectionLost
-from benchmarks.workload import SIZES, Detect, make_workload
+from benchmarks.workload import SIZES, make_workload
 from service.cpus import available_cpus
 from service.errors import StartupError
-from service.settings import DEFAULT_MODEL, Provider
+from service.settings import DEFAULT_MODEL
 
 OUT = Path(__file__).parent / "out"
 
-# Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
-_EXIT_WRONG, _EXIT_NO_SERVER, _EXIT_MISSED = 1, 3, 4
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-# Wide enough for the load table also where output goes to a file.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 230)
-errors = Console(stderr=True, highlight=False)
-_ALL_SIZES = ",".join(SIZES)
-
-SizesOption = Annotated[str, typer.Option("--size", help=f"Image sizes, of {', '.join(SIZES)}; by commas.")]
-ClientsOption = Annotated[str, typer.Option("--clients", help="Connections; several by commas.")]
-ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
-DetectOption = Annotated[
-    Detect, typer.Option(help="never: each image is a face; auto: faces are looked for.")
-]
-RepeatsOption = Annotated[int, typer.Option(min=1, help="Repeats; tables show the median and the range.")]
-SecondsOption = Annotated[float, typer.Option(min=0.2, help="Measured seconds of each, after a warm-up.")]
-PatienceOption = Annotated[
-    float,
-    typer.Option(
-        min=0, help="Seconds to wait, before each measurement, for a machine that does nothing else."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-UrlOption = Annotated[str | None, typer.Option(help="A running server; otherwise one is started.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -142,7 +109,7 @@ def short(
 
 @app.command()
 def limit(
-    size: SizesOption = _ALL_SIZES,
+    size: SizesOption = ALL_SIZES,
     batch: Annotated[str, typer.Option(help="Images per run of the model; several by commas.")] = "1,8",
     workers: Annotated[
         str, typer.Option(help="threads, processes, or both by a comma.")
@@ -155,8 +122,8 @@ def limit(
     as_json: JsonOption = False,
 ) -> None:
     """The bare loop of decoding and inference on all cores: what the machine can do."""
-    sizes = _sizes(size)
-    batches = _numbers(batch, "--batch")
+    sizes = parse_sizes(size)
+    batches = parse_numbers(batch, "--batch")
     kinds: list[Workers] = []
     for kind in workers.split(","):
         if kind not in ("threads", "processes"):
@@ -168,7 +135,7 @@ def limit(
             for each in sizes:
                 for number in batches:
                     results += [bench.measure(kind, each, number, detect, seconds) for kind in kinds]
-    _show(as_json, {"results": results}, limit_grid(results))
+    show(as_json, {"results": results}, limit_grid(results))
 
 
 @app.command()
@@ -204,8 +171,8 @@ def load(
         objectives = parse_slo(slo) if slo else []
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--slo") from None
-    counts = _numbers(clients, "--clients")
-    sizes = _sizes(size)
+    counts = parse_numbers(clients, "--clients")
+    sizes = parse_sizes(size)
     allow_open_files(max(counts))
     series = []
     with _target(url, model) as target, errors.status("load"):
@@ -216,13 +183,13 @@ def load(
                 series.append([run_one(target, workload, plan) for _ in range(repeats)])
     outcomes = [check_slo(objectives, results) for results in series]
     grids = [load_grid(series), *_slo_grids(outcomes, series)]
-    _show(as_json, {"results": [r for results in series for r in results], "slo": outcomes}, *grids)
+    show(as_json, {"results": [r for results in series for r in results], "slo": outcomes}, *grids)
     if any(bursts := [took for results in series for r in results for took in r.bursts_ms]) and not as_json:
         console.print(f"last answer of a burst: {sorted(bursts)[len(bursts) // 2]:.0f} ms in the median")
     if not all(outcome.met for each in outcomes for outcome in each):
-        raise typer.Exit(_EXIT_MISSED)
+        raise typer.Exit(EXIT_MISSED)
     if not objectives and any(result.failed for results in series for result in results):
-        raise typer.Exit(_EXIT_WRONG)
+        raise typer.Exit(EXIT_WRONG)
 
 
 @app.command()
@@ -241,8 +208,8 @@ def ratio(
     as_json: JsonOption = False,
 ) -> None:
     """The service against the bare loop, in turns."""
-    counts = _numbers(clients, "--clients")
-    sizes = _sizes(size)
+    counts = parse_numbers(clients, "--clients")
+    sizes = parse_sizes(size)
     allow_open_files(max(counts))
     series = []
     with limit_bench(model, available_cpus()) as bench, _target(url, model) as target, errors.status("ratio"):
@@ -252,7 +219,7 @@ def ratio(
                 plan = LoadPlan(clients=count, seconds=seconds)
                 series.append(list(against_limit(bench, target, workload, plan, repeats, patience)))
     loads = load_grid([[pair.load for pair in pairs] for pairs in series])
-    _show(as_json, {"results": series}, ratio_grid(series), loads)
+    show(as_json, {"results": series}, ratio_grid(series), loads)
 
 
 @app.command()
@@ -266,7 +233,7 @@ def sweep(
     """Latency against throughput, over clients and over rates; writes sweep-SIZE.svg and .json."""
     from benchmarks.plots import plot_sweep
 
-    (size,) = _sizes(size)
+    (size,) = parse_sizes(size)
     workload = make_workload(size)
     with _target(url, model) as target, errors.status("sweep"):
         closed = list(sweep_clients(target, workload, CLIENTS, seconds))
@@ -277,7 +244,7 @@ def sweep(
     path = OUT / f"sweep-{size}.svg"
     path.write_text(plot_sweep(found))
     path.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    _show(as_json, {"sweep": found}, sweep_grid(found))
+    show(as_json, {"sweep": found}, sweep_grid(found))
     if not as_json:
         console.print(f"written: {path}")
 
@@ -294,176 +261,10 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """The server's CPU time per request, by stage."""
-    (size,) = _sizes(size)
+    (size,) = parse_sizes(size)
     with errors.status("profile"):
         found = measure_profile(model, make_workload(size, "binary" if binary else "json"), clients, seconds)
-    _show(as_json, {"profile": found}, profile_grid(found))
-
-
-@app.command()
-def storing(
-    clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 64,
-    model: ModelOption = DEFAULT_MODEL,
-    repeats: RepeatsOption = 5,
-    patience: PatienceOption = 0.0,
-    seconds: SecondsOption = 2.0,
-    as_json: JsonOption = False,
-) -> None:
-    """What storing costs: predictions dropped, in SQLite, in PostgreSQL, and in the journal alone."""
-    with errors.status("storing"):
-        plan = LoadPlan(clients=clients, seconds=seconds)
-        results = compare_storing(model, make_workload("64x64"), plan, repeats, patience)
-    _show(as_json, {"results": results}, storing_grid(results))
-
-
-@app.command()
-def history(
-    rows: Annotated[int, typer.Option(min=1, help="Stored predictions, ten a second.")] = 10_000_000,
-    database: Annotated[Database, typer.Option(help="Where they are.")] = "sqlite",
-    model: ModelOption = DEFAULT_MODEL,
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 3.0,
-    as_json: JsonOption = False,
-) -> None:
-    """`history` and `stats` over a large database, and what predictions notice of them."""
-    columns = (TextColumn("filling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task("", total=rows)
-
-        def tell(filled: int) -> None:
-            progress.update(task, completed=filled)
-
-        found = measure_history(model, database, rows, seconds, repeats, tell)
-    _show(as_json, {"history": found}, *history_grids(found))
-
-
-@app.command()
-def capacity(
-    size: Annotated[str, typer.Option(help=f"Image size, of {', '.join(SIZES)}.")] = "64x64",
-    rate: Annotated[float, typer.Option(min=0.001, help="Images per second of each camera.")] = 1.0,
-    cameras: Annotated[str, typer.Option(help="Several by commas.")] = "10000,100000,1000000",
-    clients: Annotated[int, typer.Option(min=1, help="Connections of the measurement.")] = 64,
-    model: ModelOption = DEFAULT_MODEL,
-    seconds: SecondsOption = 5.0,
-    as_json: JsonOption = False,
-) -> None:
-    """What so many cameras need, from what one request costs here, and what gives way first."""
-    try:
-        with errors.status("capacity"):
-            costs = measure_costs(model, make_workload(size), clients, seconds)
-    except (RuntimeError, ImportError) as exc:
-        errors.print(str(exc))
-        raise typer.Exit(_EXIT_NO_SERVER) from None
-    found = [needs(number, rate, costs, MACHINES) for number in _numbers(cameras, "--cameras")]
-    _show(as_json, {"costs": costs, "needs": found}, costs_grid(costs), capacity_grid(found, rate))
-
-
-@app.command()
-def gpu(
-    model: ModelOption = DEFAULT_MODEL,
-    clients: Annotated[int, typer.Option(min=1, help="Connections to the service.")] = 256,
-    seconds: SecondsOption = 3.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Batches and the service on a GPU, against the CPU; says so where there is no GPU."""
-    try:
-        with errors.status("gpu"):
-            curve = batch_curve(model, "cuda") + batch_curve(model, "cpu")
-    except StartupError as exc:
-        console.print(f"no GPU to measure: {exc}")
-        return
-    providers: tuple[Provider, ...] = ("cpu", "cuda")
-    plan = LoadPlan(clients=clients, seconds=seconds)
-    served = {each: service_on(model, each, make_workload("64x64"), plan) for each in providers}
-    _show(as_json, {"curve": curve, "served": served}, curve_grid(curve), served_grid(served))
-
-
-@app.command()
-def replicas(
-    count: Annotated[int, typer.Option("--replicas", min=2, help="Replicas behind HAProxy.")] = 3,
-    clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 32,
-    rate: Annotated[float, typer.Option(min=1, help="Requests per second, of all clients.")] = 200.0,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds from one event to the next.")] = 5.0,
-    scale: Annotated[bool, typer.Option(help="Measure throughput by the number of replicas, too.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Replicas in network namespaces behind HAProxy: one killed, all rolled, one cut off; then how they add up."""
-    try:
-        enter()
-        with errors.status("replicas") as status:
-            work = make_workload("64x64", detect="never")
-            found = failover(
-                work, replicas=count, clients=clients, rate=rate, seconds=seconds, tell=status.update
-            )
-            plan = LoadPlan(clients=clients, seconds=seconds)
-            scaled = scaling(work, plan, range(1, count + 1)) if scale else []
-    except (RuntimeError, ImportError) as exc:
-        errors.print(str(exc))
-        raise typer.Exit(_EXIT_NO_SERVER) from None
-    results = {"failover": found, "scaling": [{"replicas": n, "load": each} for n, each in scaled]}
-    grids = [failover_grid(found)] + ([scaling_grid(scaled)] if scaled else [])
-    _show(as_json, results, *grids)
-    if found.missing or found.twice or any(phase.failed for phase in found.phases):
-        raise typer.Exit(_EXIT_WRONG)
-
-
-@app.command()
-def idle(
-    connections: Annotated[int, typer.Option(min=1, help="Idle connections.")] = 1000,
-    model: ModelOption = DEFAULT_MODEL,
-    seconds: SecondsOption = 5.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Start-up time, memory, memory per idle connection, CPU time while idle."""
-    with errors.status("idle"):
-        found = measure_idle(model, connections, seconds)
-    _show(as_json, {"idle": found}, idle_grid(found))
-
-
-@app.command()
-def misbehave(
-    offences: Annotated[str, typer.Option(help=f"Of {', '.join(OFFENCES)}; by commas.")] = ",".join(OFFENCES),
-    model: ModelOption = DEFAULT_MODEL,
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 3.0,
-    as_json: JsonOption = False,
-) -> None:
-    """The others' p99 while one client misbehaves, against the quiet right before."""
-    chosen = offences.split(",")
-    if not set(chosen) <= set(OFFENCES):
-        raise typer.BadParameter(f"of {', '.join(OFFENCES)}", param_hint="--offences")
-    with errors.status("misbehave"):
-        results = measure_misbehaviour(model, chosen, repeats, seconds)
-    _show(as_json, {"results": results}, misbehaviour_grid(results))
-
-
-@app.command()
-def peers(
-    names: Annotated[
-        str, typer.Option("--peers", help="Which, by commas.")
-    ] = "mosec,fastapi,litserve,bentoml,keras",
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
-    clients: ClientsOption = "1,64",
-    model: ModelOption = DEFAULT_MODEL,
-    repeats: RepeatsOption = 3,
-    patience: PatienceOption = 0.0,
-    seconds: SecondsOption = 2.0,
-    as_json: JsonOption = False,
-) -> None:
-    """The same job in other servers; installs each on demand into an environment of its own."""
-    from benchmarks.peers.compare import PEERS, compare_peers, peers_grid
-
-    chosen = names.split(",")
-    for name in chosen:
-        if name not in PEERS:
-            raise typer.BadParameter(f"of {', '.join(PEERS)}", param_hint="--peers")
-    (size,) = _sizes(size)
-    plans = [LoadPlan(clients=count, seconds=seconds) for count in _numbers(clients, "--clients")]
-    with errors.status("peers") as status:
-        results, missing = compare_peers(chosen, model, size, plans, repeats, patience, status.update)
-    _show(as_json, {"results": results, "missing": missing}, peers_grid(results))
-    for name, reason in missing.items():
-        errors.print(f"{name} is missing: {reason}")
+    show(as_json, {"profile": found}, profile_grid(found))
 
 
 def _slo_grids(outcomes: list[list[Outcome]], series: list[list[LoadResult]]) -> list[Grid]:
@@ -477,29 +278,7 @@ def _target(url: str | None, model: Path) -> Any:
     return nullcontext(Target(url)) if url is not None else started_service(model)
 
 
-def _sizes(text: str) -> list[str]:
-    sizes = text.split(",")
-    if not set(sizes) <= set(SIZES):
-        raise typer.BadParameter(f"of {', '.join(SIZES)}", param_hint="--size")
-    return sizes
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise typer.BadParameter("whole numbers from 1, by commas", param_hint=option)
-    return numbers
-
-
-def _show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:
-    if as_json:
-        print(orjson.dumps(results).decode())
-        return
-    for grid in grids:
-        console.print(grid.as_rich())
+add_scenarios(app)
 
 
 def main() -> None:
@@ -510,7 +289,7 @@ def main() -> None:
         app()
     except (ConnectionLost, StartupError, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
-        sys.exit(_EXIT_NO_SERVER)
+        sys.exit(EXIT_NO_SERVER)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""What the commands share: options, exit codes, and how results are shown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from benchmarks.tables import Grid
+from benchmarks.workload import SIZES, Detect
+
+# Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
+EXIT_WRONG, EXIT_NO_SERVER, EXIT_MISSED = 1, 3, 4
+
+# Wide enough for the load table also where output goes to a file.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 230)
+errors = Console(stderr=True, highlight=False)
+ALL_SIZES = ",".join(SIZES)
+
+SizesOption = Annotated[str, typer.Option("--size", help=f"Image sizes, of {', '.join(SIZES)}; by commas.")]
+ClientsOption = Annotated[str, typer.Option("--clients", help="Connections; several by commas.")]
+ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
+DetectOption = Annotated[
+    Detect, typer.Option(help="never: each image is a face; auto: faces are looked for.")
+]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Repeats; tables show the median and the range.")]
+SecondsOption = Annotated[float, typer.Option(min=0.2, help="Measured seconds of each, after a warm-up.")]
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Seconds to wait, before each measurement, for a machine that does nothing else."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+UrlOption = Annotated[str | None, typer.Option(help="A running server; otherwise one is started.")]
+
+
+def parse_sizes(text: str) -> list[str]:
+    """Return the image sizes that an option names. Raises typer.BadParameter."""
+    sizes = text.split(",")
+    if not set(sizes) <= set(SIZES):
+        raise typer.BadParameter(f"of {', '.join(SIZES)}", param_hint="--size")
+    return sizes
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Return the whole numbers from 1 that `option` gives, by commas. Raises typer.BadParameter."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise typer.BadParameter("whole numbers from 1, by commas", param_hint=option)
+    return numbers
+
+
+def show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:
+    """Print results as JSON, or as tables."""
+    if as_json:
+        print(orjson.dumps(results).decode())
+        return
+    for grid in grids:
+        console.print(grid.as_rich())
