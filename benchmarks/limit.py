@@ -49,13 +49,13 @@ class LimitResult:
 
 
 class Job:
-    """What is done to an image. Threads may share it.
+    """What is done to an image. As many threads as `callers` may share it, and none waits for another.
 
     With `detect` other than ``never`` the largest face is looked for first, as the service does by default.
     """
 
-    def __init__(self, model: Path) -> None:
-        self.engine = Engine(model, PROVIDER)
+    def __init__(self, model: Path, callers: int = 1) -> None:
+        self.engine = Engine(model, PROVIDER, callers=callers)
         self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
         self._detector = FaceDetector(
             resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1])
@@ -97,7 +97,7 @@ class LimitBench:
     def __init__(self, model: Path, count: int) -> None:
         self.count = count
         self._model = model
-        self._job = Job(model)
+        self._job = Job(model, count)
         self._pool: Pool | None = None
 
     def measure(

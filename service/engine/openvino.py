@@ -1,4 +1,4 @@
-"""OpenVINO: faster on Intel's CPUs, in bfloat16 where they have AMX. An extra: `pip install visionai[openvino]`.
+"""OpenVINO: faster on CPUs that compute in bfloat16 (AMX, AVX512-BF16). An extra: `pip install visionai[openvino]`.
 
 OpenVINO reads the same ONNX file. It is used directly and not as an execution provider of ONNX Runtime: that comes in a
 wheel that takes the place of onnxruntime.
