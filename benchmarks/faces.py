@@ -2,7 +2,8 @@
 
 `python -m benchmarks.faces FOLDER` looks for faces in each photo of a folder. Where the folder has a `labels.csv` with
 columns `file` and `emotion`, the largest face of each photo (or the whole photo, where none is found) is scored by the
-emotion network, as the service does it. Photos stay where they are; nothing of them is kept.
+emotion network, as the service does it. With `--margins` it also tells how many emotions would be right with other
+crops. Photos stay where they are; nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from rich.table import Table
 
 from service.engine import Engine
 from service.errors import RequestError
-from service.faces import FaceDetector, crop_face
-from service.images.decode import ImageDecoder
+from service.faces import Face, FaceDetector, crop_face
+from service.faces.crop import LIFT, SCALE
+from service.images.decode import ImageDecoder, Photo
 from service.settings import DEFAULT_MODEL, DETECTORS
 
 _REPEATS = 5
+_SCALES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+_LIFTS = (0.0, 0.05, 0.1)
 
 
 def measure_faces(
@@ -33,6 +37,7 @@ def measure_faces(
     model: Annotated[
         Path, typer.Option(help="The emotion network, with the detectors beside it.")
     ] = DEFAULT_MODEL,
+    margins: Annotated[bool, typer.Option("--margins", help="Score other crops of the faces, too.")] = False,
 ) -> None:
     """Find and score the faces of each photo in a folder."""
     engine = Engine(model)
@@ -43,6 +48,7 @@ def measure_faces(
         "photo", "pixels", "faces", "detection ms (CPU)", "emotion", title=f"faces in {folder.name}"
     )
     right = 0
+    labelled: list[tuple[Photo, list[Face], str]] = []
     for path in sorted(folder.iterdir()):
         try:
             photo = decoder.decode_photo(path.read_bytes())
@@ -53,14 +59,10 @@ def measure_faces(
             begun = time.thread_time()
             faces = detector.detect(photo.pixels, 64)
             times.append((time.thread_time() - begun) * 1000)
-        shape = engine.card.shape
-        face = np.empty((1, shape.height, shape.width, shape.channels), np.uint8)
-        if faces:
-            face[0] = crop_face(photo.pixels, faces[0], shape.height, shape.width).reshape(face[0].shape)
-        else:
-            decoder.fit(photo.pixels, face[0])
-        emotion = engine.card.labels[int(engine.run(face)[0].argmax())]
+        emotion = _emotion(engine, decoder, photo, faces)
         right += labels.get(path.name) == emotion
+        if path.name in labels:
+            labelled.append((photo, faces, labels[path.name]))
         table.add_row(
             path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{median(times):.2f}", emotion
         )
@@ -68,6 +70,8 @@ def measure_faces(
     console.print(table)
     if labels:
         console.print(f"emotion right: {right} of {len(labels)}, {right / len(labels):.1%}")
+    if labels and margins:
+        console.print(_margins(engine, decoder, labelled))
     frame = np.asarray(cv2.resize(_portrait(), (640, 480)), np.uint8)
     times = []
     for _ in range(200):
@@ -77,6 +81,41 @@ def measure_faces(
     console.print(
         f"a 640x480 gray frame with one near face: {median(times):.2f} ms of one core (median of {len(times)})"
     )
+
+
+def _emotion(
+    engine: Engine,
+    decoder: ImageDecoder,
+    photo: Photo,
+    faces: list[Face],
+    *,
+    scale: float = SCALE,
+    lift: float = LIFT,
+) -> str:
+    """What the network says of the largest face, or of the whole photo where there is none."""
+    shape = engine.card.shape
+    face = np.empty((1, shape.height, shape.width, shape.channels), np.uint8)
+    if faces:
+        crop = crop_face(photo.pixels, faces[0], shape.height, shape.width, scale=scale, lift=lift)
+        face[0] = crop.reshape(face[0].shape)
+    else:
+        decoder.fit(photo.pixels, face[0])
+    return engine.card.labels[int(engine.run(face)[0].argmax())]
+
+
+def _margins(engine: Engine, decoder: ImageDecoder, labelled: list[tuple[Photo, list[Face], str]]) -> Table:
+    """How many emotions are right, by the crop's size and height."""
+    table = Table("moved up by", *(f"{scale} x" for scale in _SCALES), title="emotions right, by the crop")
+    for lift in _LIFTS:
+        counts = (
+            sum(
+                _emotion(engine, decoder, photo, faces, scale=scale, lift=lift) == label
+                for photo, faces, label in labelled
+            )
+            for scale in _SCALES
+        )
+        table.add_row(str(lift), *map(str, counts))
+    return table
 
 
 def _read_labels(path: Path) -> dict[str, str]:

@@ -21,21 +21,24 @@ LIFT = 0.05
 _MAX_TILT = math.radians(45)
 
 
-def crop_face(image: Pixels, face: Face, height: int, width: int) -> Pixels:
+def crop_face(
+    image: Pixels, face: Face, height: int, width: int, *, scale: float = SCALE, lift: float = LIFT
+) -> Pixels:
     """One face as the emotion network takes it.
 
     Args:
         image: uint8 [h, w] gray or [h, w, 3].
         face: as the detector found it in `image`.
         height, width: of the result.
+        scale, lift: the square's side and how far its centre is moved up, in longer sides of the face's box.
 
     Returns:
         uint8 [height, width] or [height, width, 3]: a square around the face, eyes level. What lies outside the
         image repeats its edge.
     """
     x, y, w, h = face.box
-    side = max(w, h) * SCALE
-    centre = np.array([x + w / 2, y + h / 2 - max(w, h) * LIFT])
+    side = max(w, h) * scale
+    centre = np.array([x + w / 2, y + h / 2 - max(w, h) * lift])
     angle = _tilt(face)
     # First an upright region that holds the turned square, shrunk by averaging if it is large: sampling a large
     # region at a few points only, as the turning does, would alias.
@@ -51,8 +54,8 @@ def crop_face(image: Pixels, face: Face, height: int, width: int) -> Pixels:
     if shrink < 1:
         size = (max(1, round(region.shape[1] * shrink)), max(1, round(region.shape[0] * shrink)))
         region = np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
-    scale = width / (side * shrink)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) * scale
+    zoom = width / (side * shrink)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) * zoom
     middle = np.array([region.shape[1] / 2, region.shape[0] / 2])
     shift = np.array([width / 2, height / 2]) - turn @ middle
     matrix = np.column_stack([turn, shift])
