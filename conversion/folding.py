@@ -142,11 +142,13 @@ def _swap(graph: _Graph, scale: onnx.NodeProto) -> bool:
     operand = graph.other_constant(scale, variable) if variable is not None else None
     if layout is None or variable is None or operand is None or layout.output[0] in graph.outputs:
         return False
+    if operand.ndim > 1:
+        return False  # behind a change of shape it might lie along other axes
     if operand.size != 1:
         first = layout.op_type == "Transpose" and (
             list(onnx.helper.get_node_attr_value(layout, "perm")) == _CHANNELS_FIRST
         )
-        if operand.ndim != 1 or not first:
+        if not first:
             return False
         operand = operand[:, None, None]
     position = next(index for index, name in enumerate(scale.input) if name != variable)

@@ -64,20 +64,23 @@ def _fingerprint(recipe: Recipe) -> str:
 class LabelledViews:
     """The views that are labelled so far, one file each in a folder, so that what is cut off goes on.
 
-    Raises DataError when the folder holds views that others labelled, or of another recipe.
+    `made_from` are the files that labels depend on: the teachers and the faces. Raises DataError when the folder holds
+    views that were made from others, or of another recipe.
     """
 
-    def __init__(self, folder: Path, teachers: Sequence[Path], recipe: Recipe) -> None:
+    def __init__(self, folder: Path, made_from: Sequence[Path], recipe: Recipe) -> None:
         self._folder = folder
         made_by = json.dumps(
-            {"teachers": [sha256_of(path) for path in teachers], "recipe": _fingerprint(recipe)}
+            {"made_from": [sha256_of(path) for path in made_from], "recipe": _fingerprint(recipe)}
         )
         sign = folder / "made-by.json"
         if not sign.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             sign.write_text(made_by)
         elif sign.read_text() != made_by:
-            raise DataError(f"{folder}: begun with other teachers or another recipe; delete it to begin anew")
+            raise DataError(
+                f"{folder}: begun with other teachers, faces or another recipe; delete it to begin anew"
+            )
 
     def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
         """Return the labels of a view, asking `label` for them if they are not there yet."""
@@ -121,7 +124,7 @@ def label_command(
             raise typer.BadParameter(f"{path}: no such file", param_hint="TEACHERS")
     recipe = Recipe()
     try:
-        labelled = LabelledViews(output.with_name(f"{output.name}.views"), teachers, recipe)
+        labelled = LabelledViews(output.with_name(f"{output.name}.views"), [*teachers, data], recipe)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     import keras

@@ -163,6 +163,23 @@ def test_pixels_are_scaled_behind_the_change_of_layout(colors: int, tmp_path: Pa
     assert np.abs(answers - expected).max() < 1e-5
 
 
+def test_a_scale_with_axes_of_its_own_keeps_its_place() -> None:
+    """A constant of shape [1, 1, 1, 1] behind a change to two axes would give it four."""
+    make = onnx.helper.make_node
+    model = _affine_tail(
+        make("Relu", ["convolved"], ["relu"]),
+        make("Mul", ["relu", "half"], ["scaled"]),
+        make("Reshape", ["scaled", "shape"], ["flat"]),
+        make("Softmax", ["flat"], ["out"]),
+        half=np.full((1, 1, 1, 1), 0.5),
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, -1]), "shape"))
+    before = _answer(model)
+    fold(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Relu", "Mul", "Reshape", "Softmax"]
+    assert np.array_equal(_answer(model), before)
+
+
 def test_a_scaled_tensor_that_is_used_twice_keeps_its_place() -> None:
     """Where something else reads the scaled pixels too, they are not laid out first."""
     make = onnx.helper.make_node
