@@ -1,4 +1,4 @@
-"""Foldings that tf2onnx leaves undone: normalisations into weights, the transpose before a dense layer, scaling last."""
+"""Foldings that tf2onnx leaves undone: normalisations, the transpose before a dense layer, scaling before layout."""
 
 import numpy as np
 import numpy.typing as npt
