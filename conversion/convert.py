@@ -20,12 +20,14 @@ from conversion.latency import BATCHES, Latencies, measure_latency
 from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest, tool_versions
 from conversion.onnxfile import canonicalise
 from conversion.options import Options, Specification, resolve
-from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
+from conversion.parity import DEFAULT_THRESHOLDS, ROUNDED, Thresholds
 from conversion.precisions import MOST_CALIBRATION_FACES, to_fp16, to_int8
 from conversion.reference import detect_activation
+from conversion.rounding import is_rounded, round_weights
 from conversion.sources import Source, load
 from conversion.variants import Variant, gate, measure_variant, parity_failures, variant_path
 
+ALL_SETS = ("random", "faces")
 _DIVERGENCE_IMAGES = 4
 
 
@@ -39,8 +41,8 @@ class Request:
     """What to convert, where to, and what to prove.
 
     `images` and `evaluation` name faces as `conversion.images` reads them. `precisions` are built beside
-    fp32: "fp16", "int8" or both. `max_accuracy_drop` is in points. `latency` measures speed even when no precision
-    depends on it.
+    an fp32 model: "fp16", "int8" or both. `max_accuracy_drop` is in points. `latency` measures speed even when no
+    precision depends on it.
     """
 
     source: Path
@@ -56,7 +58,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion made and measured. `variants` starts with fp32; those with refusals were not written."""
+    """What a conversion made and measured. `variants` starts with the source in its own precision, fp32 or INT8; those
+    with refusals were not written.
+    """
 
     source: Source
     specification: Specification
@@ -66,14 +70,14 @@ class Converted:
 
     @property
     def shipped(self) -> Variant:
-        """The fp32 model."""
+        """The model in the precision of its source."""
         return self.variants[0]
 
 
 def convert(request: Request, stage: Stage = quiet) -> Converted:
     """Convert `request.source` and write the models that pass, each with its manifest.
 
-    Guarantees that each file appears complete or not at all, and none before every check of fp32 has passed. A
+    Guarantees that each file appears complete or not at all, and none before every check of the first has passed. A
     further precision that fails its gate is not written, and what an earlier conversion left in its place is
     removed. `stage` is told of each part that may take long. Raises ConversionError, of the kind that says what
     was wrong; nothing was written then.
@@ -86,20 +90,19 @@ def convert(request: Request, stage: Stage = quiet) -> Converted:
     frozen = freeze(source, specification)
     model, names = build(frozen, specification)
     done(1)
+    precision = "int8" if is_rounded(model) else "fp32"
+    if precision == "int8" and request.precisions:
+        raise OptionError("this network was trained for INT8: --precision has nothing to reduce")
     evidence = gather(source, specification, request.images, request.evaluation, stage)
-    shipped = _measure(request, source, specification, evidence, model, "fp32", stage)
+    thresholds = request.thresholds[ROUNDED if precision == "int8" else precision]
+    entries = metadata.describe(source, specification, precision, thresholds)
+    shipped = measure_variant(
+        model, precision, request.output, entries, evidence, thresholds, ALL_SETS, stage
+    )
     _demand_parity(shipped, frozen, model, names, evidence.images["faces"])
     candidates = [
-        _measure(
-            request,
-            source,
-            specification,
-            evidence,
-            _reduce(model, precision, evidence, stage),
-            precision,
-            stage,
-        )
-        for precision in request.precisions
+        _measure_reduced(request, source, specification, evidence, model, reduced, stage)
+        for reduced in request.precisions
     ]
     latencies: Latencies = {}
     if candidates or request.latency:
@@ -122,17 +125,18 @@ def specify(source: Source, options: Options) -> Specification:
 
 
 def build(frozen: FrozenGraph, specification: Specification) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return the fp32 ONNX graph of a frozen network, folded and in canonical form, and the names that its
-    tensors had in the source, by their new ones. Raises GraphError.
+    """Return the ONNX graph of a frozen network, folded and in canonical form, and the names that its tensors had in
+    the source, by their new ones: in fp32, or with integers where the network rounds. Raises GraphError.
     """
     model = to_onnx(frozen, specification)
     fold(model)
+    round_weights(model)
     names = canonicalise(model)
     describe_ends(model, specification)
     return model, names
 
 
-def _measure(
+def _measure_reduced(
     request: Request,
     source: Source,
     specification: Specification,
@@ -144,7 +148,10 @@ def _measure(
     thresholds = request.thresholds[precision]
     entries = metadata.describe(source, specification, precision, thresholds)
     path = variant_path(request.output, precision)
-    return measure_variant(model, precision, path, entries, evidence, thresholds, stage)
+    reduced = _reduce(model, precision, evidence, stage)
+    # Noise lies outside the ranges that INT8 is calibrated for.
+    sets = ("faces",) if precision == "int8" else ALL_SETS
+    return measure_variant(reduced, precision, path, entries, evidence, thresholds, sets, stage)
 
 
 def _reduce(model: onnx.ModelProto, precision: str, evidence: Evidence, stage: Stage) -> onnx.ModelProto:

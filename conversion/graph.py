@@ -11,6 +11,7 @@ from conversion.errors import GraphError
 from conversion.lowering import lower
 from conversion.onnxfile import BATCH, INPUT, OUTPUT
 from conversion.options import Specification
+from conversion.rounding import lower_rounding
 from conversion.sources import Source
 from conversion.tensorflow_quietly import convert_variables_to_constants_v2, tf, tf2onnx
 
@@ -69,6 +70,7 @@ def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProt
     yet in one order. Raises GraphError when the network holds an operation that ONNX cannot express.
     """
     graph = fold_constants(frozen.function.graph.as_graph_def())
+    lower_rounding(graph)
     lower(graph)
     # tf2onnx numbers the names it makes up from a counter that lives as long as the process.
     tf2onnx.utils.INTERNAL_NAME = 1

@@ -28,10 +28,15 @@ class Thresholds:
 # Two probabilities this close may change places when each moves by the float32 bound.
 _TIE = 2e-5
 
+# A network that is INT8 in its source: integers add up exactly, but where a float32 sum in the source lies on the
+# edge between two steps the two runtimes may take different ones. Seen: 0.02, 4e-5 and all alike on 1024 faces.
+ROUNDED = "rounded"
+
 DEFAULT_THRESHOLDS = {
     "fp32": Thresholds(max_difference=1e-4, mean_difference=1e-5, agreement=1.0),
     "fp16": Thresholds(max_difference=2e-2, mean_difference=2e-3, agreement=0.99),
     "int8": Thresholds(max_difference=0.5, mean_difference=2e-2, agreement=0.95),
+    ROUNDED: Thresholds(max_difference=0.1, mean_difference=1e-3, agreement=0.995),
 }
 
 

@@ -7,6 +7,7 @@ averaged copies and the optimiser, and everything that a checkpoint must hold is
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,9 +19,11 @@ from models.augmentation import LIGHT, augment_batch
 from models.dataset import EMOTIONS
 from models.labels import Labels
 from models.pretrained import Pretrained, build_pretrained
+from models.quantization import Quantized, build_quantized
 from models.recipe import Recipe, learning_rate
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+Size = Variant | Pretrained | Quantized
 
 _BATCHES_AHEAD = 6
 
@@ -130,7 +133,7 @@ class Trainer:
 
     def __init__(
         self,
-        variants: Mapping[str, Variant | Pretrained],
+        variants: Mapping[str, Size],
         recipe: Recipe,
         *,
         labelled: bool = False,
@@ -139,14 +142,10 @@ class Trainer:
         self.recipe = recipe
         self._labelled = labelled
         self.networks = [
-            build_pretrained(variant, name, weights)
-            if isinstance(variant, Pretrained)
-            else build(variant, name, FusedBatchNormalization)
-            for name, variant in variants.items()
+            _build(variant, name, FusedBatchNormalization, weights) for name, variant in variants.items()
         ]
         self.averaged = [
-            build_pretrained(variant, name, None) if isinstance(variant, Pretrained) else build(variant, name)
-            for name, variant in variants.items()
+            _build(variant, name, keras.layers.BatchNormalization, None) for name, variant in variants.items()
         ]
         for averaged, network in zip(self.averaged, self.networks, strict=True):
             averaged.set_weights(network.get_weights())
@@ -222,6 +221,14 @@ class Trainer:
                 if slow.dtype == "float32":
                     slow.assign(slow * decay + fast * (1 - decay))
         return tf.stack(losses)
+
+
+def _build(size: Size, name: str, normalization: type[Any], weights: Path | None) -> keras.Model:
+    if isinstance(size, Pretrained):
+        return build_pretrained(size, name, weights)
+    if isinstance(size, Quantized):
+        return build_quantized(size, name, for_training=True)
+    return build(size, name, normalization)
 
 
 def _optimizer(recipe: Recipe, variables: list[keras.Variable]) -> keras.Optimizer:

@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from models.__main__ import app
 from models.architecture import VARIANTS, build
+from models.quantization import LARGEST_WEIGHT, kernel_steps
 
 RUNNER = CliRunner()
 
@@ -50,6 +52,29 @@ def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(data: Path, t
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_int8_form_of_a_trained_network_is_trained_and_goes_on(data: Path, tmp_path: Path) -> None:
+    """`--int8` starts from the run it continues, can be cut off, and saves a network of whole steps."""
+    few = ["--data", str(data), "--networks", "tiny", "--oversample", "1,1,1,4,1,4,1"]
+    first = RUNNER.invoke(app, ["train", *few, "--run", str(tmp_path / "float"), "--epochs", "1"])
+    assert first.exit_code == 0, first.output
+    command = ["train", *few, "--run", str(tmp_path / "int8"), "--continue-from", str(tmp_path / "float")]
+    for epochs in ("1", "2"):
+        trained = RUNNER.invoke(app, [*command, "--int8", "--epochs", epochs])
+        assert trained.exit_code == 0, trained.output
+    assert "Going on after epoch 1 of 2" in trained.output
+    network = keras.saving.load_model(tmp_path / "int8" / "tiny.keras", compile=False)
+    kernel = network.get_layer("stage1_block0_a_conv").get_weights()[0]
+    whole = kernel / kernel_steps(kernel)
+    assert np.abs(whole - np.round(whole)).max() < 1e-3
+    assert np.abs(whole).max() == pytest.approx(LARGEST_WEIGHT)
+    again = RUNNER.invoke(
+        app, [*command[:-1], str(tmp_path / "int8"), "--run", str(tmp_path / "no"), "--int8"]
+    )
+    assert again.exit_code == 2
+    assert "make INT8 of" in " ".join(again.output.replace("│", " ").split())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None:
     """`label` asks any network that gives logits; `train --labels` learns from its file, and from no other recipe's."""
     data = write_faces(tmp_path / "faces.npz", 130)
@@ -77,6 +102,7 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
         (["--continue-from", "nowhere"], "nowhere has none of large,small"),
+        (["--int8"], "--int8 needs every network of --networks"),
         (["--labels", "nowhere.npz"], "no such file"),
     ],
 )
