@@ -26,6 +26,20 @@ _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 class MessageConnection(ServerConnection):
     """Hands over each message where it was read, not through the library's queue and a task that is woken for each."""
 
+    # Beside the library's attributes, which have a dictionary: with ours it would be larger than all else that an idle
+    # connection has.
+    __slots__ = (
+        "_bytes_this_turn",
+        "_fragments",
+        "_incomplete_since",
+        "_large",
+        "_max_size",
+        "_message_seconds",
+        "_message_timer",
+        "_text_check",
+        "_unparsed",
+    )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Seconds that a message may take to come in; None before the opening handshake is done.
@@ -60,6 +74,10 @@ class MessageConnection(ServerConnection):
         self._max_size = self.protocol.max_message_size or sys.maxsize
         # A client that did not wait for the handshake is left to the library, which has what it sent.
         self._unparsed = len(self.protocol.reader.buffer)
+        # The library keeps the handshake as long as the connection. Nobody asks for it again, and it is some 2 KB.
+        for message in (self.request, self.response):
+            if message is not None:
+                message.headers.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""

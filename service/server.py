@@ -23,8 +23,9 @@ from websockets.typing import Subprotocol
 
 from service import __version__, http, replies
 from service.answers import SERVICE_NAME, Answers
+from service.backend import Backend
 from service.canary import Chooser, Version, make_predictor, store_status
-from service.connection import Backend, Connection
+from service.connection import Connection
 from service.engine import Engine
 from service.errors import RequestError, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors

@@ -1,0 +1,38 @@
+"""What a connection needs of the service that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.lookups import Lookup
+from service.predictor import Request
+from service.protocol import Options, Query
+from service.security.guard import Rules
+
+if TYPE_CHECKING:
+    from service.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The service, as its connections see it.
+
+    `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or `ShuttingDown`;
+    `withdraw` takes one back that still waits; `answer` is the reply to a query; `look_up` starts to read what is
+    stored, and later calls its last argument with the reply, or raises `InvalidRequest`, `Overloaded` or
+    `ShuttingDown`; `on_error` is told the code of each
+    error that is replied from here, `on_closed` the reason of each connection that is closed from here (one of
+    `metrics.REFUSALS`); `options` are those that a connection starts with, `rules` hold for all.
+    """
+
+    submit: Callable[[Request], None]
+    withdraw: Callable[[Request], bool]
+    answer: Callable[[Query], bytes]
+    look_up: Callable[[Lookup, Connection, str | None, Callable[[bytes], None]], None]
+    on_error: Callable[[str], None]
+    on_closed: Callable[[str], None]
+    max_in_flight: int
+    options: Options
+    rules: Rules
