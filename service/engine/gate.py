@@ -1,12 +1,14 @@
 """The accuracy gate: a provider that computes with less precision must still say what the full one says.
 
-It is held against ONNX Runtime's CPU provider, in 32 bits, on faces that are drawn here: no photograph ships with the
-service, and drawn faces, which no network was trained on, are the harder test, since its answers are less sure there.
+It is held against ONNX Runtime's CPU provider, which computes as the file says, on faces that are drawn here: no
+photograph ships with the service, and drawn faces, which no network was trained on, are the harder test, since its
+answers are less sure there.
 
 Where the full answer is a near tie, either class is as good. So what counts is agreement where it leads by `LEAD`, and
 how much probability moves. The bounds lie between two kinds of difference. Rounding to bfloat16 (8 bits, a relative
 error of 0.4 % per operation) agreed on every drawn face with a lead and moved 1.8 % of the probability; on FER2013's
-3,589 validation images it was 99.9 % (98.6 % with the near ties) and 0.9 %, when the bounds were set. What is broken
+3,589 validation images it was 99.9 % (98.6 % with the near ties) and 0.9 %, when the bounds were set (with a network
+in floats). What is broken
 (turned or inverted images) agreed on less than half, and moved half of the probability.
 """
 
