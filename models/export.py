@@ -47,6 +47,10 @@ def export_command(
     cycles = [keras.models.load_model(path, compile=False) for path in networks]
     trained = cycles[0]
     if len(cycles) > 1:
+        if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trained.layers):
+            raise typer.BadParameter(
+                "the mean of networks in INT8 is none in INT8: export that of those in floats, and train it --int8"
+            )
         trained.set_weights(mean_weights([each.get_weights() for each in cycles]))
         targets, kept = soft_targets(train.votes)
         light = view(train.images[kept], targets[kept], Recipe(), number=0, light=True)

@@ -67,6 +67,10 @@ def test_the_int8_form_of_a_trained_network_is_trained_and_goes_on(data: Path, t
     whole = kernel / kernel_steps(kernel)
     assert np.abs(whole - np.round(whole)).max() < 1e-3
     assert np.abs(whole).max() == pytest.approx(LARGEST_WEIGHT)
+    path = str(tmp_path / "int8" / "tiny.keras")
+    mean = RUNNER.invoke(app, ["export", path, path, "--data", str(data), "-o", str(tmp_path / "mean.keras")])
+    assert mean.exit_code == 2
+    assert "none in INT8" in " ".join(mean.output.replace("│", " ").split())
     again = RUNNER.invoke(
         app, [*command[:-1], str(tmp_path / "int8"), "--run", str(tmp_path / "no"), "--int8"]
     )
