@@ -27,7 +27,7 @@ class Variant:
     dropout: float = 0.0
 
 
-# Sizes on the Pareto front; `SERVED` is the one in modelo_emociones.keras.
+# Sizes; `SERVED` is the one in modelo_emociones.keras, in its INT8 form (`models.quantization`).
 VARIANTS = {
     "tiny": Variant(stem=16, stages=((16, 1), (32, 1), (64, 2), (96, 1))),
     "small": Variant(stem=16, stages=((16, 1), (48, 2), (96, 2), (128, 1))),

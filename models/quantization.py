@@ -191,12 +191,11 @@ def measure_steps(network: keras.Model, faces: NDArray[np.uint8]) -> dict[str, f
         for tensor, output in outputs(batch, training=False).items():
             # A prime stride takes from all channels and places alike.
             values[tensor].append(output.numpy().ravel()[::29])
-    return {
-        tensor: _best_step(np.concatenate(values[tensor]), bounds) for tensor, (_, bounds) in seen.items()
-    }
+    return {tensor: best_step(np.concatenate(values[tensor]), bounds) for tensor, (_, bounds) in seen.items()}
 
 
-def _best_step(values: NDArray[np.float32], bounds: tuple[int, int]) -> float:
+def best_step(values: NDArray[np.float32], bounds: tuple[int, int]) -> float:
+    """Return the step with the least squared error for values float32 [n] that are rounded within `bounds`."""
     low, high = bounds
     largest = max(float(np.abs(values).max()), 1e-6) / high
     candidates = largest * _SHARES

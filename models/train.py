@@ -17,6 +17,7 @@ from models.labels import Labels, load_labels
 from models.recipe import FINE_TUNING, QUANTIZING, Recipe
 
 HISTORY = "history.json"
+# The steps of INT8's activations are measured on at most this many.
 CALIBRATION_FACES = 2048
 AUGMENTATIONS = {"strong": STRONG, "medium": MEDIUM, "light": LIGHT}
 
@@ -153,8 +154,8 @@ def _train(
     trained = {name: keras.saving.load_model(path, compile=False) for name, path in start.items()}
     if int8:
         try:
+            faces = images[:: len(images) // CALIBRATION_FACES + 1]
             for name in names:
-                faces = images[:: len(images) // CALIBRATION_FACES + 1]
                 sizes[name], trained[name] = quantize(trained[name], VARIANTS[name], faces, name)
         except (KeyError, ValueError) as error:
             raise typer.BadParameter(f"no network of this kind to make INT8 of: {error}") from error

@@ -13,6 +13,7 @@ from models.quantization import (
     LEAST_WEIGHT,
     Quantized,
     RoundedActivation,
+    best_step,
     build_quantized,
     input_step,
     kernel_steps,
@@ -109,10 +110,18 @@ def test_every_convolution_that_ships_is_given_whole_steps() -> None:
 
 
 def test_a_step_is_chosen_for_what_is_common_not_for_the_largest() -> None:
-    """One value ten times as large as all others is clipped: a step for it would be coarse for the rest."""
+    """One value ten times as large as most is clipped, since its step would be coarse for the rest; alone it is not."""
+    common = np.random.default_rng(0).normal(0, 1, 1_000_000).astype(np.float32)
+    outlier = np.float32(20)
+    assert best_step(np.append(common, outlier), (-128, 127)) * 127 < 10
+    assert best_step(np.array([outlier]), (-128, 127)) * 127 == pytest.approx(20)
+
+
+def test_each_rounded_activation_has_a_step_and_no_other() -> None:
+    """Of a convolution with a ReLU it is the ReLU's result that is rounded, not what goes into it."""
     network, images = trained(), faces()
-    largest = measure_steps(network, images)
-    assert set(largest) == {
+    steps = measure_steps(network, images)
+    assert set(steps) == {
         "stem",
         "stage0_block0_a",
         "stage0_block0_b",
@@ -125,10 +134,10 @@ def test_a_step_is_chosen_for_what_is_common_not_for_the_largest() -> None:
         "stage1_block1_b",
         "stage1_block1",
     }
-    stem = keras.Model(network.input, network.get_layer("stem_relu").output)
-    values = stem(images[..., None].astype(np.float32)).numpy()
-    assert 0 < largest["stem"] <= values.max() / 255 * 1.0001
-    assert largest["stem"] * 255 > np.percentile(values, 99)
+    values = keras.Model(network.input, network.get_layer("stem_relu").output)(
+        images[..., None].astype(np.float32)
+    ).numpy()
+    assert np.percentile(values, 99) < steps["stem"] * 255 <= values.max() * 1.0001
 
 
 @pytest.mark.parametrize("name", VARIANTS)
