@@ -10,46 +10,68 @@ A round is the time in which `rate` has each client ask once: a second for 1000 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal
 
 import numpy as np
 
+from benchmarks.timer import Timer
+
 Arrivals = Literal["poisson", "paced", "burst"]
 
+#: What becomes due within this time is sent together, with the last of it, so that the generator is not woken for each
+#: request: on the cores of the server that it measures, it would take from it what it asks of it. Latency counts from
+#: when a request was due, so the wait is a part of it.
+TOGETHER_S: Final = 0.25e-3
 
-def send_at(
-    arrivals: Arrivals,
-    rate: float,
-    senders: Sequence[Callable[[float], None]],
-    loop: asyncio.AbstractEventLoop,
-    stop: threading.Event,
-) -> None:
-    """Have senders called on the event loop when they are due, with the time they were due, until `stop`.
 
-    To be run in a thread, since event loops sleep in whole milliseconds. A late wake-up sends all that has become
-    due, each counted from when it was due.
+class OpenLoop:
+    """Calls the senders when they are due, with the time they were due, from `start` to `stop`.
+
+    What is late, because the event loop was busy, is sent as soon as it can be, each counted from when it was due.
     """
 
-    def burst(due: float) -> None:
-        for send in senders:
-            send(due)
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        rate: float,
+        senders: Sequence[Callable[[float], None]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._dues = dues(arrivals, rate, len(senders))
+        self._next, self._client = next(self._dues)
+        self._begin = 0.0
+        self._senders = senders
+        self._timer = Timer(loop, self._send_due)
 
+    def start(self) -> None:
+        """The first requests are due now."""
+        self._begin = time.perf_counter()
+        self._send_due()
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._timer.close()
+
+    def _send_due(self) -> None:
+        passed = time.perf_counter() - self._begin
+        while self._next <= passed:
+            self._senders[self._client](self._begin + self._next)
+            self._next, self._client = next(self._dues)
+        self._timer.arm(self._begin + max(self._next, passed + TOGETHER_S))
+
+
+def dues(arrivals: Arrivals, rate: float, clients: int) -> Iterator[tuple[float, int]]:
+    """When, in seconds from the first, and which client, without end; the same each time."""
     random = np.random.default_rng(0)
-    due = time.perf_counter()
-    turn = 0
-    while not stop.is_set():
-        now = time.perf_counter()
-        if due > now:
-            # In short sleeps, so that a long pause between bursts does not outlive the load.
-            time.sleep(min(due - now, 0.1))
-            continue
+    due = 0.0
+    while True:
+        for client in range(clients):
+            yield due, client
+            if arrivals == "poisson":
+                due += float(random.exponential(1 / rate))
+            elif arrivals == "paced":
+                due += 1 / rate
         if arrivals == "burst":
-            loop.call_soon_threadsafe(burst, due)
-            due += len(senders) / rate
-            continue
-        loop.call_soon_threadsafe(senders[turn], due)
-        turn = (turn + 1) % len(senders)
-        due += float(random.exponential(1 / rate)) if arrivals == "poisson" else 1 / rate
+            due += clients / rate

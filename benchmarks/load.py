@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from benchmarks.arrivals import Arrivals, send_at
+from benchmarks.arrivals import Arrivals, OpenLoop
 from benchmarks.http_wire import HTTPClient
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
@@ -197,20 +196,17 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
             client.wire = await open_wire(target.url, client.on_reply)
             client.wire.on_lost = client.on_lost
 
-    stop = threading.Event()
-    loop = asyncio.get_running_loop()
-    senders = [client.send for client in clients]
-    arrivals = threading.Thread(
-        target=send_at, args=(plan.arrivals, plan.rate, senders, loop, stop), daemon=True
-    )
+    open_loop: OpenLoop | None = None
     try:
         await asyncio.gather(*(connect(client) for client in clients))
-        if closed:
+        if plan.rate is None:
             for client in clients:
                 for _ in range(plan.depth):
                     client.send(time.perf_counter())
         else:
-            arrivals.start()
+            senders = [client.send for client in clients]
+            open_loop = OpenLoop(plan.arrivals, plan.rate, senders, asyncio.get_running_loop())
+            open_loop.start()
         await asyncio.sleep(plan.warmup)
         usage_before, own_before, begun = target.usage(), time.process_time(), time.perf_counter()
         busy_before = busy_seconds()
@@ -221,9 +217,8 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         busy = busy_seconds() - busy_before
         usage, own = target.usage(), time.process_time() - own_before
     finally:
-        stop.set()
-        if arrivals.is_alive():
-            arrivals.join()
+        if open_loop is not None:
+            open_loop.stop()
         for client in clients:
             if hasattr(client, "wire"):  # one that could not connect has none
                 client.wire.close()

@@ -7,13 +7,14 @@ import itertools
 import resource
 import subprocess
 import sys
-import threading
+import time
 
+import numpy as np
 import psutil
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from benchmarks.arrivals import Arrivals, send_at
+from benchmarks.arrivals import OpenLoop, dues
 from benchmarks.http_wire import HTTPClient, build_post, take_reply
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files, run_load
 from benchmarks.target import Target, stop
@@ -98,43 +99,68 @@ async def test_a_stall_is_charged_to_all_that_were_due_meanwhile() -> None:
     assert result.latency.p90 >= 100
 
 
-async def _dues(arrivals: Arrivals, rate: float, clients: int, seconds: float) -> list[tuple[int, float]]:
-    """Which client was due when, in seconds from the first."""
-    dues: list[tuple[int, float]] = []
-
-    def sender(client: int, due: float) -> None:
-        dues.append((client, due))
-
-    loop, stop = asyncio.get_running_loop(), threading.Event()
-    senders = [lambda due, client=client: sender(client, due) for client in range(clients)]
-    thread = threading.Thread(target=send_at, args=(arrivals, rate, senders, loop, stop))
-    thread.start()
-    await asyncio.sleep(seconds)
-    stop.set()
-    await asyncio.to_thread(thread.join)
-    return [(client, due - dues[0][1]) for client, due in dues]
-
-
-async def test_paced_arrivals_spread_the_clients_over_the_round() -> None:
+def test_paced_arrivals_spread_the_clients_over_the_round() -> None:
     """Four clients at 40 requests per second ask every 25 ms, in turn."""
-    dues = await _dues("paced", 40, 4, 0.3)
-    assert [client for client, _ in dues[:5]] == [0, 1, 2, 3, 0]
-    assert [due for _, due in dues[:5]] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    first = list(itertools.islice(dues("paced", 40, 4), 5))
+    assert [client for _, client in first] == [0, 1, 2, 3, 0]
+    assert [due for due, _ in first] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
 
 
-async def test_bursts_have_all_clients_due_at_the_same_instant() -> None:
+def test_bursts_have_all_clients_due_at_the_same_instant() -> None:
     """Four clients at 40 requests per second ask together, every 100 ms."""
-    dues = await _dues("burst", 40, 4, 0.35)
-    assert sorted(client for client, _ in dues[:4]) == [0, 1, 2, 3]
-    assert [due for _, due in dues[:8]] == pytest.approx([0] * 4 + [0.1] * 4)
+    first = list(itertools.islice(dues("burst", 40, 4), 8))
+    assert [client for _, client in first] == [0, 1, 2, 3] * 2
+    assert [due for due, _ in first] == pytest.approx([0] * 4 + [0.1] * 4)
 
 
-async def test_poisson_arrivals_keep_the_rate() -> None:
-    """About as many as the rate says, at irregular distances."""
-    dues = [due for _, due in await _dues("poisson", 1000, 4, 0.5)]
-    assert 380 < len(dues) < 620
-    gaps = {round(after - before, 5) for before, after in itertools.pairwise(dues)}
-    assert len(gaps) > len(dues) / 4
+def test_poisson_arrivals_keep_the_rate() -> None:
+    """In the long run as many as the rate says, and distances that vary as much as they are long."""
+    times = [due for due, _ in itertools.islice(dues("poisson", 1000, 4), 10_001)]
+    gaps = np.diff(times)
+    assert times[-1] == pytest.approx(10, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+
+
+async def test_an_open_loop_sends_each_request_that_is_due_and_none_before() -> None:
+    """Each is sent once, in order, with the time that it was due; after a stop none."""
+    sent: list[tuple[float, float, int]] = []
+    senders = [
+        lambda due, client=client: sent.append((time.perf_counter(), due, client)) for client in range(4)
+    ]
+    loop = OpenLoop("paced", 1000, senders, asyncio.get_running_loop())
+    loop.start()
+    while len(sent) < 100:
+        await asyncio.sleep(0.001)
+    loop.stop()
+    count = len(sent)
+    await asyncio.sleep(0.02)
+    assert len(sent) == count
+    assert [client for *_, client in sent] == [number % 4 for number in range(count)]
+    assert [due - sent[0][1] for _, due, _ in sent] == pytest.approx(
+        [number / 1000 for number in range(count)]
+    )
+    assert all(when >= due for when, due, _ in sent)
+
+
+def stand_still(seconds: float) -> None:
+    """What a busy event loop does."""
+    time.sleep(seconds)
+
+
+async def test_what_an_open_loop_missed_is_counted_from_when_it_was_due() -> None:
+    """While the event loop stands still nothing is sent; then all of it is, with the times in between."""
+    sent: list[float] = []
+    loop = OpenLoop("paced", 1000, [sent.append], asyncio.get_running_loop())
+    loop.start()
+    await asyncio.sleep(0)
+    before = len(sent)
+    stand_still(0.05)
+    resumed = time.perf_counter()
+    while len(sent) < before + 50:
+        await asyncio.sleep(0.001)
+    loop.stop()
+    late = [due for due in sent[before:] if due < resumed]
+    assert len(late) >= 45
 
 
 def test_the_limit_on_open_files_is_raised_as_far_as_allowed() -> None:
