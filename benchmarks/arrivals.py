@@ -20,8 +20,8 @@ from benchmarks.timer import Timer
 
 Arrivals = Literal["poisson", "paced", "burst"]
 
-#: What becomes due within this time is sent together, with the last of it, so that the generator is not woken for each
-#: request: on the cores of the server that it measures, it would take from it what it asks of it. Latency counts from
+#: At least this long is between two looks at what is due, and what became due meanwhile is sent together. To be woken
+#: for each request would take from the server, on whose cores the generator runs, what it measures. Latency counts from
 #: when a request was due, so the wait is a part of it.
 TOGETHER_S: Final = 0.25e-3
 
