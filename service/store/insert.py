@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Final
 
 import orjson
@@ -36,10 +37,19 @@ LEFT JOIN json_each_text(%(emotion_ids)s) AS e(name, id) ON e.name = r.emotion
 ON CONFLICT DO NOTHING
 """
 
-_SQLITE: Final = f"""
-INSERT INTO predictions_log ({_COLUMNS})
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-"""
+#: Rows per statement on SQLite. The driver gives up the interpreter's lock for each statement and has to get it back:
+#: beside a thread that wants it, too, a row by itself costs 15 to 20 µs, one of 32 costs 13. More rows gain nothing.
+_ROWS: Final = 32
+
+
+def sqlite_statement(rows: int) -> str:
+    """The statement that stores so many rows of :func:`sqlite_rows`, one after the other."""
+    values = ", ".join([f"({', '.join('?' * (1 + _COLUMNS.count(',')))})"] * rows)
+    return f"INSERT INTO predictions_log ({_COLUMNS}) VALUES {values} ON CONFLICT DO NOTHING"
+
+
+_SQLITE_ONE: Final = sqlite_statement(1)
+_SQLITE_MANY: Final = sqlite_statement(_ROWS)
 
 
 def insert(connection: sa.Connection, references: References, payloads: Sequence[bytes]) -> None:
@@ -56,10 +66,16 @@ def insert(connection: sa.Connection, references: References, payloads: Sequence
         }
         connection.exec_driver_sql(_POSTGRESQL, parameters)
     else:
-        connection.exec_driver_sql(_SQLITE, _sqlite_rows(references, payload))
+        rows = sqlite_rows(references, payload)
+        full = len(rows) - len(rows) % _ROWS
+        for start in range(0, full, _ROWS):
+            connection.exec_driver_sql(_SQLITE_MANY, tuple(chain.from_iterable(rows[start : start + _ROWS])))
+        if full < len(rows):
+            connection.exec_driver_sql(_SQLITE_ONE, rows[full:])
 
 
-def _sqlite_rows(references: References, payload: bytes) -> list[tuple[Any, ...]]:
+def sqlite_rows(references: References, payload: bytes) -> list[tuple[Any, ...]]:
+    """The values of a payload's records, in the order of the statement's columns."""
     rows = []
     for record in records.decode(payload):
         request_id, user, box = record["request_id"], record["user"], record["face_box"]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 
 from service.store import Fsync, PredictionRecord, Store, reference
 from service.store.database import create_engine, parse_url
-from service.store.insert import insert
+from service.store.insert import insert, sqlite_rows, sqlite_statement
 from service.store.migrate import migrate
 from service.store.records import encode
 from service.store.reference import Model
@@ -62,8 +66,32 @@ def measure_record(folder: Path) -> None:
             print(f"record  {name:15} {size} records   p50 {cuts[49]:6.1f} µs   p99 {cuts[98]:7.1f} µs")
 
 
+@contextmanager
+def rival() -> Iterator[None]:
+    """Beside it a thread does what an event loop does: it wants the interpreter's lock, and gives it up for sockets."""
+    ended = threading.Event()
+    here, there = socket.socketpair()
+
+    def run() -> None:
+        while not ended.is_set():
+            here.send(bytes(200))
+            there.recv(200)
+            sum(range(300))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        here.close()
+        there.close()
+
+
 def measure_insert(url: str, batches: int) -> None:
-    """CPU of this process and elapsed time per row, in µs, for our statement and for the usual ways."""
+    """CPU of this thread and elapsed time per row, in µs, for our statement and for the usual ways, alone and beside a
+    rival for the interpreter's lock."""
     engine = create_engine(parse_url(url))
     migrate(engine)
     with engine.begin() as connection:
@@ -98,22 +126,30 @@ def measure_insert(url: str, batches: int) -> None:
         sql = f"INSERT INTO predictions_log ({', '.join(items[0])}) VALUES %s ON CONFLICT DO NOTHING"
         psycopg2.extras.execute_values(cursor, sql, [tuple(item.values()) for item in items], page_size=BATCH)
 
+    def executemany(connection: sa.Connection, rows: list[PredictionRecord]) -> None:
+        connection.exec_driver_sql(sqlite_statement(1), sqlite_rows(references, encode(rows)))
+
     ways = {"ours": ours, "SQLAlchemy": core}
     if engine.dialect.name == "postgresql":
         ways["execute_values"] = execute_values
+    else:
+        ways["executemany"] = executemany
     for name, way in ways.items():
-        cpu = elapsed = 0.0
-        for _ in range(batches):
-            rows = [record() for _ in range(BATCH)]
-            used, began = time.process_time(), time.perf_counter()
-            with engine.begin() as connection:
-                way(connection, rows)
-            cpu += time.process_time() - used
-            elapsed += time.perf_counter() - began
-        each = 1e6 / (batches * BATCH)
-        print(
-            f"insert  {engine.dialect.name:10} {name:15} CPU {cpu * each:6.1f} µs   elapsed {elapsed * each:6.1f} µs"
-        )
+        for beside in (nullcontext, rival):
+            cpu = elapsed = 0.0
+            for _ in range(batches):
+                rows = [record() for _ in range(BATCH)]
+                with beside():
+                    used, began = time.thread_time(), time.perf_counter()
+                    with engine.begin() as connection:
+                        way(connection, rows)
+                    cpu += time.thread_time() - used
+                    elapsed += time.perf_counter() - began
+            each = 1e6 / (batches * BATCH)
+            print(
+                f"insert  {engine.dialect.name:10} {name:15} {'beside another' if beside is rival else 'alone':15}"
+                f" CPU {cpu * each:6.1f} µs   elapsed {elapsed * each:6.1f} µs"
+            )
     engine.dispose()
 
 

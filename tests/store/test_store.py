@@ -140,6 +140,18 @@ def test_recording_twice_stores_once(
     assert sorted(row["face_index"] for row in rows(engine)) == [0, 1]
 
 
+def test_many_rows_of_which_some_are_stored_already(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A transaction of some hundred rows stores each that is new and only those, whatever statements it is made of."""
+    records = [make_record(request_id=str(number)) for number in range(150)]
+    store = open_store()
+    store.record(records[::3])
+    store.record(records)
+    store.close(timeout=10)
+    assert sorted(int(row["request_id"]) for row in rows(engine)) == list(range(150))
+
+
 def test_nothing_is_taken_after_close(open_store: OpenStore, make_record: MakeRecord) -> None:
     """A record that comes after closing is turned away, and closing twice is harmless."""
     store = open_store()
