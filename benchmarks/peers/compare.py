@@ -88,12 +88,14 @@ def environment_of(name: str, say: Callable[[str], None]) -> Path:
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     requirements = _HERE / f"{name}.txt"
     stamp = folder / "installed.txt"
-    if stamp.is_file() and stamp.read_text() == requirements.read_text():
+    # The peers run on the interpreter that the service runs on: one may be half as fast again as another.
+    wanted = f"# {sys.version}\n{requirements.read_text()}"
+    if stamp.is_file() and stamp.read_text() == wanted:
         return python
     say(f"installing {name} into {folder.relative_to(ROOT)}")
     try:
         subprocess.run(
-            [sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "venv", "--clear", str(folder)], check=True, capture_output=True, text=True
         )
         subprocess.run(
             [
@@ -113,7 +115,7 @@ def environment_of(name: str, say: Callable[[str], None]) -> Path:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
         raise RuntimeError(f"{name} cannot be installed: {str(exc.stderr or exc).strip()[-300:]}") from None
-    stamp.write_text(requirements.read_text())  # last, so that an interrupted install is done again
+    stamp.write_text(wanted)  # last, so that an interrupted install is done again
     return python
 
 
