@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +34,10 @@ GATHER_S: Final = 0.2
 
 #: An idle writer looks at the backlog this often: another process may have died and left its journal.
 LOOK_S: Final = 10.0
+
+#: How much nicer than the rest of the process the writer's thread is: predictions are waited for, rows are not. Of a
+#: core that both want all the time it is left a sixth, and needs a tenth. ``docs/performance.md`` has what it gains.
+NICENESS: Final = 7
 
 _FIRST_RETRY_S: Final = 0.1
 _LONGEST_RETRY_S: Final = 5.0
@@ -116,6 +123,10 @@ class Writer:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        # Elsewhere it is the whole process that is made nicer. A sandbox may forbid it: no reason not to store.
+        if sys.platform == "linux":
+            with suppress(OSError):
+                os.nice(NICENESS)
         while True:
             try:
                 if not self._round():

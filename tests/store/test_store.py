@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,6 +13,7 @@ import sqlalchemy as sa
 
 from service.store import PredictionRecord, Store
 from service.store.schema import emotion_class, model_version, predictions_log
+from service.store.writer import NICENESS
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -125,6 +128,23 @@ def test_written_without_being_closed(open_store: OpenStore, make_record: MakeRe
             break
         deadline.wait(0.02)
     assert store.status().written == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_the_writer_gives_way_to_predictions(open_store: OpenStore, make_record: MakeRecord) -> None:
+    """The thread that writes is nicer than the rest of the process, and nothing else is made so."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    store = open_store()
+    store.record([make_record()])
+    waiting = threading.Event()
+    for _ in range(500):
+        if store.status().written == 1:
+            break
+        waiting.wait(0.02)
+    [writer] = [thread for thread in threading.enumerate() if thread.name == "store-writer"]
+    assert writer.native_id is not None
+    assert os.getpriority(os.PRIO_PROCESS, writer.native_id) == min(before + NICENESS, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_recording_twice_stores_once(
