@@ -37,9 +37,9 @@ LEFT JOIN json_each_text(%(emotion_ids)s) AS e(name, id) ON e.name = r.emotion
 ON CONFLICT DO NOTHING
 """
 
-#: Rows per statement on SQLite. A row by itself costs 21 to 25 µs, one of 32 costs 16 or 17. The driver also gives up
-#: the interpreter's lock for each statement and has to get it back: beside a thread that wants it, 35 to 42 and 21 to
-#: 23.
+#: Rows per statement on SQLite. A row by itself costs 18 to 25 µs, one of 32 costs 12 to 15. The driver also gives up
+#: the interpreter's lock for each statement and has to get it back: beside a thread that wants it, 33 to 36 and 18 to
+#: 29.
 _ROWS: Final = 32
 
 

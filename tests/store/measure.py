@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID
 
 import psycopg2.extras  # type: ignore[import-untyped]
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from service.store import Fsync, PredictionRecord, Store, reference
 from service.store.database import create_engine, parse_url
 from service.store.insert import insert, sqlite_rows, sqlite_statement
 from service.store.migrate import migrate
+from service.store.prediction_ids import PredictionIds
 from service.store.records import encode
 from service.store.reference import Model
 from service.store.schema import predictions_log
@@ -30,6 +32,8 @@ from tests.conftest import PostgresServer
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 MODEL = Model("v1", "emotion.onnx", LABELS)
 BATCH = 200
+#: What 64 connections make, in turns: where in its index a row's id belongs decides how many pages a batch changes.
+IDS = cycle([PredictionIds() for _ in range(64)])
 
 
 def record() -> PredictionRecord:
@@ -37,7 +41,7 @@ def record() -> PredictionRecord:
     probabilities = (0.0123456789, 0.0023456789, 0.1123456789, 0.8123456789, 0.0323456789, 0.0183456789, 0.01)
     now = datetime.now(UTC)
     return PredictionRecord(
-        uuid4(), "happy", 0.8123456789, probabilities, 1.234, now, "192.0.2.7", "camera-7"
+        next(IDS).next(), "happy", 0.8123456789, probabilities, 1.234, now, "192.0.2.7", "camera-7"
     )
 
 
@@ -102,7 +106,7 @@ def measure_insert(url: str, batches: int) -> None:
 
     def values(row: PredictionRecord) -> dict[str, object]:
         return {
-            "prediction_uuid": row.prediction_id,
+            "prediction_uuid": UUID(str(row.prediction_id)),
             "emotion_id": references.emotion_ids[row.emotion],
             "model_id": references.model_id,
             "confidence": row.confidence,

@@ -88,6 +88,14 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     assert file.read_text().startswith("not a database")
 
 
+def test_what_undoes_a_statement_is_kept_in_memory(tmp_path: Path) -> None:
+    """A statement that changes more than 64 KiB of pages writes no copies of them to a file."""
+    engine = create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA temp_store").scalar_one() == 2
+    engine.dispose()
+
+
 def _open_new_files(folder: Path, gate: Barrier) -> None:
     for number in range(25):
         engine = create_engine(parse_url(f"sqlite:///{folder / f'{number}.db'}"))
