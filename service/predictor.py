@@ -197,7 +197,7 @@ class Predictor:
         labels = self._engine.card.labels
         moment = datetime.now(UTC)
         answers: list[tuple[str, list[ScoredFace]]] = []
-        records = []
+        records: list[PredictionRecord] = []
         for request in requests:
             faces = scoring.faces[request]
             total = (now - request.received) * 1000
@@ -216,20 +216,20 @@ class Predictor:
                 if index == 0:
                     request.emotion = emotion
                 records.append(
-                    PredictionRecord(
-                        prediction_id=prediction_id,
-                        emotion=emotion,
-                        confidence=confidence,
-                        probabilities=tuple(face.probabilities),
-                        processing_ms=total,
-                        timestamp=moment,
-                        source_ip=request.client.address,
-                        request_id=None if request.id is None else str(request.id),
-                        user=request.user,
-                        face_index=index,
-                        face_box=face.box,
-                        detection_score=face.detection_score,
-                    )
+                    {
+                        "prediction_id": prediction_id,
+                        "emotion": emotion,
+                        "confidence": confidence,
+                        "probabilities": face.probabilities,
+                        "processing_ms": total,
+                        "timestamp": moment,
+                        "source_ip": request.client.address,
+                        "request_id": None if request.id is None else str(request.id),
+                        "user": request.user,
+                        "face_index": index,
+                        "face_box": face.box,
+                        "detection_score": face.detection_score,
+                    }
                 )
         stored = self._store.record(records)
         recorded = time.perf_counter()

@@ -190,8 +190,8 @@ class Store:
         if not records:
             return True
         for record in records:
-            if record.emotion not in self._labels:
-                raise ValueError(f"{record.emotion!r} is not one of the labels {sorted(self._labels)}")
+            if record["emotion"] not in self._labels:
+                raise ValueError(f"{record['emotion']!r} is not one of the labels {sorted(self._labels)}")
         if self._backlog.append(encode(records, private=self._private), len(records)):
             self._writer.notify()
             return True

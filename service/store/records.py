@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 import orjson
 
 
-# Not frozen: a frozen dataclass takes three times as long to make, and one is made per face.
-@dataclass(slots=True)
-class PredictionRecord:
+# A dictionary, for one is made and encoded per face: both together take 0.6 µs, and 1.4 with a dataclass.
+class PredictionRecord(TypedDict):
     """One scored face: one row.
 
     The faces of one image share their ``prediction_id``, a UUID or its text, and differ in ``face_index``; together
@@ -27,15 +25,15 @@ class PredictionRecord:
     prediction_id: UUID | str
     emotion: str
     confidence: float
-    probabilities: tuple[float, ...]
+    probabilities: Sequence[float]
     processing_ms: float
     timestamp: datetime
     source_ip: str | None
-    request_id: str | None = None
-    user: str | None = None
-    face_index: int = 0
-    face_box: tuple[int, int, int, int] | None = None
-    detection_score: float | None = None
+    request_id: str | None
+    user: str | None
+    face_index: int
+    face_box: tuple[int, int, int, int] | None
+    detection_score: float | None
 
 
 def encode(records: Sequence[PredictionRecord], *, private: bool = False) -> bytes:
@@ -46,14 +44,9 @@ def encode(records: Sequence[PredictionRecord], *, private: bool = False) -> byt
     whole batch.
     """
     if private:
-        records = [replace(record, source_ip=None, face_box=None) for record in records]
-    elif any(
-        record.source_ip is not None and address(record.source_ip) != record.source_ip for record in records
-    ):
-        records = [
-            record if record.source_ip is None else replace(record, source_ip=address(record.source_ip))
-            for record in records
-        ]
+        records = [{**record, "source_ip": None, "face_box": None} for record in records]
+    elif any(address(record["source_ip"]) != record["source_ip"] for record in records):
+        records = [{**record, "source_ip": address(record["source_ip"])} for record in records]
     try:
         payload = orjson.dumps(records, option=orjson.OPT_NAIVE_UTC)
     except orjson.JSONEncodeError:
@@ -83,8 +76,10 @@ def join(payloads: Iterable[bytes]) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def address(text: str) -> str | None:
+def address(text: str | None) -> str | None:
     """The IP address in its usual form and without an IPv6 zone; None when the text is not an address."""
+    if text is None:
+        return None
     try:
         return str(ipaddress.ip_address(text.partition("%")[0]))
     except ValueError:
@@ -99,4 +94,4 @@ def _with_whole_characters(record: PredictionRecord) -> PredictionRecord:
     def whole(text: str | None) -> str | None:
         return None if text is None else text.encode("utf-8", "replace").decode()
 
-    return replace(record, request_id=whole(record.request_id), user=whole(record.user))
+    return {**record, "request_id": whole(record["request_id"]), "user": whole(record["user"])}

@@ -157,7 +157,7 @@ async def test_every_request_is_answered_and_recorded_once(bench: OpenBench) -> 
         replies = await at.inbox.wait_for(200)
     assert [reply["id"] for reply in replies] == list(range(200))
     assert {reply["emotion_name"] for reply in replies} == {"happy"}
-    recorded = {str(record.prediction_id) for record in at.ledger.records}
+    recorded = {str(record["prediction_id"]) for record in at.ledger.records}
     assert recorded == {reply["prediction_id"] for reply in replies}
     assert len(at.ledger.records) == 200
 
@@ -178,12 +178,12 @@ async def test_a_record_holds_what_was_answered(bench: OpenBench) -> None:
         at.submit(7, client=Peer("10.1.2.3"))
         (reply,) = await at.inbox.wait_for(1)
     (record,) = at.ledger.records
-    assert record.emotion == reply["emotion_name"]
-    assert record.confidence == reply["confidence"]
-    assert list(record.probabilities) == list(reply["probabilities"].values())
-    assert record.request_id == "7"
-    assert record.source_ip == "10.1.2.3"
-    assert record.timestamp.tzinfo is not None
+    assert record["emotion"] == reply["emotion_name"]
+    assert record["confidence"] == reply["confidence"]
+    assert list(record["probabilities"]) == list(reply["probabilities"].values())
+    assert record["request_id"] == "7"
+    assert record["source_ip"] == "10.1.2.3"
+    assert record["timestamp"].tzinfo is not None
 
 
 async def test_a_prediction_that_the_store_refuses_is_answered_without_an_id(bench: OpenBench) -> None:
@@ -219,7 +219,7 @@ async def test_a_failing_store_does_not_leave_clients_waiting(bench: OpenBench) 
 
     class Broken(Ledger):
         def record(self, records: Sequence[PredictionRecord]) -> bool:
-            if any(record.request_id == "0" for record in records):
+            if any(record["request_id"] == "0" for record in records):
                 raise RuntimeError("injected")
             return super().record(records)
 

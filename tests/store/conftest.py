@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -53,8 +53,13 @@ def make_record() -> MakeRecord:
             "processing_ms": 1.2345,
             "timestamp": datetime.now(UTC),
             "source_ip": "192.0.2.7",
+            "request_id": None,
+            "user": None,
+            "face_index": 0,
+            "face_box": None,
+            "detection_score": None,
         }
-        return PredictionRecord(**values | fields)
+        return cast(PredictionRecord, values | fields)
 
     return make
 

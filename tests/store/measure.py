@@ -39,10 +39,20 @@ IDS = cycle([PredictionIds() for _ in range(64)])
 def record() -> PredictionRecord:
     """A record as a whole image gives it."""
     probabilities = (0.0123456789, 0.0023456789, 0.1123456789, 0.8123456789, 0.0323456789, 0.0183456789, 0.01)
-    now = datetime.now(UTC)
-    return PredictionRecord(
-        next(IDS).next(), "happy", 0.8123456789, probabilities, 1.234, now, "192.0.2.7", "camera-7"
-    )
+    return {
+        "prediction_id": next(IDS).next(),
+        "emotion": "happy",
+        "confidence": 0.8123456789,
+        "probabilities": probabilities,
+        "processing_ms": 1.234,
+        "timestamp": datetime.now(UTC),
+        "source_ip": "192.0.2.7",
+        "request_id": "camera-7",
+        "user": None,
+        "face_index": 0,
+        "face_box": None,
+        "detection_score": None,
+    }
 
 
 def measure_record(folder: Path) -> None:
@@ -106,16 +116,16 @@ def measure_insert(url: str, batches: int) -> None:
 
     def values(row: PredictionRecord) -> dict[str, object]:
         return {
-            "prediction_uuid": UUID(str(row.prediction_id)),
-            "emotion_id": references.emotion_ids[row.emotion],
+            "prediction_uuid": UUID(str(row["prediction_id"])),
+            "emotion_id": references.emotion_ids[row["emotion"]],
             "model_id": references.model_id,
-            "confidence": row.confidence,
-            "probabilities": row.probabilities,
-            "processing_time_ms": round(row.processing_ms),
-            "processing_us": round(row.processing_ms * 1000),
-            "timestamp": row.timestamp,
-            "source_ip": row.source_ip,
-            "request_id": row.request_id,
+            "confidence": row["confidence"],
+            "probabilities": row["probabilities"],
+            "processing_time_ms": round(row["processing_ms"]),
+            "processing_us": round(row["processing_ms"] * 1000),
+            "timestamp": row["timestamp"],
+            "source_ip": row["source_ip"],
+            "request_id": row["request_id"],
         }
 
     statement = postgresql.insert(predictions_log).on_conflict_do_nothing()
@@ -125,7 +135,7 @@ def measure_insert(url: str, batches: int) -> None:
 
     def execute_values(connection: sa.Connection, rows: list[PredictionRecord]) -> None:
         psycopg2.extras.register_uuid()
-        items = [values(row) | {"probabilities": psycopg2.extras.Json(row.probabilities)} for row in rows]
+        items = [values(row) | {"probabilities": psycopg2.extras.Json(row["probabilities"])} for row in rows]
         cursor = connection.connection.cursor()
         sql = f"INSERT INTO predictions_log ({', '.join(items[0])}) VALUES %s ON CONFLICT DO NOTHING"
         psycopg2.extras.execute_values(cursor, sql, [tuple(item.values()) for item in items], page_size=BATCH)

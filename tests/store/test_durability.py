@@ -43,10 +43,12 @@ def write():
 
     def work():
         while True:
-            batch = [PredictionRecord(uuid.uuid4(), random.choice(labels), 0.5, (1 / 7,) * 7, 0.7, datetime.now(UTC),
-                                      "192.0.2.1") for _ in range(random.randint(1, 8))]
+            batch = [PredictionRecord(prediction_id=uuid.uuid4(), emotion=random.choice(labels), confidence=0.5,
+                                      probabilities=(1 / 7,) * 7, processing_ms=0.7, timestamp=datetime.now(UTC),
+                                      source_ip="192.0.2.1", request_id=None, user=None, face_index=0, face_box=None,
+                                      detection_score=None) for _ in range(random.randint(1, 8))]
             assert store.record(batch)
-            os.write(notes, b"".join(record.prediction_id.bytes for record in batch))
+            os.write(notes, b"".join(record["prediction_id"].bytes for record in batch))
             time.sleep(0.0005)
 
     for _ in range(2):

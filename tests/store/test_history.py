@@ -57,9 +57,13 @@ def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, mak
     first = ask(store, lambda connection: latest(connection, scope, 7))
     second = ask(store, lambda connection: latest(connection, scope, 7, first[-1].position))
     found = [(str(row.prediction_id), row.face_index) for row in [*first, *second]]
-    assert found == [(record.prediction_id, record.face_index) for record in reversed(records)]
+    assert found == [(record["prediction_id"], record["face_index"]) for record in reversed(records)]
     row, record = first[0], records[-1]
-    assert (row.emotion, row.confidence, row.version_tag) == (record.emotion, record.confidence, "v1.0.0")
+    assert (row.emotion, row.confidence, row.version_tag) == (
+        record["emotion"],
+        record["confidence"],
+        "v1.0.0",
+    )
     assert (row.timestamp, row.request_id) == (NOW, "7")
     assert row.processing_ms == pytest.approx(1.234, abs=0.001)
     assert list(row.box or ()) == [1, 2, 3, 4]
@@ -78,8 +82,8 @@ def test_a_user_reads_what_is_theirs_over_all_connections(
         store, partial(latest, scope=ByUser("ana"), limit=3, after=found[-1].position if found else None)
     ):
         found += page
-    assert [row.timestamp for row in found] == [record.timestamp for record in reversed(mine)]
-    assert {row.prediction_id for row in found} == {record.prediction_id for record in mine}
+    assert [row.timestamp for row in found] == [record["timestamp"] for record in reversed(mine)]
+    assert {row.prediction_id for row in found} == {record["prediction_id"] for record in mine}
 
 
 def test_figures_count_faces_and_tell_latencies_of_requests(

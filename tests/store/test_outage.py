@@ -55,7 +55,7 @@ def stored(url: str) -> list[UUID | None]:
 
 
 def ids(records: list[PredictionRecord]) -> set[UUID | None]:
-    return {UUID(str(record.prediction_id)) for record in records}
+    return {UUID(str(record["prediction_id"])) for record in records}
 
 
 def test_a_server_that_stops_and_starts(

@@ -52,11 +52,11 @@ def test_every_field_is_stored(open_store: OpenStore, engine: sa.Engine, make_re
     assert store.close(timeout=10) == 0
 
     [row] = rows(engine)
-    assert row["prediction_uuid"] == record.prediction_id
+    assert row["prediction_uuid"] == record["prediction_id"]
     assert row["emotion_name"] == "happy"
     assert row["model_version_tag"] == "v1.0.0"
     assert row["confidence"] == 0.75
-    assert row["probabilities"] == list(record.probabilities)
+    assert row["probabilities"] == list(record["probabilities"])
     assert row["processing_time_ms"] == 3
     assert row["processing_us"] == 3457
     assert row["timestamp"] == moment
@@ -110,7 +110,7 @@ def test_all_that_many_threads_recorded_is_stored_at_close(
         thread.join()
     assert store.close(timeout=30) == 0
     assert refused == []
-    expected = {record.prediction_id for batch in batches for record in batch}
+    expected = {record["prediction_id"] for batch in batches for record in batch}
     stored = [row["prediction_uuid"] for row in rows(engine)]
     assert len(stored) == len(expected)
     assert set(stored) == expected
@@ -152,7 +152,7 @@ def test_recording_twice_stores_once(
 ) -> None:
     """The same prediction and face, recorded again, changes nothing; another face of it is another row."""
     record = make_record()
-    second_face = make_record(prediction_id=record.prediction_id, face_index=1)
+    second_face = make_record(prediction_id=record["prediction_id"], face_index=1)
     store = open_store()
     store.record([record])
     store.record([record, second_face])
