@@ -95,7 +95,7 @@ class Store:
 
     def __init__(
         self,
-        engine: sa.Engine,
+        engines: Sequence[sa.Engine],
         backlog: Backlog,
         writer: Writer,
         labels: Sequence[str],
@@ -103,7 +103,7 @@ class Store:
         retention: Retention | None,
         queries: Queries,
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         #: Reads what is stored.
         self.queries = queries
         self._backlog = backlog
@@ -152,7 +152,10 @@ class Store:
         create_folder(parsed)
         model = Model(version_tag, model_filename, tuple(labels))
         # A journal that survives a power loss is let go of only for a commit that does too.
-        engine = create_engine(parsed, durable=journal_dir is not None and fsync != "never")
+        durable = journal_dir is not None and fsync != "never"
+        engine = create_engine(parsed, durable=durable)
+        # Only its statements change a few pages each: a migration's, or a deletion's, are not to be kept in memory.
+        writing = create_engine(parsed, durable=durable, undo_in_memory=True)
         descriptions = descriptions or {}
 
         def prepare() -> References:
@@ -161,6 +164,7 @@ class Store:
                 references = reference.ensure(connection, model, descriptions)
                 if active:
                     reference.activate(connection, references.model_id)
+            engine.dispose()  # no idle connection to a server
             return references
 
         references: dict[Model, References] = {}
@@ -175,10 +179,10 @@ class Store:
         except BaseException:
             engine.dispose()
             raise
-        writer = Writer(engine, backlog, references, descriptions, None if references else prepare)
+        writer = Writer(writing, backlog, references, descriptions, None if references else prepare)
         writer.start()
         retention = None if retention_days is None else Retention(engine, retention_days)
-        return cls(engine, backlog, writer, labels, private, retention, Queries(parsed))
+        return cls((engine, writing), backlog, writer, labels, private, retention, Queries(parsed))
 
     def record(self, records: Sequence[PredictionRecord]) -> bool:
         """Take these records over: True means that they will be stored, False that there is no room for them.
@@ -229,7 +233,8 @@ class Store:
             self._retention.close(max(0.0, timeout - (time.monotonic() - began)))
         remaining = self._backlog.pending
         self._backlog.close()
-        self._engine.dispose()
+        for engine in self._engines:
+            engine.dispose()
         return remaining
 
 

@@ -51,11 +51,14 @@ def parse_url(text: str) -> sa.URL:
     raise StartupError(f"DATABASE_URL is for {backend}, which is not supported: {ACCEPTED}")
 
 
-def create_engine(url: sa.URL, *, durable: bool = False) -> sa.Engine:
+def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False) -> sa.Engine:
     """An engine for a URL from :func:`parse_url`. It connects to nothing yet.
 
     ``durable`` makes a commit to SQLite survive a power loss (one more disk flush per transaction). PostgreSQL
     commits are as durable as its server's configuration makes them.
+
+    ``undo_in_memory`` keeps what undoes a statement on SQLite, the pages that it changes, in memory. By default it is
+    in a file from 64 KiB on: of 32 rows at a time seven of eight writes went there.
 
     Every transaction on SQLite takes the write lock at its start, so that two processes wait for each other
     instead of failing when both want to turn a read into a write. Reads that should not wait use the execution
@@ -72,9 +75,8 @@ def create_engine(url: sa.URL, *, durable: bool = False) -> sa.Engine:
         _enter_wal(connection)
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}").close()
         connection.execute("PRAGMA foreign_keys = ON").close()
-        # A statement of many rows keeps the pages that it changes, to undo it. Of 64 KiB and more it does so in a file:
-        # seven of eight writes of a transaction went there.
-        connection.execute("PRAGMA temp_store = MEMORY").close()
+        if undo_in_memory:
+            connection.execute("PRAGMA temp_store = MEMORY").close()
 
     def begin(connection: sa.Connection) -> None:
         if connection.get_isolation_level() != "AUTOCOMMIT":

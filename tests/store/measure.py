@@ -106,7 +106,7 @@ def rival() -> Iterator[None]:
 def measure_insert(url: str, batches: int) -> None:
     """CPU of this thread and elapsed time per row, in µs, for our statement and for the usual ways, alone and beside a
     rival for the interpreter's lock."""
-    engine = create_engine(parse_url(url))
+    engine = create_engine(parse_url(url), undo_in_memory=True)
     migrate(engine)
     with engine.begin() as connection:
         references = reference.ensure(connection, MODEL, {})

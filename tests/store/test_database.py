@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import threading
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import Store
+from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 
+MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
 
 
@@ -88,12 +91,24 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     assert file.read_text().startswith("not a database")
 
 
-def test_what_undoes_a_statement_is_kept_in_memory(tmp_path: Path) -> None:
-    """A statement that changes more than 64 KiB of pages writes no copies of them to a file."""
-    engine = create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
-    with engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA temp_store").scalar_one() == 2
-    engine.dispose()
+def test_only_the_writer_keeps_what_undoes_a_statement_in_memory(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """The writer's statements make no temporary files, and a migration, of whatever size, is not held in memory."""
+    in_memory: dict[str, set[bool]] = {}
+
+    def note(connection: sa.Connection) -> None:
+        kept = connection.exec_driver_sql("PRAGMA temp_store").scalar_one() == 2
+        in_memory.setdefault(threading.current_thread().name, set()).add(kept)
+
+    sa.event.listen(sa.Engine, "begin", note)
+    try:
+        store = open_store(url=f"sqlite:///{tmp_path / 'predictions.db'}")
+        assert store.record([make_record()])
+        assert store.close(timeout=10) == 0
+    finally:
+        sa.event.remove(sa.Engine, "begin", note)
+    assert in_memory == {"MainThread": {False}, "store-writer": {True}}
 
 
 def _open_new_files(folder: Path, gate: Barrier) -> None:
