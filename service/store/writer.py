@@ -36,7 +36,8 @@ GATHER_S: Final = 0.2
 LOOK_S: Final = 10.0
 
 #: How much nicer than the rest of the process the writer's thread is: predictions are waited for, rows are not. Of a
-#: core that both want all the time it is left a sixth, and needs a tenth. ``docs/performance.md`` has what it gains.
+#: core that both want all the time it is left a sixth, and needs less than a tenth. ``docs/performance.md`` has what it
+#: gains.
 NICENESS: Final = 7
 
 _FIRST_RETRY_S: Final = 0.1

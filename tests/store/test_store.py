@@ -31,6 +31,16 @@ def count(engine: sa.Engine) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(predictions_log)).scalar_one()
 
 
+def wait_for_one(store: Store) -> None:
+    """Returns when the first record is written; fails after ten seconds."""
+    waiting = threading.Event()
+    for _ in range(500):
+        if store.status().written == 1:
+            return
+        waiting.wait(0.02)
+    pytest.fail("nothing was written")
+
+
 def test_every_field_is_stored(open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord) -> None:
     """A record comes back from the database with every field as it was given."""
     moment = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
@@ -122,12 +132,7 @@ def test_written_without_being_closed(open_store: OpenStore, make_record: MakeRe
     """A single record is written by itself, soon after it came."""
     store = open_store()
     store.record([make_record()])
-    deadline = threading.Event()
-    for _ in range(500):
-        if store.status().written == 1:
-            break
-        deadline.wait(0.02)
-    assert store.status().written == 1
+    wait_for_one(store)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
@@ -136,11 +141,7 @@ def test_the_writer_gives_way_to_predictions(open_store: OpenStore, make_record:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     store = open_store()
     store.record([make_record()])
-    waiting = threading.Event()
-    for _ in range(500):
-        if store.status().written == 1:
-            break
-        waiting.wait(0.02)
+    wait_for_one(store)
     [writer] = [thread for thread in threading.enumerate() if thread.name == "store-writer"]
     assert writer.native_id is not None
     assert os.getpriority(os.PRIO_PROCESS, writer.native_id) == min(before + NICENESS, 19)
