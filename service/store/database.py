@@ -58,7 +58,7 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
     commits are as durable as its server's configuration makes them.
 
     ``undo_in_memory`` keeps what undoes a statement on SQLite, the pages that it changes, in memory. By default it is
-    in a file from 64 KiB on: of 32 rows at a time seven of eight writes went there.
+    in a file from 64 KiB on: of 32 rows at a time six of seven writes went there.
 
     Every transaction on SQLite takes the write lock at its start, so that two processes wait for each other
     instead of failing when both want to turn a read into a write. Reads that should not wait use the execution

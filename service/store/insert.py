@@ -1,7 +1,7 @@
 """Writing encoded records: statements of many rows, which do nothing for rows that are already stored.
 
 Measured (``docs/reliability.md``): PostgreSQL expands the JSON itself, so that a row costs this process 4 µs where
-SQLAlchemy's own batch insert takes 54 and psycopg2's ``execute_values`` 14. SQLite runs inside this process; what a
+SQLAlchemy's own batch insert takes 76 and psycopg2's ``execute_values`` 20. SQLite runs inside this process; what a
 statement costs there beside its rows is shared by some.
 """
 
