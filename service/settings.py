@@ -38,7 +38,7 @@ class Settings:
     ======================= ==========================================================================
     host, port              where to listen; port 0 takes a free one
     database_url            SQLAlchemy URL, sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME
-    journal_dir             where answered predictions are kept until the database has them
+    journal_dir             where answered predictions are kept until the database has them; empty for memory only
     journal_fsync           when the journal is forced to disk: never, interval or always; see docs/reliability.md
     retention_days          stored predictions older than this are deleted; 0 keeps them
     store_private           1 keeps neither IP addresses nor face boxes
@@ -90,7 +90,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     database_url: str = field(default=DEFAULT_DATABASE, repr=False)
-    journal_dir: Path = Path("visionai.journal")
+    journal_dir: Path | None = Path("visionai.journal")
     journal_fsync: Fsync = "interval"
     retention_days: float = 0.0
     store_private: bool = False
@@ -163,14 +163,14 @@ def _read(env: Env) -> Settings:
         "host": env.str("HOST", default.host),
         "port": env.int("PORT", default.port, validate=validate.Range(min=0, max=65535)),
         "database_url": env.str("DATABASE_URL", default.database_url),
-        "journal_dir": env.path("JOURNAL_DIR", default.journal_dir),
+        "journal_dir": _optional_path(env, "JOURNAL_DIR", default.journal_dir),
         "journal_fsync": env.str(
             "JOURNAL_FSYNC", default.journal_fsync, validate=validate.OneOf(["never", "interval", "always"])
         ),
         "retention_days": env.float("RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0)),
         "store_private": env.bool("STORE_PRIVATE", default.store_private),
         "model_path": env.path("MODEL_PATH", default.model_path),
-        "canary_model_path": env.path("CANARY_MODEL_PATH", None),
+        "canary_model_path": _optional_path(env, "CANARY_MODEL_PATH"),
         "canary_percent": env.float(
             "CANARY_PERCENT", default.canary_percent, validate=validate.Range(min=0, max=100)
         ),
@@ -193,17 +193,17 @@ def _read(env: Env) -> Settings:
             "MAX_MESSAGE_BYTES", default.max_message_bytes, validate=validate.Range(min=1024)
         ),
         "max_image_pixels": env.int("MAX_IMAGE_PIXELS", default.max_image_pixels, validate=positive),
-        "tls_certificate": env.path("TLS_CERTIFICATE", None),
-        "tls_key": env.path("TLS_KEY", None),
+        "tls_certificate": _optional_path(env, "TLS_CERTIFICATE"),
+        "tls_key": _optional_path(env, "TLS_KEY"),
         "auth": env.str("AUTH", default.auth, validate=validate.OneOf(["off", "optional", "required"])),
         "jwt_secret": env.str("JWT_SECRET", "") or None,
-        "jwt_key_file": env.path("JWT_KEY_FILE", None),
+        "jwt_key_file": _optional_path(env, "JWT_KEY_FILE"),
         "jwt_audience": env.str("JWT_AUDIENCE", "") or None,
         "jwt_issuer": env.str("JWT_ISSUER", "") or None,
         "jwt_user_claim": env.str("JWT_USER_CLAIM", default.jwt_user_claim, validate=validate.Length(min=1)),
         "jwt_require_expiry": env.bool("JWT_REQUIRE_EXPIRY", default.jwt_require_expiry),
         "jwt_leeway_seconds": env.float("JWT_LEEWAY_SECONDS", default.jwt_leeway_seconds, validate=from_zero),
-        "api_keys_file": env.path("API_KEYS_FILE", None),
+        "api_keys_file": _optional_path(env, "API_KEYS_FILE"),
         "origins": env.list("ORIGINS", [], validate=_check_origins),
         "trusted_proxies": env.list("TRUSTED_PROXIES", [], validate=_check_networks),
         "max_connections": env.int("MAX_CONNECTIONS", default.max_connections, validate=from_zero),
@@ -217,7 +217,7 @@ def _read(env: Env) -> Settings:
         "send_seconds": env.float("SEND_SECONDS", default.send_seconds, validate=above),
         "ping_seconds": env.float("PING_SECONDS", default.ping_seconds, validate=from_zero),
         "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=validate.Range(min=0)),
-        "control_socket": env.path("CONTROL_SOCKET", default.control_socket),
+        "control_socket": _optional_path(env, "CONTROL_SOCKET", default.control_socket),
         "log_level": env.str(
             "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
@@ -231,10 +231,15 @@ def _read(env: Env) -> Settings:
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
     values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
     values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
-    for name in ("control_socket", "canary_model_path"):
-        if values[name] == Path():  # set to nothing
-            values[name] = None
     return Settings(**values)
+
+
+def _optional_path(env: Env, name: str, default: Path | None = None) -> Path | None:
+    """A path; None where it is set to nothing, as a file that sets it empty means it. `Path("")` would be a folder."""
+    value = env.str(name, None)
+    if value is None:
+        return default
+    return Path(value) if value else None
 
 
 def _check_origins(origins: Sequence[str]) -> None:

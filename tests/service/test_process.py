@@ -229,6 +229,19 @@ async def test_health_and_metrics_are_those_of_all_workers(start_process: StartP
             assert "visionai_workers_ready 2.0" in text
 
 
+def test_without_a_journal_records_wait_in_memory(start_process: StartProcess, tmp_path: Path) -> None:
+    """JOURNAL_DIR set to nothing: no file is made for it, and what was answered is stored at the end."""
+    service = start_process(WORKERS="1", JOURNAL_DIR="", CONTROL_SOCKET="")
+    with sync_connect(service.url) as websocket:
+        websocket.recv(TIMEOUT)
+        websocket.send(predict_message())
+        assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
+    service.process.terminate()
+    assert service.process.wait(TIMEOUT) == 0
+    assert len(stored(tmp_path / "process.db")) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["process.db"]
+
+
 @pytest.mark.parametrize("layout", [{"WORKERS": "1"}, {"WORKERS": "1", "EXECUTORS": "2"}, {"WORKERS": "3"}])
 async def test_every_layout_serves_and_stops_cleanly(
     start_process: StartProcess, tmp_path: Path, layout: dict[str, str]

@@ -74,3 +74,24 @@ def test_the_layout_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECUTORS", "2")
     settings = load_settings()
     assert (settings.workers, settings.executors) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JOURNAL_DIR",
+        "CANARY_MODEL_PATH",
+        "TLS_CERTIFICATE",
+        "TLS_KEY",
+        "JWT_KEY_FILE",
+        "API_KEYS_FILE",
+        "CONTROL_SOCKET",
+    ],
+)
+def test_a_path_that_is_set_to_nothing_is_none(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As compose files set what they leave open; the current folder is what a dot says."""
+    monkeypatch.setenv(name, "")
+    assert getattr(load_settings(), name.lower()) is None
+    if not name.startswith("TLS_"):  # which are set together
+        monkeypatch.setenv(name, ".")
+        assert getattr(load_settings(), name.lower()) == Path()
