@@ -36,6 +36,7 @@ _EXIT_NOT_RELOADED = 1
 
 def main() -> int:
     """Parse the command line, serve, and return the exit code."""
+    _open_standard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description=_DESCRIPTION,
@@ -67,6 +68,18 @@ def main() -> int:
         return _EXIT_CANNOT_START
     except KeyboardInterrupt:
         return 130  # Ctrl-C before the service listened for signals: 128 + SIGINT
+
+
+def _open_standard_streams() -> None:
+    """Open the null device where stdin, stdout or stderr is closed.
+
+    Else the next file or socket would get that number, and with it what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)  # as standard streams are
+            setattr(sys, name, os.fdopen(null, mode))
 
 
 def _start(arguments: argparse.Namespace) -> int:

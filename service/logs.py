@@ -7,6 +7,7 @@ request's id.
 from __future__ import annotations
 
 import faulthandler
+import io
 import logging
 import os
 import sys
@@ -60,7 +61,9 @@ def silence_native_libraries() -> None:
     trace of a crash (`faulthandler`) still go where stderr leads.
     """
     sys.stderr.flush()
-    kept = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    # Unbuffered, as Python's own: what a full disk did not take would be tried again at the end, and fail it.
+    raw = os.fdopen(os.dup(2), "wb", buffering=0)
+    kept = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)

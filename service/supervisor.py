@@ -75,7 +75,7 @@ class Supervisor:
     _again: bool = False
     # What the worker that became ready last serves.
     _ready: Ready | None = None
-    _terminal: bool = field(default_factory=sys.stdin.isatty)
+    _terminal: bool = field(default_factory=lambda: os.isatty(0))
 
     def __post_init__(self) -> None:
         # One row more than workers: in a roll one of them has a successor.
@@ -223,11 +223,14 @@ class Supervisor:
         layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
         if settings.executors:
             layout += f" of {settings.executors} executor threads"
-        print(
+        line = (
             f"VisionAI {__version__} is ready on {scheme}://{f'[{host}]' if ':' in host else host}:{port} "
-            f"({_models(ready, settings)}, {layout}, {settings.provider})",
-            flush=True,
+            f"({_models(ready, settings)}, {layout}, {settings.provider})\n"
         )
+        # It is only information: a pipe that nobody reads or a full disk does not keep us from serving. Past Python's
+        # buffer, which would try again at the end, and in each process that is forked meanwhile.
+        with contextlib.suppress(OSError):
+            os.write(1, line.encode())
 
     def _bury(self, slot: Slot, worker: Worker) -> int:
         """A worker has ended: forget it, and plan its successor. Returns its exit code."""
@@ -265,7 +268,7 @@ class Supervisor:
 
     def _hung_up(self) -> bool:
         """Whether the terminal that the service was started from is gone: SIGHUP says that, too, and means the end."""
-        return self._terminal and not os.isatty(sys.stdin.fileno())
+        return self._terminal and not os.isatty(0)
 
     def _reload(self) -> None:
         """Begin to roll the workers. One that is under way is joined by who asks meanwhile, and done again."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
 from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
@@ -108,6 +111,44 @@ async def test_the_serving_processes_import_no_tensorflow(start_process: StartPr
     }
     assert {"onnxruntime", "sqlalchemy", "websockets"} <= packages
     assert not packages & {"tensorflow", "keras", "tf2onnx", "onnx", "conversion", "models"}
+
+
+@pytest.mark.parametrize("streams", ["<&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
+def test_closed_and_broken_standard_streams_are_no_fault(tmp_path: Path, streams: str) -> None:
+    """It serves, logs where it can, and ends with 0: what it prints is information, and nobody may read it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    service = subprocess.Popen(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m service {streams}"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "PORT": str(port), "WORKERS": "1"}
+        | {"XDG_CACHE_HOME": str(tmp_path.parent / "cache"), "DATABASE_URL": "sqlite:///p.db"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with connect_to(f"ws://127.0.0.1:{port}", service) as websocket:
+            websocket.recv(TIMEOUT)
+            websocket.send(predict_message())
+            assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
+        service.terminate()
+        _, log = service.communicate(timeout=TIMEOUT)
+        assert service.returncode == 0
+        assert "Traceback" not in log
+        assert ("database migrated" in log) == ("2>" not in streams)
+    finally:
+        service.kill()
+        service.communicate()
+
+
+def connect_to(url: str, service: subprocess.Popen[str]) -> ClientConnection:
+    """A connection to a service that is starting, as soon as it takes one."""
+    while service.poll() is None:
+        with suppress(ConnectionRefusedError):
+            return sync_connect(url, open_timeout=TIMEOUT)
+        time.sleep(0.05)
+    pytest.fail(f"the service ended with {service.returncode}")
 
 
 def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) -> None:
