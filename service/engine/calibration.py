@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -237,7 +238,7 @@ def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: 
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(  # type: ignore[attr-defined]
-        target=_measure_and_tell, args=(theirs, path, setting, cpus, thorough)
+        target=_measure_and_tell, args=(theirs, path, setting, cpus, thorough), daemon=True
     )
     process.start()
     theirs.close()
@@ -245,18 +246,35 @@ def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: 
         found: Calibration | str = ours.recv()
     except EOFError:
         found = "calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without"
-    process.join()
-    ours.close()
+    finally:
+        process.kill()  # it has told what it had to, or Ctrl-C came meanwhile
+        process.join()
+        ours.close()
     if isinstance(found, str):
         raise StartupError(found)
     return found
 
 
 def _measure_and_tell(pipe: Pipe, path: Path, setting: ProviderSetting, cpus: int, thorough: bool) -> None:
+    # A forked process has its parent's handlers: a supervisor's, at a reload, would tell it of these signals twice.
+    # Ctrl-C and a hang-up reach the parent too, and this process ends with it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         pipe.send(measure(path, setting, cpus, thorough=thorough))
     except StartupError as exc:
         pipe.send(str(exc))
+
+
+def _end_with_parent() -> None:
+    """Do not go on measuring for nobody, however the parent ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from service.engine import Engine, calibration, onnx, openvino
@@ -17,7 +21,7 @@ from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.images.decode import InputShape
 from service.settings import Settings
-from tests.service.harness import MODEL, ROOT
+from tests.service.harness import MODEL, ROOT, TIMEOUT
 
 OPEN = Settings(model_path=MODEL, workers=0, executors=-1, threads=0, max_batch=0)
 
@@ -224,3 +228,49 @@ def test_tune_shows_the_table_and_keeps_the_choice(tmp_path: Path) -> None:
     assert "images/s" in done.stdout
     assert "WORKERS=" in done.stdout
     assert list((tmp_path / "visionai").glob("calibration-*.json"))
+
+
+# Stands in for a calibration that takes long: it says that it has begun, and computes.
+ENDLESS = """
+import pathlib, service.__main__, service.engine.calibration, sys
+def measure(*_, **__):
+    pathlib.Path("begun").touch()
+    while True:
+        pass
+service.engine.calibration.measure = measure
+sys.exit(service.__main__.main())
+"""
+
+
+@pytest.mark.parametrize("command", [[], ["tune"]])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_calibration_ends_with_who_asked_for_it(
+    tmp_path: Path, command: list[str], number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C, which the whole process group gets, and SIGTERM leave neither a traceback nor a process behind."""
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, *command],
+        cwd=tmp_path,
+        env=os.environ | {"MODEL_PATH": str(MODEL), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert asking.poll() is None
+        time.sleep(0.01)
+    measuring = psutil.Process(asking.pid).children()
+    try:
+        assert measuring
+        if number == signal.SIGINT:
+            os.killpg(asking.pid, number)
+        else:
+            asking.send_signal(number)
+        assert asking.wait(TIMEOUT) == code
+        assert not psutil.wait_procs(measuring, TIMEOUT)[1]
+    finally:
+        for each in (*measuring, asking):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        log = asking.communicate()[1]
+    assert log == ""
