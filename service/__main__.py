@@ -100,6 +100,8 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.host is not None:
         settings = replace(settings, host=arguments.host)
     if arguments.port is not None:
+        if not 0 <= arguments.port <= 65535:
+            raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
         settings = replace(settings, port=arguments.port)
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)

@@ -24,6 +24,8 @@ def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
             return model_path
         hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else f"check {setting}"
         raise StartupError(f"the model {model_path} does not exist: {hint}")
+    if not model_path.name:  # set to nothing, or to a root
+        raise StartupError(f"{setting} names no file: set it to an .onnx or a .keras file")
     beside = model_path.with_suffix(".onnx")
     built = DEFAULT_MODEL.parent / beside.name
     for candidate in (beside, built):

@@ -28,15 +28,19 @@ def create(path: Path, user: str, days: int | None = None) -> str:
     """Make a key for `user`, add it to the file, which is made where there is none, and return it.
 
     Args:
-        days: how long it is valid; None for ever.
+        days: how long it is valid, 0 for the rest of this day (UTC); None for ever.
 
     Raises:
-        StartupError: the name cannot be a user's, or the file cannot be written.
+        StartupError: the name cannot be a user's, there is no such last day, or the file cannot be written.
     """
     if not _USER.fullmatch(user):
         raise StartupError("a user's name has 1 to 255 characters, and neither spaces nor '#'")
-    key = PREFIX + secrets.token_urlsafe(32)
     today = datetime.now(UTC).date()
+    if days is not None and not 0 <= days <= (date.max - today).days:
+        raise StartupError(
+            f"a key is valid for 0 days or more, until the year {date.max.year} at most: not {days}"
+        )
+    key = PREFIX + secrets.token_urlsafe(32)
     ends = "" if days is None else f" {today + timedelta(days=days)}"
     line = f"{_digest(key)} {user} {today}{ends}\n"
     try:

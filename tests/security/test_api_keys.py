@@ -59,3 +59,11 @@ def test_a_name_that_a_line_cannot_hold_is_refused(tmp_path: Path, user: str) ->
     with pytest.raises(StartupError):
         create(tmp_path / "keys", user)
     assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("days", [-3, 99_999_999, 10**30])
+def test_a_last_day_that_is_past_or_beyond_the_calendar_is_refused(tmp_path: Path, days: int) -> None:
+    """Before a key is made that would never be valid."""
+    with pytest.raises(StartupError, match=str(days)):
+        create(tmp_path / "keys", "anna", days)
+    assert not (tmp_path / "keys").exists()

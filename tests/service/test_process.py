@@ -165,6 +165,7 @@ def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) 
     ("environment", "hint"),
     [
         ({"PORT": "many"}, "PORT"),
+        ({"MODEL_PATH": ""}, "MODEL_PATH"),
         ({"MODEL_PATH": "missing.onnx"}, "missing.onnx"),
         ({"MODEL_PATH": "missing.keras"}, "python -m conversion"),
         ({"MODEL_PATH": "broken.onnx"}, "broken.onnx"),
@@ -185,6 +186,20 @@ def test_a_service_that_cannot_start_says_why_in_one_line(
     assert ended.stderr.count("\n") == 1
     assert hint in ended.stderr
     assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--port", "99999"], ["--port", "-1"], ["create-key", "anna", "--days", "99999999"]]
+)
+def test_a_number_out_of_range_on_the_command_line_is_told_in_one_line(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    """As a wrong setting is."""
+    ended = run(*arguments, cwd=tmp_path, API_KEYS_FILE="keys")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("VisionAI cannot start: ")
+    assert ended.stderr.count("\n") == 1
+    assert arguments[-1] in ended.stderr
 
 
 def test_help_has_examples(tmp_path: Path) -> None:
