@@ -90,9 +90,9 @@ def _start(arguments: argparse.Namespace) -> int:
 
     from service.settings import load_settings
 
-    settings = load_settings()
     if arguments.reload:
-        return _reload(settings)
+        return _reload()
+    settings = load_settings()
     from service.logs import configure_logging
     from service.modelfile import resolve_model
     from service.worker import load_engine, open_store
@@ -127,11 +127,13 @@ def _start(arguments: argparse.Namespace) -> int:
     return Supervisor(settings).run()
 
 
-def _reload(settings: Settings) -> int:
+def _reload() -> int:
+    """Let the service that was started here reload. What is wrong with its settings is for it to say."""
     from service.reload import request_reload
+    from service.settings import load_control_socket
 
     try:
-        outcome = request_reload(settings.control_socket)
+        outcome = request_reload(load_control_socket())
     except StartupError as exc:
         print(f"cannot reload: {exc}", file=sys.stderr)
         return _EXIT_CANNOT_START

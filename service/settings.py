@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -141,14 +142,34 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
     """Read the environment, and `dotenv` if it exists, for what the environment leaves open.
 
     Raises:
-        StartupError: a value is not of its type or out of range; names each, with what was expected.
+        StartupError: a value is not of its type or out of range; names each, with what was expected. Or `dotenv`
+            cannot be read.
     """
+    with _environment(dotenv) as env:
+        return _read(env)
+
+
+def load_control_socket(dotenv: Path | None = Path(".env")) -> Path | None:
+    """CONTROL_SOCKET alone, as `load_settings` reads it, whatever is wrong with the other settings.
+
+    Raises:
+        StartupError: `dotenv` cannot be read.
+    """
+    with _environment(dotenv) as env:
+        return _optional_path(env, "CONTROL_SOCKET", Settings().control_socket)
+
+
+@contextmanager
+def _environment(dotenv: Path | None) -> Iterator[Env]:
     env = Env(eager=False)
     before = set(os.environ)
-    if dotenv is not None and dotenv.is_file():
-        env.read_env(dotenv, recurse=False)
     try:
-        return _read(env)
+        if dotenv is not None and dotenv.is_file():
+            try:
+                env.read_env(dotenv, recurse=False)
+            except (OSError, UnicodeDecodeError) as exc:
+                raise StartupError(f"{dotenv} cannot be read: {exc}") from None
+        yield env
     finally:
         # What the file set in the environment would win over the file as it is at the next reload.
         for name in set(os.environ) - before:

@@ -157,12 +157,17 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
         await read(websocket)
         configured = await ask(websocket, '{"command": "configure", "max_faces": 3}')
         assert configured["configuration"]["detect"] == "auto"
-    # The command reads the same file, so it is asked from elsewhere.
     dotenv.write_text("EMOTIONS_LANGUAGE=xx\n")
-    elsewhere = tmp_path / "elsewhere"
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert f"not reloaded, model {VERSION} is still served: a setting is wrong" in said
+    assert "EMOTIONS_LANGUAGE" in said
+    dotenv.write_bytes(b"EMOTIONS_LANGUAGE=\xff\n")
+    elsewhere = tmp_path / "elsewhere"  # the command reads the same file, for CONTROL_SOCKET
     elsewhere.mkdir()
+    assert (await reload(tmp_path))[0] == 2
     code, said = await reload(elsewhere, CONTROL_SOCKET=str(tmp_path / "visionai.sock"))
-    assert (code, "EMOTIONS_LANGUAGE" in said) == (1, True)
+    assert (code, ".env cannot be read" in said) == (1, True)
     assert await description() == english
 
 
@@ -198,7 +203,8 @@ async def test_the_clients_command_reloads(start_process: StartProcess, tmp_path
     assert (await visionai(*options, folder=folder))[0] == 3
     start_process(WORKERS="1")
     assert await visionai(*options, folder=folder) == (0, f"reloaded: model {VERSION}\n")
-    (tmp_path / ".env").write_text("CANARY_MODEL_PATH=missing.onnx\n")
-    code, said = await visionai(*options, folder=folder)
-    assert code == 4
-    assert f"model {VERSION} is still served" in said
+    for wrong in ("CANARY_MODEL_PATH=missing.onnx", "DETECT=perhaps"):
+        (tmp_path / ".env").write_text(f"{wrong}\n")
+        code, said = await visionai(*options, folder=folder)
+        assert code == 4
+        assert f"model {VERSION} is still served" in said
