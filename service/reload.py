@@ -88,7 +88,8 @@ class ControlSocket:
             own.rename(path)
         except OSError as exc:
             listener.close()
-            own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it cannot be made it cannot be removed
+                own.unlink()
             log.warning("no control socket at %s (%s): reload with SIGHUP", path, exc.strerror or exc)
             return None
         finally:

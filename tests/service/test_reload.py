@@ -182,6 +182,16 @@ async def test_a_shutdown_during_a_reload_is_clean(start_process: StartProcess) 
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
 
 
+def test_a_control_socket_that_cannot_be_made_is_logged(start_process: StartProcess, tmp_path: Path) -> None:
+    """As in a read-only folder, where what was not made cannot be removed either: the service serves without it."""
+    (tmp_path / "file").touch()
+    service = start_process(WORKERS="1", CONTROL_SOCKET="file/visionai.sock")
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert "no control socket at file/visionai.sock" in log
+    assert service.process.returncode == 0
+
+
 async def test_a_reload_with_no_service_says_so(tmp_path: Path) -> None:
     """Exit code 2, and what to do."""
     code, said = await reload(tmp_path)
