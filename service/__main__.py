@@ -17,7 +17,7 @@ _DESCRIPTION = """\
 Serve facial emotion recognition over WebSocket.
 
 Settings come from the environment and from a .env file in the current folder:
-HOST, PORT, DATABASE_URL, MODEL_PATH and others (README.md lists them).
+HOST, PORT, DATABASE_URL, MODEL_PATH and others (docs/operations.md lists them).
 
 examples:
   python -m service
@@ -26,6 +26,23 @@ examples:
   python -m service --reload
   PROVIDER=auto python -m service tune
   API_KEYS_FILE=keys.txt python -m service create-key anna
+"""
+
+_TUNE = """\
+Measure the model alone, in every layout of sessions, threads and batches on this
+machine, show it, and keep what is fastest for the next starts.
+
+examples:
+  python -m service tune
+  PROVIDER=auto python -m service tune
+"""
+
+_CREATE_KEY = """\
+Make an API key, add it to API_KEYS_FILE and print it, this once.
+
+examples:
+  API_KEYS_FILE=keys.txt python -m service create-key anna
+  API_KEYS_FILE=keys.txt python -m service create-key anna --days 90
 """
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
@@ -52,9 +69,17 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"VisionAI {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("tune", help="measure what suits this machine, and show it")
+    commands.add_parser(
+        "tune",
+        help="measure what suits this machine, and show it",
+        description=_TUNE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     create_key = commands.add_parser(
-        "create-key", help="make an API key, add it to API_KEYS_FILE and print it, this once"
+        "create-key",
+        help="make an API key, add it to API_KEYS_FILE and print it, this once",
+        description=_CREATE_KEY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     create_key.add_argument("user", help="whose it is: what is stored with each prediction")
     create_key.add_argument(

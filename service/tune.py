@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from service.cpus import available_cpus
@@ -18,9 +19,15 @@ def tune(settings: Settings) -> None:
         StartupError: the model or the provider that was asked for cannot be used.
     """
     path, cpus = resolve_model(settings.model_path), available_cpus()
-    found = measure_apart(path, settings.provider, cpus, thorough=True)
+    with _bar() as bar:
+        task = bar.add_task("measuring", total=1.0)
+
+        def progress(share: float) -> None:
+            bar.update(task, completed=share, refresh=True)
+
+        found = measure_apart(path, settings.provider, cpus, thorough=True, progress=progress)
     cache = cache_file(path, settings.provider, cpus)
-    keep(cache, found.chosen)
+    reason = keep(cache, found.chosen)
     console = Console(highlight=False)
     console.print(table(found))
     for provider, said in {**found.agreements, **found.left_out}.items():
@@ -29,7 +36,20 @@ def tune(settings: Settings) -> None:
     console.print(
         f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "
         f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; "
-        + ("not kept: XDG_CACHE_HOME is not set" if cache is None else f"kept in {cache}")
+        + (f"kept in {cache}" if reason is None else f"not kept: {reason}")
+    )
+
+
+def _bar() -> Progress:
+    """On a terminal. Without a thread that refreshes it, and stderr left as it is: measuring forks."""
+    errors = Console(stderr=True)
+    return Progress(
+        console=errors,
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not errors.is_terminal,
     )
 
 

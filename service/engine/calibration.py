@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from multiprocessing.connection import Connection as Pipe
@@ -55,6 +55,9 @@ _GPU_BATCHES = (1, 8, 32, 64)
 
 # A part of the cache's key, to be raised when what is measured or how it is decided changes.
 _FORMAT = 2
+
+#: Is told what share of the measuring is done, from 0 to 1.
+Progress = Callable[[float], None]
 
 _ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})
 _ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
@@ -112,7 +115,18 @@ def layouts(cpus: int, thorough: bool) -> list[tuple[int, int]]:
     return [(cpus // threads, threads) for threads in range(1, cpus + 1) if cpus % threads == 0]
 
 
-def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool = False) -> Calibration:
+def _ignore(_: float) -> None:
+    pass
+
+
+def measure(
+    path: Path,
+    setting: ProviderSetting,
+    cpus: int,
+    *,
+    thorough: bool = False,
+    progress: Progress = _ignore,
+) -> Calibration:
     """Measure what a provider, or with ``auto`` each that loads, makes of this machine.
 
     Raises:
@@ -123,7 +137,9 @@ def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool =
     measured: list[Measured] = []
     left_out: dict[str, str] = {}
     agreements: dict[str, Agreement] = {}
-    for provider in _ALL if setting == "auto" else (setting,):
+    providers = _ALL if setting == "auto" else (setting,)
+    for number, provider in enumerate(providers):
+        progress(number / len(providers))
         if setting == "auto" and not (
             openvino.available() if provider == "openvino" else onnx.available(provider)
         ):
@@ -135,7 +151,9 @@ def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool =
                 if not agreement.passes:
                     raise StartupError(f"PROVIDER={provider} does not pass the accuracy gate: {agreement}")
                 agreements[provider] = agreement
-            measured += _measure_provider(path, provider, cpus, thorough)
+            for share, each in _measure_provider(path, provider, cpus, thorough):
+                measured.append(each)
+                progress((number + share) / len(providers))
         except StartupError as exc:
             if setting != "auto":
                 raise
@@ -143,23 +161,28 @@ def measure(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool =
     return Calibration(measured, left_out, choose(measured), agreements)
 
 
-def _measure_provider(path: Path, provider: Provider, cpus: int, thorough: bool) -> Iterator[Measured]:
+def _measure_provider(
+    path: Path, provider: Provider, cpus: int, thorough: bool
+) -> Iterator[tuple[float, Measured]]:
+    """Each combination, and what share of them is done with it."""
     seconds = _THOROUGH_SECONDS if thorough else _QUICK_SECONDS
     batches: tuple[int, ...] = _THOROUGH_BATCHES if thorough else _QUICK_BATCHES
     if provider in _ON_GPU:
         batches = _GPU_BATCHES
-    for sessions, threads in [(1, 1)] if provider in _ON_GPU else layouts(cpus, thorough):
+    shapes = [(1, 1)] if provider in _ON_GPU else layouts(cpus, thorough)
+    for position, (sessions, threads) in enumerate(shapes):
         # One session with threads of its own computes one run at a time, so there are as many of these.
         engines = [
             Engine(path, provider, threads, sessions if threads == 1 else 1)
             for _ in range(sessions if threads > 1 else 1)
         ]
-        for batch in batches:
+        for done, batch in enumerate(batches, 1 + position * len(batches)):
             rates = [
                 _throughput([engines[number % len(engines)] for number in range(sessions)], batch, seconds)
                 for _ in range(_ROUNDS)
             ]
-            yield Measured(provider, sessions, threads, batch, max(rates), min(rates) / max(rates))
+            found = Measured(provider, sessions, threads, batch, max(rates), min(rates) / max(rates))
+            yield done / (len(shapes) * len(batches)), found
 
 
 def _throughput(engines: Sequence[Engine], batch: int, seconds: float) -> float:
@@ -204,10 +227,10 @@ def calibrated(settings: Settings) -> Settings:
     chosen = _read(cache)
     if chosen is None:
         chosen = measure_apart(path, settings.provider, cpus, thorough=False).chosen
-        if chosen.steadiness >= STEADY:
-            keep(cache, chosen)
-        else:
+        if chosen.steadiness < STEADY:
             log.info("the machine is busy: calibration may be wrong, and is done again at the next start")
+        elif reason := keep(cache, chosen):
+            log.info("calibration is not kept: %s", reason)
     return apply(settings, chosen, cpus)
 
 
@@ -229,7 +252,9 @@ def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
     )
 
 
-def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool) -> Calibration:
+def measure_apart(
+    path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool, progress: Progress = _ignore
+) -> Calibration:
     """`measure`, in a process of its own.
 
     Raises:
@@ -243,7 +268,8 @@ def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: 
     process.start()
     theirs.close()
     try:
-        found: Calibration | str = ours.recv()
+        while isinstance(found := ours.recv(), float):
+            progress(found)
     except EOFError:
         found = "calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without"
     finally:
@@ -252,6 +278,7 @@ def measure_apart(path: Path, setting: ProviderSetting, cpus: int, *, thorough: 
         ours.close()
     if isinstance(found, str):
         raise StartupError(found)
+    assert isinstance(found, Calibration)
     return found
 
 
@@ -264,7 +291,7 @@ def _measure_and_tell(pipe: Pipe, path: Path, setting: ProviderSetting, cpus: in
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        pipe.send(measure(path, setting, cpus, thorough=thorough))
+        pipe.send(measure(path, setting, cpus, thorough=thorough, progress=pipe.send))
     except StartupError as exc:
         pipe.send(str(exc))
 
@@ -292,18 +319,18 @@ def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
     return root / "visionai" / f"calibration-{hashlib.sha256(what).hexdigest()[:20]}.json"
 
 
-def keep(cache: Path | None, chosen: Measured) -> None:
-    """Remember a choice, if there is a folder that can be written."""
+def keep(cache: Path | None, chosen: Measured) -> str | None:
+    """Remember a choice, if there is a folder that can be written. Returns why it is not kept; None where it is."""
     if cache is None:
-        log.info("calibration is not kept: the user has no home, and XDG_CACHE_HOME is not set")
-        return
+        return "the user has no home, and XDG_CACHE_HOME is not set"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_suffix(f".{os.getpid()}")
         draft.write_bytes(orjson.dumps(asdict(chosen)))
         draft.replace(cache)  # whole or not at all: two services may start at once
     except OSError as exc:
-        log.info("calibration cannot be kept in %s: %s", cache.parent, exc.strerror)
+        return f"{cache.parent} cannot be written: {exc.strerror}"
+    return None
 
 
 def _read(cache: Path | None) -> Measured | None:

@@ -214,20 +214,59 @@ def test_each_prepared_batch_is_run_before_the_first_client(
     assert ran == [1, 2, 4, 8, 16, 24]
 
 
-def test_tune_shows_the_table_and_keeps_the_choice(tmp_path: Path) -> None:
-    """What was measured, the choice marked, and the settings that it stands for."""
+def tune(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m service tune`, or what stands in for it."""
     done = subprocess.run(
-        [sys.executable, "-m", "service", "tune"],
-        cwd=tmp_path,
-        env=os.environ | {"MODEL_PATH": str(MODEL), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        [sys.executable, *command, "tune"],
+        cwd=folder,
+        env=os.environ
+        | {"MODEL_PATH": str(MODEL), "XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(ROOT)}
+        | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_tune_shows_the_table_and_keeps_the_choice(tmp_path: Path) -> None:
+    """What was measured, the choice marked, and the settings that it stands for; meanwhile a bar on a terminal."""
+    done = tune(["-m", "service"], tmp_path, FORCE_COLOR="1")  # which stands for a terminal
     assert "images/s" in done.stdout
     assert "WORKERS=" in done.stdout
-    assert list((tmp_path / "visionai").glob("calibration-*.json"))
+    assert "measuring" in done.stderr
+    assert "100%" in done.stderr
+    (kept,) = (tmp_path / "visionai").glob("calibration-*.json")
+    assert f"kept in {kept}" in done.stdout.replace("\n", "")
+
+
+# Stands in for what takes seconds.
+QUICK = """
+import service.__main__, service.engine.calibration as calibration, sys
+found = calibration.Measured("cpu", 2, 1, 4, 1000.0)
+calibration.measure = lambda *_, **__: calibration.Calibration([found], {}, found)
+sys.exit(service.__main__.main())
+"""
+
+
+def test_tune_says_that_the_choice_could_not_be_kept(tmp_path: Path) -> None:
+    """And why. Without a terminal there is nothing beside the result."""
+    (tmp_path / "visionai").write_text("a file where the folder would be")
+    done = tune(["-c", QUICK], tmp_path)
+    assert "not kept: " in done.stdout
+    assert "File exists" in done.stdout.replace("\n", " ")
+    assert "; kept in" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_progress_is_told_from_nothing_to_all() -> None:
+    """In the process that asked, of all providers together."""
+    told: list[float] = []
+    calibration.measure_apart(MODEL, "cpu", 1, thorough=False, progress=told.append)
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    assert len(set(told)) > 2
 
 
 # Stands in for a calibration that takes long: it says that it has begun, and computes.

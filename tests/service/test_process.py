@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import socket
@@ -202,11 +203,14 @@ def test_a_number_out_of_range_on_the_command_line_is_told_in_one_line(
     assert arguments[-1] in ended.stderr
 
 
-def test_help_has_examples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [[], ["tune"], ["create-key"]])
+def test_help_has_examples(tmp_path: Path, command: list[str]) -> None:
     """A stranger sees how to start it."""
-    ended = run("--help", cwd=tmp_path)
+    ended = run(*command, "--help", cwd=tmp_path)
     assert ended.returncode == 0
     assert "examples:" in ended.stdout
+    for name in re.findall(r"[\w/]+\.md", ended.stdout):
+        assert "| `DATABASE_URL` " in (ROOT / name).read_text(), "that it lists the settings"
 
 
 def test_migrating_only_makes_the_tables_and_ends(tmp_path: Path) -> None:
