@@ -66,7 +66,7 @@ $(MODELS): | $(BUILD_VENV)/.build
 # interrupted install is done again.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "VisionAI needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make $@ PYTHON=python3.11"; exit 1; }
+	  { echo "VisionAI needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,11 +64,26 @@ def shape(page: Path) -> list[str]:
 
 
 def test_the_spanish_readme_is_in_step() -> None:
-    """It has the English one's sections, commands, examples and pictures."""
+    """It has the English one's sections, commands, examples, pictures and links."""
     english, spanish = ROOT / "README.md", ROOT / "README.es.md"
     assert shape(spanish) == shape(english)
-    pictures = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
-    assert pictures.findall(spanish.read_text()) == pictures.findall(english.read_text())
+    links = re.compile(r"!?\[[^]]*\]\(([^)]+)\)")
+    # All but the first: to each other.
+    assert links.findall(spanish.read_text())[1:] == links.findall(english.read_text())[1:]
+
+
+def test_make_with_a_python_that_is_too_old_says_what_to_type(tmp_path: Path) -> None:
+    """The command that was given, with another Python."""
+    old = tmp_path / "old"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 || exit 1\n')
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        ["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "is Python 3.9.2. Try: make run PYTHON=python3.11" in done.stdout
 
 
 def upgrade_steps(database: str) -> list[str]:
