@@ -146,7 +146,7 @@ class Store:
 
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
-        prepared when it answers, and records wait until then.
+        prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked.
         """
         parsed = parse_url(url)
         create_folder(parsed)
@@ -159,7 +159,7 @@ class Store:
         descriptions = descriptions or {}
 
         def prepare() -> References:
-            migrate(engine)
+            migrate(engine, patient=not during_outage)
             with engine.begin() as connection:
                 references = reference.ensure(connection, model, descriptions)
                 if active:
@@ -179,7 +179,7 @@ class Store:
         except BaseException:
             engine.dispose()
             raise
-        writer = Writer(writing, backlog, references, descriptions, None if references else prepare)
+        writer = Writer(writing, backlog, references, descriptions, prepare)
         writer.start()
         retention = None if retention_days is None else Retention(engine, retention_days)
         return cls((engine, writing), backlog, writer, labels, private, retention, Queries(parsed))

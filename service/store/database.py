@@ -19,6 +19,10 @@ CONNECT_TIMEOUT_S: Final = 5
 SQLITE_BUSY_TIMEOUT_S: Final = 10
 _WAL_RETRY_S: Final = 0.01
 
+# PostgreSQL's codes.
+_UNDEFINED_TABLE: Final = "42P01"
+_SEQUENCE_AT_ITS_END: Final = "2200H"
+
 # A server that vanished without closing its connections is noticed after about 25 s, whether we wait for its
 # answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
 _POSTGRES_ARGUMENTS: Final[dict[str, Any]] = {
@@ -161,6 +165,31 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
         f"cannot use the PostgreSQL database {url.database!r} at {where}: {reason}; check DATABASE_URL, that the "
         "server runs, and that it accepts connections from this machine"
     )
+
+
+class FileReplaced(Exception):
+    """The file of a SQLite database is not the one that was opened: what is written now would be gone with it."""
+
+
+def identity(url: sa.URL) -> tuple[int, int] | None:
+    """What tells a SQLite file from another of the same name; None when there is none, and for PostgreSQL."""
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return None
+    try:
+        found = Path(url.database).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def lacks_tables(error: exc.DBAPIError) -> bool:
+    """Whether a statement failed because its table is not there: the database was made anew, say."""
+    return getattr(error.orig, "pgcode", None) == _UNDEFINED_TABLE or "no such table" in str(error.orig)
+
+
+def is_of_the_values(error: exc.DataError) -> bool:
+    """Whether it is the values that the database refuses. A sequence that has come to its end is a DataError, too."""
+    return getattr(error.orig, "pgcode", None) != _SEQUENCE_AT_ITS_END
 
 
 def first_line(error: exc.DBAPIError) -> str:

@@ -37,6 +37,18 @@ TABLES: Final[dict[str, dict[str, tuple[type[sa.types.TypeEngine[Any]], ...]]]] 
 }
 
 
+def _fits(
+    found: sa.types.TypeEngine[Any], kinds: tuple[type[sa.types.TypeEngine[Any]], ...], dialect: str
+) -> bool:
+    """PostgreSQL has a type for addresses, which gets a netmask where it becomes text, and times that are the same in
+    every session's zone only with one of their own."""
+    if dialect == "postgresql" and kinds is _ADDRESS:
+        return isinstance(found, postgresql.INET)
+    if dialect == "postgresql" and kinds is _TIME:
+        return isinstance(found, sa.DateTime) and found.timezone
+    return isinstance(found, kinds)
+
+
 def objection(inspector: sa.Inspector) -> str | None:
     """Why this database cannot be one of the older server, in words; None when it is one.
 
@@ -53,7 +65,7 @@ def objection(inspector: sa.Inspector) -> str | None:
         for name, kinds in expected.items():
             if name not in columns:
                 return f"{table} has no column {name}"
-            if not isinstance(columns[name]["type"], kinds):
+            if not _fits(columns[name]["type"], kinds, inspector.dialect.name):
                 return f"{table}.{name} has the type {columns[name]['type']}"
         for name, column in columns.items():
             if name in expected:

@@ -26,10 +26,11 @@ _LOCK_TIMEOUT: Final = "60s"
 _MIGRATION_S: Final = 1800
 
 
-def migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
     """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
 
-    Any number of processes may call this at once: one migrates, the others wait and find it done.
+    Any number of processes may call this at once: one migrates, the others wait and find it done. Without ``patient`` a
+    SQLite file that somebody else keeps locked is an OperationalError after a few seconds.
 
     Raises StartupError when the tables are another application's, or the database is newer than this release,
     and SQLAlchemy's DBAPIError when the database cannot be reached.
@@ -48,7 +49,7 @@ def migrate(engine: sa.Engine) -> None:
                 _upgrade(connection, found)
         except exc.OperationalError as error:
             # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.
-            if "database is locked" not in str(error.orig) or time.monotonic() > deadline:
+            if not patient or "database is locked" not in str(error.orig) or time.monotonic() > deadline:
                 raise
         else:
             logger.info("database migrated from revision %s to %s", found or "none", HEAD)

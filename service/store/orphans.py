@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
-from service.store import folders, segments
+from service.store import folders, records, segments
 from service.store.backlog import Batch
 from service.store.folders import Folder
 from service.store.framing import Frame
@@ -14,6 +15,12 @@ from service.store.reference import Model
 from service.store.segments import UnknownFormat
 
 logger = logging.getLogger(__name__)
+
+
+def _with_labels_of(frames: list[Frame], model: Model) -> Model:
+    """The model, with the emotions that it does not answer with but these records have: they are of another."""
+    found = {row["emotion"]: None for frame in frames for row in records.decode(frame.payload)}
+    return replace(model, labels=tuple(dict.fromkeys((*model.labels, *found))))
 
 
 class Orphans:
@@ -25,6 +32,7 @@ class Orphans:
         self._given_up: list[Folder] = []
         self._frames: deque[Frame] = deque()
         self._segment: Path | None = None
+        self._ours = model
         # That of the last head that was read: a segment with a damaged one is of the same process, or else ours.
         self._model = model
         self.pending = 0
@@ -82,6 +90,7 @@ class Orphans:
             remaining = folder.segments()
             if not remaining:
                 self._folders.popleft().release()
+                self._model = self._ours
                 continue
             try:
                 contents = segments.read(remaining[0])
@@ -89,7 +98,7 @@ class Orphans:
                 self._give_up(self._folders.popleft(), error)
                 continue
             self._segment = remaining[0]
-            self._model = contents.model or self._model
+            self._model = contents.model or _with_labels_of(contents.frames, self._model)
             self._frames.extend(contents.frames)
             segments.report(self._segment, contents.damages)
             return True

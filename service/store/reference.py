@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from service.store.migrate import lock
-from service.store.schema import ACTIVE, INACTIVE, emotion_class, model_version
+from service.store.schema import ACTIVE, INACTIVE, emotion_class, model_version, predictions_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,13 @@ class References:
 def ensure(connection: sa.Connection, model: Model, descriptions: Mapping[str, str]) -> References:
     """The model's keys, after adding what is missing. Emotions are found by name, in any case of letters.
 
-    The transaction excludes other processes that do the same.
+    On PostgreSQL new rows are numbered behind those that are there, also where somebody numbered rows by hand. The
+    transaction excludes other processes that do the same.
     """
     lock(connection)
+    if connection.dialect.name == "postgresql":
+        for table in (emotion_class, model_version, predictions_log):
+            _number_behind(connection, table)
     emotion_ids = _ensure_emotions(connection, model.labels, descriptions)
     columns = model_version.c
     _insert_missing(
@@ -73,6 +77,16 @@ def _ensure_emotions(
             found = sa.select(columns.emotion_id).where(columns.emotion_name == label)
             known[label.lower()] = connection.execute(found).scalar_one()
     return {label: known[label.lower()] for label in labels}
+
+
+def _number_behind(connection: sa.Connection, table: sa.Table) -> None:
+    """An import of rows with their numbers leaves the sequence behind: it would give the same numbers again."""
+    (key,) = table.primary_key
+    connection.exec_driver_sql(
+        f"SELECT setval(sequence, highest) FROM (SELECT pg_get_serial_sequence('{table.name}', '{key.name}')::regclass"
+        f" AS sequence, (SELECT max({key.name}) FROM {table.name}) AS highest) AS found"
+        " WHERE highest > coalesce(pg_sequence_last_value(sequence), 0)"
+    )
 
 
 def _insert_missing(connection: sa.Connection, table: sa.Table, row: Mapping[str, object]) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import exc
 
 from service.store import records, reference
 from service.store.backlog import Backlog, Batch
-from service.store.database import first_line
+from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
 from service.store.insert import insert
 from service.store.reference import Model, References
 
@@ -61,14 +61,14 @@ class WriterState:
 class Writer:
     """Owns the thread. Records leave the backlog only after the commit that stores them.
 
-    An attempt that fails is repeated until it succeeds: when the connection broke after a commit was sent but
-    before its answer came, the repetition finds the rows stored and changes nothing. Only a record with a value
-    that the database refuses by itself (``DataError``) is given up; it is counted and logged, and does not hold
+    An attempt that fails is repeated, on a new connection, until it succeeds: when the connection broke after a commit
+    was sent but before its answer came, the repetition finds the rows stored and changes nothing. Only a record with a
+    value that the database refuses by itself (``DataError``) is given up; it is counted and logged, and does not hold
     up the others. Whatever else is raised, a journal that cannot be read say, the thread goes on: it tells that it
     fails, and tries again.
 
-    ``prepare``, if there is one, is called before the first write, as part of it: for a database that did not answer
-    when the store was opened.
+    ``prepare`` makes the tables. It is called as part of a write where that was not done when the store was opened
+    (``references`` is empty then), and where the tables are found to be gone.
     """
 
     def __init__(
@@ -77,13 +77,15 @@ class Writer:
         backlog: Backlog,
         references: Mapping[Model, References],
         descriptions: Mapping[str, str],
-        prepare: Callable[[], object] | None = None,
+        prepare: Callable[[], object],
     ) -> None:
         self._engine = engine
         self._backlog = backlog
         self._references = dict(references)
         self._descriptions = descriptions
         self._prepare = prepare
+        self._prepared = bool(references)
+        self._file = identity(engine.url)
         self._arrived = threading.Event()
         self._hurry = threading.Event()
         self._closing = threading.Event()
@@ -168,8 +170,11 @@ class Writer:
             self._attempt_began = time.monotonic()
             try:
                 rejected = self._write(batch)
-            except exc.DBAPIError as error:
-                reason = first_line(error)
+            except (exc.DBAPIError, FileReplaced) as error:
+                reason = first_line(error) if isinstance(error, exc.DBAPIError) else str(error)
+                if isinstance(error, exc.DBAPIError) and lacks_tables(error):
+                    self._prepared = False
+                    self._references.clear()
                 if not self.state.failing:
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:
@@ -189,6 +194,9 @@ class Writer:
             finally:
                 self._attempt_began = None
             self._failed(reason)
+            # What is wrong may be this connection: a server that was demoted, or was read-only for a while, keeps its
+            # sessions so.
+            self._engine.dispose()
             self._closing.wait(delay * random.uniform(0.75, 1.25))
             delay = min(2 * delay, _LONGEST_RETRY_S)
             if self._closing.is_set():
@@ -204,17 +212,24 @@ class Writer:
 
     def _write(self, batch: Batch) -> int:
         """Commit the batch; the number of its records that the database refuses."""
-        if self._prepare is not None:
+        if not self._prepared:
             self._prepare()
-            self._prepare = None
+            self._prepared = True
+            self._file = identity(self._engine.url)
+        elif identity(self._engine.url) != self._file:
+            raise FileReplaced(
+                f"{self._engine.url.database} was deleted or replaced while it was open: restart"
+            )
         references = self._references_of(batch.model)
         try:
             with self._engine.begin() as connection:
                 insert(connection, references, batch.payloads)
-        except exc.DataError:
+        except exc.DataError as error:
+            if not is_of_the_values(error):
+                raise
             return self._write_singly(batch, references)
         except exc.IntegrityError:
-            # Somebody deleted a row that predictions point to. The next attempt makes it anew.
+            # Somebody deleted a row that predictions point to, or numbered rows by hand: the next attempt mends it.
             self._references.pop(batch.model, None)
             raise
         return 0
@@ -226,6 +241,8 @@ class Writer:
                 with self._engine.begin() as connection:
                     insert(connection, references, [records.encode_rows([row])])
             except exc.DataError as error:
+                if not is_of_the_values(error):
+                    raise
                 rejected += 1
                 logger.error("prediction %s cannot be stored: %s", row["prediction_id"], first_line(error))
         return rejected

@@ -221,6 +221,17 @@ def test_tables_that_differ_in_one_column_are_refused(engine: sa.Engine, change:
     }
 
 
+@pytest.mark.parametrize("change", ["source_ip TYPE VARCHAR(45)", "timestamp TYPE TIMESTAMP"])
+def test_types_that_lose_what_is_stored_are_refused(postgres_url: str, change: str) -> None:
+    """On PostgreSQL an address is no text, where it would get a netmask, and a time has a zone."""
+    engine = create_engine(parse_url(postgres_url))
+    make_older_server(engine, ["happy"])
+    execute(engine, f"ALTER TABLE predictions_log ALTER {change}")
+    with pytest.raises(StartupError, match=r"predictions_log\.\w+ has the type"):
+        migrate(engine)
+    engine.dispose()
+
+
 def test_a_column_of_the_operators_own_is_kept(engine: sa.Engine) -> None:
     """An additional column that may be null does not stand in the way of the upgrade."""
     make_older_server(engine, ["happy"])

@@ -1,0 +1,214 @@
+"""Databases that others change under a running service: what is acknowledged is stored, or waits and is told of."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from service.store import PredictionRecord, Store, database
+from service.store.database import parse_url
+from service.store.framing import parse
+from service.store.schema import emotion_class, metadata, predictions_log
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
+
+MakeRecord = Callable[..., PredictionRecord]
+OpenStore = Callable[..., Store]
+
+PATIENCE_S = 30.0
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Fail unless the condition comes true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def execute(engine: sa.Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def stored(engine: sa.Engine) -> set[UUID | None]:
+    with engine.connect() as connection:
+        chosen = sa.select(predictions_log.c.prediction_uuid).where(
+            predictions_log.c.prediction_uuid.is_not(None)
+        )
+        return set(connection.execute(chosen).scalars())
+
+
+def ids(records: list[PredictionRecord]) -> set[UUID | None]:
+    return {UUID(str(record["prediction_id"])) for record in records}
+
+
+def test_rows_that_somebody_numbered(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """Rows that were imported with their numbers cost no prediction its place."""
+    store = open_store()
+    execute(engine, *(f"INSERT INTO predictions_log (predic_id) VALUES ({n})" for n in range(1, 51)))
+    records = [make_record() for _ in range(20)]
+    assert store.record(records)
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert stored(engine) == ids(records)
+
+
+def test_a_unique_key_of_the_operators_own(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A record that collides with another in what is no key of ours is not taken for stored: it waits."""
+    store = open_store()
+    execute(engine, "CREATE UNIQUE INDEX mine ON predictions_log (request_id)")
+    records = [make_record(request_id="same") for _ in range(2)]
+    assert store.record(records)
+    eventually(lambda: not store.status().writing)
+    assert store.status().pending == 2
+    execute(engine, "DROP INDEX mine")
+    eventually(lambda: store.status().written == 2)
+    assert stored(engine) == ids(records)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_sequence_at_its_end(
+    open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """That PostgreSQL has no more numbers for rows is no fault of the records: they wait until it has."""
+    name = parse_url(postgres_url).database or ""
+    store = open_store(url=postgres_url)
+    sequence = "ALTER SEQUENCE predictions_log_predic_id_seq"
+    postgres_server.execute(f"{sequence} MAXVALUE 3", name)
+    assert store.record([make_record() for _ in range(20)])
+    eventually(lambda: not store.status().writing)
+    assert store.status().rejected == 0
+    postgres_server.execute(f"{sequence} NO MAXVALUE", name)
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert postgres_server.execute("SELECT count(*) FROM predictions_log", name) == [(20,)]
+
+
+def test_a_prediction_that_took_an_hour(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A process that was paused stores what it was working on, with a time that the column can hold."""
+    store = open_store()
+    assert store.record([make_record(processing_ms=3.6e6)])
+    assert store.close(timeout=PATIENCE_S) == 0
+    with engine.connect() as connection:
+        times = sa.select(predictions_log.c.processing_time_ms, predictions_log.c.processing_us)
+        milliseconds, microseconds = connection.execute(times).one()
+    assert milliseconds == 3_600_000
+    assert microseconds in (2**31 - 1, 3_600_000_000)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_session_that_is_read_only(
+    open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """A connection that was made while the database could only be read is not kept once it can be written."""
+    name = parse_url(postgres_url).database or ""
+    store = open_store(url=postgres_url)
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgres_server.execute(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+    )
+    assert store.record([make_record()])
+    eventually(lambda: "read-only" in (store.status().last_error or ""))
+    postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    eventually(lambda: store.status().written == 1)
+
+
+def test_tables_that_are_gone_are_made_again(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A database that somebody emptied is prepared anew, and takes what comes."""
+    store = open_store()
+    assert store.record([make_record()])
+    eventually(lambda: store.status().written == 1)
+    if engine.dialect.name == "postgresql":
+        execute(engine, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    else:
+        tables = (*reversed(metadata.sorted_tables), "alembic_version")
+        execute(engine, *(f"DROP TABLE {table}" for table in tables))
+    records = [make_record() for _ in range(5)]
+    assert store.record(records)
+    eventually(lambda: store.status().written == 6)
+    assert stored(engine) == ids(records)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_sqlite_file_that_is_deleted(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """Nothing is written to a file that is gone: records wait in the journal, it is told, and a restart stores them."""
+    url, journal = f"sqlite:///{tmp_path / 'predictions.db'}", tmp_path / "journal"
+    first = open_store(url=url, journal_dir=journal)
+    assert first.record([make_record()])
+    eventually(lambda: first.status().written == 1)
+    for path in tmp_path.glob("predictions.db*"):
+        path.unlink()
+    records = [make_record() for _ in range(5)]
+    assert first.record(records)
+    eventually(lambda: "deleted or replaced" in (first.status().last_error or ""))
+    assert first.close(timeout=0.1) == 5
+
+    second = open_store(url=url, journal_dir=journal)
+    assert second.close(timeout=PATIENCE_S) == 0
+    engine = database.create_engine(parse_url(url))
+    assert stored(engine) >= ids(records)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_opened_while_a_sqlite_file_is_locked(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts while somebody keeps the database locked takes records, and writes them afterwards."""
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.1)
+    url = f"sqlite:///{tmp_path / 'predictions.db'}"
+    open_store(url=url).close(timeout=PATIENCE_S)
+    other = sqlite3.connect(tmp_path / "predictions.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store = open_store(url=url, during_outage=True)
+    assert store.record([make_record()])
+    eventually(lambda: not store.status().writing)
+    other.execute("COMMIT")
+    other.close()
+    eventually(lambda: store.status().written == 1)
+
+
+def test_a_damaged_head_of_a_model_with_other_labels(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """Records whose model cannot be read any more are stored under their emotions, and hold up nobody."""
+    journal = tmp_path / "journal"
+    records = [make_record(emotion="happy") for _ in range(3)]
+    blocked = open_store(url=f"sqlite:///{tmp_path / 'other.db'}", journal_dir=journal)
+    other = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert blocked.record(records)
+    assert blocked.close(timeout=0.1) == 3
+    other.close()
+    [segment] = journal.glob("*/*.segment")
+    data = bytearray(segment.read_bytes())
+    frames, _ = parse(bytes(data))
+    data[frames[0].end - 1] ^= 0xFF
+    segment.write_bytes(data)
+
+    store = open_store(labels=("anger", "joy"), journal_dir=journal)
+    more = [make_record(emotion="joy")]
+    assert store.record(more)
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert stored(engine) == ids(records + more)
+    with engine.connect() as connection:
+        named = sa.select(emotion_class.c.emotion_name).join(predictions_log)
+        assert sorted(connection.execute(named).scalars()) == ["happy", "happy", "happy", "joy"]
