@@ -45,7 +45,10 @@ class Folder:
         return sorted(self.path.glob(f"*{_SUFFIX}"))
 
     def release(self) -> None:
-        """Let another process take what is in it. Removed when no segment is left."""
+        """Let another process take what is in it. Removed when no segment is left, unless somebody has done that."""
+        if not self.path.exists():
+            os.close(self._lock)
+            return
         with _exclusively(self.path.parent):
             # First, because Windows does not delete what is open. Nobody looks before the outer lock is free.
             os.close(self._lock)

@@ -6,6 +6,7 @@ so that the journal is read only when more have piled up than memory is meant fo
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
 from service.store.segments import Fsync, Position, SegmentWriter
+
+logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 4 * 1024 * 1024
 JOURNAL_BYTES: Final = 4 * 1024**3
@@ -222,10 +225,19 @@ class JournalBacklog:
             newest, size = self._writer.position
         end = size if number == newest else None
         # Without the lock: reading must not hold up those who append.
-        contents = segments.read(self._folder.segment(number), offset, end)
-        segments.report(self._folder.segment(number), contents.damages)
+        path = self._folder.segment(number)
+        deleted = False
+        try:
+            contents = segments.read(path, offset, end)
+        except FileNotFoundError:
+            deleted = True
+            contents = segments.Contents([], [], None)
+            logger.error("the journal %s was deleted: the records that were only there are lost", path)
+        segments.report(path, contents.damages)
         entries = [Entry(frame.payload, frame.count, number) for frame in contents.frames]
         with self._lock:
+            if deleted and number == self._writer.position[0]:
+                self._writer.close()  # what is appended from now on goes to another file, or is refused
             self._memory.extend(entries)
             self._memory_count = sum(entry.count for entry in entries)
             self._spilled = (number + 1, 0) if end is None else (number, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -107,6 +108,25 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     for data in late:
         assert backlog.append(data, 1)
     assert drain(backlog) == late
+
+
+def test_segments_that_somebody_deletes(
+    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deleted journal costs what was only there; it is told, and nothing more is taken into files that are gone."""
+    backlog = open_journal(memory_records=2, segment_bytes=200)
+    assert all(backlog.append(payload(number), 1) for number in range(20))
+    for path in segments(tmp_path):
+        path.unlink()
+    assert drain(backlog) == [payload(0), payload(1)]
+    assert backlog.pending == 0
+    assert "was deleted" in caplog.text
+
+    assert backlog.append(payload(20), 1)
+    assert [path.read_bytes()[-len(payload(20)) :] for path in segments(tmp_path)] == [payload(20)]
+    assert drain(backlog) == [payload(20)]
+    shutil.rmtree(segments(tmp_path)[0].parent)
+    backlog.close()
 
 
 @pytest.mark.parametrize("fsync", ["never", "always"])
