@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from conversion.destinations import check_destinations, model_files
 from conversion.errors import ConversionError, OptionError
+from conversion.images import faces_path
 from conversion.options import Options, read_sidecar
 from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
+from conversion.sourcefile import identify
 
 _EPILOGUE = """
 examples:
@@ -136,15 +139,21 @@ def _convert(arguments: Sequence[str]) -> int:
     options = given.over(read_sidecar(parsed.sidecar)) if parsed.sidecar else given
     thresholds = thresholds_from({measure: getattr(parsed, measure) for measure in _MEASURES})
 
-    from conversion.sourcefile import identify
-
     # Before TensorFlow is imported, which takes seconds: a wrong path is answered at once.
     identify(parsed.source)
-    from conversion.convert import Request, convert
+    files = model_files(parsed.output, parsed.precision)
+    if parsed.report:
+        files.append(parsed.report / "report.md")
+    if parsed.triton:
+        files.append(parsed.triton / parsed.output.stem / "1" / "model.onnx")
+    faces = [faces_path(where) for where in (parsed.images, parsed.evaluation) if where]
+    own_files = [path for path in (parsed.sidecar, parsed.custom) if path]
+    check_destinations(files, parsed.source, [*faces, *own_files])
+    from conversion.convert import Converted, Request, convert
     from conversion.progress import shown
-    from conversion.report import as_json, print_report, write_report
+    from conversion.report import as_json, print_report, report_files
     from conversion.sources import import_custom_layers
-    from conversion.triton import write_repository
+    from conversion.triton import repository_files
 
     if parsed.custom:
         import_custom_layers(parsed.custom)
@@ -159,12 +168,16 @@ def _convert(arguments: Sequence[str]) -> int:
         max_accuracy_drop=parsed.max_accuracy_drop,
         latency=parsed.report is not None,
     )
+
+    def further(converted: Converted) -> dict[Path, bytes]:
+        files = report_files(converted, parsed.report) if parsed.report else {}
+        if parsed.triton:
+            model, name = converted.shipped.model, parsed.output.stem
+            files |= repository_files(parsed.triton, name, model, converted.specification)
+        return files
+
     with shown() as stage:
-        converted = convert(request, stage)
-    if parsed.report:
-        write_report(converted, parsed.report)
-    if parsed.triton:
-        write_repository(parsed.triton, parsed.output.stem, converted.shipped.model, converted.specification)
+        converted = convert(request, stage, further)
     if parsed.json:
         print(json.dumps(as_json(converted), indent=2))
     else:

@@ -9,13 +9,14 @@ from typing import Any
 import onnx
 
 from conversion import metadata
-from conversion.atomic import write_atomically
+from conversion.atomic import write_all
+from conversion.destinations import check_destinations, model_files, variant_path
 from conversion.divergence import first_divergence
 from conversion.errors import OptionError, ParityError
 from conversion.evidence import Evidence, Stage, gather
 from conversion.folding import fold
 from conversion.graph import FrozenGraph, describe_ends, freeze, to_onnx
-from conversion.images import Images
+from conversion.images import Images, faces_path
 from conversion.latency import BATCHES, Latencies, measure_latency
 from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest, tool_versions
 from conversion.onnxfile import canonicalise
@@ -25,7 +26,7 @@ from conversion.precisions import MOST_CALIBRATION_FACES, to_fp16, to_int8
 from conversion.reference import detect_activation
 from conversion.rounding import is_rounded, round_weights
 from conversion.sources import Source, load
-from conversion.variants import Variant, gate, measure_variant, parity_failures, variant_path
+from conversion.variants import Variant, gate, measure_variant, parity_failures
 
 ALL_SETS = ("random", "faces")
 _DIVERGENCE_IMAGES = 4
@@ -74,14 +75,25 @@ class Converted:
         return self.variants[0]
 
 
-def convert(request: Request, stage: Stage = quiet) -> Converted:
-    """Convert `request.source` and write the models that pass, each with its manifest.
+def nothing_further(_converted: Converted) -> dict[Path, bytes]:
+    """Write the models and their manifests only."""
+    return {}
+
+
+def convert(
+    request: Request,
+    stage: Stage = quiet,
+    further: Callable[[Converted], Mapping[Path, bytes]] = nothing_further,
+) -> Converted:
+    """Convert `request.source` and write the models that pass, each with its manifest, and the `further` files.
 
     Guarantees that each file appears complete or not at all, and none before every check of the first has passed. A
     further precision that fails its gate is not written, and what an earlier conversion left in its place is
     removed. `stage` is told of each part that may take long. Raises ConversionError, of the kind that says what
-    was wrong; nothing was written then.
+    was wrong; nothing was written then, and what the request reads is never written to.
     """
+    faces = [faces_path(where) for where in (request.images, request.evaluation) if where]
+    check_destinations(model_files(request.output, request.precisions), request.source, faces)
     done = stage("load the source", 1)
     source = load(request.source, request.options)
     specification = specify(source, request.options.over(source.own_options))
@@ -111,7 +123,7 @@ def convert(request: Request, stage: Stage = quiet) -> Converted:
         latencies = measure_latency(models, evidence.images["faces"], advance)
     judged = [gate(variant, shipped, latencies, request.max_accuracy_drop) for variant in candidates]
     converted = Converted(source, specification, evidence, (shipped, *judged), latencies)
-    _write(converted)
+    _write(converted, further(converted))
     return converted
 
 
@@ -204,14 +216,16 @@ def manifest_of(converted: Converted, variant: Variant) -> dict[str, Any]:
     return manifest
 
 
-def _write(converted: Converted) -> None:
+def _write(converted: Converted, further: Mapping[Path, bytes]) -> None:
+    files: dict[Path, bytes] = {}
+    obsolete = []
     for variant in converted.variants:
         manifest = manifest_path(variant.path)
         if variant.refusals:
-            variant.path.unlink(missing_ok=True)
-            manifest.unlink(missing_ok=True)
+            obsolete += [variant.path, manifest]
             continue
         # The model first: a manifest without its model would be the lie; a model whose manifest is of
         # the previous one is refused by its hash.
-        write_atomically(variant.path, variant.model)
-        write_atomically(manifest, serialise_manifest(manifest_of(converted, variant)))
+        files[variant.path] = variant.model
+        files[manifest] = serialise_manifest(manifest_of(converted, variant))
+    write_all({**files, **further}, obsolete)

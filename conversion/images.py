@@ -136,9 +136,17 @@ def _folder(where: str) -> Path:
     return folder
 
 
+def faces_path(where: str) -> Path:
+    """Return the folder or the .npz file of `where`, which may end in a prefix (`FILE.npz:PREFIX`)."""
+    return Path(where[: _end_of_path(where)])
+
+
+def _end_of_path(where: str) -> int:
+    return where.lower().rindex(".npz") + len(".npz") if ".npz" in where.lower() else len(where)
+
+
 def _arrays(where: str, names: list[str]) -> dict[str, npt.NDArray[Any]]:
-    end = where.lower().rindex(".npz") + len(".npz")
-    path, prefix = Path(where[:end]), where[end:].removeprefix(":")
+    path, prefix = faces_path(where), where[_end_of_path(where) :].removeprefix(":")
     keys = {name: f"{prefix}_{name}" if prefix and name != "classes" else name for name in names}
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from conversion.atomic import write_atomically
 from conversion.convert import Converted, manifest_of
 from conversion.variants import Variant, speed_ratio
 
@@ -110,8 +109,8 @@ def print_report(converted: Converted) -> None:
         console.print(table)
 
 
-def write_report(converted: Converted, folder: Path) -> Path:
-    """Write `report.md` and its plots into `folder`, and return the path of the report."""
+def report_files(converted: Converted, folder: Path) -> dict[Path, bytes]:
+    """Return `report.md` and its plots, by their paths in `folder`."""
     from conversion.plots import confusion_plot, latency_plot, parity_plot
 
     plots = {"parity.png": parity_plot(converted)}
@@ -120,11 +119,8 @@ def write_report(converted: Converted, folder: Path) -> Path:
     for variant in converted.variants:
         if variant.evaluation is not None:
             plots[f"confusion-{variant.precision}.png"] = confusion_plot(variant)
-    for name, content in plots.items():
-        write_atomically(folder / name, content)
-    report = folder / "report.md"
-    write_atomically(report, _markdown(converted, list(plots)).encode())
-    return report
+    files = {folder / name: content for name, content in plots.items()}
+    return files | {folder / "report.md": _markdown(converted, list(plots)).encode()}
 
 
 def _markdown(converted: Converted, plots: list[str]) -> str:

@@ -46,11 +46,6 @@ class Variant:
     refusals: tuple[str, ...] = ()
 
 
-def variant_path(output: Path, precision: str) -> Path:
-    """Return where a further precision goes: `NAME.int8.onnx` beside `output`."""
-    return output.with_name(f"{output.stem}.{precision}{output.suffix}")
-
-
 def measure_variant(
     model: onnx.ModelProto,
     precision: str,

@@ -18,7 +18,7 @@ from conversion.latency import measure_latency
 from conversion.manifest import manifest_path
 from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
 from conversion.precisions import to_int8
-from conversion.report import as_json, write_report
+from conversion.report import as_json, report_files
 from conversion.sessions import open_session, run
 from conversion.variants import gate, speed_ratio
 from conversion.verify import verify
@@ -184,16 +184,17 @@ def test_the_json_report_has_every_figure(all_precisions: Converted) -> None:
         assert (entry["path"] in report["written"]) != (precision in report["refused"])
 
 
-def test_the_written_report_has_its_tables_and_plots(all_precisions: Converted, tmp_path: Path) -> None:
+def test_the_report_has_its_tables_and_plots(all_precisions: Converted, tmp_path: Path) -> None:
     """The Markdown report names each precision, and every plot that it shows is a PNG beside it."""
-    text = write_report(all_precisions, tmp_path).read_text("utf-8")
+    files = report_files(all_precisions, tmp_path)
+    text = files[tmp_path / "report.md"].decode()
     shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert shown == ["parity.png", "latency.png", *(f"confusion-{p}.png" for p in ("fp32", "fp16", "int8"))]
     for name in shown:
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert files[tmp_path / name].startswith(b"\x89PNG")
     for heading in ("## Files", "## Parity with the source", "## Latency on one CPU thread"):
         assert heading in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*shown, "report.md"])
+    assert {path.name for path in files} == {*shown, "report.md"}
 
 
 def test_the_command_line_writes_everything(
