@@ -3,7 +3,6 @@
 All are uint8 [N, height, width, channels] with channels 1 (gray) or 3 (RGB), the form that models take.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from conversion.arrays import ArraysError, read_arrays
 from conversion.errors import OptionError
 
 Images = npt.NDArray[np.uint8]
@@ -74,7 +74,12 @@ def fit(image: Images, geometry: Geometry) -> Images:
 
 def _read(path: Path) -> Images:
     # Not cv2.imread: it cannot open a name outside the system's code page on Windows, and only warns.
-    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    except OSError as error:
+        raise OptionError(f"{path}: {error.strerror}") from None
+    except cv2.error:  # An empty file, or one that claims to be larger than OpenCV allows.
+        decoded = None
     if decoded is None:
         raise OptionError(f"{path}: not an image that OpenCV can read")
     return decoded.astype(np.uint8)
@@ -87,7 +92,7 @@ def load_faces(where: str, geometry: Geometry, most: int) -> Images:
     """
     if ".npz" in where.lower():
         faces = _arrays(where, ["x"])["x"]
-        return _fit_all(faces[_spread(len(faces), most)], geometry, where)
+        return _fit_all(faces[_spread(len(faces), most)], geometry)
     files = sorted(path for path in _folder(where).rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise OptionError(f"{where}: no image files ({', '.join(sorted(_SUFFIXES))})")
@@ -106,9 +111,14 @@ def load_labelled(where: str, geometry: Geometry, labels: Sequence[str]) -> Labe
     """
     if ".npz" in where.lower():
         arrays = _arrays(where, ["x", "y", "classes"])
-        names = [str(name) for name in arrays["classes"]]
+        names = [str(name) for name in arrays["classes"].ravel()]
+        images = _fit_all(arrays["x"], geometry)
+        if arrays["y"].dtype.kind not in "iu" or arrays["y"].shape != (len(images),):
+            raise OptionError(
+                f"{where}: class numbers are {arrays['y'].dtype} {list(arrays['y'].shape)}; expected whole numbers"
+                f" [{len(images)}], one for each image"
+            )
         numbers = arrays["y"].astype(np.int64)
-        images = _fit_all(arrays["x"], geometry, where)
     else:
         folder = _folder(where)
         files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
@@ -120,11 +130,9 @@ def load_labelled(where: str, geometry: Geometry, labels: Sequence[str]) -> Labe
     unknown = sorted(set(names) - set(labels))
     if unknown:
         raise OptionError(f"{where}: class {unknown[0]!r} is not one of the model's: {', '.join(labels)}")
-    if len(numbers) != len(images) or not 0 <= int(numbers.min()) <= int(numbers.max()) < len(names):
-        raise OptionError(
-            f"{where}: class number {int(numbers.max())} among {len(names)} classes, {len(numbers)} numbers for"
-            f" {len(images)} images"
-        )
+    if not 0 <= numbers.min() <= numbers.max() < len(names):
+        wrong = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise OptionError(f"{where}: class number {wrong} among {len(names)} classes")
     ours = np.array([list(labels).index(name) for name in names], np.int64)
     return LabelledImages(images, ours[numbers], tuple(labels))
 
@@ -149,19 +157,25 @@ def _arrays(where: str, names: list[str]) -> dict[str, npt.NDArray[Any]]:
     path, prefix = faces_path(where), where[_end_of_path(where) :].removeprefix(":")
     keys = {name: f"{prefix}_{name}" if prefix and name != "classes" else name for name in names}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys.values() if key not in file.files]
-            if missing:
-                raise OptionError(f"{path}: no array named {missing[0]!r} (it has {', '.join(file.files)})")
-            return {name: file[key] for name, key in keys.items()}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .npz file"
-        raise OptionError(f"{path}: {reason}") from None
-
-
-def _fit_all(images: npt.NDArray[Any], geometry: Geometry, where: str) -> Images:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        found, present = read_arrays(path, keys.values())
+    except ArraysError as error:
+        raise OptionError(f"{path}: {error}") from None
+    missing = [key for key in keys.values() if key not in found]
+    if missing:
+        raise OptionError(f"{path}: no array named {missing[0]!r} (it has {', '.join(present)})")
+    images = found[keys["x"]]
+    if (
+        images.dtype != np.uint8
+        or not images.size
+        or images.shape[3:] not in ((), (1,), (3,))
+        or images.ndim < 3
+    ):
         raise OptionError(
-            f"{where}: images are {images.dtype} {list(images.shape)}; expected uint8 [N, h, w(, c)]"
+            f"{where}: images are {images.dtype} {list(images.shape)}; expected uint8 [N, h, w], [N, h, w, 1] or"
+            " [N, h, w, 3]"
         )
+    return {name: found[key] for name, key in keys.items()}
+
+
+def _fit_all(images: Images, geometry: Geometry) -> Images:
     return np.stack([fit(image, geometry) for image in images])

@@ -1,17 +1,22 @@
 """FER2013 faces with FER+ votes: loading, truth and soft targets. Pure functions over numpy arrays.
 
-A data file is an .npz with, for each split, `{split}_x` (uint8 [n, 48, 48]), `{split}_y` (FER2013's own label,
-0..6 in alphabetical order) and `{split}_votes` (uint8 [n, 10]: how many of ten annotators chose each column of
-`VOTE_COLUMNS`; Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced
-Label Distribution", 2016). `{split}_in_train`, where present, marks images that also occur in the train split.
+A data file is an .npz with, for each split, `{split}_x` (uint8 [n, height, width]; training needs 48x48), `{split}_y`
+(FER2013's own label, 0..6) and `{split}_votes` ([n, 10]: how many of ten annotators chose each column, or their share;
+Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution", 2016).
+`{split}_in_train`, where present, marks images that also occur in the train split. Labels number the names in `classes`
+and votes have the columns of `vote_columns`, where the file holds these; else they are in the order of `EMOTIONS` and
+`VOTE_COLUMNS`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from conversion.arrays import ArraysError, read_arrays
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 VOTE_COLUMNS = (
@@ -41,18 +46,22 @@ EMOTION_COLUMNS = np.array([VOTE_COLUMNS.index(_COLUMN_OF_EMOTION[name]) for nam
 NO_TRUTH = -1
 
 
+Votes = NDArray[np.integer[Any] | np.floating[Any]]
+
+
 class DataError(ValueError):
-    """The data file is missing, is not an .npz, or lacks an array; the message says which."""
+    """The data file is missing, is not an .npz, or an array is missing or wrong; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One split of the data: `images` uint8 [n, 48, 48], `labels` int64 [n] (FER2013's own, 0..6), `votes`
-    uint8 [n, 10], `duplicate` bool [n] (the image also occurs in train)."""
+    """One split of the data: `images` uint8 [n, height, width], `labels` int64 [n] (FER2013's own, in the order of
+    EMOTIONS), `votes` int64 or float64 [n, 10] (in the order of VOTE_COLUMNS, not negative), `duplicate` bool [n] (the
+    image also occurs in train)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    votes: NDArray[np.uint8]
+    votes: Votes
     duplicate: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -60,47 +69,63 @@ class Split:
 
 
 def load_split(path: Path, split: str) -> Split:
-    """Read the arrays of `split` from the .npz file at `path`. Raises DataError."""
+    """Read `split` from the .npz file at `path`: one image or more. Raises DataError."""
+    names = {name: f"{split}_{name}" for name in ("x", "y", "votes", "in_train")}
+    names |= {name: name for name in ("classes", "vote_columns")}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return _read_split(archive, path, split)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (BadZipFile, OSError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a readable .npz file ({error})") from error
-
-
-def _read_split(archive: np.lib.npyio.NpzFile, path: Path, split: str) -> Split:
-    missing = [name for name in ("x", "y", "votes") if f"{split}_{name}" not in archive]
+        found, present = read_arrays(path, names.values())
+    except ArraysError as error:
+        raise DataError(f"{path}: {error}") from error
+    missing = [names[name] for name in ("x", "y", "votes") if names[name] not in found]
     if missing:
-        splits = sorted(name[:-2] for name in archive.files if name.endswith("_x"))
+        splits = sorted(name[:-2] for name in present if name.endswith("_x"))
         raise DataError(
-            f"{path}: no split {split!r} (lacks {', '.join(f'{split}_{name}' for name in missing)}); "
+            f"{path}: no split {split!r} (lacks {', '.join(missing)}); "
             f"splits in this file: {', '.join(splits) or 'none'}"
         )
-    images, labels, votes = archive[f"{split}_x"], archive[f"{split}_y"], archive[f"{split}_votes"]
-    duplicate_key = f"{split}_in_train"
-    duplicate = (
-        archive[duplicate_key].astype(bool) if duplicate_key in archive else np.zeros(len(images), bool)
-    )
+    try:
+        return _checked({name: found[key] for name, key in names.items() if key in found})
+    except ValueError as error:
+        raise DataError(f"{path}, split {split!r}: {error}") from None
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]]) -> Split:
+    """Make a split of arrays by the ends of their names. Raises ValueError."""
+    images, labels, votes = arrays["x"], arrays["y"], arrays["votes"]
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.dtype != np.uint8 or images.ndim != 3:
-        raise DataError(
-            f"{path}: {split}_x must be uint8 [n, height, width], got {images.dtype} {images.shape}"
-        )
-    if votes.shape != (len(images), len(VOTE_COLUMNS)) or labels.shape != (len(images),):
-        raise DataError(
-            f"{path}: {split}_y and {split}_votes must have one row for each of {len(images)} images"
-        )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(EMOTIONS):
-        raise DataError(f"{path}: {split}_y must hold labels 0..{len(EMOTIONS) - 1}")
-    return Split(images, labels.astype(np.int64), votes.astype(np.uint8), duplicate)
+        raise ValueError(f"x must be uint8 [n, height, width], got {images.dtype} {list(images.shape)}")
+    if not images.size:
+        raise ValueError(f"there is nothing in its images {list(images.shape)}")
+    duplicate = arrays.get("in_train", np.zeros(len(images), bool))
+    expected = {"y": (len(images),), "votes": (len(images), len(VOTE_COLUMNS)), "in_train": (len(images),)}
+    for name, array in (("y", labels), ("votes", votes), ("in_train", duplicate)):
+        if array.shape != expected[name] or array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} must be numbers, one row for each image {list(expected[name])}, "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+    if not (labels == np.floor(labels)).all() or not 0 <= labels.min() <= labels.max() < len(EMOTIONS):
+        raise ValueError(f"y must hold whole labels 0..{len(EMOTIONS) - 1}")
+    if not np.isfinite(votes).all() or votes.min() < 0:
+        raise ValueError("votes must hold finite numbers, none of them negative")
+    classes = _order("classes", arrays.get("classes"), EMOTIONS)
+    columns = _order("vote_columns", arrays.get("vote_columns"), VOTE_COLUMNS)
+    ours = np.argsort(classes)[labels.astype(np.int64)]
+    votes = votes[:, columns].astype(np.float64 if votes.dtype.kind == "f" else np.int64)
+    return Split(images, ours, votes, duplicate.astype(bool))
 
 
-def majority(votes: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _order(name: str, found: NDArray[Any] | None, ours: Sequence[str]) -> NDArray[np.int64]:
+    """Return where each of our names is among those that the file has. Raises ValueError unless they are the same."""
+    theirs = list(ours) if found is None else [str(each) for each in found.ravel()]
+    if sorted(theirs) != sorted(ours):
+        raise ValueError(f"{name} are {', '.join(theirs)}; expected {', '.join(ours)}, in any order")
+    return np.array([theirs.index(each) for each in ours])
+
+
+def majority(votes: Votes) -> NDArray[np.int64]:
     """Return the emotion (0..6) with most of each row's votes among all ten columns, int64 [n].
 
     `NO_TRUTH` where the row has no votes, where the most votes are shared by two columns, or where they went to
@@ -113,12 +138,12 @@ def majority(votes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.where(unique & (most > 0), emotion_of_column[votes.argmax(axis=1)], NO_TRUTH)
 
 
-def soft_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def soft_targets(votes: Votes) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Turn votes into training targets: shares of the seven emotions, float32 [n, 7], and which rows to keep.
 
     A row is dropped when contempt, unknown or not-a-face has more votes than every emotion, or when nobody voted.
     A column with a single vote counts as a slip of one annotator and is left out (as FER+'s authors do), unless
-    the row has nothing else. The targets of a dropped row are all zero.
+    the row has nothing else; of shares, which are 1 at most, none is. The targets of a dropped row are all zero.
     """
     emotions = votes[:, EMOTION_COLUMNS].astype(np.float32)
     others = np.delete(votes, EMOTION_COLUMNS, axis=1).max(axis=1, initial=0)

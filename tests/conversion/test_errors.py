@@ -278,6 +278,10 @@ def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -
     np.savez(tmp_path / "b.npz", x=faces, y=np.array([0, 1, 0, 1, 0, 2]), classes=classes)
     with pytest.raises(OptionError, match="class number 2"):
         load_labelled(str(tmp_path / "b.npz"), (48, 48, 1), LABELS)
+    for wrong in (np.array(["sad"] * 6), np.float64(1), np.zeros((6, 1), int), np.zeros(5, int)):
+        np.savez(tmp_path / "b.npz", x=faces, y=wrong, classes=classes)
+        with pytest.raises(OptionError, match="class numbers are"):
+            load_labelled(str(tmp_path / "b.npz"), (48, 48, 1), LABELS)
     np.savez(tmp_path / "c.npz", x=faces, y=np.zeros(6, int), classes=["joy"])
     with pytest.raises(OptionError, match="class 'joy' is not one of the model's"):
         load_labelled(str(tmp_path / "c.npz"), (48, 48, 1), LABELS)
@@ -287,14 +291,36 @@ def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -
     ("where", "reason"),
     [
         ("none", "neither a folder"),
-        ("none.npz", "No such file"),
+        ("none.npz", "no such file"),
         ("a.npz", "no array named 'x'"),
-        (".", "no image files"),
+        ("bare", "no image files"),
+        ("one.npz", "not a .npz file of named arrays"),
+        ("damaged.npz", "not a readable .npz file"),
+        ("objects.npz", "not a readable .npz file"),
+        ("scalar.npz", r"images are uint8 \[\]"),
+        ("nothing.npz", r"images are uint8 \[3, 0, 0\]"),
+        ("rgba.npz", r"images are uint8 \[2, 9, 9, 4\]"),
+        ("pictures", "empty.png: not an image"),
+        ("folders", "folder.png: Is a directory"),
     ],
 )
 def test_unusable_faces(where: str, reason: str, tmp_path: Path) -> None:
     """A set of faces that is not there, is empty, or lacks its array is named."""
     np.savez(tmp_path / "a.npz", y=np.zeros(3))
+    with (tmp_path / "one.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 9, 9), np.uint8))
+    np.savez_compressed(tmp_path / "damaged.npz", x=np.random.default_rng(0).bytes(9000))
+    damaged = bytearray((tmp_path / "damaged.npz").read_bytes())
+    damaged[90:120] = bytes(30)
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    np.savez(tmp_path / "objects.npz", x=np.array([None]))
+    np.savez(tmp_path / "scalar.npz", x=np.uint8(3))
+    np.savez(tmp_path / "nothing.npz", x=np.zeros((3, 0, 0), np.uint8))
+    np.savez(tmp_path / "rgba.npz", x=np.zeros((2, 9, 9, 4), np.uint8))
+    (tmp_path / "folders" / "folder.png").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "empty.png").touch()
     with pytest.raises(OptionError, match=reason):
         load_faces(str(tmp_path / where), (48, 48, 1), 10)
 

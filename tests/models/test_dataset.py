@@ -92,14 +92,28 @@ def test_a_split_of_any_name_loads_and_has_no_duplicates_unless_the_file_says_so
     ("changes", "message"),
     [
         ({"some_x": np.zeros((3, 48, 48), np.float32)}, "uint8"),
+        ({"some_x": np.uint8(3)}, "uint8"),
+        ({"some_x": np.zeros((0, 48, 48), np.uint8)}, "nothing in its images"),
+        ({"some_x": np.zeros((3, 0, 48), np.uint8)}, "nothing in its images"),
         ({"some_votes": np.zeros((3, 7), np.uint8)}, "one row"),
+        ({"some_votes": np.full((3, 10), -1)}, "negative"),
+        ({"some_votes": np.full((3, 10), np.nan)}, "finite"),
+        ({"some_votes": np.full((3, 10), "1")}, "numbers"),
         ({"some_y": np.array([0, 3, 7], np.uint8)}, r"0\.\.6"),
+        ({"some_y": np.array([0, 3, 0.5])}, "whole labels"),
+        ({"some_y": np.array([0, 3, np.nan])}, "whole labels"),
+        ({"some_y": np.array(["sad"] * 3)}, "numbers"),
+        ({"some_y": np.uint8(3)}, "one row"),
+        ({"some_in_train": np.zeros(2, bool)}, "one row"),
+        ({"classes": np.array([*EMOTIONS[1:], "joy"])}, "classes are"),
+        ({"vote_columns": np.array(VOTE_COLUMNS[:9])}, "vote_columns are"),
+        ({"vote_columns": np.float64(1)}, "vote_columns are"),
     ],
 )
 def test_arrays_of_the_wrong_form_are_refused(
     tmp_path: Path, changes: dict[str, np.ndarray], message: str
 ) -> None:
-    """A wrong dtype, a vote table that is not FER+'s and an impossible label are named in the error."""
+    """What is no image, vote, label or mark, or no row for each image, is named in the error."""
     with pytest.raises(DataError, match=message):
         load_split(write(tmp_path / "bad.npz", **changes), "some")
 
@@ -115,5 +129,28 @@ def test_a_missing_or_foreign_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_split(tmp_path / "none.npz", "val")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(DataError, match="not a readable"):
+    with pytest.raises(DataError, match=r"not a \.npz"):
         load_split(tmp_path / "text.npz", "val")
+
+
+def test_labels_and_votes_are_read_by_the_names_that_the_file_gives_them(tmp_path: Path) -> None:
+    """With `classes` and `vote_columns` in another order, the same faces have the same labels and votes."""
+    counts = np.arange(30).reshape(3, 10)
+    reordered = write(
+        tmp_path / "a.npz",
+        some_y=np.array([6, 3, 0], np.uint8),
+        some_votes=counts[:, ::-1],
+        classes=np.array(EMOTIONS[::-1]),
+        vote_columns=np.array(VOTE_COLUMNS[::-1]),
+    )
+    split = load_split(reordered, "some")
+    assert [EMOTIONS[label] for label in split.labels] == ["angry", "happy", "surprise"]
+    assert np.array_equal(split.votes, counts)
+
+
+@pytest.mark.parametrize("unit", [0.1, 100, 2**40])
+def test_votes_are_ranked_as_they_are(tmp_path: Path, unit: float) -> None:
+    """Shares are not cut to whole numbers, and counts beyond a byte don't wrap round."""
+    most = np.concatenate([votes(anger=4, fear=3), votes(sadness=5, neutral=4), votes(happiness=10)])
+    split = load_split(write(tmp_path / "a.npz", some_votes=most.astype(int) * unit), "some")
+    assert [EMOTIONS[emotion] for emotion in majority(split.votes)] == ["angry", "sad", "happy"]
