@@ -24,7 +24,8 @@ from models.metrics import (
     confusion_matrix,
     expected_calibration_error,
 )
-from models.predictor import ModelError, load_predictor
+from models.networks import ModelError
+from models.predictor import load_predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def evaluate_command(
 
     Example: python -m models evaluate models/build/modelo_emociones.onnx --data fer2013_train_val.npz --json
     """
+    if plot is not None:
+        check_plot(plot)
     try:
         faces = load_split(data, split)
         predictor = load_predictor(model, timed=True)
@@ -99,9 +102,19 @@ def evaluate_command(
 
         plot_confusion(np.array(result.confusion), EMOTIONS, plot)
     if as_json:
-        typer.echo(json.dumps(asdict(result)))
+        typer.echo(json.dumps(asdict(result), allow_nan=False))
     else:
         _print(result, model)
+
+
+def check_plot(plot: Path) -> None:
+    """Refuse a picture that could not be drawn once everything is measured. Raises typer.BadParameter."""
+    from models.plots import check_picture
+
+    try:
+        check_picture(plot)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--plot") from None
 
 
 def _print(result: Evaluation, model: Path) -> None:

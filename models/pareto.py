@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.dataset import DataError, Split, load_split
-from models.evaluate import evaluate
-from models.predictor import ModelError, Predictor, load_predictor
+from models.evaluate import check_plot, evaluate
+from models.networks import ModelError
+from models.predictor import Predictor, load_predictor
 
 _TURNS = 30
 _UNCOUNTED, _COUNTED = 5, 10
@@ -46,9 +48,17 @@ def pareto_command(
 
     Example: python -m models pareto models/build/*.onnx --data fer2013_train_val.npz
     """
+    if plot is not None:
+        check_plot(plot)
+    try:
+        names = distinct_names(models)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="MODELS") from None
     try:
         faces = load_split(data, split)
-        predictors = {path.stem: load_predictor(path, timed=True) for path in models}
+        predictors = {
+            name: load_predictor(path, timed=True) for name, path in zip(names, models, strict=True)
+        }
         variants = compare(predictors, faces)
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -58,7 +68,7 @@ def pareto_command(
 
         plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in variants]))
+        typer.echo(json.dumps([asdict(each) for each in variants], allow_nan=False))
         return
     table = Table("variant", "FER+ accuracy", "ece", "disgust", "fear", "ms per face", "front")
     for each in variants:
@@ -67,6 +77,22 @@ def pareto_command(
             each.name, *(f"{figure:.3f}" for figure in figures), "*" if on_front(each, variants) else ""
         )
     Console().print(table)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its stem, or where others have the same, the shortest end of its path that they
+    don't have. Raises ValueError for a path that is given twice."""
+    if len(set(paths)) < len(paths):
+        raise ValueError("give each file once")
+    names = [path.stem for path in paths]
+    length = 0
+    while len(set(names)) < len(names):
+        length += 1
+        names = [
+            "/".join(path.parts[-length:]) if names.count(name) > 1 else name
+            for name, path in zip(names, paths, strict=True)
+        ]
+    return names
 
 
 def compare(predictors: dict[str, Predictor], faces: Split) -> list[Variant]:

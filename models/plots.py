@@ -10,7 +10,21 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from numpy.typing import NDArray
+
+
+def check_picture(path: Path) -> None:
+    """Raise ValueError where no picture can be drawn into `path`: before hours of work, not after."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise ValueError(
+            f"{path}: name it by a kind of picture, such as .png (known: {', '.join(sorted(kinds))})"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder")
 
 
 def plot_confusion(confusion: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:

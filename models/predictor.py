@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.dataset import EMOTIONS
+from models.networks import ModelError, are_probabilities, load_network
 
 Faces = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -21,23 +22,33 @@ _WARM_UP_RUNS = 20
 _TIMED_RUNS = 300
 
 
-class ModelError(ValueError):
-    """The model file is missing, unreadable or not an emotion classifier; the message says which."""
-
-
 class Predictor:
-    """A loaded model. `run` maps uint8 [n, height, width, channels] of the model's size to float32 [n, 7]."""
+    """A loaded model, by the `name` that errors give it.
 
-    def __init__(self, run: Callable[[Faces], Probabilities], height: int, width: int, channels: int) -> None:
+    `run` maps uint8 [n, height, width, channels] of the model's size to float32 [n, 7].
+    """
+
+    def __init__(
+        self, name: str, run: Callable[[Faces], Probabilities], height: int, width: int, channels: int
+    ) -> None:
         self.run = run
+        self._name = name
         self._height, self._width, self._channels = height, width, channels
 
     def probabilities(self, images: Faces) -> Probabilities:
-        """Return probabilities float32 [n, 7] in the order of EMOTIONS for grey faces uint8 [n, h, w]."""
+        """Return probabilities float32 [n, 7] in the order of EMOTIONS for grey faces uint8 [n, h, w].
+
+        Raises ModelError when what the model gives are none.
+        """
         batches = [
             self.run(self.prepared(images[start : start + _BATCH])) for start in range(0, len(images), _BATCH)
         ]
-        return np.concatenate(batches) if batches else np.zeros((0, len(EMOTIONS)), np.float32)
+        answers = np.concatenate(batches) if batches else np.zeros((0, len(EMOTIONS)), np.float32)
+        if not np.isfinite(answers).all():
+            raise ModelError(f"{self._name}: answers NaN or infinity")
+        if not are_probabilities(answers):
+            raise ModelError(f"{self._name}: gives logits, not probabilities: export it first")
+        return answers
 
     def ms_per_face(self, images: Faces) -> float:
         """Return the median milliseconds of one face by itself, on one thread, resizing not counted."""
@@ -80,53 +91,50 @@ def _load_onnx(path: Path) -> Predictor:
     # ONNX Runtime's Linux wheels may send telemetry; the switch works only before the import.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime as ort
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidArgument, InvalidProtobuf) as error:
-        raise ModelError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+    except Exception as error:  # pybind11 exceptions without a common base but Exception.
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
     about = session.get_modelmeta().custom_metadata_map
     try:
-        labels = json.loads(about["visionai.labels"])
-        size = json.loads(about["visionai.input"])
+        labels, size = json.loads(about["visionai.labels"]), json.loads(about["visionai.input"])
+        order = [labels.index(name) for name in EMOTIONS]
         height, width, channels = int(size["height"]), int(size["width"]), 1 if size["color"] == "gray" else 3
-    except KeyError as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path}: lacks {error} in its metadata; convert it with python -m conversion"
+            f"{path}: its metadata does not describe an emotion classifier ({type(error).__name__}: {error});"
+            " convert it with python -m conversion"
         ) from error
-    if sorted(labels) != sorted(EMOTIONS):
-        raise ModelError(f"{path}: its labels are {', '.join(labels)}, not the seven emotions")
-    order = [labels.index(name) for name in EMOTIONS]
+    ends = [(end.name, end.type, end.shape[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
+    expected = [("images", "tensor(uint8)", [height, width, channels])]
+    expected += [("probabilities", "tensor(float)", [len(EMOTIONS)])]
+    if ends != expected or len(labels) != len(EMOTIONS):
+        raise ModelError(f"{path}: takes and gives {ends}, not {expected}")
 
     def run(faces: Faces) -> Probabilities:
         probabilities: Probabilities = session.run(["probabilities"], {"images": faces})[0]
         return probabilities[:, order]
 
-    return Predictor(run, height, width, channels)
+    return Predictor(str(path), run, height, width, channels)
 
 
 def _load_keras(path: Path, timed: bool) -> Predictor:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
     import tensorflow as tf
 
     if timed:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-    try:
-        network = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: Keras cannot load it ({error})") from error
+    network = load_network(path)
     _, height, width, channels = network.input_shape
-    if network.output_shape[-1] != len(EMOTIONS):
-        raise ModelError(f"{path}: has {network.output_shape[-1]} outputs, not {len(EMOTIONS)}")
     graph = tf.function(lambda faces: network(tf.cast(faces, tf.float32), training=False), autograph=False)
 
     def run(faces: Faces) -> Probabilities:
         probabilities: Probabilities = graph(tf.constant(faces)).numpy()
         return probabilities
 
-    return Predictor(run, height, width, channels)
+    return Predictor(str(path), run, height, width, channels)

@@ -1,10 +1,12 @@
 """Accuracy against time: mirrored looks, and who is on the front."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from models.dataset import VOTE_COLUMNS, Split
-from models.pareto import Variant, compare, on_front
+from models.pareto import Variant, compare, distinct_names, on_front
 from models.predictor import Predictor
 
 
@@ -17,14 +19,23 @@ def test_the_front_holds_what_nothing_faster_beats() -> None:
     assert [on_front(row, rows) for row in rows] == [True, False, True]
 
 
+def test_files_of_one_name_are_told_apart() -> None:
+    """Each file is a row of its own: by its stem, else by suffix, else by as many folders as it takes."""
+    paths = ["a.onnx", "old/a.keras", "new/b.onnx", "old/b.onnx", "x/y/c.onnx", "z/y/c.onnx", "d.onnx"]
+    names = distinct_names([Path(path) for path in paths])
+    assert names == ["a.onnx", "a.keras", "new/b.onnx", "old/b.onnx", "x/y/c.onnx", "z/y/c.onnx", "d"]
+    with pytest.raises(ValueError, match="once"):
+        distinct_names([Path("a.onnx"), Path("./a.onnx")])
+
+
 def test_a_mirrored_look_is_averaged_with_the_plain_one() -> None:
     """A network that only sees the left edge is right about a face lit from the right once it is mirrored."""
 
     def lit_left_is_happy(faces: np.ndarray) -> np.ndarray:
         lit = faces[:, 0, 0, 0] > 0
-        probabilities = np.full((len(faces), 7), 0.04, np.float32)
-        probabilities[~lit, 4] = 0.6
-        probabilities[lit, 3] = 0.9
+        probabilities = np.full((len(faces), 7), 0.02, np.float32)
+        probabilities[~lit, 3], probabilities[~lit, 4] = 0.3, 0.6
+        probabilities[lit, 3] = 0.88
         return probabilities
 
     images = np.zeros((2, 48, 48), np.uint8)
@@ -33,6 +44,8 @@ def test_a_mirrored_look_is_averaged_with_the_plain_one() -> None:
     votes = np.zeros((2, len(VOTE_COLUMNS)), np.uint8)
     votes[:, VOTE_COLUMNS.index("happiness")] = 10
     split = Split(images, np.array([3, 3]), votes, np.zeros(2, bool))
-    rows = {row.name: row for row in compare({"edge": Predictor(lit_left_is_happy, 48, 48, 1)}, split)}
+    rows = {
+        row.name: row for row in compare({"edge": Predictor("edge", lit_left_is_happy, 48, 48, 1)}, split)
+    }
     assert rows["edge"].ferplus_accuracy == pytest.approx(0.5)
     assert rows["edge + mirrored"].ferplus_accuracy == pytest.approx(1.0)

@@ -1,0 +1,188 @@
+"""`evaluate` and `pareto` on model files and pictures that are no such, and on networks that give no probabilities."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from models.__main__ import app
+from models.architecture import INPUT_SIDE, VARIANTS, build
+from models.networks import ModelError, load_network, load_trained
+
+# Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three happy faces."""
+    path: Path = tmp_path_factory.mktemp("faces") / "faces.npz"
+    votes = np.zeros((3, 10), np.uint8)
+    votes[:, 1] = 10
+    faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48), dtype=np.uint8)
+    np.savez(path, val_x=faces, val_y=np.full(3, 3), val_votes=votes)
+    return path
+
+
+def network(
+    *,
+    inputs: int = 1,
+    shape: tuple[int | None, ...] = (48, 48, 1),
+    outputs: int = 7,
+    dictionary: bool = False,
+) -> keras.Model:
+    """A network that could tell emotions from such images."""
+    images = [keras.Input(shape) for _ in range(inputs)]
+    joined = keras.layers.Add()(images) if inputs > 1 else images[0]
+    scores = keras.layers.Dense(outputs, activation="softmax")(keras.layers.GlobalAveragePooling2D()(joined))
+    return keras.Model(images if inputs > 1 else images[0], {"scores": scores} if dictionary else scores)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Unknown(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer that will not be known when its network is loaded."""
+
+    def call(self, inputs: Any) -> Any:
+        """Pass on."""
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: network(shape=(None, None, 1)), r"takes \[None, None, None, 1\]"),
+        (lambda: network(shape=(48, 48, 4)), r"takes \[None, 48, 48, 4\]"),
+        (lambda: network(inputs=2), "takes"),
+        (lambda: network(dictionary=True), "gives dict"),
+        (lambda: network(outputs=5), r"gives \[1, 5\]"),
+    ],
+)
+def test_a_network_of_another_form_is_refused(
+    make: Callable[[], keras.Model], message: str, tmp_path: Path
+) -> None:
+    """One image of a fixed size in, seven scores out: anything else is named."""
+    make().save(tmp_path / "model.keras")
+    with pytest.raises(ModelError, match=message):
+        load_network(tmp_path / "model.keras")
+
+
+def test_what_keras_cannot_load_is_refused(tmp_path: Path) -> None:
+    """A missing file, one that is something else, and a class that is not known here."""
+    with pytest.raises(ModelError, match="no such file"):
+        load_network(tmp_path / "none.keras")
+    (tmp_path / "text.keras").write_text("hello")
+    with pytest.raises(ModelError, match="Keras cannot load it"):
+        load_network(tmp_path / "text.keras")
+    keras.Sequential([keras.Input((48, 48, 1)), Unknown(), keras.layers.Flatten()]).save(
+        tmp_path / "own.keras"
+    )
+    registered = keras.saving.get_custom_objects()
+    kept = registered.pop("tests>Unknown")
+    try:
+        with pytest.raises(ModelError, match="Keras cannot load it") as caught:
+            load_network(tmp_path / "own.keras")
+    finally:
+        registered["tests>Unknown"] = kept
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((96, 96, 1), "not grey faces"), ((48, 48, 3), "not grey faces"), ((48, 48, 1), "exported already")],
+)
+def test_a_network_that_training_does_not_leave_is_refused(
+    shape: tuple[int, int, int], message: str, tmp_path: Path
+) -> None:
+    """What is trained on, labels or is exported takes grey faces of 48x48 and gives logits."""
+    network(shape=shape).save(tmp_path / "model.keras")
+    with pytest.raises(ModelError, match=message):
+        load_trained(tmp_path / "model.keras", INPUT_SIDE)
+
+
+def labelled_onnx(path: Path, **metadata: str) -> Path:
+    """An ONNX file with the ends of an emotion model, and this metadata."""
+    tensor = onnx.helper.make_tensor_value_info
+    images = tensor("images", onnx.TensorProto.UINT8, ["batch", 48, 48, 1])
+    answers = tensor("probabilities", onnx.TensorProto.FLOAT, ["batch", 7])
+    number = onnx.helper.make_tensor("number", onnx.TensorProto.FLOAT, [7], [0.0] * 6 + [1.0])
+    nodes = [
+        onnx.helper.make_node("Cast", ["images"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("GlobalAveragePool", ["floats"], ["mean"]),
+        onnx.helper.make_node("Flatten", ["mean"], ["flat"]),
+        onnx.helper.make_node("ReduceMax", ["flat"], ["most"], axes=[1], keepdims=1),
+        onnx.helper.make_node("Mul", ["most", "number"], ["probabilities"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [images], [answers], [number])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=f"visionai.{key}", value=value)
+    onnx.save(model, path)
+    return path
+
+
+LABELS = json.dumps(["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"])
+SIZE = json.dumps({"height": 48, "width": 48, "color": "gray"})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "visionai.labels"),
+        ({"labels": "no JSON", "input": SIZE}, "does not describe an emotion classifier"),
+        ({"labels": "7", "input": SIZE}, "does not describe"),
+        ({"labels": '["happy", "sad"]', "input": SIZE}, "does not describe"),
+        ({"labels": LABELS, "input": "[48, 48]"}, "does not describe"),
+        ({"labels": LABELS, "input": SIZE.replace("48", "96")}, "takes and gives"),
+        # Well described, but what it answers is the brightness.
+        ({"labels": LABELS, "input": SIZE}, "gives logits, not probabilities: export it first"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "pareto"])
+def test_a_wrong_onnx_file_ends_in_one_line(
+    command: str, metadata: dict[str, str], message: str, tmp_path: Path, data: Path
+) -> None:
+    """What describes itself wrongly or gives no probabilities is named, by either command, and nothing is printed."""
+    path = labelled_onnx(tmp_path / "model.onnx", **metadata)
+    result = RUNNER.invoke(app, [command, str(path), "--data", str(data), "--json"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {path}: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"), [(0.0, "gives logits"), (float("nan"), "answers NaN or infinity")]
+)
+def test_figures_are_of_probabilities_only(bias: float, message: str, tmp_path: Path, data: Path) -> None:
+    """Logits are not scored as if they were probabilities, nor is a network that is broken."""
+    trained = build(VARIANTS["tiny"], "tiny")
+    kernel, _ = trained.get_layer("logits").get_weights()
+    trained.get_layer("logits").set_weights([kernel, np.full(7, bias, np.float32)])
+    trained.save(tmp_path / "tiny.keras")
+    from models.dataset import load_split
+    from models.predictor import load_predictor
+
+    with pytest.raises(ModelError, match=message):
+        load_predictor(tmp_path / "tiny.keras").probabilities(load_split(data, "val").images)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "pareto"])
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [("none/plot.png", "no such folder"), ("plot.xyz", "kind of picture"), (".", "kind of")],
+)
+def test_a_picture_is_refused_before_the_work(command: str, plot: str, message: str, tmp_path: Path) -> None:
+    """A place or kind of picture that cannot be is said at once: not even the data is looked for."""
+    options = ["model.onnx", "--data", "none.npz", "--plot", str(tmp_path / plot)]
+    result = RUNNER.invoke(app, [command, *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
