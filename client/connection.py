@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import os
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,7 +63,7 @@ class Connection:
         """Connect and read the welcome, all within `timeout` seconds.
 
         Raises:
-            CannotConnect: nothing answers, or it speaks no WebSocket.
+            CannotConnect: nothing answers, it speaks no WebSocket, or its certificate is not trusted.
             ProtocolViolation: it speaks WebSocket but is no VisionAI server.
             Unauthorized, Overloaded, RateLimited, ShuttingDown: the server refuses the connection.
         """
@@ -94,10 +95,7 @@ class Connection:
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
-            raise CannotConnect(
-                f"nothing answers at {_where(url)} ({_reason(error)}): check that the service runs "
-                "(`visionai serve` starts one) and that host and port are right"
-            ) from None
+            raise CannotConnect(_unreachable(url, error)) from None
         except WebSocketException as error:
             raise CannotConnect(
                 f"{_where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
@@ -182,11 +180,33 @@ def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
         waiter.set_exception(error)
 
 
+def _unreachable(url: str, error: OSError) -> str:
+    """What keeps a connection from being opened, and what to do about it."""
+    where = _where(url)
+    match error:
+        case ssl.SSLCertVerificationError():
+            return (
+                f"{where}: its certificate is not trusted (certificate verify failed: {error.verify_message}); "
+                "set SSL_CERT_FILE to the file of its authority, where that is one of your own"
+            )
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return f"{where} does not speak TLS: try ws://"
+        case ssl.SSLError():
+            return f"{where}: TLS failed ({error.reason or error})"
+        case ConnectionResetError() if url.startswith("wss:"):
+            # How a server ends that cannot make sense of a TLS handshake; after it, the library has errors of its own.
+            return f"{where} does not speak TLS: try ws:// (it closed the connection in the handshake)"
+    return (
+        f"nothing answers at {where} ({_reason(error)}): check that the service runs "
+        "(`visionai serve` starts one) and that host and port are right"
+    )
+
+
 def _reason(error: OSError) -> str:
     """Why connecting failed: the system's own words, where asyncio replaced them by the call and its arguments."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
 
 
 def _where(url: str) -> str:
