@@ -369,5 +369,8 @@ class AsyncClient:
 
     async def _introduce(self, connection: Connection) -> None:
         """Set this client's defaults on a new connection. Replies need no order: each finds its request by id."""
-        if "configure" in connection.welcome.commands:
+        welcome = connection.welcome
+        if welcome.authentication == "required" and not self._token and "token" not in self._configuration:
+            return  # refused without a token, as all but `health` is: whatever is asked for will say so
+        if "configure" in welcome.commands:
             await connection.exchange(Request("configure", {"ordered": False, **self._configuration}))

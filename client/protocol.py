@@ -20,12 +20,16 @@ Waiter = TypeVar("Waiter")
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What a server says of itself before it is asked. `commands` is empty where it does not list them."""
+    """What a server says of itself before it is asked. `commands` is empty where it does not list them.
+
+    `authentication` is ``off``, ``optional`` or ``required``.
+    """
 
     message: str
     version: str
     protocol: int
     commands: frozenset[str]
+    authentication: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def parse_welcome(frame: str | bytes) -> Welcome:
         version=str(message.get("version", "")),
         protocol=protocol if isinstance(protocol, int) else 1,
         commands=frozenset(commands) if isinstance(commands, Mapping | list) else frozenset(),
+        authentication=str(message.get("authentication", "off")),
     )
 
 

@@ -59,6 +59,8 @@ export interface Welcome {
   /** Left out by servers of protocol 1. */
   protocol?: number;
   commands: Record<string, unknown>;
+  /** Left out by servers that look at no token. */
+  authentication?: "optional" | "required";
 }
 
 export interface Emotion {

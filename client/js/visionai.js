@@ -517,7 +517,9 @@ export class VisionAI extends EventTarget {
       throw this.#closed;
     }
     const { commands, ...welcome } = connection.welcome;
-    if (commands?.configure !== undefined) {
+    // Without a token, where one is required, configuring is refused, as all but `health` is: requests will say so.
+    const nameless = welcome.authentication === "required" && !this.#options.token && !this.#configuration.token;
+    if (commands?.configure !== undefined && !nameless) {
       // Replies need no order: each finds its request by id. A server that asks for tokens is told in its first
       // message: browsers cannot set headers.
       const token = welcome.authentication ? this.#options.token : undefined;

@@ -36,6 +36,15 @@ client.close();
 """
 
 
+HEALTH_SCRIPT = f"""
+import {{ VisionAI }} from "{(ROOT / "client/js/visionai.js").as_uri()}";
+const client = new VisionAI(process.argv[2]);
+console.log((await client.health()).status);
+await client.emotions().catch((error) => console.log(error.name));
+client.close();
+"""
+
+
 async def output(folder: Path, *command: str, **environment: str) -> tuple[int | None, str]:
     """The exit code and what a program prints."""
     (folder / "face.jpg").write_bytes(FACE)
@@ -49,6 +58,13 @@ async def output(folder: Path, *command: str, **environment: str) -> tuple[int |
     async with asyncio.timeout(TIMEOUT):
         out, err = await process.communicate()
     return process.returncode, (out + err).decode()
+
+
+def node() -> str:
+    """Node.js, as it is called here."""
+    found = shutil.which("node")
+    assert found is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
+    return found
 
 
 def users(database: str) -> set[Any]:
@@ -77,17 +93,37 @@ async def test_the_python_client_and_the_command_line_bring_a_token(
     assert users(database) == {"anna"}
 
 
+async def test_the_python_client_and_the_command_line_ask_for_health_without_a_token(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Where a token is required, what may be asked without one is answered, and the rest says what it lacks."""
+    async with serve(**REQUIRED) as running:
+        async with AsyncClient(running.url) as client:
+            assert (await client.health()).status == "healthy"
+            with pytest.raises(Unauthorized):
+                await client.emotions()
+        command = (sys.executable, "-m", "client", "health", "--url", running.url)
+        code, text = await output(tmp_path, *command)
+        assert (code, "healthy" in text) == (0, True), text
+
+
+async def test_the_javascript_client_asks_for_health_without_a_token(serve: Serve, tmp_path: Path) -> None:
+    """As the Python client does."""
+    (tmp_path / "script.mjs").write_text(HEALTH_SCRIPT)
+    async with serve(**REQUIRED) as running:
+        _, text = await output(tmp_path, node(), "--experimental-websocket", "script.mjs", running.url)
+    assert text.splitlines()[:2] == ["healthy", "Unauthorized"], text
+
+
 async def test_the_javascript_client_brings_a_token_in_its_first_message(
     serve: Serve, database: str, tmp_path: Path
 ) -> None:
     """Commands without a token of their own are answered too."""
-    node = shutil.which("node")
-    assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
     (tmp_path / "script.mjs").write_text(SCRIPT)
     flags = ("--experimental-websocket", "script.mjs")
 
     async def script(running: Running, token: str) -> str:
-        return (await output(tmp_path, node, *flags, running.url, token))[1]
+        return (await output(tmp_path, node(), *flags, running.url, token))[1]
 
     async with serve(**REQUIRED) as running:
         assert (await script(running, TOKEN)).startswith("happy 7")
