@@ -75,7 +75,7 @@ def predict(
     """
     chosen = Format.JSON if as_json else format
     try:
-        found = collect(images or [], folder or [], recursive=recursive, read_stdin=sys.stdin.buffer.read)
+        found = collect(images or [], folder or [], recursive=recursive, read_stdin=_read_stdin)
         annotator = Annotator(annotate, found) if annotate is not None else None
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
@@ -83,6 +83,15 @@ def predict(
     failed = asyncio.run(_predict(client, found, chosen, annotator, detect, max_faces, concurrency))
     if failed:
         raise typer.Exit(ExitCode.IMAGE_FAILED)
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise InputError("- is standard input, which is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from None
 
 
 async def _predict(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import ROOT, TIMEOUT, VisionAI
+from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, run_command
 from tests.client.peer import V1_COMMANDS, Peer, image
 
 
@@ -86,6 +86,20 @@ async def test_images_come_from_patterns_urls_and_stdin(peer: Peer, visionai: Vi
     rows = json.loads(done.out)
     assert [row["emotion_name"] for row in rows] == ["disgust", "fear", "happy"]
     assert rows[0]["file"] == "-"
+
+
+async def test_closed_stdin_matters_only_where_it_is_read(peer: Peer, photos: Path) -> None:
+    """Started with <&-, files are predicted as ever, and - is a usage error that says why."""
+
+    async def run(argument: str, redirection: str) -> Completed:
+        command = f"exec {sys.executable} -m client predict {argument} --url {peer.url} {redirection}"
+        return await run_command(["sh", "-c", command], folder=photos)
+
+    done = await run("a.jpg", "<&-")
+    assert (done.code, "happy" in done.out) == (0, True), done.err
+    for redirection, reason in (("<&-", "which is closed"), ("0>written", "cannot be read")):
+        done = await run("-", redirection)
+        assert (done.code, "Traceback" in done.err, reason in done.err) == (ExitCode.USAGE, False, True), done
 
 
 async def test_json_is_the_servers_reply(peer: Peer, visionai: VisionAI, photos: Path) -> None:
