@@ -6,15 +6,16 @@ import sys
 
 import typer
 
-from client.cli.exit_codes import HELP, exit_code_of
+from client.cli.exit_codes import HELP, ExitCode, exit_code_of
 from client.cli.predict import predict
 from client.cli.queries import emotions, health, model_info
 from client.cli.records import history, stats
 from client.cli.reload import reload
 from client.cli.serve import serve
+from client.cli.stdout import OutputFailed, checked_output
 from client.cli.top import top
 from client.cli.watch import watch
-from client.errors import VisionAIError
+from client.errors import Unauthorized, VisionAIError
 
 app = typer.Typer(
     name="visionai",
@@ -38,7 +39,13 @@ app.command()(reload)
 def main() -> None:
     """Run the command line; ends with one of the exit codes of `client.cli.exit_codes`."""
     try:
-        app()
+        with checked_output():
+            app()
     except VisionAIError as error:
-        print(f"visionai: {error.message}", file=sys.stderr)
+        remedy = " (--token or VISIONAI_TOKEN)" if isinstance(error, Unauthorized) else ""
+        print(f"visionai: {error.message}{remedy}", file=sys.stderr)
         sys.exit(exit_code_of(error))
+    except OutputFailed as error:
+        if error.reason:
+            print(f"visionai: the output cannot be written: {error.reason}", file=sys.stderr)
+        sys.exit(ExitCode.OUTPUT_FAILED)

@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     CANNOT_CONNECT = 3
     SERVER_ERROR = 4
     UNAUTHORIZED = 5
+    OUTPUT_FAILED = 6
     INTERRUPTED = 130
 
 
@@ -28,6 +29,7 @@ HELP = "\n\n".join(  # a blank line, or the help page would run them together
         "3 cannot connect, or the connection was lost for good",
         "4 the server answered with an error, or is not healthy",
         "5 the server asks for a token, or refuses this one",
+        "6 the output cannot be written, as on a full disk, or its reader has gone",
         "130 interrupted with Ctrl-C",
     ]
 )

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,46 @@ async def test_a_reader_that_leaves_is_no_crash(peer: Peer, photos: Path) -> Non
         out, err = await process.communicate()
     assert json.loads(out)["emotion_name"] == "happy"
     assert b"Traceback" not in err
+
+
+@pytest.fixture(params=["full", "gone"])
+def failing_output(request: pytest.FixtureRequest) -> Iterator[tuple[int, bytes]]:
+    """A file that takes nothing, and what is to be said of it: a full disk, and a pipe whose reader has gone."""
+    if request.param == "full":
+        output, said = os.open("/dev/full", os.O_WRONLY), b"No space left on device"
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+        said = b""
+    yield output, said and b"visionai: the output cannot be written: " + said + b"\n"
+    os.close(output)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("emotions",),
+        ("emotions", "--json"),
+        ("predict", "a.jpg", "-f", "csv"),
+        ("predict", "a.jpg"),
+        ("--help",),
+    ],
+)
+async def test_output_that_cannot_be_written_is_code_6(
+    peer: Peer, photos: Path, arguments: tuple[str, ...], failing_output: tuple[int, bytes]
+) -> None:
+    """A full disk is one line and a reader that has gone is none, whatever was being written."""
+    output, said = failing_output
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", *arguments),
+        cwd=photos,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "VISIONAI_URL": peer.url},
+        stdout=output,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(TIMEOUT):
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (ExitCode.OUTPUT_FAILED, said)
 
 
 async def test_a_folder_on_a_terminal_has_a_progress_bar(peer: Peer, photos: Path) -> None:
