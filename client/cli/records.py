@@ -21,6 +21,11 @@ from client.results import Stats, StoredPrediction
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_BAR_WIDTH = 24
+
+_OTHERS_WIDTH = 48
+"""Columns of the terminal that the table takes beside the counts over time, with short bars and long numbers."""
+
 _PAGE = 200
 """Rows asked for at once."""
 
@@ -65,11 +70,14 @@ def stats(
     console = Console()
     columns = ["Emotion", "Count", "Share", "", "Confidence", *(["Over time"] if buckets else [])]
     table = plain_table(*columns)
+    table.columns[3].max_width = _BAR_WIDTH
+    # The bars of the shares give way first; only what would not fit beside the other columns is folded.
+    table.columns[-1].no_wrap = 0 < buckets <= console.width - _OTHERS_WIDTH
     for name, entry in sorted(found.emotions.items(), key=lambda item: -item[1].count):
         share = entry.count / found.count if found.count else 0.0
         confidence = percent(entry.mean_confidence) if entry.mean_confidence is not None else ""
         over_time = [sparkline([bucket.get(name, 0) for bucket in found.buckets])] if buckets else []
-        bar = Bar(1, 0, share, width=24)
+        bar = Bar(1, 0, share)
         table.add_row(name, str(entry.count), percent(share), bar, confidence, *over_time)
     console.print(table)
     latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())

@@ -313,6 +313,7 @@ class Peer:
                         "sad": {"count": 1, "mean_confidence": 0.5},
                     },
                     latency_ms={"p50": 1.2, "p99": 3.4},
+                    buckets=[{}] * message.get("buckets", 0),
                 )
             case _:
                 return _success("pong")

@@ -45,6 +45,19 @@ async def test_stats_show_how_counts_changed(service: ServiceProcess, visionai: 
     assert happy.rstrip().endswith("▁▁▁▁▁▁▁▁▁▁▁█")
 
 
+@pytest.mark.parametrize(("buckets", "lines"), [(0, 4), (24, 4), (32, 4), (60, 8)])
+async def test_stats_keep_to_a_line_where_they_can(
+    peer: Peer, visionai: VisionAI, buckets: int, lines: int
+) -> None:
+    """On 80 columns the bars of the shares give way to as many parts as fit; more are folded, and none is lost."""
+    arguments = ("stats", "--window", "24h", "--buckets", str(buckets), "--url", peer.url)
+    done = await visionai(*arguments, environment={"COLUMNS": "80"})
+    assert done.code == 0, done.err
+    assert (len(done.out.splitlines()), done.out.count("▁")) == (lines, 2 * buckets)
+    assert "75.0 %" in done.out
+    assert "80.0" not in done.out
+
+
 @pytest.mark.parametrize("window", ["soon", "0h", "-1h", "1w"])
 async def test_a_window_is_a_duration(visionai: VisionAI, window: str) -> None:
     """Anything but a duration above zero is a usage error."""
