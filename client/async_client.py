@@ -150,7 +150,7 @@ class AsyncClient:
         """The emotion in an image.
 
         Args:
-            image: the bytes of a JPEG, PNG or WebP file, or the path of one.
+            image: the bytes of a JPEG, PNG, WebP or BMP file, or the path of one.
             detect: ``auto`` finds faces and scores the whole image where there is none, ``always`` fails with
                 `NoFace` then, ``never`` takes the image for a face crop. None is the server's choice (auto).
             max_faces: answer for this many faces at most, the largest first.

@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 
 from client.async_client import ImageSource
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 class InputError(ValueError):
@@ -82,7 +82,7 @@ def _in_folder(folder: Path, recursive: bool) -> list[Path]:
     entries = folder.rglob("*") if recursive else folder.iterdir()
     images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
-        raise InputError(f"no images (JPEG, PNG or WebP) in {folder}")
+        raise InputError(f"no images (JPEG, PNG, WebP or BMP) in {folder}")
     return images
 
 

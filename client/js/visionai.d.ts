@@ -1,6 +1,6 @@
 /** Client of a VisionAI server, for browsers and Node 22 or newer. */
 
-/** The bytes of an image file: JPEG, PNG or WebP. */
+/** The bytes of an image file: JPEG, PNG, WebP or BMP. */
 export type ImageSource = Blob | ArrayBuffer | ArrayBufferView;
 
 export type Detect = "auto" | "always" | "never";

@@ -340,7 +340,7 @@ export class VisionAI extends EventTarget {
     this.#connection?.close();
   }
 
-  /** The emotion in an image: a Blob, an ArrayBuffer or a typed array with a JPEG, PNG or WebP file. */
+  /** The emotion in an image: a Blob, an ArrayBuffer or a typed array with a JPEG, PNG, WebP or BMP file. */
   async predict(image, { detect, maxFaces, priority, timeoutMs, signal } = {}) {
     const bytes = await bytesOf(image);
     const fields = { detect, max_faces: maxFaces, priority, token: this.#options.token };

@@ -45,6 +45,14 @@ def test_folders_give_their_images(folder: Path) -> None:
     assert str(folder / "deep" / "c.webp") in names(str(folder), recursive=True)
 
 
+def test_every_kind_that_is_served_is_an_image(tmp_path: Path) -> None:
+    """Of a folder, what the server reads is taken, whatever the case of its suffix."""
+    served = ("a.jpg", "b.jpeg", "c.PNG", "d.webp", "e.bmp")
+    for name in (*served, "f.gif", "g.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert names(str(tmp_path)) == [str(tmp_path / name) for name in served]
+
+
 def test_a_file_url_is_a_path(folder: Path) -> None:
     """Escapes in a file: URL are undone."""
     assert names((folder / "a[1].jpg").as_uri()) == [str(folder / "a[1].jpg")]
