@@ -72,6 +72,8 @@ def predict(
     """Recognise the emotions in images.
 
     Where the output is a terminal, folders show a progress bar with rate and remaining time.
+
+    Example: visionai predict face.jpg photos --format csv
     """
     chosen = Format.JSON if as_json else format
     try:

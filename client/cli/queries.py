@@ -25,7 +25,10 @@ def emotions(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """List the emotions that the server tells apart."""
+    """List the emotions that the server tells apart.
+
+    Example: visionai emotions --json
+    """
     found = ask(options.client_for(url, token, timeout), AsyncClient.emotions)
     if as_json:
         print_json(
@@ -44,7 +47,10 @@ def model_info(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Describe the model that the server runs."""
+    """Describe the model that the server runs.
+
+    Example: visionai model-info
+    """
     info = ask(options.client_for(url, token, timeout), AsyncClient.model_info)
     show(info.raw["info"], as_json)
 
@@ -55,7 +61,10 @@ def health(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Tell whether the server is well; exit code 4 where it is not."""
+    """Tell whether the server is well; exit code 4 where it is not.
+
+    Example: visionai health --url ws://127.0.0.1:8000/ws
+    """
     found = ask(options.client_for(url, token, timeout), AsyncClient.health)
     show({key: value for key, value in found.raw.items() if key not in ("id", "type")}, as_json)
     if found.status != "healthy":

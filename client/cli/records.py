@@ -57,7 +57,10 @@ def stats(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Count the predictions of the last hour by emotion, with mean confidence and latency."""
+    """Count the predictions of the last hour by emotion, with mean confidence and latency.
+
+    Example: visionai stats --window 24h --buckets 24
+    """
     seconds = seconds_of(window)
 
     async def question(client: AsyncClient) -> Stats:
@@ -96,7 +99,10 @@ def history(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Show the latest stored predictions: this user's, where the server knows users."""
+    """Show the latest stored predictions: this user's, where the server knows users.
+
+    Example: visionai history --limit 100 --format csv
+    """
     rows = asyncio.run(_rows(options.client_for(url, token, timeout), limit))
     chosen = Format.JSON if as_json else format
     if not rows and token is None:

@@ -27,6 +27,8 @@ def reload(
 
     No request fails meanwhile. Exit code 4 where it goes on with what it had, 3 where no service is found. What is
     read anew is the service's .env: that of its own folder.
+
+    Example: visionai reload
     """
     require_service()
     environment = os.environ | ({} if socket is None else {"CONTROL_SOCKET": str(socket)})

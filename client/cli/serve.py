@@ -28,6 +28,8 @@ def serve(
     """Start a server, as `python -m service` does.
 
     Other settings come from the environment and .env; arguments after -- go to the service.
+
+    Example: visionai serve --port 9000
     """
     require_service()
     settings = {"HOST": host, "PORT": port, "MODEL_PATH": model, "DATABASE_URL": database}

@@ -50,6 +50,8 @@ def top(
     """Watch a server: rate, latency by stage, queue, batch sizes, memory and CPU. Ctrl-C ends it.
 
     Reads /metrics on the server's port, and asks it for its statistics where it keeps any.
+
+    Example: visionai top --once
     """
     asyncio.run(_top(options.client_for(url, token, timeout), interval, once, as_json, token))
 

@@ -43,6 +43,8 @@ def watch(
     """Recognise the emotions before a camera, live, until Ctrl-C or the end of the video.
 
     The newest frame wins: frames that come while the server is busy are dropped, here or there.
+
+    Example: visionai watch --camera video.avi
     """
     view = Watched()
     try:

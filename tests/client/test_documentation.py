@@ -1,4 +1,4 @@
-"""Everything that docs/client.md shows is run."""
+"""Everything that docs/client.md and the help pages show is run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import cv2
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from client.async_client import DEFAULT_URL
+from client.cli import app
 from client.cli.exit_codes import ExitCode
 from tests.client.harness import FACE, ROOT, ServiceProcess, VisionAI, run_command
 from tests.client.peer import Peer
@@ -63,6 +68,29 @@ async def test_a_command_of_the_page(
     done = await visionai(*arguments[1:], stdin=stdin, environment={"VISIONAI_URL": url})
     assert done.code == 0, done.err
     assert done.out
+
+
+async def test_the_example_of_each_commands_help(folder: Path, visionai: VisionAI) -> None:
+    """Every command has one, and it ends well, on the service that the example of `serve` starts."""
+    root = cast("TyperGroup", get_command(app))
+    examples = {
+        name: re.findall(r"^Example: visionai (.+)$", command.help or "", re.MULTILINE)
+        for name, command in root.commands.items()
+    }
+    assert [name for name, found in examples.items() if len(found) != 1] == []
+    arguments = {name: shlex.split(found[0]) for name, found in examples.items()}
+    assert [words[0] for words in arguments.values()] == list(arguments)
+    # Port 9000 may be in use here.
+    serve = [word.replace("9000", "0") for word in arguments.pop("serve")]
+    service = ServiceProcess(folder, ("-m", "client", *serve))
+    try:
+        service.start()
+        for words in arguments.values():
+            here = [word.replace(DEFAULT_URL, service.url) for word in words]
+            done = await visionai(*here, environment={"VISIONAI_URL": service.url})
+            assert done.code == 0, (words, done)
+    finally:
+        service.stop()
 
 
 @pytest.mark.parametrize("code", blocks("python"))
