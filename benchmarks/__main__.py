@@ -41,6 +41,7 @@ from benchmarks.options import (
     errors,
     parse_numbers,
     parse_sizes,
+    require_folder,
     show,
 )
 from benchmarks.profile import profile as measure_profile
@@ -86,6 +87,7 @@ def short(
         return
     from benchmarks.suite import run_suite, steps
 
+    require_folder(out)
     begun = time.monotonic()
     machine = describe_machine(model)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -234,13 +236,13 @@ def sweep(
     from benchmarks.plots import plot_sweep
 
     (size,) = parse_sizes(size)
+    require_folder(OUT)
     workload = make_workload(size)
     with _target(url, model) as target, errors.status("sweep"):
         closed = list(sweep_clients(target, workload, CLIENTS, seconds))
         saturation = max(point.throughput for point in closed)
         rates = [share * saturation for share in SHARES]
         found = Sweep(size, saturation, closed, list(sweep_rates(target, workload, rates, seconds)))
-    OUT.mkdir(exist_ok=True)
     path = OUT / f"sweep-{size}.svg"
     path.write_text(plot_sweep(found))
     path.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))

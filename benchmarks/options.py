@@ -10,11 +10,12 @@ import orjson
 import typer
 from rich.console import Console
 
+from benchmarks.report import make_folder
 from benchmarks.tables import Grid
 from benchmarks.workload import SIZES, Detect
 
 # Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
-EXIT_WRONG, EXIT_NO_SERVER, EXIT_MISSED = 1, 3, 4
+EXIT_WRONG, EXIT_USAGE, EXIT_NO_SERVER, EXIT_MISSED = 1, 2, 3, 4
 
 # Wide enough for the load table also where output goes to a file.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 230)
@@ -56,6 +57,15 @@ def parse_numbers(text: str, option: str) -> list[int]:
     if min(numbers) < 1:
         raise typer.BadParameter("whole numbers from 1, by commas", param_hint=option)
     return numbers
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder where results go. Raises typer.Exit, after one line on standard error, where that fails."""
+    try:
+        make_folder(folder)
+    except OSError as exc:
+        print(f"benchmarks: cannot write results into {folder}: {exc.strerror}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:

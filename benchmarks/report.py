@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,6 +24,17 @@ dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem } d
 """
 
 Part = Grid | str
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, so that it is known before the measurements whether they can be kept.
+
+    Raises:
+        OSError: it cannot be made, or not written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_report(

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +164,25 @@ def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expec
     ended = benchmark(*arguments)
     assert ended.returncode == 2
     assert expected in ended.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("sweep",)], ids=["short set", "sweep"])
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line and exit code 2, and nothing was started."""
+
+    def started(*_: object) -> None:
+        pytest.fail("measured before the folder was looked at")
+
+    monkeypatch.setattr("benchmarks.suite.run_suite", started)
+    monkeypatch.setattr("benchmarks.__main__.started_service", started)
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "out"
+    monkeypatch.setattr("benchmarks.__main__.OUT", out)  # where a sweep is written
+    ended = CliRunner().invoke(app, [*command] if command else ["--out", str(out)])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == f"benchmarks: cannot write results into {out}: Not a directory\n"
 
 
 def test_a_sweep_goes_over_clients_and_rates() -> None:
