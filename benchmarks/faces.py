@@ -33,7 +33,10 @@ _LIFTS = (0.0, 0.05, 0.1)
 
 
 def measure_faces(
-    folder: Annotated[Path, typer.Argument(help="A folder of photos, perhaps with a labels.csv.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder of photos, perhaps with a labels.csv.", exists=True, file_okay=False),
+    ],
     model: Annotated[
         Path, typer.Option(help="The emotion network, with the detectors beside it.")
     ] = DEFAULT_MODEL,
@@ -49,7 +52,7 @@ def measure_faces(
     )
     right = 0
     labelled: list[tuple[Photo, list[Face], str]] = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
             photo = decoder.decode_photo(path.read_bytes())
         except RequestError:

@@ -198,7 +198,9 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
 
     open_loop: OpenLoop | None = None
     try:
-        await asyncio.gather(*(connect(client) for client in clients))
+        # Where the first cannot connect, none can: the others are not left behind half way.
+        await connect(clients[0])
+        await asyncio.gather(*(connect(client) for client in clients[1:]))
         if plan.rate is None:
             for client in clients:
                 for _ in range(plan.depth):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.report import make_folder
 from benchmarks.tables import Grid
+from benchmarks.target import check_url
 from benchmarks.workload import SIZES, Detect
 
 # Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
@@ -37,7 +38,21 @@ PatienceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-UrlOption = Annotated[str | None, typer.Option(help="A running server; otherwise one is started.")]
+
+
+def _parse_url(url: str | None) -> str | None:
+    try:
+        if url is not None:
+            check_url(url)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    return url
+
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(help="A running server, ws://HOST:PORT; otherwise one is started.", callback=_parse_url),
+]
 
 
 def parse_sizes(text: str) -> list[str]:

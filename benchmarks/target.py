@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -28,6 +29,14 @@ class Usage:
     cpu_seconds: float
     rss_mb: float
     pss_mb: float
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError unless `url` is the address of a server that can be measured: ws://HOST:PORT."""
+    parts = urlsplit(url)
+    if parts.scheme != "ws" or not parts.hostname:
+        raise ValueError(f"{url!r} is not of the form ws://HOST:PORT")
+    _ = parts.port  # raises ValueError where it is no number
 
 
 @dataclass(frozen=True, slots=True)

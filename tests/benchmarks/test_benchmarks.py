@@ -157,6 +157,9 @@ def test_an_unreachable_server_is_one_line() -> None:
         (("load", "--slo", "p99=10"), "needs a unit"),
         (("load", "--clients", "many"), "whole numbers"),
         (("peers", "--peers", "nginx"), "mosec"),
+        (("load", "--url", "http://127.0.0.1:1"), "ws://HOST:PORT"),
+        (("sweep", "--url", "ws://:1"), "ws://HOST:PORT"),
+        (("ratio", "--url", "ws://127.0.0.1:port"), "port"),
     ],
 )
 def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_faces_are_counted_and_emotions_compared_with_labels(tmp_path: Path) -> None:
-    """One photo with its label, and a file that is no photo; and the same for other margins."""
+    """One photo with its label, a file that is no photo, and a folder; and the same for other margins."""
+    (tmp_path / "folder").mkdir()
     shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "photo.jpg")
     (tmp_path / "labels.csv").write_text("file,emotion\nphoto.jpg,happy\n")
     ended = subprocess.run(
@@ -28,3 +30,21 @@ def test_faces_are_counted_and_emotions_compared_with_labels(tmp_path: Path) -> 
     # Of the crops that are compared the served one is right too.
     served = next(line for line in ended.stdout.splitlines() if line.startswith("│ 0.05"))
     assert served.replace("│", " ").split()[3] == "1"
+
+
+def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    """Missing, or a file: exit code 2 and its name, before anything is loaded."""
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    for name in ("missing", "photo.jpg"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "benchmarks.faces", str(tmp_path / name)],
+            cwd=ROOT,
+            env=os.environ | {"COLUMNS": "500"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ended.returncode == 2
+        assert str(tmp_path / name) in ended.stderr
+        assert "Traceback" not in ended.stderr

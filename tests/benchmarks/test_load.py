@@ -213,6 +213,23 @@ async def test_http_requests_are_answered_over_one_connection() -> None:
     assert seen == [(b"POST /predict HTTP/1.1", b'{"a":1}')] * 2
 
 
+async def test_a_server_that_refuses_is_asked_once() -> None:
+    """One client that cannot connect is the end, before others have begun that nobody would wait for."""
+    asked = 0
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(b"HTTP/1.1 503 Busy\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectionLost, match="503"):
+            await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64"), SHORT)
+    assert asked == 1
+
+
 async def test_no_server_is_an_error_that_names_the_address() -> None:
     """For HTTP as for WebSocket."""
     with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
