@@ -16,7 +16,8 @@ import simplejpeg
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
 from service.images import ImageFile
-from service.images.header import Format, ImageHeader, check_png, read_header
+from service.images.header import Format, ImageHeader, read_header
+from service.images.png import picture_only
 
 Color = Literal["gray", "rgb"]
 Pixels = npt.NDArray[np.uint8]
@@ -211,7 +212,7 @@ class ImageDecoder:
     def _decode_other(self, data: ImageFile, header: ImageHeader) -> Pixels:
         """Decode with OpenCV, which reduces 16 bits to 8, drops alpha and applies an Exif orientation."""
         if header.format is Format.PNG:
-            check_png(data)
+            data = picture_only(data)
         gray = self.shape.color == "gray"
         try:
             pixels = cv2.imdecode(

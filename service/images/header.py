@@ -12,7 +12,7 @@ from enum import Enum
 from service.errors import InvalidImage
 from service.images import ImageFile
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # JPEG markers that carry the frame's size: SOF0-SOF15 without DHT (C4), JPG (C8) and DAC (CC).
 # ITU-T T.81, table B.1.
@@ -58,7 +58,7 @@ def read_header(data: ImageFile) -> ImageHeader:
     try:
         if data[:3] == b"\xff\xd8\xff":
             return _read_jpeg(data)
-        if data[:8] == _PNG_MAGIC:
+        if data[:8] == PNG_MAGIC:
             return _read_png(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _read_webp(data)
@@ -78,35 +78,6 @@ def _read_png(data: ImageFile) -> ImageHeader:
     if data[12:16] != b"IHDR":
         raise InvalidImage("the PNG's header is damaged")
     return ImageHeader(Format.PNG, width, height)
-
-
-# Encoders write chunks of 8 KB and more; so many are tens of milliseconds of walking, and no picture.
-_PNG_MAX_CHUNKS = 65_536
-
-
-def check_png(data: ImageFile) -> None:
-    """Walk a PNG's chunks to its end.
-
-    A decoder that believes a chunk's length allocates it before it finds the file too short: 2 GB for a file of some
-    bytes. And one that finds a second header believes it, whose size was never looked at.
-
-    Raises:
-        InvalidImage: the file ends before its last chunk does, or has two headers.
-    """
-    position = len(_PNG_MAGIC)
-    for number in range(_PNG_MAX_CHUNKS):
-        if position + 12 > len(data):
-            break
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        position += 12 + length
-        if position > len(data):
-            break
-        if kind == b"IEND":
-            return
-        if kind == b"IHDR" and number:
-            raise InvalidImage("the PNG has more than one header")
-    raise InvalidImage("the PNG is cut off: its end is missing")
 
 
 def _read_jpeg(data: ImageFile) -> ImageHeader:

@@ -1,0 +1,75 @@
+"""Small files that would crash a decoder, or keep it busy for seconds."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+
+from service.images.png import picture_only
+from tests.service.harness import FACE, ServiceProcess, ask, read
+from tests.service.test_bad_input import encode, face_pixels
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def animated_png() -> bytes:
+    """A picture of 20x20 pixels, and an animation beside it, whose only frame has a row of a filter that is not."""
+    row = bytes(1 + 3 * 20)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 0))
+        + chunk(b"acTL", struct.pack(">II", 2, 0))
+        + chunk(b"IDAT", zlib.compress(row * 20))
+        + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 20, 20, 0, 0, 1, 10, 0, 0))
+        + chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress((b"\x09" + row[1:]) * 20))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("detect", ["auto", "always", "never"])
+async def test_an_animated_png_is_its_first_picture(service_process: ServiceProcess, detect: str) -> None:
+    """An animation whose frames do not decode crashes no worker: its frames are not looked at."""
+    workers = psutil.Process(service_process.process.pid).children()
+    async with connect(service_process.url) as websocket:
+        await read(websocket)
+        reply = await ask(websocket, b'{"detect": "%s"}\n' % detect.encode() + animated_png())
+        assert reply.get("code") == ("no_face" if detect == "always" else None)
+        assert (await ask(websocket, FACE))["status"] == "success"
+    assert psutil.Process(service_process.process.pid).children() == workers
+
+
+def test_a_decoder_sees_only_a_pngs_picture() -> None:
+    """Text that inflates to megabytes, colour profiles and what follows the end are left out; the pixels stay."""
+    plain = encode(face_pixels(), ".png")
+    assert picture_only(plain) is plain
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000)))
+    profile = chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(7_900_000)))
+    larger = plain[:33] + text + profile + plain[33:-12] + text + plain[-12:] + b"more"
+    assert picture_only(larger) == plain
+    assert picture_only(memoryview(larger)) == plain
+
+
+def test_a_palette_is_part_of_the_picture() -> None:
+    """A PNG of indexed colours, some transparent, decodes as before."""
+    rows = b"".join(b"\0" + bytes([0, 1] * 4) for _ in range(8))
+    palette = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0))
+        + chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50]))
+        + chunk(b"tRNS", bytes([255, 0]))
+    )
+    rest = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    kept = picture_only(palette + chunk(b"tEXt", b"k\0v") + rest)
+    assert kept == palette + rest
+    pixels = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert pixels is not None
+    assert pixels[0, :2].tolist() == [[10, 20, 30], [200, 100, 50]]
