@@ -3,7 +3,8 @@
 Guarantees:
 
 * Every request given to `serve` has its reply when `serve` returns, whatever happened on the way.
-* An image that cannot be decoded fails its own request only; so does one that the model raises on.
+* An image that cannot be decoded fails its own request only; so does one that the search for faces or the model raises
+  on.
 * A prediction is handed to the store before its reply exists.
 """
 
@@ -33,6 +34,9 @@ from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord
 
 log = logging.getLogger(__name__)
+
+
+_FAULT = "the prediction failed; the fault is ours"
 
 
 class Client(Hashable, Protocol):
@@ -146,7 +150,7 @@ class Predictor:
             log.exception("a batch of %d failed; requests %s", len(requests), ids, extra={"request_ids": ids})
         for request in requests:
             if request.reply is None:
-                request.fail(Internal("the prediction failed; the fault is ours"))
+                request.fail(Internal(_FAULT))
 
     def _predict(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
         scoring = _Scoring(self._engine, buffer)
@@ -159,6 +163,13 @@ class Predictor:
                 self._add_faces(request, scoring)
             except RequestError as exc:
                 request.fail(exc)
+                continue
+            except Exception:  # whatever it is, its batch-mates have no part in it
+                ids = [] if request.id is None else [request.id]
+                log.exception(
+                    "an image of %d bytes failed; requests %s", request.size, ids, extra={"request_ids": ids}
+                )
+                request.fail(Internal(_FAULT))
                 continue
             finally:
                 request.image = b""  # an image may be megabytes, and the request lives on until it is sent

@@ -132,7 +132,7 @@ class FaceDetector:
         """Add what tiles show to what the whole image showed."""
         scale = min(1.0, _LONGEST / max(image.shape[:2]))
         if scale < 1:
-            size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         looks = [_Look(x, y, _TILE) for y in _steps(image.shape[0]) for x in _steps(image.shape[1])]
         found = self._network.look(image, looks, _TILE_SCORE)
@@ -182,6 +182,9 @@ def _cut(image: Pixels, look: _Look, size: int) -> Pixels:
     rows, columns = image.shape[:2]
     x0, y0 = max(0, round(look.x)), max(0, round(look.y))
     x1, y1 = min(columns, round(look.x + look.side)), min(rows, round(look.y + look.side))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    if x0 >= x1 or y0 >= y1:
+        return canvas
     scale = size / look.side
     # Where the region lies in the input, at least one pixel of it: rounding may put it one beyond either end.
     left = min(size - 1, max(0, round((x0 - look.x) * scale)))
@@ -192,7 +195,6 @@ def _cut(image: Pixels, look: _Look, size: int) -> Pixels:
     region = cv2.resize(
         image[y0:y1, x0:x1], (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
-    canvas = np.zeros((size, size, 3), np.uint8)
     canvas[top : top + height, left : left + width] = region if region.ndim == 3 else region[:, :, None]
     return canvas
 

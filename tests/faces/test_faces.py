@@ -10,6 +10,7 @@ import pytest
 
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.decode import anchors, decode_detections, suppress, to_faces, unletterbox
+from service.faces.detector import _cut, _Look
 from service.settings import DETECTORS
 from tests.service.harness import MODEL, ROOT
 
@@ -117,7 +118,7 @@ def detector() -> FaceDetector:
     return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
 
 
-@pytest.mark.parametrize("size", [(9, 9), (9, 900), (900, 9), (100, 2000)])
+@pytest.mark.parametrize("size", [(9, 9), (9, 900), (900, 9), (100, 2000), (8, 20480), (20480, 8)])
 def test_images_of_any_shape_can_be_searched(detector: FaceDetector, size: tuple[int, int]) -> None:
     """However small or thin."""
     image = np.random.default_rng(1).integers(0, 256, size, np.uint8)
@@ -132,3 +133,11 @@ def test_the_keypoints_are_where_they_belong(detector: FaceDetector) -> None:
     right_eye, left_eye, nose, mouth = face.keypoints[:4]
     assert right_eye[0] < nose[0] < left_eye[0] + 5
     assert max(right_eye[1], left_eye[1]) < nose[1] < mouth[1]
+
+
+@pytest.mark.parametrize(
+    "look", [_Look(-90, 10, 60), _Look(10, 200, 60), _Look(99.6, 10, 0.3), _Look(50, 50, 0)]
+)
+def test_a_look_beside_the_image_is_black(look: _Look) -> None:
+    """What shows nothing of the image is black, as what lies outside of it is."""
+    assert not _cut(np.full((100, 100, 3), 255, np.uint8), look, 128).any()

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from service.images.png import picture_only
-from tests.service.harness import FACE, ServiceProcess, ask, read
+from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
 from tests.service.test_bad_input import encode, face_pixels
 
 
@@ -73,3 +73,17 @@ def test_a_palette_is_part_of_the_picture() -> None:
     pixels = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     assert pixels[0, :2].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+@pytest.mark.parametrize("detect", ["auto", "always"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("shape", [(8, 20480), (20480, 8), (60000, 9)])
+async def test_a_long_thin_image_is_served(
+    running: Running, shape: tuple[int, int], suffix: str, detect: str
+) -> None:
+    """It becomes less than a pixel wide where photos are shrunk, and is an image nevertheless."""
+    async with running.client() as websocket:
+        reply = await ask(
+            websocket, predict_message(encode(np.zeros(shape, np.uint8), suffix), detect=detect)
+        )
+        assert reply.get("code") == ("no_face" if detect == "always" else None)

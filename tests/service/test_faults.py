@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from service.engine import Engine
 from service.errors import Internal
+from service.faces import Face, FaceDetector
 from service.predictor import Request
 from tests.service.harness import (
     FACE,
@@ -80,6 +81,25 @@ async def test_an_image_that_the_model_fails_on_spares_its_batch_mates(serve: Se
             assert reply["id"] == number
             assert reply.get("code") == ("internal" if number % 10 == 5 else None)
     assert faulty.failures >= 6
+
+
+async def test_an_image_that_the_search_fails_on_spares_its_batch_mates(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody expected is answered `internal`, and logged, for the request alone that it befell."""
+
+    def explode(detector: FaceDetector, image: npt.NDArray[np.uint8], max_faces: int) -> list[Face]:
+        raise ZeroDivisionError("injected")
+
+    monkeypatch.setattr(FaceDetector, "detect", explode)
+    async with serve(max_in_flight=200, max_wait_ms=1e9) as running, running.client() as client:
+        for number in range(60):
+            detect = "always" if number % 10 == 5 else "never"
+            await client.send(predict_message(id=number, detect=detect))
+        for number in range(60):
+            reply = await read(client)
+            assert reply["id"] == number
+            assert reply.get("code") == ("internal" if number % 10 == 5 else None)
 
 
 async def test_a_reply_that_cannot_be_sent_ends_its_connection_only(
