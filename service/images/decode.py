@@ -16,7 +16,7 @@ import simplejpeg
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
 from service.images import ImageFile
-from service.images.header import Format, ImageHeader, read_header
+from service.images.header import Format, ImageHeader, check_scans, read_header
 from service.images.png import picture_only
 
 Color = Literal["gray", "rgb"]
@@ -158,6 +158,8 @@ class ImageDecoder:
         data = decode_base64(image) if isinstance(image, str) else image
         header = read_header(data)
         self._check_size(header)
+        if header.multiscan:
+            check_scans(data)
         return data, header
 
     def _decode(self, data: ImageFile, header: ImageHeader, min_height: int, min_width: int) -> Pixels:

@@ -5,19 +5,37 @@ Sizes are read here so that an image is refused for its pixels before any decode
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
+from typing import NamedTuple
 
 from service.errors import InvalidImage
 from service.images import ImageFile
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
-# JPEG markers that carry the frame's size: SOF0-SOF15 without DHT (C4), JPG (C8) and DAC (CC).
-# ITU-T T.81, table B.1.
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_APP1 = 0xE1
+# JPEG's markers, ITU-T T.81, table B.1. Those that carry the frame's size, SOF0-SOF15 without DHT (C4), JPG (C8) and
+# DAC (CC); of these the progressive ones; those of segments that do not matter here: tables, APPn and comments; those
+# without a segment, RST0-RST7 and TEM.
+_START_OF_FRAME = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_PROGRESSIVE = frozenset({0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE})
+_START_OF_SCAN, _APP1 = 0xFFDA, 0xFFE1
+_SKIPPED = frozenset({0xFFC4, 0xFFCC, 0xFFDB, 0xFFDC, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_APP1}
+_ALONE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
+
+_SEGMENT = struct.Struct(">HH")  # a marker and its segment's length, which counts its own two bytes
+_FRAME = struct.Struct(">HHB")  # height, width and number of components
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_SCAN = re.compile(rb"\xff\xda")
+
+# Segments before the picture. A profile or a depth map of megabytes takes some hundreds; more is walking for nothing.
+_MAX_SEGMENTS = 1000
+
+# Encoders write about ten scans. Each is a pass over the whole picture and may have a few bytes: hundreds take seconds.
+_MAX_SCANS = 100
+
 _EXIF_ORIENTATION = 0x0112  # Exif 2.3, section 4.6.4
 
 
@@ -30,11 +48,10 @@ class Format(Enum):
     BMP = "BMP"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """Size in pixels as stored, before `orientation` (1-8, Exif's numbering) is applied.
 
-    `cmyk` is true for a JPEG of four components.
+    `cmyk` is true for a JPEG of four components, `multiscan` for one that is stored in several passes over the picture.
     """
 
     format: Format
@@ -42,6 +59,7 @@ class ImageHeader:
     height: int
     orientation: int = 1
     cmyk: bool = False
+    multiscan: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -81,26 +99,51 @@ def _read_png(data: ImageFile) -> ImageHeader:
 
 
 def _read_jpeg(data: ImageFile) -> ImageHeader:
-    """Walk the marker segments up to the frame header; an Exif segment comes before it."""
-    position = 2
-    orientation = 1
-    while True:
-        if data[position] != 0xFF:
-            raise InvalidImage("the JPEG's header is damaged")
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill bytes may precede a marker
-            position += 1
-            continue
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return ImageHeader(Format.JPEG, width, height, orientation, cmyk=data[position + 9] == 4)
-        if marker == _APP1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _read_exif_orientation(data[position + 10 : position + 2 + length])
-        # A segment's length counts its own two bytes; less would walk in place for ever.
-        if length < 2:
-            raise InvalidImage("the JPEG's header is damaged")
-        position += 2 + length
+    """Walk the marker segments to the frame header, and to the first scan where that tells whether there are more.
+
+    An Exif segment comes before both. What lies between two segments is skipped, as libjpeg does.
+    """
+    position, orientation = 2, 1
+    width = height = components = 0
+    for _ in range(_MAX_SEGMENTS):
+        marker, length = _SEGMENT.unpack_from(data, position)
+        if marker in _SKIPPED and length >= 2:
+            position += 2 + length
+        elif marker in _START_OF_FRAME and length >= 2 and not components:
+            height, width, components = _FRAME.unpack_from(data, position + 5)
+            if components == 1 or marker in _PROGRESSIVE:
+                return ImageHeader(
+                    Format.JPEG, width, height, orientation, components == 4, marker in _PROGRESSIVE
+                )
+            position += 2 + length
+        elif marker == _START_OF_SCAN and components:
+            interleaved = data[position + 4] == components
+            return ImageHeader(Format.JPEG, width, height, orientation, components == 4, not interleaved)
+        elif marker == _APP1 and length >= 2:
+            if data[position + 4 : position + 10] == b"Exif\0\0":
+                orientation = _read_exif_orientation(data[position + 10 : position + 2 + length])
+            position += 2 + length
+        elif marker in _ALONE:
+            position += 2
+        else:
+            found = _MARKER.search(data, position)
+            if found is None:
+                raise IndexError
+            if found.start() == position:
+                break
+            position = found.start()
+    raise InvalidImage("the JPEG's header is damaged")
+
+
+def check_scans(data: ImageFile) -> None:
+    """Count the scans of a JPEG that has several.
+
+    Raises:
+        InvalidImage: there are more than any encoder writes.
+    """
+    # Behind 0xFF coded data have a zero: what looks like a scan's beginning is one, but for chance in a few segments.
+    if next(islice(_SCAN.finditer(data), _MAX_SCANS, None), None) is not None:
+        raise InvalidImage(f"the JPEG has more than {_MAX_SCANS} scans: save it anew")
 
 
 def _read_exif_orientation(tiff: ImageFile) -> int:

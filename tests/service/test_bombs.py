@@ -11,6 +11,8 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
+from service.errors import InvalidImage
+from service.images.decode import ImageDecoder, InputShape
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
 from tests.service.test_bad_input import encode, face_pixels
@@ -73,6 +75,42 @@ def test_a_palette_is_part_of_the_picture() -> None:
     pixels = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     assert pixels[0, :2].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> bytes:
+    """A JPEG whose scans, of one component each, have no data: the picture is gray."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    numbers = range(1, components + 1)
+    progressive = frame == 0xC2
+    table = bytes([1, 1, *[0] * 14, 0, 1])
+    return (
+        b"\xff\xd8"
+        + segment(0xDB, b"\0" + bytes([1] * 64))
+        + segment(0xC4, b"\x00" + table + b"\x10" + table)
+        + segment(
+            frame,
+            struct.pack(">BHHB", 8, side, side, components)
+            + b"".join(bytes([number, 0x11, 0]) for number in numbers),
+        )
+        + b"".join(
+            segment(0xDA, bytes([1, index % components + 1, 0, 0, 0 if progressive else 63, 0]))
+            for index in range(count)
+        )
+        + b"\xff\xd9"
+    )
+
+
+@pytest.mark.parametrize(("frame", "components"), [(0xC0, 3), (0xC2, 1), (0xC2, 3)])
+def test_a_jpeg_of_many_scans_is_refused(frame: int, components: int) -> None:
+    """Each scan is a pass over the whole picture, whether it holds anything or not; those of any encoder are few."""
+    decoder = ImageDecoder(InputShape(64, 64, "gray"), 50_000_000)
+    assert decoder.decode_photo(jpeg_of_scans(100, frame, components)).pixels.shape == (64, 64)
+    for image in (many := jpeg_of_scans(101, frame, components), memoryview(many)):
+        with pytest.raises(InvalidImage, match="scans"):
+            decoder.decode_photo(image)
 
 
 @pytest.mark.parametrize("detect", ["auto", "always"])

@@ -193,6 +193,17 @@ def test_stray_bytes_between_markers_are_forgiven() -> None:
     assert np.array_equal(decode(GRAY, stray), decode(GRAY, FACE))
 
 
+@pytest.mark.parametrize("mark", [b"\xff\xd0", b"\xff\x01", b"\xff\0"])
+def test_segments_are_found_as_the_decoder_finds_them(mark: bytes) -> None:
+    """Led to another frame header than the decoder, one would check another size than what is decoded."""
+    large, small = (encode(np.zeros((side, side), np.uint8), ".jpg") for side in (200, 100))
+    at, rest = large.index(b"\xff\xdb"), large[large.index(b"\xff\xdb") : -2]
+    # These marks have no segment. To one who takes the next bytes for its length, the small frame is what follows.
+    both = large[:at] + mark + struct.pack(">H", 2 + len(rest)) + rest + small[small.index(b"\xff\xdb") :]
+    assert simplejpeg.decode_jpeg_header(both, strict=False)[:2] == (200, 200)
+    assert read_header(both) == ImageHeader(Format.JPEG, 200, 200)
+
+
 @pytest.mark.parametrize(
     ("image", "hint"),
     [
