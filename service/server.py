@@ -31,7 +31,7 @@ from service.errors import RequestError, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes
-from service.images.decode import peek_size
+from service.images.peek import holds_up
 from service.lookups import Lookup, reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
@@ -50,13 +50,7 @@ BACKLOG = 4096
 # How often a worker tells what it does not count: that it lives, its queue, its store, its memory.
 _GAUGE_SECONDS = 0.5
 
-# Work that takes longer than some milliseconds would hold up a worker's other clients: it goes to a thread. That is
-# decoding a file larger than this, and the search for small faces in an image of more pixels a side than this.
-_INLINE_BYTES = 400_000
-_INLINE_DETECT_SIDE = 800
 _LARGE_IMAGE_NICENESS = 10
-# Smaller files are no large images: their headers need not be looked at.
-_PEEK_FROM = 8_000
 
 
 class Service:
@@ -271,7 +265,7 @@ class Service:
         if self._draining:
             raise ShuttingDown("the service is shutting down")
         request.version = version
-        if self._inline is None or _holds_up(request):
+        if self._inline is None or holds_up(request.image, request.detect != "never"):
             self._threads.submit(request)
         else:
             self._inline.submit(request)
@@ -360,17 +354,6 @@ class Service:
         metrics.set(Gauge.READY, self.not_ready() is None)
         metrics.set(Gauge.CPU_SECONDS, time.process_time())
         metrics.set(Gauge.RESIDENT_BYTES, _resident_bytes())
-
-
-def _holds_up(request: Request) -> bool:
-    """Whether a request would hold up others if it were worked on in the event loop."""
-    size = len(request.image)
-    if size > _INLINE_BYTES:
-        return True
-    if request.detect == "never" or size < _PEEK_FROM:
-        return False
-    pixels = peek_size(request.image)
-    return pixels is None or max(pixels) > _INLINE_DETECT_SIDE
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

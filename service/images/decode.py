@@ -11,11 +11,11 @@ from typing import Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pybase64
 import simplejpeg
 
-from service.errors import ImageTooLarge, InvalidBase64, InvalidImage
+from service.errors import ImageTooLarge, InvalidImage
 from service.images import ImageFile
+from service.images.base64text import decode_base64
 from service.images.header import Format, ImageHeader, check_scans, read_header
 from service.images.png import picture_only
 
@@ -35,13 +35,6 @@ PHOTO_SIDE = 1280
 # markers, say, which some cameras write) leave a picture that is worth reading.
 _JPEG_CUT_OFF = "Premature end"
 
-# Data URIs, as browsers' toDataURL makes them.
-_DATA_URI_MARK = ";base64,"
-_DATA_URI_MAX_PREFIX = 128
-
-# Enough for a JPEG's frame header behind its tables; a large Exif thumbnail before it is not looked past.
-_PEEK_BYTES = 3072
-
 
 @dataclass(frozen=True, slots=True)
 class InputShape:
@@ -55,42 +48,6 @@ class InputShape:
     def channels(self) -> int:
         """1 or 3."""
         return 1 if self.color == "gray" else 3
-
-
-def peek_size(image: str | ImageFile) -> tuple[int, int] | None:
-    """Width and height in pixels from the first bytes of an image; None if they don't tell. Cheap; does not raise."""
-    try:
-        if isinstance(image, str):
-            start = 0
-            if image.startswith("data:"):
-                start = image.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX) + len(_DATA_URI_MARK)
-            image = pybase64.b64decode(image[start : start + _PEEK_BYTES // 3 * 4])
-        header = read_header(image[:_PEEK_BYTES])
-    except (ValueError, InvalidImage):
-        return None
-    return header.width, header.height
-
-
-def decode_base64(text: str) -> bytes:
-    """The bytes of a base64 text, which may be a ``data:`` URI and may be broken into lines.
-
-    Raises:
-        InvalidBase64: anything else in it, or padding is wrong.
-    """
-    if text.startswith("data:"):
-        mark = text.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX)
-        if mark < 0:
-            raise InvalidBase64("a data URI for an image starts with 'data:image/...;base64,'")
-        text = text[mark + len(_DATA_URI_MARK) :]
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except ValueError:
-        pass
-    try:
-        # Some encoders (Android's default, MIME) break lines. Looked at second: most texts have none.
-        return pybase64.b64decode("".join(text.split()), validate=True)
-    except ValueError as exc:
-        raise InvalidBase64(f"'image' is not base64: {exc}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from service.errors import RequestError
-from service.images.decode import ImageDecoder, InputShape, peek_size
+from service.images import ImageFile
+from service.images.decode import ImageDecoder, InputShape
+from service.images.peek import holds_up, peek_header
 from service.predictor import Predictor, Request
 from service.protocol import Configure, FrameError, Options, Predict, parse_frame
 from service.settings import Settings
@@ -49,14 +51,21 @@ def parse(data: bytes) -> None:
         if isinstance(parsed, Configure):
             Options().changed(parsed.changes)
         elif isinstance(parsed, Predict):
-            peek_size(parsed.image)
+            peek(parsed.image)
     _check(began)
+
+
+def peek(image: str | ImageFile) -> None:
+    """What is told of an image before it is decoded. Raises what is a fault of ours."""
+    header = peek_header(image)
+    if not holds_up(image, False) and header is not None and header.width * header.height > 4_000_000:
+        raise OurFault
 
 
 def decode(data: bytes) -> None:
     """Through the header's check and the decoder, as a face and as a photo. Raises what is a fault of ours."""
     began = time.thread_time()
-    peek_size(data)
+    peek(data)
     for decoder in (GRAY, RGB):
         shape = decoder.shape
         out = np.empty((shape.height, shape.width, shape.channels), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
 
@@ -13,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from service.errors import InvalidImage
 from service.images.decode import ImageDecoder, InputShape
+from service.images.peek import holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
 from tests.service.test_bad_input import encode, face_pixels
@@ -111,6 +113,51 @@ def test_a_jpeg_of_many_scans_is_refused(frame: int, components: int) -> None:
     for image in (many := jpeg_of_scans(101, frame, components), memoryview(many)):
         with pytest.raises(InvalidImage, match="scans"):
             decoder.decode_photo(image)
+
+
+def _flat(side: int, suffix: str, *parameters: int, channels: int = 3) -> bytes:
+    ok, data = cv2.imencode(suffix, np.zeros((side, side, channels), np.uint8), parameters)
+    assert ok
+    return data.tobytes()
+
+
+PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_000 - 14)
+
+
+@pytest.mark.parametrize(
+    ("image", "searched", "held_up"),
+    [
+        (FACE, True, False),
+        (_flat(64, ".jpg", channels=1), True, False),
+        (_flat(800, ".jpg"), True, False),
+        (_flat(801, ".jpg"), True, True),
+        (_flat(801, ".jpg"), False, False),
+        (_flat(801, ".jpg")[:2] + PROFILE + _flat(801, ".jpg")[2:], False, False),
+        (_flat(801, ".jpg")[:2] + PROFILE + _flat(801, ".jpg")[2:], True, True),
+        (_flat(2001, ".jpg", channels=1), False, True),
+        (_flat(500, ".jpg", *PROGRESSIVE), True, False),
+        (_flat(600, ".jpg", *PROGRESSIVE), False, True),
+        (jpeg_of_scans(100, 0xC0, 3, 600), False, True),
+        (_flat(500, ".png"), True, False),
+        (_flat(600, ".png"), False, True),
+        (_flat(600, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101), False, True),
+        (b"BM" + struct.pack("<IHHIIii", 1080, 0, 0, 54, 40, 7000, -7000) + bytes(1000), False, True),
+        (FACE + bytes(400_000), False, True),
+        (b"no image", True, False),
+    ],
+)
+def test_what_would_hold_up_others_is_told_by_its_header(image: bytes, searched: bool, held_up: bool) -> None:
+    """However small the file: pixels decide, of JPEGs that are decoded at reduced scale more than of others."""
+    text = base64.b64encode(image).decode()
+    for sent in (
+        image,
+        memoryview(image),
+        text,
+        f"data:image/x;base64,{text}",
+        base64.encodebytes(image).decode(),
+    ):
+        assert holds_up(sent, searched) is held_up
 
 
 @pytest.mark.parametrize("detect", ["auto", "always"])

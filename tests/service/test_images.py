@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestError
-from service.images.decode import ImageDecoder, InputShape, decode_base64
+from service.images.base64text import decode_base64
+from service.images.decode import ImageDecoder, InputShape
 from service.images.header import Format, ImageHeader, read_header
 
 DATA = Path(__file__).parents[1] / "data"
