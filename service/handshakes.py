@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from http import HTTPStatus
 from typing import Any
 
-from websockets.asyncio.server import Server
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.datastructures import Headers
+from websockets.http11 import Response
 
 from service.connection import Connection
+from service.security.gate import Gate
 
 # For those that are accepted and silent: a handshake is under way for one round trip.
 _SECONDS = 1.0
 
 
 class Handshakes:
-    """Those of one worker that are under way."""
+    """Those of one worker that are under way, and the gate that they have to pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
         self._under_way: set[Connection] = set()
         self._over: asyncio.Future[None] | None = None
 
@@ -31,6 +36,20 @@ class Handshakes:
         self._under_way.add(connection)
         connection.connection_lost_waiter.add_done_callback(lambda _: self.end(connection))
         return connection
+
+    def admit(self, connection: ServerConnection, headers: Headers) -> Response | None:
+        """Let a client in whose handshake has come: None, or the HTTP response that refuses it."""
+        assert isinstance(connection, Connection)
+        if connection.connection_lost_waiter.done():
+            # Already gone, and so it will not leave: counted now, it would be for ever. Nobody reads the response.
+            return connection.respond(HTTPStatus.BAD_REQUEST, "the connection is gone\n")
+        gate, peer = self._gate, connection.remote_address
+        admitted = gate.admit(peer[0] if isinstance(peer, tuple) else None, headers)
+        if isinstance(admitted, Response):
+            return admitted
+        connection.visitor = admitted
+        connection.on_left = lambda: gate.left(admitted)
+        return None
 
     def end(self, connection: Connection) -> None:
         """It was greeted, or it is gone."""

@@ -82,7 +82,7 @@ class Service:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
-        self._handshakes = Handshakes()
+        self._handshakes = Handshakes(self._perimeter.gate)
         self._in_flight = 0
         self._draining = False
         self._hurried = False
@@ -242,18 +242,7 @@ class Service:
 
     def _http(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
         response = http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
-        return self._admit(connection, request) if response is None else response
-
-    def _admit(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
-        assert isinstance(connection, Connection)
-        peer = connection.remote_address
-        gate = self._perimeter.gate
-        admitted = gate.admit(peer[0] if isinstance(peer, tuple) else None, request.headers)
-        if isinstance(admitted, Response):
-            return admitted
-        connection.visitor = admitted
-        connection.on_left = lambda: gate.left(admitted)
-        return None
+        return self._handshakes.admit(connection, request.headers) if response is None else response
 
     def _exposition(self) -> bytes:
         self._set_gauges()
