@@ -80,7 +80,6 @@ class Connection(MessageConnection):
         "_newest",
         "_options",
         "_outstanding",
-        "_reading_paused",
         "_send_timer",
         "_tracker",
         "_unanswered_bytes",
@@ -117,7 +116,6 @@ class Connection(MessageConnection):
         self._tracker: FaceTracker | None = None
         # Complete messages that came in one read with those that filled the room.
         self._unread: deque[str | ImageFile] | tuple[()] = ()
-        self._reading_paused = False
         # What watches for what does not end.
         self._send_timer: asyncio.TimerHandle | None = None
         self._credential_timer: asyncio.TimerHandle | None = None
@@ -175,11 +173,10 @@ class Connection(MessageConnection):
     def _close(self, reason: str, text: str, *, abort: bool = False) -> None:
         """Close with 1008. `abort` drops the TCP connection at once: the peer would not read the close anyway."""
         assert self._backend is not None
-        if self.protocol.state is not State.OPEN:
-            return
-        self._backend.on_closed(reason)
-        self.protocol.fail(CloseCode.POLICY_VIOLATION, text)
-        self.send_data()
+        if self.protocol.state is State.OPEN:
+            self._backend.on_closed(reason)
+            self.protocol.fail(CloseCode.POLICY_VIOLATION, text)
+            self.send_data()
         if abort:
             self.transport.abort()
         else:
@@ -187,27 +184,20 @@ class Connection(MessageConnection):
 
     # Messages
 
-    @property
-    def reading_paused(self) -> bool:
-        """Whether the client is not read from, until it has caught up."""
-        return self._reading_paused
-
     def message_timed_out(self) -> None:
         """A message has not come to its end."""
         self._close("slow_writer", "a message did not come to its end")
 
     def message_received(self, message: str | ImageFile) -> None:
         """Serve a message, or keep it for when there is room."""
-        if self._reading_paused:
+        if self.reading_paused:
             if not isinstance(self._unread, deque):
                 self._unread = deque()
             self._unread.append(message)
             return
         self._receive(message)
         if self._is_full():
-            self._reading_paused = True
-            if not self.transport.is_closing():
-                self.transport.pause_reading()
+            self.pause_reading()
 
     def _receive(self, message: str | ImageFile) -> None:
         assert self._backend is not None
@@ -332,7 +322,7 @@ class Connection(MessageConnection):
     def settle(self, request: Request | _Reply) -> None:
         """A request of this connection has been answered: send what that makes ready."""
         self._send(request)
-        if self._reading_paused:
+        if self.reading_paused:
             self._resume()
 
     def _send(self, request: Request | _Reply) -> None:
@@ -373,9 +363,7 @@ class Connection(MessageConnection):
         """Go on with what had been read already, then with the network, as far as there is room."""
         while not self._is_full():
             if not self._unread:
-                self._reading_paused = False
-                if not self.transport.is_closing():
-                    self.transport.resume_reading()
+                self.resume_reading()
                 return
             self._receive(self._unread.popleft())
 
@@ -383,6 +371,7 @@ class Connection(MessageConnection):
         """The client does not read its replies as fast as they come: it has so long to catch up."""
         super().pause_writing()
         if self._backend is not None:
+            self.pause_reading()  # pings would be answered still
             self._send_timer = self.loop.call_later(self._backend.rules.send_seconds, self._give_up_sending)
 
     def _give_up_sending(self) -> None:
@@ -394,5 +383,5 @@ class Connection(MessageConnection):
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
-        if self._reading_paused:
+        if self.reading_paused:
             self._resume()

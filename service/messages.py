@@ -38,6 +38,7 @@ class MessageConnection(ServerConnection):
         "_message_timer",
         "_text_check",
         "_unparsed",
+        "reading_paused",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,11 +55,8 @@ class MessageConnection(ServerConnection):
         # When a message began to come in that is not complete.
         self._incomplete_since = math.inf
         self._message_timer: asyncio.TimerHandle | None = None
-
-    @property
-    @abstractmethod
-    def reading_paused(self) -> bool:
-        """Whether the network is not read from just now."""
+        # Whether the client is not read from, until it has caught up.
+        self.reading_paused = False
 
     @abstractmethod
     def message_received(self, message: str | ImageFile) -> None:
@@ -126,6 +124,18 @@ class MessageConnection(ServerConnection):
         if position < len(data):
             self._large = begin_large_message(data, position, self._max_size)
         return position if self._large is None else len(data)
+
+    def pause_reading(self) -> None:
+        """Read nothing from the network until `resume_reading`. Of what was read already, messages may still come."""
+        self.reading_paused = True
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self.reading_paused = False
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _let_others_go_first(self, taken: int) -> None:
         if not self._bytes_this_turn:

@@ -257,11 +257,13 @@ async def test_messages_that_follow_each_other_without_a_gap_have_their_time_eac
         writer.close()
 
 
-async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(serve: Serve) -> None:
-    """Its replies fill the buffers, then it is not read from, then it is closed; the others are served meanwhile."""
+@pytest.mark.parametrize("message", [frame(b'{"command": "model_info"}'), b"\x89\xfd" + bytes(4 + 125)])
+async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(
+    serve: Serve, message: bytes
+) -> None:
+    """Replies, or pongs, fill the buffers, then it is not read from, then it is closed; others are served meanwhile."""
     async with serve(send_seconds=0.5) as running, running.client() as other:
         reader, writer = await raw(running)
-        message = frame(b'{"command": "model_info"}')
 
         async def flood() -> None:
             while True:
@@ -273,13 +275,27 @@ async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(se
             while not refused(running, "slow_reader"):
                 assert (await ask(other, predict_message()))["status"] == "success"
                 assert all(
-                    connection.transport.get_write_buffer_size() < 10 * 2**20
+                    connection.transport.get_write_buffer_size() < 2**20
                     for connection in running.service._connections
                 )
         with pytest.raises(ConnectionError):
             async with asyncio.timeout(TIMEOUT):
                 await flooding
         await closing(reader)
+        writer.close()
+
+
+async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve: Serve) -> None:
+    """It is not read from, so neither its close nor its end would be noticed."""
+    async with serve(send_seconds=0.5, ping_seconds=0) as running:
+        _, writer = await raw(running)
+        (connection,) = running.service._connections
+        async with asyncio.timeout(TIMEOUT):
+            while not connection.paused:
+                writer.write((b"\x89\xfd" + bytes(4 + 125)) * 1000)
+                await asyncio.sleep(0)
+            connection.protocol.fail(1002)
+            await connection.wait_closed()
         writer.close()
 
 
