@@ -88,6 +88,7 @@ class Connection(MessageConnection):
         "address",
         "on_left",
         "on_lost",
+        "on_made",
         "prediction_ids",
         "user",
         "visitor",
@@ -119,10 +120,18 @@ class Connection(MessageConnection):
         # What watches for what does not end.
         self._send_timer: asyncio.TimerHandle | None = None
         self._credential_timer: asyncio.TimerHandle | None = None
+        # Whoever made it is told when it is connected, TLS included, see `handshakes`.
+        self.on_made: Callable[[], None] | None = None
         # Whoever accepted the connection is told when it is gone, see `accept`.
         self.on_lost: Callable[[], None] | None = None
         # Whoever let the visitor in, likewise.
         self.on_left: Callable[[], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The TCP connection is there, and TLS on it where it is used."""
+        super().connection_made(transport)
+        if self.on_made is not None:
+            self.on_made()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -31,11 +32,15 @@ class Handshakes:
         self._over: asyncio.Future[None] | None = None
 
     def begin(self, *args: Any, **options: Any) -> Connection:
-        """A connection was accepted: make it."""
+        """A connection was accepted: make it. One whose TLS handshake fails is never heard of again."""
         connection = Connection(*args, **options)
+        connection.on_made = partial(self._begun, connection)
+        return connection
+
+    def _begun(self, connection: Connection) -> None:
+        connection.on_made = None
         self._under_way.add(connection)
         connection.connection_lost_waiter.add_done_callback(lambda _: self.end(connection))
-        return connection
 
     def admit(self, connection: ServerConnection, headers: Headers) -> Response | None:
         """Let a client in whose handshake has come: None, or the HTTP response that refuses it."""
@@ -58,7 +63,7 @@ class Handshakes:
             self._over.set_result(None)
 
     async def finish(self, servers: list[Server]) -> None:
-        """Accept nothing more on these servers, and wait, not long, until all that was accepted is greeted."""
+        """Accept nothing more on these servers, and wait, not long, until all that is connected is greeted."""
         for server in servers:
             server.server = _NoMore(server.server)  # type: ignore[assignment]
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is begun in the next

@@ -129,6 +129,22 @@ async def test_tls_is_1_2_or_newer_and_plain_connections_get_nothing(
     assert Certificate(chain, key).context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
+async def test_a_failed_tls_handshake_leaves_nothing_behind(
+    serve: Serve, certificate: tuple[Path, Path]
+) -> None:
+    """No connection that a shutdown would wait for."""
+    chain, key = certificate
+    async with serve(tls_certificate=chain, tls_key=key) as running:
+        for hello in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(hello)
+            writer.write_eof()
+            async with asyncio.timeout(TIMEOUT):
+                await reader.read()
+            writer.close()
+        assert not running.service._handshakes._under_way
+
+
 async def test_the_health_check_of_a_container_speaks_tls_where_the_service_does(
     serve: Serve, certificate: tuple[Path, Path]
 ) -> None:
