@@ -326,11 +326,12 @@ class Service:
     def _update_gauges(self) -> None:
         self._heartbeats += 1
         self._metrics.set(Gauge.HEARTBEATS, self._heartbeats)
+        # First of all: without its heartbeats a worker is taken for one that hangs, whatever fails below.
+        self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
         self._set_gauges()
         if self._perimeter.refresh():
             for connection in self._connections:
                 connection.recheck()
-        self._gauge_timer = self._loop.call_later(_GAUGE_SECONDS, self._update_gauges)
 
     def _set_gauges(self) -> None:
         metrics, store = self._metrics, store_status(self._versions)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import jwt
 import orjson
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -84,8 +85,8 @@ class TokenVerifier:
                         continue  # another key of the set may have signed it
         except jwt.ExpiredSignatureError:
             raise Unauthorized("the token has expired") from None
-        # ValueError: base64, numbers and texts that the library hands on to others.
-        except (jwt.InvalidTokenError, ValueError) as exc:
+        # The others: base64, numbers and texts that the library hands on to others.
+        except (jwt.InvalidTokenError, ValueError, OverflowError) as exc:
             raise Unauthorized(f"the token is not accepted: {type(exc).__name__}") from None
         raise Unauthorized("the token is not accepted: no known key has signed it")
 
@@ -106,6 +107,7 @@ class TokenVerifier:
             user = str(user)
         if not isinstance(user, str) or not user:
             raise Unauthorized(f"the token's '{self._rules.user_claim}' does not name a user")
+        user.encode()  # a lone surrogate could be neither told nor stored
         expires = claims.get("exp")
         return Identity(user) if expires is None else Identity(user, float(expires) + self._rules.leeway)
 
@@ -146,7 +148,7 @@ def _pem_key(path: Path, data: bytes) -> TokenKey:
         )
     try:
         return _token_key(path, load_pem_public_key(data), None)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise StartupError(f"JWT_KEY_FILE={path} is neither a PEM public key nor a JWKS file") from None
 
 
@@ -162,7 +164,7 @@ def _key_set(path: Path, data: bytes) -> list[TokenKey]:
             and each.get("alg") in (None, "RS256", "ES256")
         ]
         return [_token_key(path, jwt.PyJWK(each).key, each.get("kid")) for each in mine]
-    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm, jwt.PyJWTError) as exc:
         raise StartupError(f"JWT_KEY_FILE={path} is not a JWKS file: {exc}") from None
 
 

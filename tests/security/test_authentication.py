@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.security import guard
 from service.security.api_keys import create
+from service.security.perimeter import Perimeter
 from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -161,6 +162,20 @@ async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
                 pass
         assert reply["code"] == "unauthorized"
     assert set(users(database)) == {"anna"}
+
+
+async def test_a_worker_that_cannot_read_its_files_again_lives_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever fails then, its heartbeats go on, without which the supervisor would kill it."""
+    monkeypatch.setattr("service.server._GAUGE_SECONDS", 0.01)
+    async with serve() as running:
+        monkeypatch.setattr(Perimeter, "refresh", lambda _: 1 / 0)
+        heartbeats = running.service._heartbeats
+        async with asyncio.timeout(TIMEOUT):
+            while running.service._heartbeats < heartbeats + 3:
+                await asyncio.sleep(0.01)
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def until_accepted(running: Running, credential: str) -> None:

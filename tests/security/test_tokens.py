@@ -111,6 +111,8 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
         ({}, {"sub": None}),
         ({}, {"sub": ""}),
         ({}, {"exp": "soon"}),
+        ({}, {"exp": 10**400}),
+        ({}, {"sub": "\ud800"}),
         ({"audience": "visionai"}, {"aud": "other"}),
         ({"audience": "visionai"}, {}),
         ({"issuer": "https://me"}, {"iss": "https://you"}),
@@ -169,6 +171,9 @@ def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
         b'{"keys": []}',
         b'{"keys": [{"kty": "RSA"}]}',
         b'{"keys": [7]}',
+        # An algorithm and a curve that nobody knows.
+        b"-----BEGIN PUBLIC KEY-----\nMA8wBQYDKgMEAwYABAAAAAA=\n-----END PUBLIC KEY-----\n",
+        b"-----BEGIN PUBLIC KEY-----\nMBgwDgYHKoZIzj0CAQYDKgMEAwYABAAAAAA=\n-----END PUBLIC KEY-----\n",
     ):
         path.write_bytes(content)
         with pytest.raises(StartupError, match="JWT_KEY_FILE"):
