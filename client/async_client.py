@@ -372,5 +372,12 @@ class AsyncClient:
         welcome = connection.welcome
         if welcome.authentication == "required" and not self._token and "token" not in self._configuration:
             return  # refused without a token, as all but `health` is: whatever is asked for will say so
-        if "configure" in welcome.commands:
-            await connection.exchange(Request("configure", {"ordered": False, **self._configuration}))
+        if "configure" not in welcome.commands:
+            return
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await connection.exchange(Request("configure", {"ordered": False, **self._configuration}))
+        except TimeoutError:
+            raise CannotConnect(
+                f"the server greets and then gives no answer within {self._connect_timeout:g} s"
+            ) from None

@@ -27,7 +27,8 @@ class Client:
         with Client("ws://127.0.0.1:8000/ws") as client:
             print(client.predict("face.jpg").emotion_name)
 
-    Threads may share a client. Close it: until then its thread runs.
+    Threads may share a client. Close it: until then its thread runs. What other threads wait for then fails with
+    `ConnectionLost`.
     """
 
     def __init__(
@@ -48,6 +49,9 @@ class Client:
             retry=retry,
             keepalive=keepalive,
         )
+        # What is given to the loop after the last of its work was cancelled would never be done.
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="visionai client", daemon=True)
         self._thread.start()
@@ -76,13 +80,23 @@ class Client:
 
     def close(self) -> None:
         """Close the connection and end the thread. May be called again."""
-        if self._loop.is_closed():
-            return
-        self._wait(self._start(self._client.aclose()))
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+    async def _end(self) -> None:
+        await self._client.aclose()
+        # Work that waits to try again, or for a file, hears nothing of that.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def predict(
         self,
@@ -172,14 +186,17 @@ class Client:
         return self._wait(self._start(self._client.request(command, **fields)))
 
     def _start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._loop.is_closed():
-            work.close()  # or Python would warn that it was never awaited
-            raise ConnectionLost("the client is closed")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if self._closed:
+                work.close()  # or Python would warn that it was never awaited
+                raise ConnectionLost("the client is closed")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _wait(self, future: concurrent.futures.Future[T]) -> T:
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise ConnectionLost("the client was closed") from None
         except BaseException:
             # Ctrl-C reaches the thread that waits here: nobody wants the answer any more.
             future.cancel()

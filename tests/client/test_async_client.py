@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
 
 from client import (
     AsyncClient,
@@ -645,3 +645,16 @@ async def gated_line(url: str, opened: asyncio.Event) -> AsyncIterator[str]:
     server = await asyncio.start_server(relay, "127.0.0.1", 0, limit=65536)
     async with server:
         yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+
+
+async def test_a_server_that_only_greets_is_told() -> None:
+    """Connecting ends in the time it is given, also where the server answers nothing after its welcome."""
+
+    async def greet(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}')
+        await websocket.wait_closed()
+
+    async with serve(greet, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(CannotConnect, match=r"gives no answer within 0\.2 s"):
+            await AsyncClient(url, connect_timeout=0.2).connect()

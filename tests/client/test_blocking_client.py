@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client import CannotConnect, Client, ConnectionLost, InvalidImage, Unauthorized
+from client import CannotConnect, Client, ConnectionLost, InvalidImage, Retry, Unauthorized
 from tests.client.harness import QUICK
 from tests.client.peer import Peer, image
 
@@ -143,3 +143,16 @@ async def test_a_closed_client_leaves_no_thread(peer: Peer) -> None:
             client.predict(image())
 
     await asyncio.to_thread(program)
+
+
+async def test_closing_wakes_the_threads_that_wait(peer: Peer) -> None:
+    """A thread whose request waits to be tried again hears that another one has closed the client."""
+    busy = image(first=[{"error": "overloaded", "retry_after_ms": 600_000}])
+    client = Client(peer.url, timeout=3600.0, retry=Retry(attempts=2))
+    waiting = asyncio.create_task(asyncio.to_thread(client.predict, busy))
+    async with asyncio.timeout(10):
+        while not peer.predictions_received:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(client.close)
+        with pytest.raises(ConnectionLost, match="closed"):
+            await waiting
