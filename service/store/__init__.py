@@ -8,9 +8,9 @@
     lost = store.close(timeout=10)                                             # writes everything that is left
 
 Rooms: ``schema`` and ``migrations`` (the tables), ``database`` (URLs, connections), ``records`` (what is stored),
-``backlog`` (waiting to be written) with ``journal``, ``segments``, ``framing``, ``folders`` and ``orphans`` (the same
-on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``; ``queries`` (threads
-that read) and ``history`` (what they read), ``prediction_ids``.
+``backlog`` (waiting to be written) with ``journal``, ``late``, ``segments``, ``framing``, ``folders`` and ``orphans``
+(the same on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``; ``queries``
+(threads that read) and ``history`` (what they read), ``prediction_ids``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from service.store import reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_folder, first_line, parse_url, unusable
 from service.store.journal import JournalBacklog
+from service.store.late import LateJournal
 from service.store.migrate import migrate
 from service.store.queries import Queries
 from service.store.records import PredictionRecord, encode
@@ -146,7 +148,8 @@ class Store:
 
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
-        prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked.
+        prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked. A
+        journal that cannot be written is opened later then, too; records are refused meanwhile.
         """
         parsed = parse_url(url)
         create_folder(parsed)
@@ -175,7 +178,7 @@ class Store:
                 if not during_outage:
                     raise unusable(parsed, error) from error
                 logger.warning("the database cannot be used yet: %s", first_line(error))
-            backlog = _open_backlog(model, journal_dir, fsync, memory_limit)
+            backlog = _open_backlog(model, journal_dir, fsync, memory_limit, during_outage)
         except BaseException:
             engine.dispose()
             raise
@@ -238,9 +241,13 @@ class Store:
         return remaining
 
 
-def _open_backlog(model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int) -> Backlog:
+def _open_backlog(
+    model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int, during_outage: bool
+) -> Backlog:
     if journal_dir is None:
         return MemoryBacklog(model, memory_limit)
+    if during_outage:
+        return LateJournal(partial(JournalBacklog, journal_dir, model, fsync=fsync))
     try:
         return JournalBacklog(journal_dir, model, fsync=fsync)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -106,6 +107,24 @@ def test_a_journal_that_cannot_be_written(open_store: OpenStore, tmp_path: Path)
     (tmp_path / "journal").touch()
     with pytest.raises(StartupError, match=r"cannot write a journal in .*journal: .*; check JOURNAL_DIR"):
         open_store(journal_dir=tmp_path / "journal")
+
+
+def test_a_journal_that_can_be_written_later(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """A worker that is replaced while the journal has no room starts, and takes records once it has."""
+    (tmp_path / "journal").touch()
+    store = open_store(journal_dir=tmp_path / "journal", during_outage=True)
+    assert not store.record([make_record()])
+    assert (store.status().taking, store.status().last_error) == (False, "journal: File exists")
+    (tmp_path / "journal").unlink()
+    deadline = time.monotonic() + 10
+    while not store.record([make_record()]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert store.status().taking
+    assert store.close(timeout=10) == 0
+    assert store.status().written == 1
 
 
 def test_lone_surrogates(open_store: OpenStore, make_record: MakeRecord, tmp_path: Path) -> None:
