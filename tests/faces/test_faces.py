@@ -141,3 +141,27 @@ def test_the_keypoints_are_where_they_belong(detector: FaceDetector) -> None:
 def test_a_look_beside_the_image_is_black(look: _Look) -> None:
     """What shows nothing of the image is black, as what lies outside of it is."""
     assert not _cut(np.full((100, 100, 3), 255, np.uint8), look, 128).any()
+
+
+@pytest.mark.parametrize("colour", ["RGB", "gray"])
+@pytest.mark.parametrize("side", [810, 960, 1024, 1280, 2048])
+def test_clothes_of_a_large_portrait_are_no_faces(detector: FaceDetector, side: int, colour: str) -> None:
+    """A portrait has one face at any size, whatever its collar looks like in close-up."""
+    photo = cv2.imread(str(ROOT / "tests/data/astronaut.jpg"))
+    assert photo is not None
+    code = cv2.COLOR_BGR2RGB if colour == "RGB" else cv2.COLOR_BGR2GRAY
+    image = cv2.resize(cv2.cvtColor(photo, code), (side, side), interpolation=cv2.INTER_CUBIC)
+    (face,) = detector.detect(np.asarray(image, np.uint8), 8)
+    assert face.score > 0.8
+    assert face.box[2] > side / 7
+
+
+def test_a_near_face_half_covered_is_still_found(detector: FaceDetector) -> None:
+    """What is asked of faces beside a near one is not asked of the near one, though it is not sure itself."""
+    photo = cv2.imread(str(ROOT / "tests/data/astronaut.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert photo is not None
+    photo[119:194] = 0
+    image = cv2.resize(photo[60:240, 140:310], (944, 1000), interpolation=cv2.INTER_CUBIC)
+    (face,) = detector.detect(np.asarray(image, np.uint8), 8)
+    assert face.score < 0.8
+    assert face.box[2] > 500
