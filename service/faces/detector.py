@@ -45,7 +45,7 @@ _SECOND_LOOKS = (2.0, 3.0)
 _SECOND_SCORE = 0.45
 
 # Beside somebody near, whose clothes are close-ups, it must also be seen in its surroundings, as they are and mirrored.
-# Measured (docs/faces.md): clothes get up to 0.65 here, faces in group photos 0.72 and more.
+# Measured (docs/faces.md): clothes get up to 0.65 here, faces of group photos 0.72 and more, but for a hidden one.
 _WIDE_LOOKS = (4.0, 6.0)
 _WIDE_SCORE = 0.68
 
