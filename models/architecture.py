@@ -10,9 +10,7 @@ from typing import Any
 
 import keras
 
-from models.dataset import EMOTIONS
-
-INPUT_SIDE = 48
+from models.dataset import EMOTIONS, INPUT_SIDE
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ _COLUMN_OF_EMOTION = {
 # The vote column of each emotion, in the order of EMOTIONS.
 EMOTION_COLUMNS = np.array([VOTE_COLUMNS.index(_COLUMN_OF_EMOTION[name]) for name in EMOTIONS])
 
+# Networks are trained on faces of this height and width.
+INPUT_SIDE = 48
 NO_TRUTH = -1
 
 
@@ -68,8 +70,11 @@ class Split:
         return len(self.images)
 
 
-def load_split(path: Path, split: str) -> Split:
-    """Read `split` from the .npz file at `path`: one image or more. Raises DataError."""
+def load_split(path: Path, split: str, side: int | None = None) -> Split:
+    """Read `split` from the .npz file at `path`: one image or more, where a `side` is given of that height and width.
+
+    Raises DataError.
+    """
     names = {name: f"{split}_{name}" for name in ("x", "y", "votes", "in_train")}
     names |= {name: name for name in ("classes", "vote_columns")}
     try:
@@ -84,9 +89,12 @@ def load_split(path: Path, split: str) -> Split:
             f"splits in this file: {', '.join(splits) or 'none'}"
         )
     try:
-        return _checked({name: found[key] for name, key in names.items() if key in found})
+        read = _checked({name: found[key] for name, key in names.items() if key in found})
+        if side is not None and read.images.shape[1:] != (side, side):
+            raise ValueError(f"images are {list(read.images.shape)}, expected {side}x{side}")
     except ValueError as error:
         raise DataError(f"{path}, split {split!r}: {error}") from None
+    return read
 
 
 def _checked(arrays: Mapping[str, NDArray[Any]]) -> Split:
@@ -136,6 +144,16 @@ def majority(votes: Votes) -> NDArray[np.int64]:
     most = votes.max(axis=1, initial=0)
     unique = (votes == most[:, None]).sum(axis=1) == 1
     return np.where(unique & (most > 0), emotion_of_column[votes.argmax(axis=1)], NO_TRUTH)
+
+
+def scored_rows(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the FER+ truth of each row (0..6, NO_TRUTH where it has none) and which rows are scored by it: those that
+    have one and don't occur in train. Raises DataError when there is none."""
+    truth = majority(split.votes)
+    scored = (truth != NO_TRUTH) & ~split.duplicate
+    if not scored.any():
+        raise DataError("no row of this split has a FER+ majority among the seven emotions")
+    return truth, scored
 
 
 def soft_targets(votes: Votes) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

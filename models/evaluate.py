@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.dataset import EMOTIONS, NO_TRUTH, DataError, Split, load_split, majority
+from models.dataset import EMOTIONS, DataError, Split, load_split, scored_rows
 from models.metrics import (
     ClassFigures,
     accuracy,
@@ -47,20 +47,12 @@ class Evaluation:
     ms_per_face: float
 
 
-def scored_rows(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the FER+ truth of each row (0..6, NO_TRUTH where it has none) and which rows are scored by it."""
-    truth = majority(split.votes)
-    return truth, (truth != NO_TRUTH) & ~split.duplicate
-
-
 def evaluate(probabilities: NDArray[np.float32], split: Split, ms_per_face: float) -> Evaluation:
     """Score probabilities float32 [n, 7], one row for each image of `split`, in the order of EMOTIONS.
 
     Raises DataError when no row of the split can be scored.
     """
     truth, scored = scored_rows(split)
-    if not scored.any():
-        raise DataError("no row of this split has a FER+ majority among the seven emotions")
     of_scored = probabilities[scored]
     confusion = confusion_matrix(of_scored, truth[scored])
     figures = class_figures(confusion)

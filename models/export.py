@@ -5,14 +5,15 @@ from __future__ import annotations
 import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from models.dataset import EMOTIONS, DataError, load_split, majority, soft_targets
+from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.metrics import accuracy, expected_calibration_error
+from models.networks import ModelError, load_trained
 from models.recipe import Recipe
 
 # Temperatures outside this are no calibration but a broken network.
@@ -36,27 +37,35 @@ def export_command(
 
     Example: python -m models export models/runs/latest/small.keras --data fer2013_train_val.npz
     """
+    if output.suffix != ".keras" or output.is_dir() or not output.parent.is_dir():
+        raise typer.BadParameter(
+            f"{output}: name a .keras file in a folder that is there", param_hint="--output"
+        )
+    if output.exists() and any(path.exists() and path.samefile(output) for path in networks):
+        raise typer.BadParameter(f"{output}: would overwrite the trained network", param_hint="--output")
     try:
-        train, validation = load_split(data, "train"), load_split(data, "val")
+        train, validation = (load_split(data, split, INPUT_SIDE) for split in ("train", "val"))
+        truth, kept = scored_rows(validation)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     from conversion.tensorflow_quietly import keras
     from models.architecture import with_temperature
-    from models.training import predict_logits, settle_statistics, view
+    from models.training import predict_logits
 
-    cycles = [keras.models.load_model(path, compile=False) for path in networks]
+    try:
+        cycles = [load_trained(path, INPUT_SIDE) for path in networks]
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="NETWORKS") from error
     trained = cycles[0]
+    names = [layer.name for layer in trained.layers]
+    if "logits" not in names or trained.get_layer("logits").output is not trained.output:
+        raise typer.BadParameter(f"{networks[0]}: does not end in a layer `logits`", param_hint="NETWORKS")
     if len(cycles) > 1:
         if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trained.layers):
             raise typer.BadParameter(
                 "the mean of networks in INT8 is none in INT8: export that of those in floats, and train it --int8"
             )
-        trained.set_weights(mean_weights([each.get_weights() for each in cycles]))
-        targets, kept = soft_targets(train.votes)
-        light = view(train.images[kept], targets[kept], Recipe(), number=0, light=True)
-        settle_statistics(trained, (faces for faces, _ in islice(light, _SETTLING_BATCHES)))
-    truth = np.where(validation.duplicate, -1, majority(validation.votes))
-    kept = truth >= 0
+        _average(cycles, train)
     logits = predict_logits(trained, validation.images[kept])
     temperature = fit_temperature(logits, truth[kept])
     biases = fit_biases(logits / temperature, truth[kept])
@@ -72,6 +81,22 @@ def export_command(
             f"{name}: temperature {divisor:.3f}, accuracy {accuracy(probabilities, truth[kept]):.4f}, ece {ece:.4f}"
         )
     print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def _average(cycles: list[Any], train: Split) -> None:
+    """Give the first of `cycles` the mean of all their weights, and batch statistics of its own."""
+    from models.training import settle_statistics, view
+
+    try:
+        cycles[0].set_weights(mean_weights([each.get_weights() for each in cycles]))
+    except ValueError as error:
+        raise typer.BadParameter("networks of different sizes have no mean", param_hint="NETWORKS") from error
+    targets, kept = soft_targets(train.votes)
+    light = view(train.images[kept], targets[kept], Recipe(), number=0, light=True)
+    try:
+        settle_statistics(cycles[0], (faces for faces, _ in islice(light, _SETTLING_BATCHES)))
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from error
 
 
 def deflate(path: Path) -> None:

@@ -5,6 +5,7 @@ distillation: a good teacher is patient and consistent", 2022). The pixels are n
 of a view make them again. A teacher is asked once for all students and cycles.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,16 +13,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from conversion.arrays import ArraysError, read_arrays
 from conversion.digests import sha256_of
-from models.dataset import DataError, load_split, soft_targets
+from models.dataset import INPUT_SIDE, DataError, Split, load_split, soft_targets
+from models.networks import ModelError, load_trained
 from models.recipe import Recipe
+from models.resuming import begin
 
 # What the pixels of a view depend on, of all that a recipe says.
 _OF_VIEWS = ("batch_size", "oversample", "augmentation", "seed")
@@ -36,24 +39,41 @@ class Labels:
     light: NDArray[np.float16]
 
 
-def save_labels(path: Path, labels: Labels, recipe: Recipe) -> None:
-    """Write labels and what their views depend on as an .npz file."""
-    np.savez(path, strong=labels.strong, light=labels.light, recipe=np.array(_fingerprint(recipe)))
+def save_labels(path: Path, labels: Labels, recipe: Recipe, faces: Split) -> None:
+    """Write labels and what their views depend on, recipe and faces, as an .npz file."""
+    np.savez(
+        path,
+        strong=labels.strong,
+        light=labels.light,
+        recipe=np.array(_fingerprint(recipe)),
+        faces=np.array(faces_digest(faces)),
+    )
 
 
-def load_labels(path: Path, recipe: Recipe) -> Labels:
-    """Read labels. Raises DataError when the file is unreadable, or when `recipe` makes other views than the ones
-    that were labelled."""
+def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
+    """Read labels. Raises DataError when the file is unreadable, or when `recipe` or `faces` make other views than the
+    ones that were labelled."""
+    names = ("strong", "light", "recipe", "faces")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            labels, made_by = Labels(archive["strong"], archive["light"]), str(archive["recipe"])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (BadZipFile, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a file of labels ({error})") from error
-    if made_by != _fingerprint(recipe):
-        raise DataError(f"{path}: labels views of another recipe: {made_by}")
-    return labels
+        found, _ = read_arrays(path, names)
+    except ArraysError as error:
+        raise DataError(f"{path}: {error}") from error
+    if found.keys() != set(names):
+        raise DataError(f"{path}: not a file of labels (it lacks {', '.join(set(names) - found.keys())})")
+    if str(found["recipe"]) != _fingerprint(recipe):
+        raise DataError(f"{path}: labels views of another recipe: {found['recipe']}")
+    if str(found["faces"]) != faces_digest(faces):
+        raise DataError(f"{path}: these labels are for other faces")
+    return Labels(found["strong"], found["light"])
+
+
+def faces_digest(faces: Split) -> str:
+    """Return a sha256, in hex, of the images and votes of a split."""
+    digest = hashlib.sha256()
+    for array in (faces.images, faces.votes):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(recipe: Recipe) -> str:
@@ -64,23 +84,14 @@ def _fingerprint(recipe: Recipe) -> str:
 class LabelledViews:
     """The views that are labelled so far, one file each in a folder, so that what is cut off goes on.
 
-    `made_from` are the files that labels depend on: the teachers and the faces. Raises DataError when the folder holds
-    views that were made from others, or of another recipe.
+    Raises DataError when the folder holds views of other `teachers`, of other faces in the file `data`, or of another
+    recipe.
     """
 
-    def __init__(self, folder: Path, made_from: Sequence[Path], recipe: Recipe) -> None:
+    def __init__(self, folder: Path, teachers: Sequence[Path], data: Path, recipe: Recipe) -> None:
         self._folder = folder
-        made_by = json.dumps(
-            {"made_from": [sha256_of(path) for path in made_from], "recipe": _fingerprint(recipe)}
-        )
-        sign = folder / "made-by.json"
-        if not sign.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            sign.write_text(made_by)
-        elif sign.read_text() != made_by:
-            raise DataError(
-                f"{folder}: begun with other teachers, faces or another recipe; delete it to begin anew"
-            )
+        digests = {"teachers": [sha256_of(path) for path in teachers], "data": sha256_of(data)}
+        begin(folder, digests | {"recipe": _fingerprint(recipe)})
 
     def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
         """Return the labels of a view, asking `label` for them if they are not there yet."""
@@ -115,28 +126,32 @@ def label_command(
 
     Example: python -m models label models/runs/teacher/teacher.keras --data fer2013_train_val.npz
     """
-    try:
-        split = load_split(data, "train")
-    except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--data") from error
-    for path in teachers:
-        if not path.is_file():
-            raise typer.BadParameter(f"{path}: no such file", param_hint="TEACHERS")
+    if output.suffix != ".npz" or output.is_dir():
+        raise typer.BadParameter(f"{output}: name a .npz file", param_hint="--output")
     recipe = Recipe()
     try:
-        labelled = LabelledViews(output.with_name(f"{output.name}.views"), [*teachers, data], recipe)
+        split = load_split(data, "train", INPUT_SIDE)
     except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--output") from error
-    import keras
+        raise typer.BadParameter(str(error), param_hint="--data") from error
     import tensorflow as tf
 
     from models.training import steps_per_epoch, view
 
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
-    ask = _asking([keras.saving.load_model(path, compile=False) for path in teachers])
     targets, keep = soft_targets(split.votes)
     images, targets = split.images[keep], targets[keep]
-    steps = steps_per_epoch(targets, recipe)
+    try:
+        steps = steps_per_epoch(targets, recipe)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from error
+    try:
+        ask = _asking([load_trained(path, INPUT_SIDE) for path in teachers])
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="TEACHERS") from error
+    try:
+        labelled = LabelledViews(output.with_name(f"{output.name}.views"), teachers, data, recipe)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("labelling", total=(views + light_views) * steps)
@@ -156,7 +171,7 @@ def label_command(
             return np.stack(said)
 
         labels = Labels(all_views(False, views), all_views(True, light_views))
-    save_labels(output, labels, recipe)
+    save_labels(output, labels, recipe, split)
     labelled.remove()
     typer.echo(f"{output}: {output.stat().st_size:,} bytes")
 

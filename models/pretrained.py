@@ -14,8 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from models.architecture import INPUT_SIDE
-from models.dataset import EMOTIONS
+from models.dataset import EMOTIONS, INPUT_SIDE
 
 # Channels and stride of each depthwise-separable block (Howard et al., "MobileNets", 2017, table 1).
 _BLOCKS = (

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from models.architecture import INPUT_SIDE, Variant
-from models.dataset import EMOTIONS
+from models.architecture import Variant
+from models.dataset import EMOTIONS, INPUT_SIDE
 
 # Seven bits: CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, and 2 x 255 x 64 fits.
 LARGEST_WEIGHT = 63

@@ -1,9 +1,10 @@
 """`python -m models train`: train emotion networks on FER2013 with FER+ votes, resumable at any epoch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from conversion.digests import sha256_of
 from models.augmentation import LIGHT, MEDIUM, STRONG
-from models.dataset import EMOTIONS, DataError, Split, load_split, majority, soft_targets
+from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.labels import Labels, load_labels
+from models.networks import ModelError, load_trained
 from models.recipe import FINE_TUNING, QUANTIZING, Recipe
+from models.resuming import begin
 
 HISTORY = "history.json"
 # The steps of INT8's activations are measured on at most this many.
@@ -71,20 +75,23 @@ def train_command(
 ) -> None:
     """Train networks; the run's folder then holds {NAME}.keras for each, history and curves.
 
-    A run that was cut off goes on when it is started again.
+    A run that was cut off goes on when it is started again in the same way.
 
     Example: python -m models train --data fer2013_train_val.npz --networks small,tiny --labels labels.npz
     """
     console = Console()
     try:
-        train_split, validation = load_split(data, "train"), load_split(data, "val")
+        train_split, validation = (load_split(data, split, INPUT_SIDE) for split in ("train", "val"))
+        scored_rows(validation)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     names = networks.split(",")
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("name each once", param_hint="--networks")
     if augmentation is not None and augmentation not in AUGMENTATIONS:
         raise typer.BadParameter(f"choose from {', '.join(AUGMENTATIONS)}", param_hint="--augmentation")
-    repeats = tuple(int(part) for part in oversample.split(",") if part.strip().isdecimal())
-    if len(repeats) != len(EMOTIONS):
+    parts = [part.strip() for part in oversample.split(",")]
+    if len(parts) != len(EMOTIONS) or not all(part.isdecimal() for part in parts):
         raise typer.BadParameter(f"give {len(EMOTIONS)} whole numbers", param_hint="--oversample")
     trained = {name: continue_from / f"{name}.keras" for name in names} if continue_from else {}
     start = {name: path for name, path in trained.items() if path.is_file()}
@@ -92,22 +99,29 @@ def train_command(
         raise typer.BadParameter(f"{continue_from} has none of {networks}", param_hint="--continue-from")
     if int8 and len(start) < len(names):
         raise typer.BadParameter("--int8 needs every network of --networks", param_hint="--continue-from")
-    run.mkdir(parents=True, exist_ok=True)
     base = FINE_TUNING if "teacher" in names else QUANTIZING if int8 else Recipe()
     recipe = replace(
         base,
         epochs=epochs or base.epochs,
         peak_rate=base.peak_rate if peak_rate is None else peak_rate,
         augmentation=AUGMENTATIONS[augmentation] if augmentation else base.augmentation,
-        oversample=repeats,
+        oversample=tuple(map(int, parts)),
         teaching=teaching,
         seed=seed,
     )
     try:
-        taught = load_labels(labels, recipe) if labels else None
+        taught = load_labels(labels, recipe, train_split) if labels else None
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--labels") from error
-    _train(console, train_split, validation, run, names, recipe, taught, start, int8, bf16)
+    made_from = {
+        "recipe": asdict(recipe),
+        "networks": names,
+        "int8": int8,
+        "labels": sha256_of(labels) if labels else None,
+        "starting networks": {name: sha256_of(path) for name, path in start.items()},
+        "data": sha256_of(data),
+    }
+    _train(console, train_split, validation, run, names, recipe, taught, start, int8, bf16, made_from)
 
 
 def _train(
@@ -121,6 +135,7 @@ def _train(
     start: dict[str, Path],
     int8: bool,
     bf16: bool,
+    made_from: Mapping[str, Any],
 ) -> None:
     # TensorFlow takes seconds to import: not before the arguments have proven good.
     import keras
@@ -151,7 +166,14 @@ def _train(
     keras.utils.set_random_seed(recipe.seed)
     targets, keep = soft_targets(train_split.votes)
     images, targets = train_split.images[keep], targets[keep]
-    trained = {name: keras.saving.load_model(path, compile=False) for name, path in start.items()}
+    try:
+        steps = steps_per_epoch(targets, recipe)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from error
+    try:
+        trained = {name: load_trained(path, INPUT_SIDE) for name, path in start.items()}
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--continue-from") from error
     if int8:
         try:
             faces = images[:: len(images) // CALIBRATION_FACES + 1]
@@ -163,18 +185,24 @@ def _train(
         {name: sizes[name] for name in names}, recipe, labelled=labels is not None, weights=weights
     )
     if start:
-        trainer.start_from(trained)
+        try:
+            trainer.start_from(trained)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"no networks of these sizes: {error}", param_hint="--continue-from"
+            ) from error
         console.print(f"Starting from trained networks: {', '.join(start)}")
-    checkpoints = tf.train.CheckpointManager(trainer.checkpoint, run / "checkpoints", max_to_keep=2)
+    folder = run / "checkpoints"
+    try:
+        begin(folder, made_from)
+    except DataError as error:
+        raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
+    checkpoints = tf.train.CheckpointManager(trainer.checkpoint, folder, max_to_keep=2)
     history: list[dict[str, float]] = []
     if checkpoints.restore_or_initialize():
         history = json.loads((run / HISTORY).read_text())[: int(trainer.epoch.numpy())]
         console.print(f"Going on after epoch {len(history)} of {epochs}")
     (run / "recipe.json").write_text(json.dumps({"networks": names, **asdict(recipe)}, indent=2) + "\n")
-
-    steps = steps_per_epoch(targets, recipe)
-    if labels is not None and labels.strong.shape[1] != steps * recipe.batch_size:
-        raise typer.BadParameter("these labels are for other faces", param_hint="--labels")
     console.print(
         f"{len(images)} faces, {steps} steps of {recipe.batch_size} per epoch, networks: {', '.join(names)}"
     )
@@ -206,8 +234,7 @@ def _train(
 def _validate(network: object, name: str, validation: Split) -> dict[str, float]:
     from models.training import predict_logits
 
-    truth = np.where(validation.duplicate, -1, majority(validation.votes))
-    kept = truth >= 0
+    truth, kept = scored_rows(validation)
     logits = predict_logits(network, validation.images[kept])
     accuracy = float((logits.argmax(axis=1) == truth[kept]).mean())
     return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": _cross_entropy(logits, truth[kept])}

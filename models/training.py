@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.architecture import Variant, build
 from models.augmentation import LIGHT, augment_batch
-from models.dataset import EMOTIONS
+from models.dataset import EMOTIONS, DataError
 from models.labels import Labels
 from models.pretrained import Pretrained, build_pretrained
 from models.quantization import Quantized, build_quantized
@@ -36,8 +36,14 @@ def epoch_order(targets: NDArray[np.float32], recipe: Recipe, epoch: int) -> NDA
 
 
 def steps_per_epoch(targets: NDArray[np.float32], recipe: Recipe) -> int:
-    """How many full batches an epoch has; the rest of the shuffled rows is left for another epoch."""
-    return len(epoch_order(targets, recipe, 0)) // recipe.batch_size
+    """How many full batches an epoch has; the rest of the shuffled rows is left for another epoch.
+
+    Raises DataError when it has none.
+    """
+    rows = len(epoch_order(targets, recipe, 0))
+    if rows < recipe.batch_size:
+        raise DataError(f"an epoch of {rows} faces is less than a batch of {recipe.batch_size}")
+    return rows // recipe.batch_size
 
 
 def batches(

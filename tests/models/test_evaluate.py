@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from models.__main__ import app
-from models.architecture import INPUT_SIDE, VARIANTS, build
+from models.architecture import VARIANTS, build
+from models.dataset import INPUT_SIDE
 from models.networks import ModelError, load_network, load_trained
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.dataset import DataError
+from models.dataset import DataError, Split
 from models.labels import LabelledViews, Labels, load_labels, save_labels
 from models.recipe import Recipe
 from models.training import batches, steps_per_epoch, view
@@ -17,6 +17,12 @@ def faces(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     targets = np.eye(7, dtype=np.float32)[rng.integers(0, 7, count)]
     return rng.integers(0, 256, (count, 48, 48), dtype=np.uint8), targets
+
+
+def split(count: int = 4, grey: int = 0, votes: int = 0) -> Split:
+    """Faces to label, of one grey, with so many votes for each column."""
+    images = np.full((count, 48, 48), grey, np.uint8)
+    return Split(images, np.zeros(count, np.int64), np.full((count, 10), votes), np.zeros(count, bool))
 
 
 def numbered(views: int, rows: int, first: float) -> np.ndarray:
@@ -50,19 +56,23 @@ def test_a_student_sees_the_pixels_that_its_teacher_labelled() -> None:
 
 
 def test_labels_of_other_views_are_refused(tmp_path: Path) -> None:
-    """They load with the recipe that made the views, whatever its length and rate, and not with another seed."""
+    """They load with the recipe and faces of the views, whatever its length and rate; not with another seed or face."""
     path = tmp_path / "labels.npz"
-    save_labels(path, Labels(numbered(1, 4, 0), numbered(1, 4, 0)), RECIPE)
-    loaded = load_labels(path, replace(RECIPE, epochs=3, peak_rate=0.01))
+    save_labels(path, Labels(numbered(1, 4, 0), numbered(1, 4, 0)), RECIPE, split())
+    loaded = load_labels(path, replace(RECIPE, epochs=3, peak_rate=0.01), split())
     assert loaded.strong.shape == (1, 4, 7)
     with pytest.raises(DataError, match="another recipe"):
-        load_labels(path, replace(RECIPE, seed=1))
+        load_labels(path, replace(RECIPE, seed=1), split())
+    for other in (split(grey=1), split(votes=1), split(count=5)):
+        with pytest.raises(DataError, match="other faces"):
+            load_labels(path, RECIPE, other)
 
 
 def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     """What was labelled is not asked for again; a view whose labelling failed is; nothing is left in the end."""
-    folder, teacher = tmp_path / "labels.npz.views", tmp_path / "teacher.keras"
+    folder, teacher, data = tmp_path / "labels.npz.views", tmp_path / "teacher.keras", tmp_path / "data.npz"
     teacher.write_bytes(b"a network")
+    data.write_bytes(b"faces")
     asked = []
 
     def label(number: int) -> np.ndarray:
@@ -72,11 +82,11 @@ def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         view: np.ndarray = numbered(1, 4, number)[0]
         return view
 
-    begun = LabelledViews(folder, [teacher], RECIPE)
+    begun = LabelledViews(folder, [teacher], data, RECIPE)
     begun.get(False, 0, lambda: label(0))
     with pytest.raises(KeyboardInterrupt):
         begun.get(False, 1, lambda: label(1))
-    resumed = LabelledViews(folder, [teacher], RECIPE)
+    resumed = LabelledViews(folder, [teacher], data, RECIPE)
     said = [resumed.get(False, number, partial(label, number)) for number in range(2)]
     assert asked == [0, 1, 1]
     assert np.array_equal(np.stack(said), numbered(2, 4, 0))
@@ -85,21 +95,30 @@ def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 
 def test_views_of_other_teachers_are_not_mixed_in(tmp_path: Path) -> None:
-    """Labels that another teacher, or another recipe, began are refused, with what to do."""
-    teacher = tmp_path / "teacher.keras"
+    """Labels that another teacher, other faces or another recipe began are refused, with what to do."""
+    teacher, data = tmp_path / "teacher.keras", tmp_path / "data.npz"
     teacher.write_bytes(b"a network")
-    LabelledViews(tmp_path / "views", [teacher], RECIPE)
-    with pytest.raises(DataError, match="delete it"):
-        LabelledViews(tmp_path / "views", [teacher], replace(RECIPE, seed=1))
+    data.write_bytes(b"faces")
+    LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+    with pytest.raises(DataError, match="other recipe; delete it"):
+        LabelledViews(tmp_path / "views", [teacher], data, replace(RECIPE, seed=1))
     teacher.write_bytes(b"a better one")
-    with pytest.raises(DataError, match="delete it"):
-        LabelledViews(tmp_path / "views", [teacher], RECIPE)
+    data.write_bytes(b"more faces")
+    with pytest.raises(DataError, match="other teachers, data; delete it"):
+        LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+    (tmp_path / "views" / "made-by.json").unlink()
+    (tmp_path / "views" / "strong-0.npy").touch()
+    with pytest.raises(DataError, match="does not say what it was begun with; delete it"):
+        LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
 
 
 def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:
     """A missing file, and one that is something else."""
     with pytest.raises(DataError, match="no such file"):
-        load_labels(tmp_path / "none.npz", RECIPE)
+        load_labels(tmp_path / "none.npz", RECIPE, split())
     (tmp_path / "text.npz").write_text("no labels")
+    with pytest.raises(DataError, match=r"not a \.npz"):
+        load_labels(tmp_path / "text.npz", RECIPE, split())
+    np.savez(tmp_path / "faces.npz", strong=np.zeros(3))
     with pytest.raises(DataError, match="not a file of labels"):
-        load_labels(tmp_path / "text.npz", RECIPE)
+        load_labels(tmp_path / "faces.npz", RECIPE, split())

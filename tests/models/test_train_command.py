@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -7,24 +9,51 @@ import pytest
 from typer.testing import CliRunner
 
 from models.__main__ import app
-from models.architecture import VARIANTS, build
+from models.architecture import VARIANTS, build, with_temperature
 from models.quantization import LARGEST_WEIGHT, kernel_steps
+from models.training import Trainer
 
 RUNNER = CliRunner()
 
 
-def write_faces(path: Path, count: int) -> Path:
+def said(output: str) -> str:
+    """A usage error without its box."""
+    return " ".join(output.replace("│", " ").split())
+
+
+def write_faces(path: Path, count: int, seed: int = 0, side: int = 48) -> Path:
     """Random faces for both splits, half voted happy, half sad."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     votes = np.zeros((count, 10), np.uint8)
     votes[::2, 1] = votes[1::2, 3] = 10
     labels = np.where(np.arange(count) % 2, 5, 3).astype(np.uint8)
     arrays: dict[str, np.ndarray] = {}
     for split in ("train", "val"):
-        arrays |= {f"{split}_x": rng.integers(0, 256, (count, 48, 48), dtype=np.uint8)}
+        arrays |= {f"{split}_x": rng.integers(0, 256, (count, side, side), dtype=np.uint8)}
         arrays |= {f"{split}_y": labels, f"{split}_votes": votes}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    """Run a command that trains an epoch, of one step, and dies in the next."""
+
+    def run(command: list[str]) -> None:
+        train_step, steps = Trainer.train_step, []
+
+        def die(*arguments: Any, **keywords: Any) -> list[float]:
+            steps.append(1)
+            if len(steps) == 2:
+                raise ConnectionAbortedError("power cut")
+            return train_step(*arguments, **keywords)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "train_step", die)
+            result = RUNNER.invoke(app, command)
+        assert isinstance(result.exception, ConnectionAbortedError), result.output
+
+    return run
 
 
 @pytest.fixture
@@ -35,32 +64,50 @@ def data(tmp_path: Path) -> Path:
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(data: Path, tmp_path: Path) -> None:
-    """One epoch, then the same folder asked for two: the first is not trained again."""
+def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(
+    data: Path, tmp_path: Path, cut_off: Callable[[list[str]], None]
+) -> None:
+    """Cut off after one epoch of two: the first is not trained again."""
     run = tmp_path / "run"
     command = ["train", "--data", str(data), "--run", str(run), "--networks", "tiny"]
     # A batch is 128 faces, so each face is drawn several times to fill one.
-    command += ["--oversample", "1,1,1,4,1,4,1"]
-    first = RUNNER.invoke(app, [*command, "--epochs", "1"])
-    assert first.exit_code == 0, first.output
-    second = RUNNER.invoke(app, [*command, "--epochs", "2"])
+    command += ["--oversample", "1,1,1,4,1,4,1", "--epochs", "2"]
+    cut_off(command)
+    second = RUNNER.invoke(app, command)
     assert second.exit_code == 0, second.output
     assert "Going on after epoch 1 of 2" in second.output
     assert len(json.loads((run / "history.json").read_text())) == 2
     assert (run / "tiny.keras").is_file()
     assert (run / "curves.png").is_file()
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    others = write_faces(tmp_path / "others.npz", 40, seed=1)
+    for changes, message in (
+        (["--epochs", "3"], "other recipe;"),
+        (["--networks", "small"], "other networks;"),
+        (["--data", str(others)], "other data;"),
+        (["--continue-from", str(run)], "other starting networks;"),
+        (["--continue-from", str(run), "--int8"], "other recipe, int8, starting networks;"),
+    ):
+        refused = RUNNER.invoke(app, [*command, *changes])
+        assert refused.exit_code == 2, refused.output
+        assert f"begun with {message} delete it to begin anew, or choose another --run" in said(
+            refused.output
+        )
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_int8_form_of_a_trained_network_is_trained_and_goes_on(data: Path, tmp_path: Path) -> None:
+def test_the_int8_form_of_a_trained_network_is_trained_and_goes_on(
+    data: Path, tmp_path: Path, cut_off: Callable[[list[str]], None]
+) -> None:
     """`--int8` starts from the run it continues, can be cut off, and saves a network of whole steps."""
     few = ["--data", str(data), "--networks", "tiny", "--oversample", "1,1,1,4,1,4,1"]
     first = RUNNER.invoke(app, ["train", *few, "--run", str(tmp_path / "float"), "--epochs", "1"])
     assert first.exit_code == 0, first.output
     command = ["train", *few, "--run", str(tmp_path / "int8"), "--continue-from", str(tmp_path / "float")]
-    for epochs in ("1", "2"):
-        trained = RUNNER.invoke(app, [*command, "--int8", "--epochs", epochs])
-        assert trained.exit_code == 0, trained.output
+    cut_off([*command, "--int8", "--epochs", "2"])
+    trained = RUNNER.invoke(app, [*command, "--int8", "--epochs", "2"])
+    assert trained.exit_code == 0, trained.output
     assert "Going on after epoch 1 of 2" in trained.output
     network = keras.saving.load_model(tmp_path / "int8" / "tiny.keras", compile=False)
     kernel = network.get_layer("stage1_block0_a_conv").get_weights()[0]
@@ -70,17 +117,18 @@ def test_the_int8_form_of_a_trained_network_is_trained_and_goes_on(data: Path, t
     path = str(tmp_path / "int8" / "tiny.keras")
     mean = RUNNER.invoke(app, ["export", path, path, "--data", str(data), "-o", str(tmp_path / "mean.keras")])
     assert mean.exit_code == 2
-    assert "none in INT8" in " ".join(mean.output.replace("│", " ").split())
+    assert "none in INT8" in said(mean.output)
     again = RUNNER.invoke(
         app, [*command[:-1], str(tmp_path / "int8"), "--run", str(tmp_path / "no"), "--int8"]
     )
     assert again.exit_code == 2
-    assert "make INT8 of" in " ".join(again.output.replace("│", " ").split())
+    assert "make INT8 of" in said(again.output)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None:
-    """`label` asks any network that gives logits; `train --labels` learns from its file, and from no other recipe's."""
+    """`label` asks any network that gives logits; `train --labels` learns from its file, and from no other recipe's or
+    faces'."""
     data = write_faces(tmp_path / "faces.npz", 130)
     teacher, labels = tmp_path / "teacher.keras", tmp_path / "labels.npz"
     build(VARIANTS["tiny"], "teacher").save(teacher)
@@ -93,9 +141,13 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
     command = ["train", "--data", str(data), "--labels", str(labels), "--networks", "tiny", "--epochs", "1"]
     trained = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
+    other_faces = write_faces(tmp_path / "others.npz", 130, seed=1)
+    refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "no"), "--data", str(other_faces)])
+    assert refused.exit_code == 2
+    assert "for other faces" in said(refused.output)
     refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "other"), "--seed", "5"])
     assert refused.exit_code == 2
-    assert "another recipe" in " ".join(refused.output.replace("│", " ").split())
+    assert "another recipe" in said(refused.output)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +157,11 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
         (["--networks", "teacher,small"], "a teacher is trained alone"),
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
+        (["--oversample", "1,4,junk,2,1,1,1,1"], "7 whole numbers"),
+        (["--networks", "tiny,tiny"], "name each once"),
+        (["--networks", "tiny"], "an epoch of 40 faces is less than a batch of 128"),
+        (["--networks", "tiny", "--oversample", "0,0,0,0,0,0,0"], "an epoch of 0 faces"),
+        (["--networks", "tiny", "--oversample", "9,9,9,9,9,9,9", "--run", __file__], "Not a directory"),
         (["--continue-from", "nowhere"], "nowhere has none of large,small"),
         (["--int8"], "--int8 needs every network of --networks"),
         (["--labels", "nowhere.npz"], "no such file"),
@@ -114,4 +171,58 @@ def test_a_wrong_option_is_named(data: Path, tmp_path: Path, options: list[str],
     """A bad size, strength, repetition or folder ends with a usage error and no traceback."""
     result = RUNNER.invoke(app, ["train", "--data", str(data), "--run", str(tmp_path / "run"), *options])
     assert result.exit_code == 2
-    assert message in " ".join(result.output.replace("│", " ").split())
+    assert message in said(result.output)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of several sizes, and networks of which only `tiny.keras` is as training leaves it."""
+    folder: Path = tmp_path_factory.mktemp("files")
+    write_faces(folder / "130.npz", 130)
+    write_faces(folder / "40.npz", 40)
+    write_faces(folder / "96.npz", 130, side=96)
+    for name in ("exported", "small"):
+        (folder / name).mkdir()
+    trained = build(VARIANTS["tiny"], "tiny")
+    trained.save(folder / "tiny.keras")
+    build(VARIANTS["small"], "tiny").save(folder / "small" / "tiny.keras")
+    with_temperature(trained, 1.5).save(folder / "exported" / "tiny.keras")
+    keras.Model(trained.input, trained.output * 2).save(folder / "headless.keras")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--networks", "tiny", "--continue-from", "exported"], "has been exported already"),
+        (["train", "--networks", "tiny", "--continue-from", "small"], "no networks of these sizes"),
+        (["train", "--data", "96.npz"], "expected 48x48"),
+        (["label", "none.keras", "-o", "labels.npz"], "none.keras: no such file"),
+        (["label", "exported/tiny.keras", "-o", "labels.npz"], "has been exported already"),
+        (["label", "tiny.keras", "-o", "labels.npz", "--data", "96.npz"], "expected 48x48"),
+        (["label", "tiny.keras", "-o", "labels"], "name a .npz file"),
+        (["label", "tiny.keras", "-o", "labels.npz", "--data", "40.npz"], "less than a batch of 128"),
+        (["export", "none.keras"], "none.keras: no such file"),
+        (["export", "exported/tiny.keras"], "has been exported already"),
+        (["export", "headless.keras"], "does not end in a layer `logits`"),
+        (["export", "tiny.keras", "small/tiny.keras"], "have no mean"),
+        (["export", "tiny.keras", "tiny.keras", "--data", "40.npz"], "less than a batch of 128"),
+        (["export", "tiny.keras", "-o", "out.h5"], "name a .keras file"),
+        (["export", "tiny.keras", "-o", "nowhere/out.keras"], "in a folder that is there"),
+        (["export", "tiny.keras", "-o", "tiny.keras"], "would overwrite the trained network"),
+    ],
+)
+def test_a_wrong_network_or_place_is_named(
+    arguments: list[str], message: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no trained network of 48x48 faces, or no place for the result, ends with a usage error and no file."""
+    monkeypatch.chdir(files)
+    before = sorted(files.rglob("*"))
+    data = [] if "--data" in arguments else ["--data", "130.npz"]
+    output = ["-o", "out.keras"] if arguments[0] == "export" and "-o" not in arguments else []
+    run = ["--run", "run"] if arguments[0] == "train" else []
+    result = RUNNER.invoke(app, [*arguments, *data, *output, *run])
+    assert result.exit_code == 2, result.output
+    assert message in said(result.output)
+    assert sorted(files.rglob("*")) == before
