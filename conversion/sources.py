@@ -4,7 +4,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from conversion.sourcefile import SourceFormat, identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
 
 _PREPROCESSING_LAYERS = ("Rescaling", "Normalization")
+# Layers that leave pixels pixels, beside `Random...`: what comes behind them still sees the input's range.
+_GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "InputLayer", "Resizing", "ZeroPadding2D")
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def _load_keras(path: Path, options: Options) -> _Loaded:
         raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
     _use_float32(model)
     height, width, channels = _input_shape(path, model)
-    scales_itself = any(type(layer).__name__ in _PREPROCESSING_LAYERS for layer in _leading_layers(model))
-    shape = NetworkShape(height, width, channels, 0, scales_itself)
+    shape = NetworkShape(height, width, channels, 0, scales_itself=False)
     geometry = input_geometry(options, shape, path.name)
     if not model.built:
         model(tf.zeros((1, *geometry), tf.float32), training=False)
+    shape = replace(shape, scales_itself=_scales_itself(model))
     kind = (
         "Sequential"
         if isinstance(model, keras.Sequential)
@@ -115,9 +117,35 @@ def _use_float32(model: Any) -> None:
             layer.dtype_policy = keras.DTypePolicy("float32")
 
 
-def _leading_layers(model: Any) -> list[Any]:
-    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
-    return layers[:2]
+def _scales_itself(model: Any) -> bool:
+    """Whether a Rescaling or Normalization sees the input's own pixels, augmented, cropped or resized at most.
+
+    One further on is part of the network, such as a temperature. What a subclassed model does first is not known.
+    """
+    pixels = {id(tensor) for tensor in getattr(model, "inputs", None) or ()}
+    for node in _nodes(model):
+        if not all(id(tensor) in pixels for tensor in node.input_tensors):
+            continue
+        if type(node.operation).__name__ in _PREPROCESSING_LAYERS or _scales_itself(node.operation):
+            return True
+        if _keeps_pixels(node.operation):
+            pixels |= {id(tensor) for tensor in node.outputs}
+    return False
+
+
+def _keeps_pixels(operation: Any) -> bool:
+    inner = _nodes(operation)
+    if inner:
+        return all(_keeps_pixels(node.operation) for node in inner)
+    name = type(operation).__name__
+    return name.startswith("Random") or name in _GEOMETRY_LAYERS
+
+
+def _nodes(model: Any) -> list[Any]:
+    """Return the calls in the graph of a Sequential or Functional model, from its inputs on; none of anything else."""
+    graph = getattr(model, "_functional", None) or model
+    by_depth: dict[int, list[Any]] = getattr(graph, "_nodes_by_depth", {})
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def _input_shape(path: Path, model: Any) -> tuple[int | None, int | None, int | None]:

@@ -13,17 +13,19 @@ import onnx
 import pytest
 
 from conversion.convert import Converted
-from conversion.errors import SourceError
+from conversion.errors import OptionError, SourceError
 from conversion.images import portrait_variants
 from conversion.options import Options
 from conversion.sessions import open_session, run
 from conversion.sourcefile import HDF5_ATTRIBUTE, KERAS_MEMBER, SAVEDMODEL_MEMBER
+from conversion.sources import load
 from conversion.tensorflow_quietly import keras, tf
 from tests.conversion.keras_models import (
     LABELS,
     SOURCE_LABELS,
     gray_sequential,
     options,
+    randomise,
     rgb_functional,
     subclassed,
 )
@@ -157,6 +159,61 @@ def test_model_with_rescaling_needs_no_scale(tmp_path: Path, convert_here: Conve
     faces = portrait_variants((96, 96, 3), 5)
     want = expected(whole, faces.astype(np.float32), logits=False)
     assert np.abs(answers(converted, faces) - want).max() < 1e-5
+
+
+def behind(*layers: Any) -> Any:
+    """A small classifier behind these layers."""
+    images = features = keras.Input((32, 32, 3))
+    for layer in layers:
+        features = layer(features)
+    scores = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(features))
+    return randomise(keras.Model(images, scores))
+
+
+def nested(*layers: Any) -> Any:
+    return keras.Sequential([keras.Input((32, 32, 3)), *layers])
+
+
+Layers = keras.layers
+SCALED: dict[str, Callable[[], Any]] = {
+    "augmented": lambda: behind(Layers.RandomFlip(), Layers.RandomRotation(0.1), Layers.Rescaling(1 / 255)),
+    "resized": lambda: behind(Layers.Resizing(40, 40), Layers.CenterCrop(32, 32), Layers.Rescaling(1 / 255)),
+    "nested": lambda: behind(nested(Layers.RandomFlip(), Layers.Rescaling(1 / 255)), Layers.Conv2D(4, 3)),
+    "nested augmentation": lambda: behind(
+        nested(Layers.RandomFlip(), Layers.RandomZoom(0.1)), Layers.Rescaling(0.01)
+    ),
+    "sequential": lambda: nested(
+        Layers.RandomFlip(),
+        Layers.CenterCrop(30, 30),
+        Layers.Rescaling(0.01),
+        Layers.Flatten(),
+        Layers.Dense(7),
+    ),
+    "normalised": lambda: behind(Layers.Normalization(mean=[120.0] * 3, variance=[3000.0] * 3)),
+}
+UNSCALED: dict[str, Callable[[], Any]] = {
+    "temperature": lambda: nested(behind(), Layers.Rescaling(1 / 1.7), Layers.Softmax()),
+    "after a convolution": lambda: behind(Layers.Conv2D(4, 3), Layers.Rescaling(0.5)),
+    "after a nested convolution": lambda: behind(nested(Layers.Conv2D(3, 1)), Layers.Rescaling(0.5)),
+    "in a nested network": lambda: behind(Layers.Conv2D(3, 1), nested(Layers.Rescaling(0.5))),
+    "none": lambda: behind(Layers.Resizing(40, 40)),
+}
+
+
+@pytest.mark.parametrize("name", [*SCALED, *UNSCALED])
+def test_only_layers_that_see_pixels_are_taken_for_preprocessing(name: str, tmp_path: Path) -> None:
+    """A Rescaling behind augmentation, crop or resizing scales the input; one inside the network, as a temperature,
+    says nothing about it."""
+    path = tmp_path / "model.keras"
+    (SCALED | UNSCALED)[name]().save(path)
+    assert load(path, Options()).shape.scales_itself == (name in SCALED)
+
+
+def test_a_temperature_leaves_the_input_range_open(tmp_path: Path, convert_here: Convert) -> None:
+    """A network with no scaling but a temperature asks for --scale."""
+    UNSCALED["temperature"]().save(tmp_path / "model.keras")
+    with pytest.raises(OptionError, match=r"the input range of model\.keras is not known: give --scale"):
+        convert_here(tmp_path / "model.keras", Options.parse({"source_labels": list(SOURCE_LABELS)}, "test"))
 
 
 def test_mixed_precision_model_is_converted_in_float32(tmp_path: Path, convert_here: Convert) -> None:
