@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +49,8 @@ _MODEL_OPTIONS = {
     "version_tag": ("TAG", "version that the service shows and stores"),
 }
 _PRECISIONS = ("fp16", "int8")
+# What .venv-build has and the serving environment has not.
+_BUILD_TOOLS = frozenset({"h5py", "keras", "matplotlib", "onnx", "tensorflow", "tf2onnx"})
 _MEASURES = ("max_difference", "mean_difference", "agreement")
 
 
@@ -105,13 +109,35 @@ def _convert_parser() -> _Parser:
             help=f"parity threshold (fp32 default: {getattr(DEFAULT_THRESHOLDS['fp32'], measure):g})",
         )
     proof.add_argument(
-        "--max-accuracy-drop", type=float, default=0.3, metavar="POINTS", help="of a precision (default: 0.3)"
+        "--max-accuracy-drop",
+        type=_finite,
+        default=0.3,
+        metavar="POINTS",
+        help="of a precision (default: 0.3)",
     )
     result = parser.add_argument_group("results")
     result.add_argument("--json", action="store_true", help="print the report as JSON")
     result.add_argument("--report", type=Path, metavar="DIR", help="write report.md with plots")
     result.add_argument("--triton", type=Path, metavar="DIR", help="write a Triton model repository")
     return parser
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Return `arguments` with `--offset -1,2,3` as `--offset=-1,2,3`: argparse takes `-1,2,3` for an option."""
+    result: list[str] = []
+    for argument in arguments:
+        if result and result[-1] in ("--scale", "--offset") and re.match(r"-[\d.]", argument):
+            result[-1] += f"={argument}"
+        else:
+            result.append(argument)
+    return result
 
 
 def thresholds_from(given: dict[str, list[str]]) -> dict[str, Thresholds]:
@@ -134,7 +160,7 @@ def thresholds_from(given: dict[str, list[str]]) -> dict[str, Thresholds]:
 
 
 def _convert(arguments: Sequence[str]) -> int:
-    parsed = _convert_parser().parse_args(arguments)
+    parsed = _convert_parser().parse_args(joined(arguments))
     given = Options.parse({name: getattr(parsed, name) for name in _MODEL_OPTIONS}, "command line")
     options = given.over(read_sidecar(parsed.sidecar)) if parsed.sidecar else given
     thresholds = thresholds_from({measure: getattr(parsed, measure) for measure in _MEASURES})
@@ -217,3 +243,13 @@ def main(arguments: Sequence[str]) -> int:
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        tool = (error.name or "").partition(".")[0]
+        if tool not in _BUILD_TOOLS:
+            raise
+        print(
+            f"error: the conversion needs {tool}: run it in .venv-build, which `make convert` makes"
+            " (.venv-build/bin/python -m conversion ...)",
+            file=sys.stderr,
+        )
+        return 1

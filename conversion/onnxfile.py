@@ -1,8 +1,11 @@
 """The form of the ONNX files: the names of their ends, one order of their parts, the same bytes each time."""
 
-from typing import Any
+from __future__ import annotations
 
-import onnx
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `verify` takes the names from here, and does without the package.
+    import onnx
 
 INPUT = "images"
 OUTPUT = "probabilities"

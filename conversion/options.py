@@ -12,6 +12,7 @@ Class order and scaling have no default: a model converted with a guess there an
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -44,6 +45,8 @@ def _numbers(value: Any) -> tuple[float, ...]:
         numbers = tuple(float(item) for item in items)
     except (TypeError, ValueError):
         raise ValueError("a number, or one number per channel") from None
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("finite numbers")
     if len(numbers) not in (1, 3):
         raise ValueError("a number, or three numbers (one per channel)")
     return numbers

@@ -1,4 +1,4 @@
-"""Check a model against its manifest, without TensorFlow and without its source."""
+"""Check a model against its manifest, without TensorFlow, ONNX and its source."""
 
 import json
 from dataclasses import dataclass

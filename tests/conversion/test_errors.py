@@ -1,6 +1,7 @@
 """What cannot be converted is answered with one line that says what to do, and leaves no file."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion.cli import main, thresholds_from
+from conversion.cli import joined, main, thresholds_from
 from conversion.errors import OptionError
 from conversion.images import load_faces, load_labelled, portrait_variants
 from conversion.options import Options, read_sidecar
@@ -214,6 +215,8 @@ def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path:
         ({"color": "cmyk"}, "one of gray, rgb"),
         ({"scale": "a lot"}, "a number, or one number per channel"),
         ({"scale": [1, 2]}, "three numbers"),
+        ({"scale": "nan"}, "finite numbers"),
+        ({"offset": [0, 0, float("inf")]}, "finite numbers"),
         ({"input_size": "big"}, "HEIGHTxWIDTH"),
         ({"input_size": "4x4"}, "8 to 2048"),
         ({"opset": 9}, "from 13 to 18"),
@@ -261,6 +264,35 @@ def test_thresholds_by_precision() -> None:
     for wrong in ("much", "int4=0.1", "2"):
         with pytest.raises(OptionError, match="PRECISION=N"):
             thresholds_from({"max_difference": [wrong]})
+
+
+@pytest.mark.parametrize("drop", ["nan", "inf", "much"])
+def test_an_accuracy_drop_is_a_number(drop: str, refused: Callable[..., str], rgb_model: Path) -> None:
+    """A bound that nothing could break is no bound."""
+    assert "--max-accuracy-drop" in refused(rgb_model, *SCALED, "--max-accuracy-drop", drop)
+
+
+@pytest.mark.parametrize("offset", ["-103.9,-116.8,-123.7", "-.5", "-1"])
+def test_negative_numbers_are_no_options(offset: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    """An offset that begins with a minus is read as one: what is refused is only the missing model."""
+    line = refused(tmp_path / "none.keras", "--scale", "1", "--offset", offset)
+    assert "No such file" in line
+    assert joined(["--offset", offset, "--json"]) == [f"--offset={offset}", "--json"]
+
+
+@pytest.mark.parametrize("missing", ["onnx", "tensorflow", "matplotlib"])
+def test_the_serving_environment_names_the_one_to_use(missing: str, rgb_model: Path, tmp_path: Path) -> None:
+    """Where a tool of the conversion is not installed, one line says where it is, and nothing is written."""
+    code = f"import sys; sys.modules['{missing}'] = None; from conversion.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(rgb_model), "-o", "out/m.onnx", *SCALED, "--report", "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"error: the conversion needs {missing}: run it in .venv-build")
+    assert ran.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -> None:
