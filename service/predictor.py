@@ -102,7 +102,8 @@ class Request:
         self.size = len(self.image)
 
     def fail(self, error: RequestError) -> None:
-        """Answer with an error. The first answer stands."""
+        """Answer with an error. The first answer stands. The image is let go: its turn to be sent may be far away."""
+        self.image = b""
         if self.reply is None:
             self.error = error.code
             self.reply = error_reply(error, self.id)

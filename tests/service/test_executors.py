@@ -376,6 +376,8 @@ async def test_stopping_answers_what_still_waits(bench: OpenBench) -> None:
             at.submit(number)
         await at.executors.stop()
         assert {reply["code"] for reply in await at.inbox.wait_for(4)} == {"shutting_down"}
+        # They live on until their turn to be sent, which may be behind others; their images may be megabytes.
+        assert not any(request.image for request in at.inbox.delivered)
         with pytest.raises(ShuttingDown):
             at.submit(9)
 
