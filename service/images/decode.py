@@ -117,6 +117,9 @@ class ImageDecoder:
         self._check_size(header)
         if header.multiscan:
             check_scans(data)
+        if header.format is Format.PNG:
+            data, orientation = picture_only(data)
+            header = header._replace(orientation=orientation)
         return data, header
 
     def _decode(self, data: ImageFile, header: ImageHeader, min_height: int, min_width: int) -> Pixels:
@@ -145,7 +148,7 @@ class ImageDecoder:
         if header.orientation >= 5:
             min_height, min_width = min_width, min_height
         if header.cmyk:
-            # libjpeg-turbo does not convert CMYK; OpenCV does, and turns the picture upright by itself.
+            # libjpeg-turbo does not convert CMYK; OpenCV does.
             return self._decode_other(data, header)
         strict = True
         while True:
@@ -169,23 +172,19 @@ class ImageDecoder:
         return upright(pixels, header.orientation)
 
     def _decode_other(self, data: ImageFile, header: ImageHeader) -> Pixels:
-        """Decode with OpenCV, which reduces 16 bits to 8, drops alpha and applies an Exif orientation."""
-        if header.format is Format.PNG:
-            data = picture_only(data)
-        gray = self.shape.color == "gray"
+        """Decode with OpenCV, which reduces 16 bits to 8 and drops alpha, and turn upright."""
+        color = cv2.IMREAD_GRAYSCALE if self.shape.color == "gray" else cv2.IMREAD_COLOR_RGB
         try:
-            pixels = cv2.imdecode(
-                np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR_RGB
-            )
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error as exc:
             raise InvalidImage(f"the {header.format.value} cannot be read: {exc.err}") from None
         if pixels is None:
             raise InvalidImage(f"the {header.format.value} is damaged or cut off")
-        return np.asarray(pixels, np.uint8)
+        return upright(np.asarray(pixels, np.uint8), header.orientation)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an Exif orientation (1-8; Exif 2.3, section 4.6.4): [h, w, c] in, [h, w, c] or [w, h, c] out."""
+    """Undo an Exif orientation (1-8; Exif 2.3, section 4.6.4): [h, w] or [h, w, c] in, the same or [w, h] out."""
     match orientation:
         case 2:
             pixels = pixels[:, ::-1]

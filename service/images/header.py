@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from service.errors import InvalidImage
 from service.images import ImageFile
+from service.images.exif import EXIF_MAGIC, read_orientation
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -36,8 +37,6 @@ _MAX_SEGMENTS = 1000
 # Encoders write about ten scans. Each is a pass over the whole picture and may have a few bytes: hundreds take seconds.
 _MAX_SCANS = 100
 
-_EXIF_ORIENTATION = 0x0112  # Exif 2.3, section 4.6.4
-
 
 class Format(Enum):
     """The formats that are served."""
@@ -51,6 +50,7 @@ class Format(Enum):
 class ImageHeader(NamedTuple):
     """Size in pixels as stored, before `orientation` (1-8, Exif's numbering) is applied.
 
+    A PNG's orientation is not in its header, see `png`.
     `cmyk` is true for a JPEG of four components, `multiscan` for one that is stored in several passes over the picture.
     """
 
@@ -120,8 +120,8 @@ def _read_jpeg(data: ImageFile) -> ImageHeader:
             interleaved = data[position + 4] == components
             return ImageHeader(Format.JPEG, width, height, orientation, components == 4, not interleaved)
         elif marker == _APP1 and length >= 2:
-            if data[position + 4 : position + 10] == b"Exif\0\0":
-                orientation = _read_exif_orientation(data[position + 10 : position + 2 + length])
+            if data[position + 4 : position + 10] == EXIF_MAGIC:
+                orientation = read_orientation(data[position + 4 : position + 2 + length])
             position += 2 + length
         elif marker in _ALONE:
             position += 2
@@ -146,32 +146,14 @@ def check_scans(data: ImageFile) -> None:
         raise InvalidImage(f"the JPEG has more than {_MAX_SCANS} scans: save it anew")
 
 
-def _read_exif_orientation(tiff: ImageFile) -> int:
-    """The orientation tag of the first directory; 1 (upright) where it is absent or damaged.
-
-    A damaged Exif block does not make the picture unreadable, so it is not an error.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, _kind, _count, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
-            if tag == _EXIF_ORIENTATION:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # the block ends early
-    return 1
-
-
 def _read_webp(data: ImageFile) -> ImageHeader:
     """The three kinds of WebP keep their size in three places (RFC 9649, section 2.5 to 2.7)."""
     chunk = data[12:16]
+    orientation = 1
     if chunk == b"VP8X":
         width = 1 + int.from_bytes(_exactly(data, 24, 3), "little")
         height = 1 + int.from_bytes(_exactly(data, 27, 3), "little")
+        orientation = _webp_orientation(data)
     elif chunk == b"VP8L":
         bits = int.from_bytes(_exactly(data, 21, 4), "little")
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -179,7 +161,20 @@ def _read_webp(data: ImageFile) -> ImageHeader:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     else:
         raise InvalidImage("the WebP's header is damaged")
-    return ImageHeader(Format.WEBP, width, height)
+    return ImageHeader(Format.WEBP, width, height, orientation)
+
+
+def _webp_orientation(data: ImageFile) -> int:
+    """From the Exif chunk, which comes behind the picture; 1 if there is none in `data`."""
+    position = 12
+    for _ in range(_MAX_SEGMENTS):
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"EXIF":
+            return read_orientation(data[position + 8 : position + 8 + length])
+        position += 8 + length + length % 2
+        if position >= len(data):
+            break
+    return 1
 
 
 def _exactly(data: ImageFile, start: int, size: int) -> ImageFile:

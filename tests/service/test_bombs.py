@@ -18,11 +18,7 @@ from service.images.peek import holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
 from tests.service.test_bad_input import encode, face_pixels
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+from tests.service.test_images import chunk
 
 
 def animated_png() -> bytes:
@@ -54,12 +50,12 @@ async def test_an_animated_png_is_its_first_picture(service_process: ServiceProc
 def test_a_decoder_sees_only_a_pngs_picture() -> None:
     """Text that inflates to megabytes, colour profiles and what follows the end are left out; the pixels stay."""
     plain = encode(face_pixels(), ".png")
-    assert picture_only(plain) is plain
+    assert picture_only(plain)[0] is plain
     text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000)))
     profile = chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(7_900_000)))
     larger = plain[:33] + text + profile + plain[33:-12] + text + plain[-12:] + b"more"
-    assert picture_only(larger) == plain
-    assert picture_only(memoryview(larger)) == plain
+    assert picture_only(larger) == (plain, 1)
+    assert picture_only(memoryview(larger)) == (plain, 1)
 
 
 def test_a_palette_is_part_of_the_picture() -> None:
@@ -72,7 +68,7 @@ def test_a_palette_is_part_of_the_picture() -> None:
         + chunk(b"tRNS", bytes([255, 0]))
     )
     rest = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    kept = picture_only(palette + chunk(b"tEXt", b"k\0v") + rest)
+    kept, _ = picture_only(palette + chunk(b"tEXt", b"k\0v") + rest)
     assert kept == palette + rest
     pixels = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None

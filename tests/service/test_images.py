@@ -53,20 +53,39 @@ def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
     return out
 
 
+def exif(orientation: int, order: str = "<") -> bytes:
+    """A TIFF directory with an orientation."""
+    mark = b"II" if order == "<" else b"MM"
+    return mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
 def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
     """Put an Exif block with an orientation into a JPEG file."""
-    mark = b"II" if order == "<" else b"MM"
-    tiff = mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    segment = b"Exif\0\0" + tiff
+    segment = b"Exif\0\0" + exif(orientation, order)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def oriented(suffix: str, orientation: int) -> bytes:
+    """The corner image as a file with an Exif orientation, where its format keeps it."""
+    image = encode(corner_image(), suffix)
+    if suffix == ".jpg":
+        return with_orientation(image, orientation)
+    if suffix == ".png":
+        return image[:-12] + chunk(b"eXIf", exif(orientation)) + image[-12:]
+    parts = struct.pack("<4sIB3x", b"VP8X", 10, 8) + b"".join(
+        (side - 1).to_bytes(3, "little") for side in (120, 80)
+    )
+    parts += image[12:] + b"EXIF" + struct.pack("<I", len(exif(orientation))) + exif(orientation)
+    return b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WEBP" + parts
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
     """A PNG file of any announced size, whatever its rows hold."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -123,9 +142,14 @@ UPRIGHT_CORNER = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 
 
 @pytest.mark.parametrize("decoder", [GRAY, RGB], ids=["gray", "rgb"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_rotated_photo_is_turned_upright(orientation: int, decoder: ImageDecoder) -> None:
-    """All eight orientations end with the corner where a viewer would show it."""
-    out = decode(decoder, with_orientation(encode(corner_image(), ".jpg"), orientation))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_rotated_photo_is_turned_upright(suffix: str, orientation: int, decoder: ImageDecoder) -> None:
+    """All eight orientations end with the corner where a viewer would show it, in each format that keeps them."""
+    image = oriented(suffix, orientation)
+    photo = decoder.decode_photo(image)
+    assert (photo.width, photo.height) == ((80, 120) if orientation >= 5 else (120, 80))
+    assert photo.pixels.shape[:2] == (photo.height, photo.width)
+    out = decode(decoder, image)
     half_h, half_w = decoder.shape.height // 2, decoder.shape.width // 2
     means = out[:, :, 0].reshape(2, half_h, 2, half_w).mean(axis=(1, 3))
     assert np.unravel_index(means.argmax(), (2, 2)) == UPRIGHT_CORNER[orientation]
