@@ -165,7 +165,8 @@ class ImageDecoder:
                 if _JPEG_CUT_OFF in str(exc):
                     raise InvalidImage("the JPEG is cut off: its end is missing") from None
                 if not strict:
-                    raise InvalidImage(f"the JPEG cannot be read: {exc}") from None
+                    # It forgives no stray bytes before the picture; OpenCV, with the same libjpeg behind it, does.
+                    return self._decode_other(data, header)
                 strict = False
             except KeyError:  # a sampling that libjpeg-turbo has no name for
                 raise InvalidImage("the JPEG's header is damaged") from None
