@@ -81,7 +81,9 @@ def read_header(data: ImageFile) -> ImageHeader:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _read_webp(data)
         if data[:2] == b"BM":
-            width, height = struct.unpack_from("<ii", data, 18)
+            (header_size,) = struct.unpack_from("<I", data, 14)
+            # OS/2's header of 12 bytes has smaller numbers. A negative height tells that the top row comes first.
+            width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
             return ImageHeader(Format.BMP, abs(width), abs(height))
     except (struct.error, IndexError):
         raise InvalidImage("the image ends within its header: it was cut off") from None

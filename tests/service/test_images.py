@@ -117,6 +117,14 @@ def test_a_webp_of_each_kind_tells_its_size() -> None:
     assert read_header(extended) == ImageHeader(Format.WEBP, 33, 44)
 
 
+def test_a_bmp_of_os2_is_read() -> None:
+    """Its header is shorter, with smaller numbers."""
+    pixels = encode(corner_image(), ".bmp")[54:]
+    bmp = b"BM" + struct.pack("<IHHIIHHHH", 26 + len(pixels), 0, 0, 26, 12, 120, 80, 1, 24) + pixels
+    assert read_header(bmp) == ImageHeader(Format.BMP, 120, 80)
+    assert np.array_equal(decode(RGB, bmp), decode(RGB, encode(corner_image(), ".bmp")))
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_exif_orientation_is_read_in_either_byte_order(orientation: int, order: str) -> None:
