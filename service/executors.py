@@ -45,8 +45,7 @@ def _observe(cost: CostModel, requests: list[Request]) -> float:
     work = 0.0
     for request in requests:
         if request.timing is not None:
-            timing = request.timing
-            seconds = (timing.decode + timing.inference / timing.batch_size) / 1000
+            seconds = request.timing.decode / 1000 + request.model_seconds
             cost.observe(request.detect, request.size, seconds)
             work += seconds
     return work

@@ -200,7 +200,7 @@ class Metrics(Collector):
                 continue
             assert request.emotion is not None
             cells[self._emotion_cell[request.emotion]] += 1
-            self._versions.predicted(request.version, timing.inference / 1000 / timing.batch_size)
+            self._versions.predicted(request.version, request.model_seconds)
             if not request.stored:
                 cells[layout.unstored] += 1
             self._observe_duration(0, timing.decode / 1000)

@@ -72,6 +72,7 @@ class Request:
     `version` is the number of the model that answers it, see `canary`.
 
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
+    `model_seconds` is its faces' share of the model's runs.
     """
 
     client: Client
@@ -92,6 +93,7 @@ class Request:
     reply: bytes | None = None
     emotion: str | None = None
     timing: Timing | None = None
+    model_seconds: float = 0.0
     stored: bool = False
     error: str | None = None
     started: float = 0.0
@@ -208,6 +210,7 @@ class Predictor:
         now = time.perf_counter()
         labels = self._engine.card.labels
         moment = datetime.now(UTC)
+        seconds_per_face = scoring.seconds / scoring.total
         answers: list[tuple[str, list[ScoredFace]]] = []
         records: list[PredictionRecord] = []
         for request in requests:
@@ -220,6 +223,7 @@ class Predictor:
                 total=total,
                 batch_size=scoring.size,
             )
+            request.model_seconds = seconds_per_face * len(faces)
             prediction_id = request.client.prediction_ids.next()
             answers.append((prediction_id, faces))
             for index, face in enumerate(faces):
@@ -280,7 +284,7 @@ def _scaled(face: Face, photo: Photo) -> Face:
 class _Scoring:
     """The faces of one batch of requests on their way through the model, as many at a time as the buffer holds.
 
-    `seconds` were spent in the model, on `size` faces at most at once.
+    `seconds` were spent in the model, on `total` faces, `size` of them at most at once.
     """
 
     def __init__(self, engine: Engine, buffer: npt.NDArray[np.uint8]) -> None:
@@ -291,6 +295,7 @@ class _Scoring:
         self.faces: dict[Request, list[ScoredFace]] = {}
         self.seconds = 0.0
         self.size = 0
+        self.total = 0
 
     def slot(self) -> npt.NDArray[np.uint8]:
         """Where the next face goes: uint8 [height, width, channels]."""
@@ -313,6 +318,7 @@ class _Scoring:
         if not waiting:
             return
         self.size = max(self.size, len(waiting))
+        self.total += len(waiting)
         begun = time.perf_counter()
         rows: Sequence[list[float] | None]
         try:

@@ -1,0 +1,37 @@
+"""What a batch of requests costs each of them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from service.engine import Engine
+from service.faces import Face, FaceDetector
+from service.images.decode import ImageDecoder, Pixels
+from service.predictor import Predictor, Request
+from tests.service.harness import FACE
+from tests.service.test_executors import Ledger, Peer
+
+
+class Crowd(FaceDetector):
+    """Finds seven faces in every image."""
+
+    def __init__(self) -> None: ...
+
+    def detect(self, image: Pixels, max_faces: int) -> list[Face]:
+        """All in the same place."""
+        return [Face((40, 40, 60, 60), 0.9, np.full((6, 2), 70, np.float32))] * 7
+
+
+@pytest.mark.parametrize("buffered", [2, 64])
+def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: int) -> None:
+    """The model's time is shared by the faces of a batch, whether they went through it in one run or in several."""
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    crowd = Request(Peer(), 1, FACE, time.perf_counter(), detect="always", max_faces=7)
+    alone = Request(Peer(), 2, FACE, time.perf_counter(), detect="never")
+    predictor.serve([crowd, alone], predictor.make_buffer(buffered))
+    assert crowd.timing is not None
+    assert crowd.model_seconds == pytest.approx(7 * alone.model_seconds)
+    assert crowd.model_seconds + alone.model_seconds == pytest.approx(crowd.timing.inference / 1000)
