@@ -13,6 +13,8 @@ import numpy as np
 import orjson
 
 from tests.service.harness import FACE
+from tests.service.test_bombs import animated_png, jpeg_of_scans
+from tests.service.test_images import oriented
 
 _NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _PIECES: Final = (
@@ -103,6 +105,11 @@ def images() -> list[bytes]:
         _encoded(small, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),  # above 100: lossless
         _encoded(small, ".bmp"),
         _encoded(gray, ".bmp"),
+        animated_png(),
+        *(oriented(suffix, 6) for suffix in (".png", ".webp")),
+        *(jpeg_of_scans(12, frame, 3) for frame in (0xC0, 0xC2)),
+        *(_encoded(np.zeros(shape, np.uint8), ".png") for shape in ((8, 3000), (3000, 8))),
+        _encoded(np.zeros((8, 3000), np.uint8), ".jpg"),
     ]
 
 
