@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -42,6 +42,8 @@ from service.store.prediction_ids import PredictionIds
 MAX_LIMIT: Final = 1000
 MAX_BUCKETS: Final = 500
 MAX_WINDOW_S: Final = 10 * 366 * 86400.0
+# Far below what anybody looks at, and far above the microseconds that times are told in.
+MIN_BUCKET_S: Final = 0.001
 _MAX_CURSOR: Final = 100
 # What the columns hold: a row's number is a bigint, a face's a smallint.
 _MAX_ROW: Final = 2**63 - 1
@@ -89,10 +91,13 @@ def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any])
     window = fields.get("window_s", 3600.0)
     if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window <= MAX_WINDOW_S:
         raise InvalidRequest(f"'window_s' is a number of seconds above 0, at most {MAX_WINDOW_S:.0f}")
+    buckets = _integer(fields, "buckets", 0, 0, MAX_BUCKETS)
+    if window / max(buckets, 1) < MIN_BUCKET_S:
+        raise InvalidRequest(f"'window_s' is at least {MIN_BUCKET_S} seconds for each of the 'buckets'")
     scope = fields.get("scope", "all")
     if scope not in ("all", "connection"):
         raise InvalidRequest("'scope' is all or connection")
-    return Stats(request_id, float(window), _integer(fields, "buckets", 0, 0, MAX_BUCKETS), scope)
+    return Stats(request_id, float(window), buckets, scope)
 
 
 def _integer(fields: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
@@ -216,6 +221,6 @@ def _position(cursor: str, scope: ByConnection | ByUser) -> Position:
         moment = datetime.fromisoformat(key)
         if moment.tzinfo is None:
             raise ValueError("the time has no offset")
-        return Position(moment, number)
-    except ValueError:
+        return Position(moment.astimezone(UTC), number)
+    except (ValueError, OverflowError):  # OverflowError: in UTC it is before year 1, or after 9999
         raise InvalidRequest("'cursor' is the 'next' of the page before, or left out") from None

@@ -173,6 +173,7 @@ async def test_one_client_cannot_ask_without_end(running: Running) -> None:
         ("stats", "window_s", 0),
         ("stats", "window_s", "1h"),
         ("stats", "window_s", 1e12),
+        ("stats", "window_s", 1e-6),
         ("stats", "buckets", 501),
         ("stats", "scope", "everybody"),
     ],
@@ -184,6 +185,23 @@ async def test_impossible_fields_are_named(running: Running, command: str, field
         assert (reply["code"], reply["id"]) == ("invalid_request", 1)
         assert f"'{field}'" in reply["message"]
         assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
+async def test_buckets_that_are_too_short_are_refused(running: Running) -> None:
+    """Each is a millisecond long at least, whatever the window."""
+    async with running.client() as websocket:
+        reply = await query(websocket, "stats", window_s=0.4, buckets=500)
+        assert (reply["code"], "'window_s'" in reply["message"]) == ("invalid_request", True)
+        assert (await query(websocket, "stats", window_s=0.5, buckets=500))["status"] == "success"
+
+
+@pytest.mark.parametrize("cursor", ["0001-01-01T00:00:00+23:59~1", "9999-12-31T23:59:59-23:59~1"])
+async def test_a_time_that_utc_does_not_reach_is_no_cursor(guarded: Running, cursor: str) -> None:
+    """A user's cursor is a time, with any offset."""
+    async with guarded.client() as websocket:
+        await identify(websocket, "ana")
+        reply = await query(websocket, "history", cursor=cursor)
+        assert (reply["code"], "'cursor'" in reply["message"]) == ("invalid_request", True)
 
 
 async def test_a_database_that_fails_is_an_error_reply(
