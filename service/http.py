@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from importlib import resources
-from urllib.parse import urlsplit
 
 import orjson
 from websockets.datastructures import Headers
@@ -14,6 +13,7 @@ from websockets.http11 import Request, Response
 
 from service.page import Page
 
+_METHODS = ("GET", "HEAD")
 _WEBSOCKET_PATHS = frozenset({"/", "/ws"})
 
 
@@ -27,11 +27,35 @@ def route(
         not_ready: says why the service cannot predict now; None when it can.
         metrics: the Prometheus exposition.
     """
-    path = urlsplit(request.path).path
-    if "websocket" in request.headers.get("Upgrade", "").lower():
+    if request.method not in _METHODS:
+        refused = _response(HTTPStatus.METHOD_NOT_ALLOWED, b"there is GET and HEAD here\n")
+        refused.headers["Allow"] = ", ".join(_METHODS)
+        return refused
+    path = _path(request.path)
+    upgrades = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
+    if upgrades and request.method == "GET":
         if path in _WEBSOCKET_PATHS:
             return None
         return _response(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
+    response = _answer(path, request, page, not_ready, metrics)
+    if request.method == "HEAD":
+        response.body = b""  # `Content-Length` stays what GET has
+    return response
+
+
+def _path(target: str) -> str:
+    """The path in what a request asks for: ``/path?query``, or ``http://host/path?query`` (RFC 9112, 3.2)."""
+    target = target.partition("?")[0]
+    return target if target.startswith("/") else "/" + target.partition("://")[2].partition("/")[2]
+
+
+def _answer(
+    path: str,
+    request: Request,
+    page: Page,
+    not_ready: Callable[[], str | None],
+    metrics: Callable[[], bytes],
+) -> Response:
     match path:
         case "/healthz":
             return _json(HTTPStatus.OK, {"status": "alive"})

@@ -7,7 +7,6 @@ stop it as they stop reading over HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from websockets.datastructures import Headers, MultipleValuesError
 
@@ -32,4 +31,4 @@ def allowed(headers: Headers, allow_list: Sequence[str]) -> bool:
     origin = origin.lower()
     if origin in allow_list:
         return True
-    return SAME_ORIGIN in allow_list and host is not None and urlsplit(origin).netloc == host.lower()
+    return SAME_ORIGIN in allow_list and host is not None and origin.partition(":")[2] == f"//{host.lower()}"

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 import orjson
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.harness import TIMEOUT, Running, ask, predict_message
@@ -28,6 +29,16 @@ async def get(running: Running, path: str) -> tuple[int, str, bytes]:
     return await asyncio.to_thread(fetch)
 
 
+async def exchange(running: Running, request: bytes) -> tuple[bytes, bytes]:
+    """The head and the body that answer a request, whatever it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(request + b"Host: x\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return head, body
+
+
 async def test_the_process_says_that_it_lives(running: Running) -> None:
     """/healthz answers 200 while the event loop turns."""
     status, content_type, body = await get(running, "/healthz")
@@ -43,6 +54,47 @@ async def test_a_warm_service_is_ready(running: Running) -> None:
 async def test_other_paths_are_not_found(running: Running) -> None:
     """404 for what is not there."""
     assert (await get(running, "/etc/passwd"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET //[ HTTP/1.1\r\n", 404),
+        (b"GET //x/metrics HTTP/1.1\r\n", 404),
+        (b"GET ?/metrics HTTP/1.1\r\n", 200),
+        (b"GET http://x/healthz?y HTTP/1.1\r\n", 200),
+        (b"GET http://[ HTTP/1.1\r\n", 200),
+        (b"GET /elsewhere HTTP/1.1\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n", 404),
+        (b"GET /ws HTTP/1.1\r\nUpgrade: h2c\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n", 426),
+    ],
+)
+async def test_odd_requests_are_answered_without_a_failure(
+    running: Running, request_head: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Paths that are no URLs, paths that look like hosts, whole URLs, and headers that come twice."""
+    head, _ = await exchange(running, request_head)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", [b"/", b"/healthz", b"/metrics", b"/nothing"])
+async def test_head_is_answered_like_get_without_a_body(running: Running, path: bytes) -> None:
+    """Its headers are those of GET, the length included."""
+    head, body = await exchange(running, b"HEAD " + path + b" HTTP/1.1\r\n")
+    assert body == b""
+    expected, there = await exchange(running, b"GET " + path + b" HTTP/1.1\r\n")
+    assert head.split(b"\r\n")[0] == expected.split(b"\r\n")[0]
+    if path != b"/metrics":  # they change
+        assert b"Content-Length: %d\r\n" % len(there) in head + b"\r\n"
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS"])
+async def test_other_methods_are_not_allowed(running: Running, method: bytes) -> None:
+    """405, with those that are."""
+    for extra in (b"", b"Upgrade: websocket\r\n"):
+        head, _ = await exchange(running, method + b" / HTTP/1.1\r\n" + extra)
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert b"Allow: GET, HEAD" in head
 
 
 async def test_metrics_count_what_happened(running: Running) -> None:
