@@ -31,6 +31,7 @@ class MessageConnection(ServerConnection):
     __slots__ = (
         "_bytes_this_turn",
         "_fragments",
+        "_heard",
         "_incomplete_since",
         "_large",
         "_max_size",
@@ -55,6 +56,8 @@ class MessageConnection(ServerConnection):
         # When a message began to come in that is not complete.
         self._incomplete_since = math.inf
         self._message_timer: asyncio.TimerHandle | None = None
+        # Whether anything came since the last look, see `keepalive`.
+        self._heard = False
         # Whether the client is not read from, until it has caught up.
         self.reading_paused = False
 
@@ -90,6 +93,7 @@ class MessageConnection(ServerConnection):
         if self._message_seconds is None:
             super().data_received(data)
             return
+        self._heard = True
         position = self._read_messages(data)
         if position < len(data):
             rest = data[position:] if position else data
@@ -134,8 +138,26 @@ class MessageConnection(ServerConnection):
     def resume_reading(self) -> None:
         """Read on."""
         self.reading_paused = False
+        self._heard = True  # what came meanwhile is read only now
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+    async def keepalive(self) -> None:
+        """Ping at intervals, and close the connection of a peer that neither answers nor sends anything else.
+
+        In place of the library's, which wants the answer: a peer cannot give it amid a frame, and a large image takes
+        minutes on a slow network. `_check_message` bounds those.
+        """
+        assert self.ping_interval is not None
+        while True:
+            await asyncio.sleep(self.ping_interval)
+            pong = asyncio.ensure_future(await self.ping())
+            while not pong.done():
+                self._heard = False
+                await asyncio.wait([pong], timeout=self.ping_timeout)
+                if not (pong.done() or self._heard or self.reading_paused):
+                    async with self.send_context():  # until the connection is gone, and this task with it
+                        self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
     def _let_others_go_first(self, taken: int) -> None:
         if not self._bytes_this_turn:

@@ -305,14 +305,40 @@ async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve:
         writer.close()
 
 
-async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve) -> None:
-    """A half-open connection is dropped; one that answers stays."""
+@pytest.mark.parametrize("begin", [b"", frame(FACE)[:500]])
+async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve, begin: bytes) -> None:
+    """A half-open connection is dropped, also one that broke amid a message; one that answers stays."""
     # Both ends of `alive` are in this process: much less, and on a busy machine its own pong would come too late.
     async with serve(ping_seconds=1.5) as running, running.client() as alive:
         reader, writer = await raw(running)
-        await closing(reader)
+        writer.write(begin)
+        assert b"keepalive ping timeout" in await closing(reader)
         writer.close()
         assert (await ask(alive, predict_message()))["status"] == "success"
+
+
+async def test_a_peer_that_is_busy_sending_need_not_answer_pings(serve: Serve) -> None:
+    """An upload over a slow network takes longer than a ping's time: no answer can come amid its frame."""
+    async with serve(ping_seconds=0.5) as running:
+        reader, writer = await raw(running)
+        message = frame(FACE, first=0x82)
+        writer.write(message[:-30])
+        for byte in message[-30:]:
+            await asyncio.sleep(0.05)
+            writer.write(bytes([byte]))
+        async with asyncio.timeout(TIMEOUT):
+            await reader.readuntil(b'"prediction"')
+        writer.close()
+
+
+async def test_a_client_that_is_not_read_from_need_not_answer_pings(serve: Serve) -> None:
+    """Its answer may lie in what is not read yet."""
+    async with serve(ping_seconds=0.5) as running, running.client() as websocket:
+        (connection,) = running.service._connections
+        connection.pause_reading()
+        await asyncio.sleep(1.5)
+        connection.resume_reading()
+        assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
 async def test_ten_thousand_attempts_leave_the_service_well(start_process: StartProcess) -> None:
