@@ -65,11 +65,17 @@ class Guard:
         self.identity = identity
         # The token of the last request that brought one, and whose it is: clients send the same again and again.
         self._last: tuple[str, Identity] | None = None
+        # Of all that were shown, the one that holds longest.
+        self._longest = identity
         self._wrong = 0
-        self.holds_until = -math.inf if identity is None else identity.expires
         requests, size = rules.requests_per_second, rules.bytes_per_second
         self._requests = TokenBucket(requests, clock) if requests else None
         self._bytes = TokenBucket(size, clock) if size else None
+
+    @property
+    def holds_until(self) -> float:
+        """Until when some credential that was shown holds, as Unix time; -inf if none does."""
+        return -math.inf if self._longest is None else self._longest.expires
 
     @property
     def is_guessing(self) -> bool:
@@ -132,13 +138,17 @@ class Guard:
             raise
         self._wrong = 0
         self._last = (token, identity)
-        self.holds_until = max(self.holds_until, identity.expires)
+        if identity.expires > self.holds_until:
+            self._longest = identity
         return identity
 
     def recheck(self) -> None:
         """The credentials that are known have changed: forget what is no longer among them."""
         assert self._rules.credentials is not None
+        holds = self._rules.credentials.holds
+        last = None if self._last is None else self._last[1]
+        shown = [each for each in (self._longest, self.identity, last) if each is not None and holds(each)]
+        self._longest = max(shown, key=lambda each: each.expires, default=None)
         self._last = None
-        if self.identity is not None and not self._rules.credentials.holds(self.identity):
+        if self.identity is not None and not holds(self.identity):
             self.identity = Identity(self.identity.user, expires=-math.inf)
-            self.holds_until = -math.inf

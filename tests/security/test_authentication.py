@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from service.protocol import Predict
 from service.security import guard
 from service.security.api_keys import create
+from service.security.credentials import Credentials
+from service.security.guard import Guard, Rules
 from service.security.perimeter import Perimeter
+from service.settings import Settings
 from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -162,6 +167,36 @@ async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
                 pass
         assert reply["code"] == "unauthorized"
     assert set(users(database)) == {"anna"}
+
+
+async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_gone(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that showed it in the handshake."""
+    monkeypatch.setattr("service.connection.PATIENCE", 0.5)
+    path = tmp_path / "keys"
+    key = create(path, "anna")
+    async with serve(auth="required", api_keys_file=path) as running, running.client() as websocket:
+        assert (await ask(websocket, predict_message(token=key)))["status"] == "success"
+        path.write_text("# nobody\n")
+        assert await close_code(websocket) == 1008
+
+
+def test_of_the_credentials_that_were_shown_the_one_that_holds_longest_counts(tmp_path: Path) -> None:
+    """When one is gone, the other does; then none."""
+    path = tmp_path / "keys"
+    keys = [create(path, "anna"), create(path, "bruno", days=1)]
+    credentials = Credentials(Settings(auth="required", api_keys_file=path))
+    watched = Guard(Rules(credentials=credentials), None, 0.0)
+    for key in keys:
+        watched.user_of(Predict(None, b"", token=key), time.time())
+    assert watched.holds_until == math.inf
+    left = path.read_text().splitlines()
+    for lines, least, most in ((left[1:], time.time(), time.time() + 3 * 86_400), ([], -math.inf, -math.inf)):
+        path.write_text("\n".join(lines))
+        assert credentials.refresh()
+        watched.recheck()
+        assert least <= watched.holds_until <= most
 
 
 async def test_a_worker_that_cannot_read_its_files_again_lives_on(
