@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 import numpy as np
+import onnxruntime  # after `service.engine`, which forbids it telemetry: this module's package comes first
 import orjson
 
 from service.cpus import available_cpus
@@ -312,7 +313,7 @@ def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
         return None
     model = hashlib.sha256(path.read_bytes()).hexdigest()
     versions = [
-        metadata.version("onnxruntime"),
+        onnxruntime.__version__,  # whatever the package is called: onnxruntime-gpu stands in for onnxruntime
         metadata.version("openvino") if openvino.available() else None,
     ]
     what = orjson.dumps([_FORMAT, model, setting, cpus, _processor(), *versions])

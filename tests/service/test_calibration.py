@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import psutil
 import pytest
 
 from service.engine import Engine, calibration, onnx, openvino
-from service.engine.calibration import Measured, apply, calibrated, choose, layouts, measure
+from service.engine.calibration import Measured, apply, cache_file, calibrated, choose, layouts, measure
 from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.images.decode import InputShape
@@ -88,6 +90,23 @@ def test_calibration_is_done_once_per_machine_and_model(
     kept.write_bytes(b"{}")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         calibrated(OPEN)
+
+
+def test_onnxruntime_may_be_installed_under_another_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a GPU it is the package onnxruntime-gpu; its version tells choices apart all the same."""
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = cache_file(MODEL, "cpu", 2)
+    monkeypatch.setattr("onnxruntime.__version__", "0.0")
+    assert cache_file(MODEL, "cpu", 2) != before
 
 
 def test_a_user_without_a_home_calibrates_at_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
