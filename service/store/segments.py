@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -54,7 +55,9 @@ class SegmentWriter:
         self._size = 0
         self._flush_lock = threading.Lock()
         self._change_lock = threading.Lock()
+        # Up to where flushes reached, and up to where the last one should have that failed.
         self._flushed: Position = (0, 0)
+        self._failed: Position = (0, 0)
         self._begin_segment()
 
     @property
@@ -73,35 +76,42 @@ class SegmentWriter:
     def flush(self, mark: Position) -> None:
         """Return when everything up to ``mark`` is on the disk. Threads that come together share one flush.
 
-        Raises OSError: then nothing is known about what is on the disk.
+        Raises OSError: then nothing is known about what is on the disk. Each thread is told whose mark a flush that
+        failed should have reached: the kernel tells of a failure once, and the next flush would succeed.
         """
         with self._flush_lock:
-            if self._flushed >= mark:
-                return
-            with self._change_lock:
-                reached = self.position
-                # A copy: the segment may be full, and closed by another thread, while it is flushed.
-                descriptor = os.dup(self._descriptor) if self._descriptor >= 0 else -1
-            if descriptor >= 0:
-                try:
-                    _flush(descriptor)
-                finally:
-                    os.close(descriptor)
-            self._flushed = reached
+            if self._failed >= mark:
+                raise OSError(errno.EIO, "another thread's flush failed")
+            if self._flushed < mark:
+                self._flush_written()
 
     def close(self) -> None:
         """Flush, unless nothing is to be flushed, and close the file."""
-        with self._change_lock:
-            descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
+        with self._flush_lock:
             try:
-                if self._synced:
-                    # What is marked in an earlier segment counts as flushed.
-                    _flush(descriptor)
+                self._flush_written()
             finally:
-                os.close(descriptor)
+                with self._change_lock:
+                    descriptor, self._descriptor = self._descriptor, -1
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _flush_written(self) -> None:
+        """With the flush lock, which keeps the file open meanwhile."""
+        with self._change_lock:
+            descriptor, reached = self._descriptor, self.position
+        if descriptor < 0 or not self._synced or self._flushed >= reached:
+            return
+        try:
+            _flush(descriptor)
+        except OSError:
+            self._failed = reached
+            raise
+        self._flushed = reached
 
     def _begin_segment(self) -> None:
+        with self._flush_lock:
+            self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
         self.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
         path = self._folder.segment(self._number + 1)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from service.store import folders, segments
 from service.store.framing import frame
 from service.store.journal import JournalBacklog
 from service.store.reference import Model
-from service.store.segments import Fsync
+from service.store.segments import Fsync, SegmentWriter
 
 MODEL = Model("v1", "emotion.onnx", ("happy", "sad"))
 
 OpenJournal = Callable[..., JournalBacklog]
+
+TIMEOUT = 30
 
 
 def payload(number: int) -> bytes:
@@ -34,7 +39,7 @@ def drain(backlog: JournalBacklog, limit: int = 7) -> list[bytes]:
     return found
 
 
-def segments(root: Path) -> list[Path]:
+def files(root: Path) -> list[Path]:
     return sorted(root.glob("journal-*/*.segment"))
 
 
@@ -80,7 +85,7 @@ def test_it_is_on_disk_before_append_returns(open_journal: OpenJournal, tmp_path
     """The file holds the frame when append has returned."""
     backlog = open_journal()
     backlog.append(payload(1), 1)
-    [path] = segments(tmp_path)
+    [path] = files(tmp_path)
     assert path.read_bytes().endswith(frame(payload(1), 1))
 
 
@@ -90,15 +95,15 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     expected = [payload(number) for number in range(300)]
     for data in expected:
         assert backlog.append(data, 1)
-    count = len(segments(tmp_path))
+    count = len(files(tmp_path))
     assert count > 30
-    assert backlog.size_bytes == sum(path.stat().st_size for path in segments(tmp_path))
+    assert backlog.size_bytes == sum(path.stat().st_size for path in files(tmp_path))
     found: list[bytes] = []
     remaining = [count]
     while (batch := backlog.take(7)) is not None:
         found.extend(batch.payloads)
         backlog.acknowledge(batch)
-        remaining.append(len(segments(tmp_path)))
+        remaining.append(len(files(tmp_path)))
     assert found == expected
     assert remaining == sorted(remaining, reverse=True)
     assert remaining[-1] == 1
@@ -210,7 +215,7 @@ def kill_after_appending(root: Path, count: int) -> Path:
     """A process appends and dies; its segment."""
     done = subprocess.run([sys.executable, "-c", APPENDER, root, str(count)], check=False)
     assert done.returncode == -9
-    return segments(root)[-1]
+    return files(root)[-1]
 
 
 def test_a_torn_tail_at_every_byte(open_journal: OpenJournal, tmp_path: Path) -> None:
@@ -313,6 +318,41 @@ def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
     assert replayed[-1].startswith(b"[999]")
 
 
+@pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
+def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """A record is not acknowledged when another thread's flush of it failed, whichever thread that was."""
+    folder = folders.create(tmp_path)
+    writer = SegmentWriter(folder, MODEL, segment_bytes=1000, synced=True)
+    writer.append(b"x" * 500)
+    mark = writer.position
+    entered, released = threading.Event(), threading.Event()
+
+    def fail(_: int) -> None:
+        entered.set()
+        assert released.wait(TIMEOUT)
+        raise OSError(errno.ENOSPC, "injected")
+
+    with monkeypatch.context() as context, ThreadPoolExecutor() as threads:
+        context.setattr(segments, "_flush", fail)
+        if failing == "the segment is full":
+            first = threads.submit(writer.append, b"y" * 900)
+        else:
+            first = threads.submit(writer.flush, mark)  # type: ignore[arg-type]
+        assert entered.wait(TIMEOUT)
+        second = threads.submit(writer.flush, mark)
+        released.set()
+        assert isinstance(first.exception(TIMEOUT), OSError)
+        assert isinstance(second.exception(TIMEOUT), OSError)
+    # What comes later is on the disk, and says so.
+    writer.append(b"z" * 900)
+    writer.flush(writer.position)
+    assert [path.name for path in folder.segments()] == ["00000001.segment", "00000002.segment"]
+    writer.close()
+    folder.release()
+
+
 def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
     """A folder that a process had made, but not yet locked, when it died is removed."""
     (tmp_path / "journal-0123456789ab").mkdir()
@@ -347,7 +387,7 @@ def test_other_files_in_the_folder_are_left_alone(open_journal: OpenJournal, tmp
 def test_nothing_in_the_journal_is_readable_by_others(open_journal: OpenJournal, tmp_path: Path) -> None:
     """Segments and their folder belong to the service's user alone: they hold addresses and users."""
     open_journal().append(payload(1), 1)
-    [path] = segments(tmp_path)
+    [path] = files(tmp_path)
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0
 
