@@ -2,13 +2,14 @@
 
 ::
 
-    JOURNAL_DIR/.lock                         held for moments, while folders are made, taken over or removed
-    JOURNAL_DIR/<random>/.lock        held by the owner for as long as it lives
-    JOURNAL_DIR/<random>/00000001.journal ...
+    JOURNAL_DIR/.lock                            held for moments, while folders are made, taken over or removed
+    JOURNAL_DIR/journal-<random>/.lock           held by the owner for as long as it lives
+    JOURNAL_DIR/journal-<random>/00000001.segment ...
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+logger = logging.getLogger(__name__)
 
 _LOCK: Final = ".lock"
 _PREFIX: Final = "journal-"
@@ -69,15 +72,26 @@ def create(root: Path) -> Folder:
         return Folder(path, lock)
 
 
-def adopt(root: Path) -> list[Folder]:
-    """Take over the folders whose owners have died. Raises OSError."""
+def adopt(root: Path, told: set[Path]) -> list[Folder]:
+    """Take over the folders whose owners have died.
+
+    One that cannot be opened keeps nobody from the others; it is logged, unless it is in ``told``, and put there.
+
+    Raises OSError when ``root`` cannot be read.
+    """
     adopted = []
     with _exclusively(root):
         for path in sorted(root.iterdir()):
             if not _NAME.fullmatch(path.name):
                 continue
             # Made where it is missing: the owner died while it made the folder, or while it removed it.
-            lock = _try_lock(path / _LOCK)
+            try:
+                lock = _try_lock(path / _LOCK)
+            except OSError as error:
+                if path not in told:
+                    told.add(path)
+                    logger.error("the journal %s cannot be taken over: %s", path, error.strerror)
+                continue
             if lock is not None:
                 adopted.append(Folder(path, lock))
     return adopted

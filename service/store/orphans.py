@@ -30,6 +30,7 @@ class Orphans:
         self._root = root
         self._folders: deque[Folder] = deque()
         self._given_up: list[Folder] = []
+        self._told: set[Path] = set()
         self._frames: deque[Frame] = deque()
         self._segment: Path | None = None
         self._ours = model
@@ -40,7 +41,7 @@ class Orphans:
     def look(self) -> None:
         """Take over what has become an orphan since the last look."""
         try:
-            adopted = folders.adopt(self._root)
+            adopted = folders.adopt(self._root, self._told)
         except OSError as error:
             logger.warning("cannot look for journals of other processes: %s", error)
             return

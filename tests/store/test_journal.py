@@ -17,6 +17,7 @@ import pytest
 from service.store import folders, segments
 from service.store.framing import frame
 from service.store.journal import JournalBacklog
+from service.store.orphans import Orphans
 from service.store.reference import Model
 from service.store.segments import Fsync, SegmentWriter
 
@@ -359,6 +360,23 @@ def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal,
     backlog = open_journal()
     assert drain(backlog) == []
     assert not (tmp_path / "journal-0123456789ab").exists()
+
+
+def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What lies before and behind a bad entry is taken over, each look says nothing new, and no lock is lost."""
+    for number in (1, 3):
+        (tmp_path / f"journal-00000000000{number}").mkdir()
+    bad = tmp_path / "journal-000000000002"
+    bad.touch()  # a file: nobody can make a lock in it, not even root
+    orphans = Orphans(tmp_path, MODEL)
+    for _ in range(2):
+        orphans.look()
+        assert orphans.take(1) is None
+    assert [path.name for path in tmp_path.glob("journal-*")] == [bad.name]
+    assert caplog.text.count("cannot be taken over") == 1
+    orphans.close()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
