@@ -138,6 +138,10 @@ class Settings:
     log_format: LogFormat = "console"
 
 
+# Days. More would reach back before the first year.
+_LONGEST_RETENTION = 365_000
+
+
 def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
     """Read the environment, and `dotenv` if it exists, for what the environment leaves open.
 
@@ -188,7 +192,9 @@ def _read(env: Env) -> Settings:
         "journal_fsync": env.str(
             "JOURNAL_FSYNC", default.journal_fsync, validate=validate.OneOf(["never", "interval", "always"])
         ),
-        "retention_days": env.float("RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0)),
+        "retention_days": env.float(
+            "RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0, max=_LONGEST_RETENTION)
+        ),
         "store_private": env.bool("STORE_PRIVATE", default.store_private),
         "model_path": env.path("MODEL_PATH", default.model_path),
         "canary_model_path": _optional_path(env, "CANARY_MODEL_PATH"),

@@ -59,6 +59,9 @@ def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch,
         ("EMOTIONS_LANGUAGE", "fr"),
         ("PROVIDER", "tpu"),
         ("DRAIN_SECONDS", "-1"),
+        ("RETENTION_DAYS", "1e6"),
+        ("RETENTION_DAYS", "nan"),
+        ("MAX_WAIT_MS", "inf"),
     ],
 )
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
