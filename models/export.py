@@ -11,6 +11,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from conversion.atomic import check_writable
+from conversion.errors import ConversionError
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.metrics import accuracy, expected_calibration_error
 from models.networks import ModelError, load_trained
@@ -37,12 +39,14 @@ def export_command(
 
     Example: python -m models export models/runs/latest/small.keras --data fer2013_train_val.npz
     """
-    if output.suffix != ".keras" or output.is_dir() or not output.parent.is_dir():
-        raise typer.BadParameter(
-            f"{output}: name a .keras file in a folder that is there", param_hint="--output"
-        )
+    if output.suffix != ".keras":
+        raise typer.BadParameter(f"{output}: name a .keras file", param_hint="--output")
     if output.exists() and any(path.exists() and path.samefile(output) for path in networks):
         raise typer.BadParameter(f"{output}: would overwrite the trained network", param_hint="--output")
+    try:
+        check_writable(output)
+    except ConversionError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
     try:
         train, validation = (load_split(data, split, INPUT_SIDE) for split in ("train", "val"))
         truth, kept = scored_rows(validation)
@@ -71,6 +75,7 @@ def export_command(
     biases = fit_biases(logits / temperature, truth[kept])
     kernel, offsets = trained.get_layer("logits").get_weights()
     trained.get_layer("logits").set_weights([kernel, offsets + biases * np.float32(temperature)])
+    output.parent.mkdir(parents=True, exist_ok=True)
     with_temperature(trained, temperature).save(output)
     deflate(output)
     print("biases: " + ", ".join(f"{name} {bias:.1f}" for name, bias in zip(EMOTIONS, biases, strict=True)))

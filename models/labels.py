@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from conversion.arrays import ArraysError, read_arrays
+from conversion.atomic import check_writable
 from conversion.digests import sha256_of
+from conversion.errors import ConversionError
 from models.dataset import INPUT_SIDE, DataError, Split, load_split, soft_targets
 from models.networks import ModelError, load_trained
 from models.recipe import Recipe
@@ -122,12 +124,16 @@ def label_command(
 ) -> None:
     """Ask teachers about augmented training faces; `train --labels` then learns from their answers.
 
-    A run that was cut off goes on when it is started again.
+    A run that was cut off goes on when it is started again in the same way.
 
     Example: python -m models label models/runs/teacher/teacher.keras --data fer2013_train_val.npz
     """
-    if output.suffix != ".npz" or output.is_dir():
+    if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: name a .npz file", param_hint="--output")
+    try:
+        check_writable(output)
+    except ConversionError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
     recipe = Recipe()
     try:
         split = load_split(data, "train", INPUT_SIDE)

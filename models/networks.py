@@ -17,8 +17,9 @@ class ModelError(ValueError):
     """The model file is missing, unreadable or not an emotion classifier; the message says which."""
 
 
-def load_network(path: Path) -> Any:
-    """Load a .keras file that maps images of one fixed size, gray or RGB, to [n, 7]. Raises ModelError."""
+def load_network(path: Path, side: int | None = None) -> Any:
+    """Load a .keras file that maps images of one fixed size, gray or RGB, to [n, 7]; where a `side` is given, grey ones
+    of that height and width. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,6 +32,8 @@ def load_network(path: Path) -> Any:
     inputs = _input_shape(network)
     if len(inputs) != 4 or not all(isinstance(side, int) for side in inputs[1:]) or inputs[3] not in (1, 3):
         raise ModelError(f"{path}: takes {inputs}, not [n, height, width, 1 or 3] of one fixed size")
+    if side is not None and inputs[1:] != [side, side, 1]:
+        raise ModelError(f"{path}: takes {inputs}, not grey faces of {side}x{side}")
     answer = network(np.zeros((1, *inputs[1:]), np.float32), training=False)
     found = list(getattr(answer, "shape", [])) or type(answer).__name__
     if found != [1, len(EMOTIONS)]:
@@ -40,9 +43,7 @@ def load_network(path: Path) -> Any:
 
 def load_trained(path: Path, side: int) -> Any:
     """Load a network as training leaves it: grey faces [n, side, side, 1] to logits [n, 7]. Raises ModelError."""
-    network = load_network(path)
-    if network.input_shape[1:] != (side, side, 1):
-        raise ModelError(f"{path}: takes {_input_shape(network)}, not grey faces of {side}x{side}")
+    network = load_network(path, side)
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 1)).astype(np.float32)
     if are_probabilities(np.asarray(network(noise, training=False))):
         raise ModelError(f"{path}: gives probabilities, not logits: it has been exported already")

@@ -16,7 +16,7 @@ from conversion.digests import sha256_of
 from models.augmentation import LIGHT, MEDIUM, STRONG
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.labels import Labels, load_labels
-from models.networks import ModelError, load_trained
+from models.networks import ModelError, load_network
 from models.recipe import FINE_TUNING, QUANTIZING, Recipe
 from models.resuming import begin
 
@@ -171,7 +171,8 @@ def _train(
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     try:
-        trained = {name: load_trained(path, INPUT_SIDE) for name, path in start.items()}
+        # One that was exported has the same weights.
+        trained = {name: load_network(path, INPUT_SIDE) for name, path in start.items()}
     except ModelError as error:
         raise typer.BadParameter(str(error), param_hint="--continue-from") from error
     if int8:

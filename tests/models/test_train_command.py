@@ -150,6 +150,29 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
     assert "another recipe" in said(refused.output)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path) -> None:
+    """`export` makes the folder that it is told, and `--continue-from` takes the network in it."""
+    build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
+    exported = str(tmp_path / "mean" / "tiny.keras")
+    result = RUNNER.invoke(app, ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", exported])
+    assert result.exit_code == 0, result.output
+    command = [
+        "train",
+        "--data",
+        str(data),
+        "--networks",
+        "tiny",
+        "--oversample",
+        "1,1,1,4,1,4,1",
+        "--epochs",
+        "1",
+    ]
+    command += ["--continue-from", str(tmp_path / "mean"), "--run", str(tmp_path / "run")]
+    result = RUNNER.invoke(app, command)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -195,7 +218,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--networks", "tiny", "--continue-from", "exported"], "has been exported already"),
         (["train", "--networks", "tiny", "--continue-from", "small"], "no networks of these sizes"),
         (["train", "--data", "96.npz"], "expected 48x48"),
         (["label", "none.keras", "-o", "labels.npz"], "none.keras: no such file"),
@@ -209,7 +231,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "tiny.keras", "small/tiny.keras"], "have no mean"),
         (["export", "tiny.keras", "tiny.keras", "--data", "40.npz"], "less than a batch of 128"),
         (["export", "tiny.keras", "-o", "out.h5"], "name a .keras file"),
-        (["export", "tiny.keras", "-o", "nowhere/out.keras"], "in a folder that is there"),
+        (["export", "tiny.keras", "-o", "40.npz/out.keras"], "40.npz is not a folder"),
+        (["label", "tiny.keras", "-o", "40.npz/labels.npz"], "40.npz is not a folder"),
         (["export", "tiny.keras", "-o", "tiny.keras"], "would overwrite the trained network"),
     ],
 )
