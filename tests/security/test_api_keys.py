@@ -42,6 +42,16 @@ def test_lines_may_be_commented_and_deleted(tmp_path: Path) -> None:
         ApiKeys.read(path).verify(key)
 
 
+def test_a_key_has_a_line_of_its_own(tmp_path: Path) -> None:
+    """Also in a file whose last line was left without an end."""
+    path = tmp_path / "keys"
+    first = create(path, "anna")
+    path.write_text(path.read_text().rstrip())
+    second = create(path, "bruno")
+    keys = ApiKeys.read(path)
+    assert (keys.verify(first).user, keys.verify(second).user) == ("anna", "bruno")
+
+
 @pytest.mark.parametrize(
     "content", ["abc anna 2026-01-01", f"{'0' * 64} anna", f"{'0' * 64} anna today", "\xff"]
 )
