@@ -78,11 +78,12 @@ Read = Callable[[sa.Connection], bytes]
 
 
 def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any]) -> Lookup:
-    """Read the fields of a `history` or `stats` request.
+    """Read the fields of a `history` or `stats` request. Null is as if the field was not there.
 
     Raises:
         InvalidRequest: one has an impossible value; names it.
     """
+    fields = {name: value for name, value in fields.items() if value is not None}
     if command == "history":
         cursor = fields.get("cursor")
         if cursor is not None and (not isinstance(cursor, str) or len(cursor) > _MAX_CURSOR):

@@ -114,16 +114,17 @@ class Options:
         for name, value in changes.items():
             if name not in self.__slots__:
                 raise InvalidRequest(f"'{name[:40]}' cannot be configured; {', '.join(self.__slots__)} can")
-            if name in ("ordered", "stream") and not isinstance(value, bool):
+            if name in ("ordered", "stream") and not isinstance(value, bool | None):
                 raise InvalidRequest(f"'{name}' is true or false, not {_json_type(value)}")
-        checked = dict(changes)
+        # Null is as if the field was not there, but for the two where it means none.
+        checked = {name: value for name, value in changes.items() if value is not None}
         for name in ("deadline_ms", "smoothing_ms"):
             if name in changes:
                 checked[name] = _read_milliseconds(changes, name)
-        if "detect" in changes:
-            checked["detect"] = _read_detect(changes) or self.detect
-        if "max_faces" in changes:
-            checked["max_faces"] = _read_max_faces(changes) or self.max_faces
+        if "detect" in checked:
+            checked["detect"] = _read_detect(changes)
+        if "max_faces" in checked:
+            checked["max_faces"] = _read_max_faces(changes)
         return replace(self, **checked)
 
 
@@ -176,8 +177,8 @@ def _parse_object(
 ) -> Predict | Query | Configure | Lookup:
     request_id = _read_id(message)
     try:
-        command = message.get("command", "predict")
-        if command == "predict":
+        command = message.get("command")
+        if command is None or command == "predict":
             image = attached_image if attached_image is not None else _read_image(message)
             if message.keys() <= _PLAIN:
                 return Predict(request_id, image)
@@ -242,7 +243,9 @@ def _read_milliseconds(message: Mapping[str, Any], name: str) -> float | None:
 
 
 def _read_priority(message: Mapping[str, Any]) -> int:
-    value = message.get("priority", "normal")
+    value = message.get("priority")
+    if value is None:
+        return NORMAL
     try:
         return PRIORITIES[value]
     except (KeyError, TypeError):  # TypeError: a list or an object is not hashable

@@ -68,4 +68,4 @@ def check_request(frame: ImageFile | str) -> None:
             return
         frame = bytes(frame).partition(b"\n")[0]
     message = orjson.loads(frame)
-    validator(REQUESTS[message.get("command", "predict")]).validate(message)
+    validator(REQUESTS[message.get("command") or "predict"]).validate(message)
