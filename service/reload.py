@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from service.settings import Settings, load_settings
 log = logging.getLogger(__name__)
 
 RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+
+# Seconds to wait when the process cannot open another file.
+_OUT_OF_FILES = 1.0
 
 # What the supervisor has used up by the time of a reload: a change waits for a restart.
 _FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format")
@@ -68,6 +72,8 @@ class ControlSocket:
         self._inode = path.lstat().st_ino
         self._listener = listener
         self._asking: list[socket.socket] = []
+        # Until then whoever waits for it would be told at once of a request that cannot be taken.
+        self.looked_at_from = 0.0
 
     @classmethod
     def open(cls, path: Path | None) -> ControlSocket | None:
@@ -100,12 +106,19 @@ class ControlSocket:
         """For `wait`."""
         return self._listener.fileno()
 
-    def accept(self) -> None:
-        """Take a request, which `answer` will answer."""
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+    def accept(self) -> bool:
+        """Take a request, which `answer` will answer. False if there is none after all, or it cannot be taken now."""
+        try:
             connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            self._asking.append(connection)
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as exc:  # no files left, no memory left
+            log.error("a request to reload cannot be taken, and waits: %s", exc.strerror)
+            self.looked_at_from = time.monotonic() + _OUT_OF_FILES
+            return False
+        connection.setblocking(False)
+        self._asking.append(connection)
+        return True
 
     def answer(self, outcome: Outcome) -> None:
         """Tell all who asked."""

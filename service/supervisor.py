@@ -33,9 +33,8 @@ from service.workers import CONTEXT, Closable, Slot, Worker, start_worker
 
 log = logging.getLogger(__name__)
 
-# A worker that dies is replaced at once; one that dies again within this time waits twice as long each time.
+# One that dies within this time is not replaced at once; see `Slot.plan`.
 _QUICK_DEATH_SECONDS = 5.0
-_FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
 
 # Windows does not wake a wait for a signal: Ctrl-C is seen after this time at most.
 _WINDOWS_SIGNAL_SECONDS = 0.5
@@ -100,10 +99,21 @@ class Supervisor:
         try:
             self._control = ControlSocket.open(self.settings.control_socket)
             for slot in self.slots:
-                slot.worker = self._start(self.settings)
+                self._fill(slot)
             return self._watch(wake)
         finally:
             self._end_all()
+
+    def _fill(self, slot: Slot) -> None:
+        """Start the worker of an empty slot. One that cannot be started now has died quickly."""
+        try:
+            slot.worker = self._start(self.settings)
+        except OSError as exc:
+            error = f"worker {slot.index} cannot be started: {exc.strerror}"
+            if not self._announced:
+                raise StartupError(error) from None
+            slot.plan(quick=True)
+            log.error("%s", error)
 
     def _start(self, settings: Settings) -> Worker:
         taken = {worker.row for slot in self.slots for worker in slot.workers()}
@@ -123,7 +133,11 @@ class Supervisor:
             if self._stops and not alive:
                 return exit_code
             objects: list[object] = [wake]
-            if self._control is not None and not self._stops:
+            if (
+                self._control is not None
+                and not self._stops
+                and time.monotonic() >= self._control.looked_at_from
+            ):
                 objects.append(self._control)
             objects += [worker.process.sentinel for _, worker in alive]
             objects += [worker.pipe for _, worker in alive if not worker.ready]
@@ -133,8 +147,7 @@ class Supervisor:
                     self._reload()
                 else:
                     self._stop_all()
-            if self._control is not None and self._control in fired:
-                self._control.accept()
+            if self._control is not None and self._control in fired and self._control.accept():
                 self._reload()
             for slot, worker in alive:
                 if worker.pipe in fired:
@@ -153,7 +166,7 @@ class Supervisor:
                 continue
             for slot in self.slots:
                 if slot.worker is None and slot.successor is None and time.monotonic() >= slot.start_at:
-                    slot.worker = self._start(self.settings)
+                    self._fill(slot)
             self._advance()
             if time.monotonic() >= self._next_look:
                 self._look_for_hung_workers()
@@ -260,8 +273,7 @@ class Supervisor:
                 f"a worker ended while it started, with exit code {code}; the log has the cause"
             )
         quick = time.monotonic() - worker.started < _QUICK_DEATH_SECONDS
-        slot.delay = min(_LAST_DELAY, max(_FIRST_DELAY, slot.delay * 2)) if quick else 0.0
-        slot.start_at = time.monotonic() + slot.delay
+        slot.plan(quick)
         log.error("worker %d ended with exit code %d; it is replaced", slot.index, code)
 
     # Reloading
@@ -280,7 +292,7 @@ class Supervisor:
         log.info("reloading")
         try:
             settings = reloaded(self.settings)
-        except StartupError as exc:
+        except (StartupError, OSError) as exc:  # of the system, too: calibration starts a process
             self._finish(str(exc))
             return
         if changes := differences(self.settings, settings):
@@ -308,8 +320,11 @@ class Supervisor:
             return
         if self._roll.waiting:
             slot = self._roll.waiting.popleft()
-            slot.successor = self._start(self._roll.settings)
-            return
+            try:
+                slot.successor = self._start(self._roll.settings)
+                return
+            except OSError as exc:
+                self._give_up(f"a worker cannot be started: {exc.strerror}")
         error, self._roll = self._roll.error, None
         self._finish(error)
 

@@ -23,6 +23,9 @@ from service.worker import run_worker
 # A forked worker shares what is imported with its siblings. Only Linux forks safely.
 CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
+# A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
+_FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
+
 
 class Closable(Protocol):
     """A pipe or a socket."""
@@ -61,6 +64,11 @@ class Slot:
         """All that live."""
         return [each for each in (self.worker, self.successor, self.predecessor) if each is not None]
 
+    def plan(self, quick: bool) -> None:
+        """When the next worker is started here: at once, and after a quick death twice as late as the last time."""
+        self.delay = min(_LAST_DELAY, max(_FIRST_DELAY, self.delay * 2)) if quick else 0.0
+        self.start_at = time.monotonic() + self.delay
+
 
 def start_worker(
     settings: Settings,
@@ -73,6 +81,9 @@ def start_worker(
     """Start a process that serves the sockets, see `run_worker`.
 
     `inherited` is what this process has open and a forked one must close.
+
+    Raises:
+        OSError: the system has no memory, no process or no file left for it.
     """
     ours, theirs = CONTEXT.Pipe(duplex=True)
     # A spawned process inherits nothing, and could not take it.
@@ -82,8 +93,13 @@ def start_worker(
         args=(settings, sockets, shared, row, theirs, labels, closed),
         name=f"worker-{row}",
     )
-    process.start()
-    theirs.close()
+    try:
+        process.start()
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
     return Worker(process, ours, row, time.monotonic())
 
 

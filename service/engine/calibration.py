@@ -306,12 +306,19 @@ def _end_with_parent() -> None:
 
 
 def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
-    """Where the choice for this model on this machine is kept; None for a user without a home, as in a container."""
+    """Where the choice for this model on this machine is kept; None for a user without a home, as in a container.
+
+    Raises:
+        StartupError: the model cannot be read.
+    """
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         return None
-    model = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        model = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as exc:  # it was there a moment ago: it is being replaced
+        raise StartupError(f"{path} cannot be read: {exc.strerror}") from None
     versions = [
         onnxruntime.__version__,  # whatever the package is called: onnxruntime-gpu stands in for onnxruntime
         metadata.version("openvino") if openvino.available() else None,

@@ -109,6 +109,12 @@ def test_onnxruntime_may_be_installed_under_another_name(
     assert cache_file(MODEL, "cpu", 2) != before
 
 
+def test_a_model_that_is_gone_meanwhile_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """It was found, and is being replaced: a reload reports that, and the old workers go on."""
+    with pytest.raises(StartupError, match=r"gone\.onnx cannot be read"):
+        cache_file(tmp_path / "gone.onnx", "cpu", 2)
+
+
 def test_a_user_without_a_home_calibrates_at_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container, whose user is a number: there is nowhere to keep the choice, and the service starts."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import resource
 import signal
 import sqlite3
 from collections import Counter
@@ -14,12 +16,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from client import AsyncClient
+from service.reload import request_reload
 from tests.service.harness import (
     FACE,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
     ask,
+    metric,
     predict_message,
     read,
 )
@@ -169,6 +173,73 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
     code, said = await reload(elsewhere, CONTROL_SOCKET=str(tmp_path / "visionai.sock"))
     assert (code, ".env cannot be read" in said) == (1, True)
     assert await description() == english
+
+
+async def test_an_env_file_that_cannot_be_read_leaves_the_old_settings(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The workers serve on, and whoever asked is told."""
+    service = start_process(WORKERS="1")
+    before = psutil.Process(service.process.pid).children()
+    (tmp_path / ".env").write_bytes(b"HOST=\xff\n")
+    said = await asyncio.to_thread(request_reload, tmp_path / "visionai.sock")
+    assert ".env cannot be read" in str(said.error)
+    assert psutil.Process(service.process.pid).children() == before
+
+
+# No process can be started, as long as a file is there.
+FAILING_FORK = """
+import errno, os
+from pathlib import Path
+fork = os.fork
+def fail_while_told_so():
+    if Path("fault").exists():
+        raise OSError(errno.EAGAIN, "injected")
+    return fork()
+os.fork = fail_while_told_so
+"""
+
+
+async def test_a_worker_that_cannot_be_started_costs_no_other(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """A dead worker is replaced when the system can, and a reload that it cannot do leaves who serves."""
+    service = start_process(faults=FAILING_FORK, WORKERS="2", MAX_BATCH="8", THREADS="1")
+    dead, alive = psutil.Process(service.process.pid).children()
+    fault = tmp_path / "fault"
+    fault.touch()
+    dead.kill()
+    await asyncio.to_thread(dead.wait, TIMEOUT)
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "a worker cannot be started: injected" in said
+    assert [each for each in psutil.Process(service.process.pid).children() if each != dead] == [alive]
+    fault.unlink()
+    async with asyncio.timeout(TIMEOUT):
+        while await asyncio.to_thread(metric, service, "visionai_workers_ready") != 2:
+            await asyncio.sleep(0.05)
+    assert (await reload(tmp_path))[0] == 0
+
+
+def next_descriptor(pid: int) -> int:
+    """What a process' next open file will be numbered."""
+    taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in itertools.count() if number not in taken)
+
+
+async def test_a_request_to_reload_waits_while_no_file_can_be_opened(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The supervisor says so, and goes on; the request is served when it can be."""
+    service = start_process(WORKERS="1")
+    pid = service.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next_descriptor(pid), limits[1]))
+    asked = asyncio.create_task(asyncio.to_thread(request_reload, tmp_path / "visionai.sock"))
+    assert service.process.stderr is not None
+    assert "cannot be taken" in await asyncio.to_thread(service.process.stderr.readline)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert (await asyncio.wait_for(asked, TIMEOUT)).error is None
 
 
 async def test_a_shutdown_during_a_reload_is_clean(start_process: StartProcess) -> None:

@@ -47,6 +47,14 @@ def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch,
     assert settings.emotions_language == "en"
 
 
+def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    """And what stands before the fault is not left in the environment."""
+    (tmp_path / ".env").write_bytes(b"PORT=7001\nHOST=\xff\n")
+    with pytest.raises(StartupError, match=r"\.env cannot be read"):
+        load_settings()
+    assert load_settings(None).port == 8000
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
