@@ -344,7 +344,9 @@ class Supervisor:
     # Stopping
 
     def _stop(self, worker: Worker) -> None:
-        worker.deadline = time.monotonic() + self.settings.drain_seconds + _GRACE_SECONDS
+        if not worker.told:
+            worker.told = True
+            worker.deadline = time.monotonic() + self.settings.drain_seconds + _GRACE_SECONDS
         # A worker that has just died does not hear; its sentinel says so.
         with contextlib.suppress(OSError):
             worker.pipe.send(STOP)
@@ -355,7 +357,8 @@ class Supervisor:
             sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
             for worker in slot.workers():
-                self._stop(worker)
+                if self._stops > 1 or not worker.told:  # a reload's predecessor stops already, and is not to hurry
+                    self._stop(worker)
 
     def _end_all(self) -> None:
         """Leave no worker behind, whatever happened."""

@@ -45,6 +45,8 @@ class Worker:
     ready: bool = False
     heartbeats: float = 0.0
     looks_without: int = 0
+    # It was told to stop; what it is told then is to hurry.
+    told: bool = False
     # When it is killed, if it was told to stop.
     deadline: float = math.inf
 

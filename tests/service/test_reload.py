@@ -263,6 +263,47 @@ def test_a_control_socket_that_cannot_be_made_is_logged(start_process: StartProc
     assert service.process.returncode == 0
 
 
+# What is to be predicted waits, as long as a file is there.
+HELD = """
+import time
+from pathlib import Path
+from service.predictor import Predictor
+serve = Predictor.serve
+def serve_when_let(self, requests, buffer):
+    Path("entered").touch()
+    while Path("hold").exists():
+        time.sleep(0.01)
+    serve(self, requests, buffer)
+Predictor.serve = serve_when_let
+"""
+
+
+async def test_a_shutdown_during_a_reload_does_not_hurry_the_predecessor(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The reload told it to stop, and a signal is the service's first: what is in flight there is answered."""
+    service = start_process(faults=HELD, WORKERS="1", EXECUTORS="1", DRAIN_SECONDS="600")
+    supervisor = psutil.Process(service.process.pid)
+    (predecessor,) = supervisor.children()
+    hold, entered = tmp_path / "hold", tmp_path / "entered"
+    hold.touch()
+    async with connect(service.url) as websocket, connect(service.url) as other, asyncio.timeout(TIMEOUT):
+        await read(websocket)
+        await read(other)
+        await websocket.send(predict_message(id="held"))
+        while not entered.exists():
+            await asyncio.sleep(0.01)
+        service.process.send_signal(signal.SIGHUP)
+        while (await ask(other, '{"command": "health"}'))["status"] != "unhealthy":
+            await asyncio.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        while supervisor.children() != [predecessor]:
+            await asyncio.sleep(0.01)
+        hold.unlink()
+        assert (await read(websocket))["id"] == "held"
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
 async def test_a_reload_with_no_service_says_so(tmp_path: Path) -> None:
     """Exit code 2, and what to do."""
     code, said = await reload(tmp_path)
