@@ -45,6 +45,10 @@ _WINDOWS_SIGNAL_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 _UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 
+# What a worker's start may take: TensorRT plans for minutes. The first workers' has no limit, for they may have a
+# database to migrate.
+_START_SECONDS = 300.0
+
 # Beyond DRAIN_SECONDS, for closing connections and flushing the store.
 _GRACE_SECONDS = 15.0
 
@@ -123,7 +127,10 @@ class Supervisor:
         # would outlive us.
         control: list[Closable] = [] if self._control is None else [self._control]
         pipes = [worker.pipe for slot in self.slots for worker in slot.workers()]
-        return start_worker(settings, self.sockets, self.shared, row, labels, [*control, *pipes])
+        worker = start_worker(settings, self.sockets, self.shared, row, labels, [*control, *pipes])
+        if self._announced:
+            worker.deadline = worker.started + _START_SECONDS
+        return worker
 
     def _watch(self, wake: Pipe) -> int:
         """Wait for signals, for what workers say, and for their ends."""
@@ -133,11 +140,7 @@ class Supervisor:
             if self._stops and not alive:
                 return exit_code
             objects: list[object] = [wake]
-            if (
-                self._control is not None
-                and not self._stops
-                and time.monotonic() >= self._control.looked_at_from
-            ):
+            if self._control is not None and self._listens(self._control):
                 objects.append(self._control)
             objects += [worker.process.sentinel for _, worker in alive]
             objects += [worker.pipe for _, worker in alive if not worker.ready]
@@ -158,7 +161,9 @@ class Supervisor:
                     if self._stops and code != EXIT_OK:
                         exit_code = EXIT_FAILED
                 elif time.monotonic() > worker.deadline:
-                    log.error("a worker did not stop in time; it is killed")
+                    log.error("a worker did not %s in time; it is killed", "stop" if worker.told else "start")
+                    if worker is slot.successor:
+                        self._give_up(f"a worker did not start within {_START_SECONDS:g} s")
                     worker.process.kill()
                     worker.deadline = math.inf
                     exit_code = EXIT_FAILED if self._stops else exit_code
@@ -171,6 +176,10 @@ class Supervisor:
             if time.monotonic() >= self._next_look:
                 self._look_for_hung_workers()
                 self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def _listens(self, control: ControlSocket) -> bool:
+        """Whether requests to reload are taken. Those that come during the start wait in the socket's queue."""
+        return self._announced and not self._stops and time.monotonic() >= control.looked_at_from
 
     def _look_for_hung_workers(self) -> None:
         """Kill a worker whose event loop stands still: it would neither serve its clients nor end."""
@@ -222,8 +231,10 @@ class Supervisor:
             return
         assert isinstance(said, Ready)
         worker.ready = True
-        if worker is slot.successor and not self._stops:
-            self._hand_over(slot, worker)
+        if not worker.told:
+            worker.deadline = math.inf
+        if worker is slot.successor and not self._stops and not (self._roll and self._roll.error):
+            self._hand_over(slot, worker)  # unless it was too late: it is killed
         self._ready = said
         if not self._announced and all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
@@ -357,7 +368,9 @@ class Supervisor:
             sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
             for worker in slot.workers():
-                if self._stops > 1 or not worker.told:  # a reload's predecessor stops already, and is not to hurry
+                if (
+                    self._stops > 1 or not worker.told
+                ):  # a reload's predecessor stops already, and is not to hurry
                     self._stop(worker)
 
     def _end_all(self) -> None:

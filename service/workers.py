@@ -47,7 +47,7 @@ class Worker:
     looks_without: int = 0
     # It was told to stop; what it is told then is to hurry.
     told: bool = False
-    # When it is killed, if it was told to stop.
+    # When it is killed, unless it has ended by then if it was told to stop, or is ready by then if it starts.
     deadline: float = math.inf
 
 

@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 from websockets.asyncio.client import connect
@@ -261,6 +262,53 @@ def test_a_control_socket_that_cannot_be_made_is_logged(start_process: StartProc
     _, log = service.process.communicate(timeout=TIMEOUT)
     assert "no control socket at file/visionai.sock" in log
     assert service.process.returncode == 0
+
+
+# A worker's start waits, as long as a file is there; successors' not for long.
+HELD_START = """
+import time
+from pathlib import Path
+import service.supervisor
+import service.worker
+service.supervisor._START_SECONDS = 1.0
+load_engine = service.worker.load_engine
+def load_when_let(settings):
+    while Path("hold").exists():
+        time.sleep(0.01)
+    return load_engine(settings)
+service.worker.load_engine = load_when_let
+"""
+
+
+async def test_a_reload_asked_for_during_the_start_is_done_after_it(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Whoever asks early waits, and is answered."""
+    hold, path = tmp_path / "hold", tmp_path / "visionai.sock"
+    hold.touch()
+    faults = HELD_START.replace("1.0", f"{TIMEOUT}")
+    starting = asyncio.create_task(asyncio.to_thread(start_process, faults=faults, WORKERS="1"))
+    async with asyncio.timeout(TIMEOUT):
+        while not path.exists():
+            await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_unix_connection(path)
+    hold.unlink()
+    await starting
+    assert orjson.loads(await asyncio.wait_for(reader.readline(), TIMEOUT))["error"] is None
+    writer.close()
+
+
+async def test_a_successor_that_does_not_start_is_given_up(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The reload fails after so many seconds, and the old worker serves on."""
+    service = start_process(faults=HELD_START, WORKERS="1")
+    before = psutil.Process(service.process.pid).children()
+    (tmp_path / "hold").touch()
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "a worker did not start within 1 s" in said
+    assert psutil.Process(service.process.pid).children() == before
 
 
 # What is to be predicted waits, as long as a file is there.
