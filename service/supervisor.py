@@ -29,7 +29,7 @@ from service.metrics import Gauge, SharedCells
 from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready
-from service.workers import CONTEXT, Closable, Slot, Worker, start_worker
+from service.workers import CONTEXT, Closable, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,6 @@ _UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 # What a worker's start may take: TensorRT plans for minutes. The first workers' has no limit, for they may have a
 # database to migrate.
 _START_SECONDS = 300.0
-
-# Beyond DRAIN_SECONDS, for closing connections and flushing the store.
-_GRACE_SECONDS = 15.0
 
 
 @dataclass(slots=True)
@@ -357,7 +354,7 @@ class Supervisor:
     def _stop(self, worker: Worker) -> None:
         if not worker.told:
             worker.told = True
-            worker.deadline = time.monotonic() + self.settings.drain_seconds + _GRACE_SECONDS
+            worker.deadline = time.monotonic() + stop_seconds(worker.drain_seconds)
         # A worker that has just died does not hear; its sentinel says so.
         with contextlib.suppress(OSError):
             worker.pipe.send(STOP)

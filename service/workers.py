@@ -26,6 +26,15 @@ CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "li
 # A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
 
+# Beyond twice DRAIN_SECONDS, for requests in flight and for the flush of the store: handshakes under way (1 s),
+# clients that do not answer the close (10 s), traces (3 s), and some.
+_GRACE_SECONDS = 20.0
+
+
+def stop_seconds(drain_seconds: float) -> float:
+    """Seconds from being told to stop to being killed. What kills the service, such as systemd, has to wait longer."""
+    return 2 * drain_seconds + _GRACE_SECONDS
+
 
 class Closable(Protocol):
     """A pipe or a socket."""
@@ -41,6 +50,7 @@ class Worker:
     process: BaseProcess
     pipe: Pipe
     row: int
+    drain_seconds: float
     started: float
     ready: bool = False
     heartbeats: float = 0.0
@@ -102,7 +112,7 @@ def start_worker(
         raise
     finally:
         theirs.close()
-    return Worker(process, ours, row, time.monotonic())
+    return Worker(process, ours, row, settings.drain_seconds, time.monotonic())
 
 
 def _worker_main(

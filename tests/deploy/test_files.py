@@ -14,6 +14,9 @@ import compose_spec
 import pytest
 import yaml
 
+from service.settings import Settings
+from service.workers import stop_seconds
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -80,6 +83,15 @@ def test_replicas_wait_for_the_migration(compose: dict[str, Any]) -> None:
     replicas = compose["services"]["visionai"]
     assert replicas["deploy"]["replicas"] == 2
     assert replicas["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+
+
+def test_what_stops_the_service_waits_longer_than_a_drain_may_take(compose: dict[str, Any]) -> None:
+    """Docker and systemd: else they would kill it while it flushes its store."""
+    longest = stop_seconds(Settings().drain_seconds)
+    assert int(compose["services"]["visionai"]["stop_grace_period"].removesuffix("s")) > longest
+    unit = (ROOT / "deploy/systemd/visionai.service").read_text()
+    (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert int(seconds) > longest
 
 
 def test_haproxy_accepts_its_configuration() -> None:

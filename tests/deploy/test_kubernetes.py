@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from service.workers import stop_seconds
 from tests.deploy.kustomize import Resource, containers, pod_spec, render
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
@@ -80,7 +81,7 @@ def test_the_termination_grace_is_longer_than_preStop_and_drain(resources: list[
     spec = pod_spec(only(resources, "Deployment"))
     drain = float(only(resources, "ConfigMap")["data"]["DRAIN_SECONDS"])
     sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert spec["terminationGracePeriodSeconds"] > sleep + 2 * drain
+    assert spec["terminationGracePeriodSeconds"] > sleep + stop_seconds(drain)
 
 
 def test_settings_are_settings_of_the_service(resources: list[Resource]) -> None:
