@@ -40,7 +40,7 @@ class Backlog(Protocol):
 
     @property
     def error(self) -> str | None:
-        """Why the last append answered False; None when it answered True."""
+        """Why the last append answered False; None when it answered True, or would by now."""
 
     def seal(self) -> None:
         """Take nothing more: every later append answers False."""
@@ -92,6 +92,7 @@ class MemoryBacklog:
             for _ in batch.payloads:
                 self._queue.popleft()
             self._pending -= batch.count
+            self.error = None  # there is room again
 
     @property
     def pending(self) -> int:

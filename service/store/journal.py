@@ -68,7 +68,8 @@ class JournalBacklog:
         self._lock = threading.Lock()
         self._sealed = False
         self._closed = False
-        self.error: str | None = None
+        self._append_error: str | None = None
+        self._flush_error: str | None = None
 
         self._folder = folders.create(root)
         try:
@@ -103,6 +104,11 @@ class JournalBacklog:
         return self._pending + self._orphans.pending
 
     @property
+    def error(self) -> str | None:
+        """See :class:`Backlog`; also why the flush in intervals, which is repeated, fails."""
+        return self._append_error or self._flush_error
+
+    @property
     def size_bytes(self) -> int:
         """What this process's journal takes on the disk."""
         return self._bytes
@@ -130,7 +136,7 @@ class JournalBacklog:
                 return self._failed(error)
         elif self._fsync == "interval" and not self._dirty.is_set():
             self._dirty.set()
-        self.error = None
+        self._append_error = None
         return True
 
     def take(self, limit: int) -> Batch | None:
@@ -146,6 +152,8 @@ class JournalBacklog:
             return batch
         while not self._memory:
             if self._spilled is None:
+                if self._append_error is not None:
+                    self._try_again()
                 return None
             self._read_back(self._spilled)
         payloads: list[bytes] = []
@@ -205,8 +213,20 @@ class JournalBacklog:
         self._folder.release()
 
     def _failed(self, error: OSError) -> bool:
-        self.error = f"journal: {error.strerror}"
+        self._append_error = _reason(error)
         return False
+
+    def _try_again(self) -> None:
+        """Nothing waits: is the fault gone? A service that is idle would learn it from its next client only."""
+        with self._lock:
+            if self._sealed:
+                return
+            try:
+                self._writer.begin_segment()
+            except OSError as error:
+                self._failed(error)
+            else:
+                self._append_error = None
 
     def _remember(self, payload: bytes, count: int, begin: Position) -> None:
         self._pending += count
@@ -252,7 +272,13 @@ class JournalBacklog:
                 return
             self._dirty.clear()
             try:
-                self._writer.flush(self._writer.position)
+                self._writer.flush_again()
+                self._flush_error = None
             except OSError as error:
-                self._failed(error)
+                self._flush_error = _reason(error)
+                self._dirty.set()
             self._stopping.wait(FSYNC_INTERVAL_S)
+
+
+def _reason(error: OSError) -> str:
+    return f"journal: {error.strerror}"

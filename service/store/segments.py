@@ -58,7 +58,7 @@ class SegmentWriter:
         # Up to where flushes reached, and up to where the last one should have that failed.
         self._flushed: Position = (0, 0)
         self._failed: Position = (0, 0)
-        self._begin_segment()
+        self.begin_segment()
 
     @property
     def position(self) -> Position:
@@ -68,7 +68,7 @@ class SegmentWriter:
     def append(self, data: bytes) -> Position:
         """Write a frame; where it begins. Raises OSError, and has then changed nothing."""
         if self._descriptor < 0 or self._size + len(data) > self._segment_bytes:
-            self._begin_segment()
+            self.begin_segment()
         begin = self.position
         self._write(data)
         return begin
@@ -84,6 +84,11 @@ class SegmentWriter:
                 raise OSError(errno.EIO, "another thread's flush failed")
             if self._flushed < mark:
                 self._flush_written()
+
+    def flush_again(self) -> None:
+        """Flush what has been written, also what a flush that failed should have reached. Raises OSError."""
+        with self._flush_lock:
+            self._flush_written()
 
     def close(self) -> None:
         """Flush, unless nothing is to be flushed, and close the file."""
@@ -109,7 +114,8 @@ class SegmentWriter:
             raise
         self._flushed = reached
 
-    def _begin_segment(self) -> None:
+    def begin_segment(self) -> None:
+        """Go on in a new file. Raises OSError; then the next frame, too, begins with trying this."""
         with self._flush_lock:
             self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
         self.close()

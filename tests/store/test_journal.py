@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from service.store import folders, segments
+from service.store import folders, journal, segments
 from service.store.framing import frame
 from service.store.journal import JournalBacklog
 from service.store.orphans import Orphans
@@ -319,6 +321,48 @@ def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
     assert replayed[-1].startswith(b"[999]")
 
 
+def fail(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "injected")
+
+
+def test_a_disk_that_has_room_again_is_noticed_without_a_client(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error stays as long as nothing can be written, and goes when the writer finds that it can."""
+    backlog = open_journal()
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", fail)
+        assert not backlog.append(payload(1), 1)
+        assert backlog.take(1) is None
+        assert backlog.error == "journal: injected"
+    assert backlog.take(1) is None
+    assert backlog.error is None
+    assert backlog.append(payload(2), 1)
+    assert drain(backlog) == [payload(2)]
+
+
+def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Appends go on meanwhile and do not hide it; it is forgotten when a flush succeeds, without another append."""
+    monkeypatch.setattr(journal, "FSYNC_INTERVAL_S", 0.01)
+    backlog = open_journal()
+
+    def wait_until_error(expected: str | None) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while backlog.error != expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with monkeypatch.context() as context:
+        context.setattr(segments, "_flush", fail)
+        assert backlog.append(payload(1), 1)
+        wait_until_error("journal: injected")
+        assert backlog.append(payload(2), 1)
+        assert backlog.error == "journal: injected"
+    wait_until_error(None)
+
+
 @pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
 def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -330,13 +374,13 @@ def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     mark = writer.position
     entered, released = threading.Event(), threading.Event()
 
-    def fail(_: int) -> None:
+    def fail_when_told(_: int) -> None:
         entered.set()
         assert released.wait(TIMEOUT)
         raise OSError(errno.ENOSPC, "injected")
 
     with monkeypatch.context() as context, ThreadPoolExecutor() as threads:
-        context.setattr(segments, "_flush", fail)
+        context.setattr(segments, "_flush", fail_when_told)
         if failing == "the segment is full":
             first = threads.submit(writer.append, b"y" * 900)
         else:

@@ -18,7 +18,9 @@ import sqlalchemy as sa
 
 from service.errors import StartupError
 from service.store import PredictionRecord, Store
+from service.store.backlog import MemoryBacklog
 from service.store.database import create_engine, parse_url
+from service.store.reference import Model
 from service.store.schema import predictions_log
 
 if TYPE_CHECKING:
@@ -135,6 +137,18 @@ def test_a_server_that_hangs(
     finally:
         for backend in backends:
             backend.resume()
+
+
+def test_memory_that_has_room_again_says_so() -> None:
+    """As soon as records have left it, whether or not others come."""
+    backlog = MemoryBacklog(Model("v1", "emotion.onnx", ("happy", "sad")), limit=2)
+    assert backlog.append(b"[1,2]", 2)
+    assert not backlog.append(b"[3]", 1)
+    assert backlog.error is not None
+    batch = backlog.take(10)
+    assert batch is not None
+    backlog.acknowledge(batch)
+    assert backlog.error is None
 
 
 def test_the_bound_of_the_memory(
