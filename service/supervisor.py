@@ -28,7 +28,7 @@ from service.listening import bind
 from service.metrics import Gauge, SharedCells
 from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
-from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready
+from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready, Served
 from service.workers import CONTEXT, Closable, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
@@ -119,12 +119,14 @@ class Supervisor:
     def _start(self, settings: Settings) -> Worker:
         taken = {worker.row for slot in self.slots for worker in slot.workers()}
         row = next(row for row in range(len(self.slots) + 1) if row not in taken)
-        labels = self._ready.labels if self._ready is not None and self._announced else None
+        served = None
+        if self._ready is not None and self._announced:
+            served = Served(self._ready.labels, self.settings.database_url)
         # What a forked worker has of ours and must close: a pipe would hide our end from others, the control socket
         # would outlive us.
         control: list[Closable] = [] if self._control is None else [self._control]
         pipes = [worker.pipe for slot in self.slots for worker in slot.workers()]
-        worker = start_worker(settings, self.sockets, self.shared, row, labels, [*control, *pipes])
+        worker = start_worker(settings, self.sockets, self.shared, row, served, [*control, *pipes])
         if self._announced:
             worker.deadline = worker.started + _START_SECONDS
         return worker
@@ -233,7 +235,9 @@ class Supervisor:
         if worker is slot.successor and not self._stops and not (self._roll and self._roll.error):
             self._hand_over(slot, worker)  # unless it was too late: it is killed
         self._ready = said
-        if not self._announced and all(each.worker and each.worker.ready for each in self.slots):
+        if self._announced or self._stops:
+            return
+        if all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
             self._announce(said)
 

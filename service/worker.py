@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 
@@ -46,6 +46,14 @@ class Ready:
     version_tag: str
     canary_tag: str | None
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served already where a successor starts: what the model tells apart, and where predictions go."""
+
+    labels: tuple[str, ...]
+    database_url: str = field(repr=False)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -138,13 +146,13 @@ def run_worker(
     shared: SharedCells,
     row: int,
     pipe: Pipe,
-    labels: tuple[str, ...] | None = None,
+    served: Served | None = None,
 ) -> int:
     """Serve these bound sockets. Returns the exit code.
 
-    `labels` are those of the model that is served already; None for the first workers. A successor's model must have
-    the same: clients hold the list of emotions, and the metrics count by it. And it does not wait for a database: its
-    predecessor would not have either.
+    `served` is None for the first workers. A successor's model must have the same labels: clients hold the list of
+    emotions, and the metrics count by it. And it does not wait for the same database: its predecessor would not have
+    either.
 
     Sends through `pipe` either `Ready` or, as text, why it cannot start. Stops when it is
     told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
@@ -155,17 +163,18 @@ def run_worker(
     silence_native_libraries()
     try:
         engine = load_engine(settings)
-        if labels is not None and tuple(engine.card.labels) != labels:
+        if served is not None and tuple(engine.card.labels) != served.labels:
             raise StartupError(
                 f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
-                f"{', '.join(labels)}: that needs a restart"
+                f"{', '.join(served.labels)}: that needs a restart"
             )
         canary_engine = load_canary(settings, engine)
         engines = [engine] if canary_engine is None else [engine, canary_engine]
         detector = load_detector(settings, engine)
         metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
         perimeter = Perimeter(settings, shared, row, metrics.refused)
-        stores = _open_stores(settings, engines, during_outage=labels is not None)
+        same_database = served is not None and served.database_url == settings.database_url
+        stores = _open_stores(settings, engines, during_outage=same_database)
     except StartupError as exc:
         pipe.send(str(exc))
         return EXIT_CANNOT_START

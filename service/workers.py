@@ -18,7 +18,7 @@ from typing import Protocol
 from service.metrics import SharedCells
 from service.reload import RELOAD_SIGNALS
 from service.settings import Settings
-from service.worker import run_worker
+from service.worker import Served, run_worker
 
 # A forked worker shares what is imported with its siblings. Only Linux forks safely.
 CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -87,7 +87,7 @@ def start_worker(
     sockets: list[socket.socket],
     shared: SharedCells,
     row: int,
-    labels: tuple[str, ...] | None,
+    served: Served | None,
     inherited: Sequence[Closable],
 ) -> Worker:
     """Start a process that serves the sockets, see `run_worker`.
@@ -102,7 +102,7 @@ def start_worker(
     closed = [ours, *inherited] if sys.platform == "linux" else []
     process: BaseProcess = CONTEXT.Process(  # type: ignore[attr-defined]
         target=_worker_main,
-        args=(settings, sockets, shared, row, theirs, labels, closed),
+        args=(settings, sockets, shared, row, theirs, served, closed),
         name=f"worker-{row}",
     )
     try:
@@ -121,7 +121,7 @@ def _worker_main(
     shared: SharedCells,
     row: int,
     pipe: Pipe,
-    labels: tuple[str, ...] | None,
+    served: Served | None,
     inherited: list[Closable],
 ) -> None:
     """A worker process' entry."""
@@ -131,4 +131,4 @@ def _worker_main(
         signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
     for each in inherited:
         each.close()
-    sys.exit(run_worker(settings, sockets, shared, row, pipe, labels))
+    sys.exit(run_worker(settings, sockets, shared, row, pipe, served))

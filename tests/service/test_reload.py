@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import resource
 import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from client import AsyncClient
 from service.reload import request_reload
 from tests.service.harness import (
     FACE,
+    MODEL,
+    ROOT,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
@@ -176,6 +182,22 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
     assert await description() == english
 
 
+async def test_a_database_that_is_wrong_leaves_the_old_one(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """A reload that names another database needs it, as a start does."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"DATABASE_URL=sqlite:///{tmp_path}/old.db\n")
+    service = start_process(faults="import os\ndel os.environ['DATABASE_URL']", WORKERS="1")
+    dotenv.write_text("DATABASE_URL=postgresql://somebody@127.0.0.1:1/nothing\n")
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "cannot use the PostgreSQL database" in said
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["prediction_id"] is not None
+
+
 async def test_an_env_file_that_cannot_be_read_leaves_the_old_settings(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
@@ -296,6 +318,38 @@ async def test_a_reload_asked_for_during_the_start_is_done_after_it(
     await starting
     assert orjson.loads(await asyncio.wait_for(reader.readline(), TIMEOUT))["error"] is None
     writer.close()
+
+
+def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
+    """A service that is stopped before it is ready says so by nothing but its exit code, 0."""
+    hold = tmp_path / "hold"
+    hold.touch()
+    service = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{HELD_START}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
+        ],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PORT": "0", "WORKERS": "1", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL)}
+        | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path.parent / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not psutil.Process(service.pid).children():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        service.terminate()
+        hold.unlink()
+        said, log = service.communicate(timeout=TIMEOUT)
+        assert (service.returncode, said, log) == (0, "", "")
+    finally:
+        service.kill()
+        service.communicate()
 
 
 async def test_a_successor_that_does_not_start_is_given_up(
