@@ -35,7 +35,10 @@ _FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a reload went: what is served now, and why it is not what was asked for. `canary_tag` is None for none."""
+    """How a reload went: what is served now, and why it is not what was asked for. `canary_tag` is None for none.
+
+    Where some workers had been replaced when it failed, what the others serve; `error` tells the mix.
+    """
 
     version_tag: str
     error: str | None

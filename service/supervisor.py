@@ -29,7 +29,7 @@ from service.metrics import Gauge, SharedCells
 from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready, Served
-from service.workers import CONTEXT, Closable, Slot, Worker, start_worker, stop_seconds
+from service.workers import CONTEXT, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,6 @@ _START_SECONDS = 300.0
 
 
 @dataclass(slots=True)
-class _Roll:
-    """A reload: slot by slot, the successor is loaded and warm before its predecessor drains."""
-
-    settings: Settings
-    waiting: deque[Slot]
-    error: str | None = None
-
-
-@dataclass(slots=True)
 class Supervisor:
     """Runs the workers until a signal or until they cannot start."""
 
@@ -71,7 +62,7 @@ class Supervisor:
     _announced: bool = False
     _stops: int = 0
     _next_look: float = 0.0
-    _roll: _Roll | None = None
+    _roll: Roll | None = None
     _again: bool = False
     # What the worker that became ready last serves.
     _ready: Ready | None = None
@@ -301,6 +292,7 @@ class Supervisor:
         if self._roll is not None:
             self._again = True  # what it read may have changed since
             return
+        assert self._ready is not None
         log.info("reloading")
         try:
             settings = reloaded(self.settings)
@@ -309,13 +301,14 @@ class Supervisor:
             return
         if changes := differences(self.settings, settings):
             log.info("changed: %s", ", ".join(changes))
-        self._roll = _Roll(settings, deque(self.slots))
+        self._roll = Roll(settings, deque(self.slots), self._ready)
 
     def _hand_over(self, slot: Slot, successor: Worker) -> None:
         """The successor takes connections already; now the one before it stops, and may take its time."""
         assert self._roll is not None
         # A worker that dies from here on is replaced by one of the new kind, which has proved that it starts.
         self.settings = self._roll.settings
+        self._roll.replaced += 1
         slot.predecessor, slot.worker, slot.successor = slot.worker, successor, None
         if slot.predecessor is not None:
             self._stop(slot.predecessor)
@@ -337,21 +330,28 @@ class Supervisor:
                 return
             except OSError as exc:
                 self._give_up(f"a worker cannot be started: {exc.strerror}")
-        error, self._roll = self._roll.error, None
-        self._finish(error)
+        roll, self._roll = self._roll, None
+        self._finish(roll.error, roll)
 
-    def _finish(self, error: str | None) -> None:
-        assert self._ready is not None
+    def _finish(self, error: str | None, roll: Roll | None = None) -> None:
+        served = self._ready
+        assert served is not None
         if error is None:
-            log.info("reloaded: all workers serve %s", _models(self._ready, self.settings))
+            log.info("reloaded: all workers serve %s", _models(served, self.settings))
         else:
-            log.error("not reloaded, the old workers go on: %s", error)
+            if roll is not None and roll.replaced:
+                error += (
+                    f"; by then {roll.replaced} of {len(self.slots)} workers had been replaced, "
+                    f"by {_models(served, self.settings)}"
+                )
+                served = roll.before
+            log.error("not reloaded, who serves goes on: %s", error)
         self.shared.reloads.count(error)
         if self._again:
             self._again = False
             self._reload()
         elif self._control is not None:
-            self._control.answer(Outcome(self._ready.version_tag, error, self._ready.canary_tag))
+            self._control.answer(Outcome(served.version_tag, error, served.canary_tag))
 
     # Stopping
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
@@ -18,7 +19,7 @@ from typing import Protocol
 from service.metrics import SharedCells
 from service.reload import RELOAD_SIGNALS
 from service.settings import Settings
-from service.worker import Served, run_worker
+from service.worker import Ready, Served, run_worker
 
 # A forked worker shares what is imported with its siblings. Only Linux forks safely.
 CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -80,6 +81,18 @@ class Slot:
         """When the next worker is started here: at once, and after a quick death twice as late as the last time."""
         self.delay = min(_LAST_DELAY, max(_FIRST_DELAY, self.delay * 2)) if quick else 0.0
         self.start_at = time.monotonic() + self.delay
+
+
+@dataclass(slots=True)
+class Roll:
+    """A reload: slot by slot, the successor is loaded and warm before its predecessor drains."""
+
+    settings: Settings
+    waiting: deque[Slot]
+    # What was served when it began, and in how many slots it is not served any longer.
+    before: Ready
+    replaced: int = 0
+    error: str | None = None
 
 
 def start_worker(

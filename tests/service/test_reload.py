@@ -365,6 +365,36 @@ async def test_a_successor_that_does_not_start_is_given_up(
     assert psutil.Process(service.process.pid).children() == before
 
 
+# As long as a file is there, the first worker starts that is started, and no other.
+FAILING_LATER = """
+from pathlib import Path
+import service.worker
+from service.errors import StartupError
+load_engine = service.worker.load_engine
+def fail_later(settings):
+    if Path("fault").exists():
+        if Path("first").exists():
+            raise StartupError("injected")
+        Path("first").touch()
+    return load_engine(settings)
+service.worker.load_engine = fail_later
+"""
+
+
+async def test_a_reload_that_fails_half_way_tells_what_is_served(
+    start_process: StartProcess, tmp_path: Path, model: Path
+) -> None:
+    """One worker serves the new model already, and the other the old one."""
+    service = start_process(faults=FAILING_LATER, MODEL_PATH=str(model), WORKERS="2")
+    (tmp_path / "fault").touch()
+    change(model, VERSION, OTHER_VERSION)
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert f"model {VERSION} is still served: injected" in said
+    assert f"1 of 2 workers had been replaced, by model {OTHER_VERSION}" in said
+    assert await asyncio.to_thread(metric, service, "visionai_workers_ready") == 2
+
+
 # What is to be predicted waits, as long as a file is there.
 HELD = """
 import time
