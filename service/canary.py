@@ -90,7 +90,7 @@ def of_canary(error: StartupError) -> StartupError:
 
 
 class Chooser:
-    """Which version a worker's next connection gets: 1, the canary, for exactly its share of them.
+    """Which version a worker's next connection gets: 1, the canary, for its share of this worker's, to within one.
 
     Workers start at different points: else each would have its first canary as late as the others.
     """

@@ -13,6 +13,7 @@ rates       token buckets
 guard       what one connection may ask for, request by request
 gate        what is decided before a handshake is answered
 files       noticing that a file was replaced
+perimeter   a worker's gate, certificate and rules, from the settings and the files that these name
 exposure    the warning for a service that anybody can reach
 =========== ==============================================================================
 """
