@@ -69,7 +69,7 @@ class Answers:
         status = "degraded" if failing else "healthy"
         details: dict[str, Any] = {
             "pending": int(metrics.total(Gauge.STORE_PENDING)),
-            "written": int(metrics.total(Gauge.STORE_WRITTEN)),
+            "written": metrics.written,
         }
         if failing:
             details["failing"] = failing

@@ -56,7 +56,6 @@ class Gauge(IntEnum):
     SOCKETS = auto()
     QUEUE_DEPTH = auto()
     STORE_PENDING = auto()
-    STORE_WRITTEN = auto()
     JOURNAL_FAILING = auto()
     DATABASE_FAILING = auto()
     # Connections that passed the gate, see `security.admission`; from the handshake on until the socket is closed.
@@ -78,7 +77,9 @@ class _Layout:
         self.errors = self.predictions + len(self.labels)
         self.refusals = self.errors + len(ERROR_CODES)
         self.unstored = self.refusals + len(REFUSALS)
-        self.abandoned = self.unstored + 1
+        self.written = self.unstored + 1
+        self.rejected = self.written + 1
+        self.abandoned = self.rejected + 1
         # A histogram is its buckets, one more for what is beyond them, and the sum.
         self.stages = self.abandoned + 1
         self.stage_size = len(_DURATIONS) + 2
@@ -181,6 +182,8 @@ class Metrics(Collector):
         self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
         self._error_cell = {code: self._layout.errors + i for i, code in enumerate(ERROR_CODES)}
         self._refusal_cell = {reason: self._layout.refusals + i for i, reason in enumerate(REFUSALS)}
+        # What this process' store told the last time: the cells go on where an earlier process ended.
+        self._written = self._rejected = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
         if self._layout.size > len(self._cells):
@@ -233,6 +236,17 @@ class Metrics(Collector):
     def set(self, gauge: Gauge, value: float) -> None:
         """Set this worker's share of a gauge."""
         self._cells[self._layout.gauges + gauge] = value
+
+    def stored(self, written: int, rejected: int) -> None:
+        """Take over what this process' store has counted since it was opened."""
+        self._cells[self._layout.written] += written - self._written
+        self._cells[self._layout.rejected] += rejected - self._rejected
+        self._written, self._rejected = written, rejected
+
+    @property
+    def written(self) -> int:
+        """Predictions in the database, over all workers that there were."""
+        return int(self._sum(self._layout.written))
 
     def total(self, gauge: Gauge) -> float:
         """A gauge over all workers."""
@@ -343,7 +357,12 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "visionai_store_written",
             "Predictions written to the database",
-            value=self.total(Gauge.STORE_WRITTEN),
+            value=self.written,
+        )
+        yield CounterMetricFamily(
+            "visionai_store_rejected",
+            "Predictions that the database refused for a value in them; the log names them",
+            value=self._sum(self._layout.rejected),
         )
         yield CounterMetricFamily(
             "visionai_cpu_seconds",

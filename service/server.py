@@ -338,7 +338,7 @@ class Service:
         waiting = self._threads.waiting + (0 if self._inline is None else self._inline.waiting)
         metrics.set(Gauge.QUEUE_DEPTH, waiting)
         metrics.set(Gauge.STORE_PENDING, store.pending)
-        metrics.set(Gauge.STORE_WRITTEN, store.written)
+        metrics.stored(store.written, store.rejected)
         metrics.set(Gauge.JOURNAL_FAILING, not store.taking)
         metrics.set(Gauge.DATABASE_FAILING, not store.writing)
         metrics.set(Gauge.READY, self.not_ready() is None)

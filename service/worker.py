@@ -26,7 +26,7 @@ from service.modelfile import check_source, resolve_detector, resolve_model
 from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import DETECTORS, Settings
-from service.store import Store
+from service.store import Store, StoreStatus
 from service.tracing import start_tracing
 
 # What a worker is told through the pipe, besides what it tells: `Ready`, or why it cannot start.
@@ -198,6 +198,8 @@ def run_worker(
             tracing.close()
         if lost := _close_stores(stores, settings.drain_seconds):
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
+        status = StoreStatus.together([store.status() for store in stores])
+        metrics.stored(status.written, status.rejected)
 
 
 def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner:

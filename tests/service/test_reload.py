@@ -182,6 +182,25 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
     assert await description() == english
 
 
+async def test_what_is_stored_is_counted_through_a_reload(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Counters never go back: a successor counts on, from all that its predecessor has written."""
+    service = start_process(WORKERS="1")
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        for _ in range(20):
+            await ask(websocket, predict_message())
+    assert (await reload(tmp_path))[0] == 0
+    async with asyncio.timeout(TIMEOUT):
+        while metric(service, "visionai_store_written_total") < 20:
+            await asyncio.sleep(0.05)
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, '{"command": "health"}'))["store"]["written"] == 20
+    assert metric(service, "visionai_store_rejected_total") == 0
+
+
 async def test_a_database_that_is_wrong_leaves_the_old_one(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
