@@ -16,7 +16,7 @@ from conversion.errors import OptionError, ParityError
 from conversion.evidence import Evidence, Stage, gather
 from conversion.folding import fold
 from conversion.graph import FrozenGraph, describe_ends, freeze, to_onnx
-from conversion.images import Images, faces_path
+from conversion.images import Images, faces_path, spread
 from conversion.latency import BATCHES, Latencies, measure_latency
 from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest, tool_versions
 from conversion.onnxfile import canonicalise
@@ -171,8 +171,9 @@ def _reduce(model: onnx.ModelProto, precision: str, evidence: Evidence, stage: S
         return to_fp16(model)
     if not evidence.real_faces:
         raise OptionError("INT8 is calibrated on real faces: give a folder or .npz of them with --images")
-    faces = evidence.images["faces"][:: max(1, len(evidence.images["faces"]) // MOST_CALIBRATION_FACES)]
-    return to_int8(model, faces, stage("calibrate", min(len(faces), MOST_CALIBRATION_FACES)))
+    faces = evidence.images["faces"]
+    faces = faces[spread(len(faces), MOST_CALIBRATION_FACES)]
+    return to_int8(model, faces, stage("calibrate", len(faces)))
 
 
 def _demand_parity(

@@ -92,14 +92,15 @@ def load_faces(where: str, geometry: Geometry, most: int) -> Images:
     """
     if ".npz" in where.lower():
         faces = _arrays(where, ["x"])["x"]
-        return _fit_all(faces[_spread(len(faces), most)], geometry)
+        return _fit_all(faces[spread(len(faces), most)], geometry)
     files = sorted(path for path in _folder(where).rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise OptionError(f"{where}: no image files ({', '.join(sorted(_SUFFIXES))})")
-    return np.stack([fit(_read(files[index]), geometry) for index in _spread(len(files), most)])
+    return np.stack([fit(_read(files[index]), geometry) for index in spread(len(files), most)])
 
 
-def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
+def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most `most` of the numbers below `count`, from first to last: files are in the order of their labels."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 

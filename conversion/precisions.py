@@ -47,7 +47,7 @@ def to_int8(model: onnx.ModelProto, faces: Images, advance: Callable[[int], None
             " give a folder or .npz of faces with --images"
         )
     shaped = onnx.shape_inference.infer_shapes(model)
-    ranges = _activation_ranges(shaped, faces[:MOST_CALIBRATION_FACES], advance)
+    ranges = _activation_ranges(shaped, faces, advance)
     quantiser = QDQQuantizer(
         shaped,
         per_channel=True,

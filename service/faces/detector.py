@@ -2,9 +2,9 @@
 
 The short-range network sees faces that fill a good part of its 128x128 input: one look at the whole image finds a
 selfie's face in a millisecond or two. Where it sees none, a second network, the back-camera one, looks at twice the
-resolution. For large images the same network then looks at overlapping tiles, which makes
-small faces large. What it finds there with little confidence is shown to a second network, the back-camera one, which
-does not share its mistakes; beside a face that the whole look found, more is asked of it.
+resolution. In large images the short-range network then looks at overlapping tiles, which makes small faces large. What
+was found with little confidence is shown to the second network, which does not share the first one's mistakes; beside a
+face that the whole look found, more is asked of it.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ class FaceDetector:
 
     Args:
         short_range: ONNX file of the first network.
-        second: ONNX file of the network that is asked about doubtful faces in tiles.
-        small_faces: whether tiles are looked at: `auto` does for images of more than 800 pixels a side.
+        second: ONNX file of the network that is asked about doubtful faces, and where the first one sees nobody.
+        small_faces: whether tiles are looked at: `auto` does for images of more than 800 pixels a side. `never` does
+            without the second network, too.
 
     Raises:
         StartupError: a file is missing or is not a face detector.

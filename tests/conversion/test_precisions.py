@@ -13,7 +13,7 @@ from conversion.cli import main
 from conversion.convert import Converted, Request, convert
 from conversion.errors import OptionError
 from conversion.evaluation import Evaluation, evaluate
-from conversion.images import LabelledImages, load_labelled, random_images
+from conversion.images import LabelledImages, load_labelled, random_images, spread
 from conversion.latency import measure_latency
 from conversion.manifest import manifest_path
 from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
@@ -243,3 +243,11 @@ def test_quantising_leaves_its_input_alone(converted_rgb: Converted) -> None:
     to_int8(model, random_images(70, (96, 96, 3)), done.append)
     assert sum(done) == 70
     assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, [0, 1, 2]), (5, [0, 1, 2, 4]), (600, [0, 199, 399, 599])]
+)
+def test_chosen_faces_are_of_all_folders(count: int, expected: list[int]) -> None:
+    """Of more faces than are needed those chosen lie from the first to the last, not in the first labels' folders."""
+    assert spread(count, 4).tolist() == expected
