@@ -116,7 +116,7 @@ class ImageDecoder:
         header = read_header(data)
         self._check_size(header)
         if header.multiscan:
-            check_scans(data)
+            check_scans(data, header.width * header.height)
         if header.format is Format.PNG:
             data, orientation = picture_only(data)
             header = header._replace(orientation=orientation)

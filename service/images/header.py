@@ -18,10 +18,11 @@ from service.images.exif import EXIF_MAGIC, read_orientation
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # JPEG's markers, ITU-T T.81, table B.1. Those that carry the frame's size, SOF0-SOF15 without DHT (C4), JPG (C8) and
-# DAC (CC); of these the progressive ones; those of segments that do not matter here: tables, APPn and comments; those
-# without a segment, RST0-RST7 and TEM.
+# DAC (CC); of these the kinds that are served: baseline, extended, and progressive, which comes in several scans. Those
+# of segments that do not matter here: tables, APPn and comments; those without a segment, RST0-RST7 and TEM.
 _START_OF_FRAME = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
-_PROGRESSIVE = frozenset({0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE})
+_SERVED = frozenset({0xFFC0, 0xFFC1, 0xFFC2})
+_PROGRESSIVE = 0xFFC2
 _START_OF_SCAN, _APP1 = 0xFFDA, 0xFFE1
 _SKIPPED = frozenset({0xFFC4, 0xFFCC, 0xFFDB, 0xFFDC, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_APP1}
 _ALONE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
@@ -34,8 +35,10 @@ _SCAN = re.compile(rb"\xff\xda")
 # Segments before the picture. A profile or a depth map of megabytes takes some hundreds; more is walking for nothing.
 _MAX_SEGMENTS = 1000
 
-# Encoders write about ten scans. Each is a pass over the whole picture and may have a few bytes: hundreds take seconds.
-_MAX_SCANS = 100
+# Encoders write about ten scans. Each is a pass over the whole picture and may have a few bytes: more than twenty are
+# taken up to so many, and so many pixels in all, which are some 1.3 s.
+_USUAL_SCANS, _MAX_SCANS = 20, 100
+_MAX_SCANNED_PIXELS = 1_000_000_000
 
 
 class Format(Enum):
@@ -112,10 +115,14 @@ def _read_jpeg(data: ImageFile) -> ImageHeader:
         if marker in _SKIPPED and length >= 2:
             position += 2 + length
         elif marker in _START_OF_FRAME and length >= 2 and not components:
+            if marker not in _SERVED:
+                # Hardly anybody writes these. simplejpeg asks for a lossless one at a reduced scale, of which there is
+                # none, and writes all of it into an array for less; arithmetic scans take three times as long.
+                raise InvalidImage("the JPEG is lossless, hierarchical or arithmetically coded: save it anew")
             height, width, components = _FRAME.unpack_from(data, position + 5)
-            if components == 1 or marker in _PROGRESSIVE:
+            if components == 1 or marker == _PROGRESSIVE:
                 return ImageHeader(
-                    Format.JPEG, width, height, orientation, components == 4, marker in _PROGRESSIVE
+                    Format.JPEG, width, height, orientation, components == 4, marker == _PROGRESSIVE
                 )
             position += 2 + length
         elif marker == _START_OF_SCAN and components:
@@ -137,15 +144,16 @@ def _read_jpeg(data: ImageFile) -> ImageHeader:
     raise InvalidImage("the JPEG's header is damaged")
 
 
-def check_scans(data: ImageFile) -> None:
-    """Count the scans of a JPEG that has several.
+def check_scans(data: ImageFile, pixels: int) -> None:
+    """Count the scans of a JPEG that has several, of so many pixels.
 
     Raises:
         InvalidImage: there are more than any encoder writes.
     """
     # Behind 0xFF coded data have a zero: what looks like a scan's beginning is one, but for chance in a few segments.
-    if next(islice(_SCAN.finditer(data), _MAX_SCANS, None), None) is not None:
-        raise InvalidImage(f"the JPEG has more than {_MAX_SCANS} scans: save it anew")
+    most = max(_USUAL_SCANS, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels)))
+    if next(islice(_SCAN.finditer(data), most, None), None) is not None:
+        raise InvalidImage(f"the JPEG has more than {most} scans: save it anew")
 
 
 def _read_webp(data: ImageFile) -> ImageHeader:

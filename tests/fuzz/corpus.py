@@ -107,7 +107,7 @@ def images() -> list[bytes]:
         _encoded(gray, ".bmp"),
         animated_png(),
         *(oriented(suffix, 6) for suffix in (".png", ".webp")),
-        *(jpeg_of_scans(12, frame, 3) for frame in (0xC0, 0xC2)),
+        *(jpeg_of_scans(12, frame, 3) for frame in (0xC0, 0xC2, 0xC3)),
         *(_encoded(np.zeros(shape, np.uint8), ".png") for shape in ((8, 3000), (3000, 8))),
         _encoded(np.zeros((8, 3000), np.uint8), ".jpg"),
     ]

@@ -13,7 +13,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from service.errors import InvalidImage
-from service.images.decode import ImageDecoder, InputShape
+from service.images.decode import Color, ImageDecoder, InputShape
+from service.images.header import check_scans
 from service.images.peek import holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
@@ -108,6 +109,26 @@ def test_a_jpeg_of_many_scans_is_refused(frame: int, components: int) -> None:
     assert decoder.decode_photo(jpeg_of_scans(100, frame, components)).pixels.shape == (64, 64)
     for image in (many := jpeg_of_scans(101, frame, components), memoryview(many)):
         with pytest.raises(InvalidImage, match="scans"):
+            decoder.decode_photo(image)
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(4096, 100), (20_000_000, 50), (50_000_000, 20), (10**9, 20)])
+def test_the_larger_a_jpeg_the_fewer_scans_it_may_have(pixels: int, most: int) -> None:
+    """What is bounded is the work, to some seconds of one core; as many as encoders write are always taken."""
+    check_scans(jpeg_of_scans(most, 0xC2, 1), pixels)
+    with pytest.raises(InvalidImage, match=f"more than {most} scans"):
+        check_scans(jpeg_of_scans(most + 1, 0xC2, 1), pixels)
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+@pytest.mark.parametrize("frame", sorted({*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}))
+def test_rare_kinds_of_jpeg_reach_no_decoder(frame: int, color: Color) -> None:
+    """A lossless one has no reduced scale: asked for one, the decoder wrote beyond the array for it."""
+    decoder = ImageDecoder(InputShape(64, 64, color), 50_000_000)
+    for image in (jpeg_of_scans(1, frame, 1, 4000), jpeg_of_scans(1, frame, 3, 4000)):
+        with pytest.raises(InvalidImage, match="lossless, hierarchical or arithmetically coded"):
+            decoder.decode_into(image, np.empty((64, 64, decoder.shape.channels), np.uint8))
+        with pytest.raises(InvalidImage, match="lossless, hierarchical or arithmetically coded"):
             decoder.decode_photo(image)
 
 
