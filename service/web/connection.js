@@ -34,6 +34,8 @@ export class Link extends EventTarget {
     const ifCurrent = (act) => (event) => this.client === client && act(event);
     client.addEventListener("open", ifCurrent(({ detail }) => {
       this.version = detail.version;
+      // The client connects all the same, for `health`; any other request would be refused.
+      if (detail.authentication === "required" && !this.#withToken) return this.refuse();
       this.#become("ready");
     }));
     client.addEventListener("close", ifCurrent(() => {
