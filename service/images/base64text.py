@@ -39,7 +39,12 @@ def first_bytes(text: str, size: int) -> bytes:
     Raises:
         ValueError: it is broken into lines, or not base64; it may be not base64 without this.
     """
-    start = 0
-    if text.startswith("data:"):
-        start = text.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX) + len(_DATA_URI_MARK)
+    start = start_of(text)
     return pybase64.b64decode(text[start : start + size // 3 * 4])
+
+
+def start_of(text: str) -> int:
+    """Where the base64 begins: behind what a ``data:`` URI has before it, if it has what such URIs have."""
+    if not text.startswith("data:"):
+        return 0
+    return text.find(_DATA_URI_MARK, 0, _DATA_URI_MAX_PREFIX) + len(_DATA_URI_MARK)
