@@ -22,9 +22,11 @@ _SEARCHED_SIDE = 800
 _SMALL_JPEG = re.compile(
     rb"\xff\xd8\xff\xe0\0\x10JFIF\0.{9}(?:\xff\xdb\0\x43.{65}){1,2}\xff\xc0\0.\x08[\0\1].[\0\1].", re.DOTALL
 )
-# The same in base64: what stands at a multiple of three bytes, and one byte before, has letters of its own.
+# The same in base64, where three bytes have four letters, for pictures of three components or one. Each 0xFF of a
+# marker is the last of three: two of its bits are in the letter before its own.
+_FF = "[DHLPTXbfjnrvz37/]/"
 _SMALL_JPEG_TEXT = re.compile(
-    r"/9j/4AAQSkZJRg.{13}/2wBD.{87}(?:/2wBD.{87}/wAAR|/wAAL)CA[A-H].A[A-Za-f]", re.ASCII
+    f"/9j/4AAQSkZJRg.{{12}}{_FF}2wBD.{{86}}(?:{_FF}2wBD.{{86}}{_FF}wAAR|{_FF}wAAL)CA[A-H].A[A-Za-f]"
 )
 
 # Enough for a JPEG's tables and its frame, if no profile or thumbnail comes before them.

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from service.errors import InvalidImage
 from service.images.decode import Color, ImageDecoder, InputShape
 from service.images.header import check_scans
-from service.images.peek import holds_up
+from service.images.peek import _is_small_jpeg, holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
 from tests.service.test_bad_input import encode, face_pixels
@@ -189,3 +189,16 @@ async def test_a_long_thin_image_is_served(
             websocket, predict_message(encode(np.zeros(shape, np.uint8), suffix), detect=detect)
         )
         assert reply.get("code") == ("no_face" if detect == "always" else None)
+
+
+@pytest.mark.parametrize("image", [FACE, _flat(64, ".jpg"), _flat(64, ".jpg", channels=1)])
+def test_a_small_jpeg_in_base64_is_one_in_bytes(image: bytes) -> None:
+    """Whichever byte of its header is another one: what is taken for small unseen is not large in truth."""
+    for position in range(170):
+        for bit in range(8):
+            changed = bytearray(image)
+            changed[position] ^= 1 << bit
+            in_text = _is_small_jpeg(base64.b64encode(changed).decode())
+            # But for the end of the word JFIF, which tells nothing.
+            assert position == 10 or in_text <= _is_small_jpeg(bytes(changed))
+    assert _is_small_jpeg(base64.b64encode(image).decode())
