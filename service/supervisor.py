@@ -369,9 +369,8 @@ class Supervisor:
             sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
             for worker in slot.workers():
-                if (
-                    self._stops > 1 or not worker.told
-                ):  # a reload's predecessor stops already, and is not to hurry
+                # A reload's predecessor stops already, and is not to hurry at the first signal.
+                if self._stops > 1 or not worker.told:
                     self._stop(worker)
 
     def _end_all(self) -> None:

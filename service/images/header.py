@@ -36,7 +36,7 @@ _SCAN = re.compile(rb"\xff\xda")
 _MAX_SEGMENTS = 1000
 
 # Encoders write about ten scans. Each is a pass over the whole picture and may have a few bytes: more than twenty are
-# taken up to so many, and so many pixels in all, which are some 1.3 s.
+# taken up to so many, and so many pixels in all, which are some 1.4 s.
 _USUAL_SCANS, _MAX_SCANS = 20, 100
 _MAX_SCANNED_PIXELS = 1_000_000_000
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +16,7 @@ from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from service.store.schema import predictions_log
+from tests.store.harness import eventually
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -118,10 +118,7 @@ def test_a_journal_that_can_be_written_later(
     assert not store.record([make_record()])
     assert (store.status().taking, store.status().last_error) == (False, "journal: File exists")
     (tmp_path / "journal").unlink()
-    deadline = time.monotonic() + 10
-    while not store.record([make_record()]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: store.record([make_record()]))
     assert store.status().taking
     assert store.close(timeout=10) == 0
     assert store.status().written == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,22 +15,13 @@ from service.store import PredictionRecord, Store, database
 from service.store.database import parse_url
 from service.store.framing import parse
 from service.store.schema import emotion_class, metadata, predictions_log
+from tests.store.harness import PATIENCE_S, eventually, ids
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
-
-PATIENCE_S = 30.0
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Fail unless the condition comes true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def execute(engine: sa.Engine, *statements: str) -> None:
@@ -46,10 +36,6 @@ def stored(engine: sa.Engine) -> set[UUID | None]:
             predictions_log.c.prediction_uuid.is_not(None)
         )
         return set(connection.execute(chosen).scalars())
-
-
-def ids(records: list[PredictionRecord]) -> set[UUID | None]:
-    return {UUID(str(record["prediction_id"])) for record in records}
 
 
 def test_rows_that_somebody_numbered(

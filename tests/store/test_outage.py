@@ -22,14 +22,13 @@ from service.store.backlog import MemoryBacklog
 from service.store.database import create_engine, parse_url
 from service.store.reference import Model
 from service.store.schema import predictions_log
+from tests.store.harness import PATIENCE_S, eventually, ids
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
-
-PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -40,24 +39,12 @@ def database_url(restartable_postgres: PostgresServer) -> Iterator[str]:
     restartable_postgres.drop_database(name)
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    """Fail unless the condition comes true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def stored(url: str) -> list[UUID | None]:
     engine = create_engine(parse_url(url))
     with engine.connect() as connection:
         found = list(connection.execute(sa.select(predictions_log.c.prediction_uuid)).scalars())
     engine.dispose()
     return found
-
-
-def ids(records: list[PredictionRecord]) -> set[UUID | None]:
-    return {UUID(str(record["prediction_id"])) for record in records}
 
 
 def test_a_server_that_stops_and_starts(

@@ -1,0 +1,94 @@
+"""Starts that take long: who asks, signals or waits meanwhile, on real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import psutil
+
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess
+from tests.service.reloading import reload
+
+# A worker's start waits, as long as a file is there; successors' not for long.
+HELD_START = """
+import time
+from pathlib import Path
+import service.supervisor
+import service.worker
+service.supervisor._START_SECONDS = 1.0
+load_engine = service.worker.load_engine
+def load_when_let(settings):
+    while Path("hold").exists():
+        time.sleep(0.01)
+    return load_engine(settings)
+service.worker.load_engine = load_when_let
+"""
+
+
+async def test_a_reload_asked_for_during_the_start_is_done_after_it(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Whoever asks early waits, and is answered."""
+    hold, path = tmp_path / "hold", tmp_path / "visionai.sock"
+    hold.touch()
+    faults = HELD_START.replace("1.0", f"{TIMEOUT}")
+    starting = asyncio.create_task(asyncio.to_thread(start_process, faults=faults, WORKERS="1"))
+    async with asyncio.timeout(TIMEOUT):
+        while not path.exists():
+            await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_unix_connection(path)
+    hold.unlink()
+    await starting
+    assert orjson.loads(await asyncio.wait_for(reader.readline(), TIMEOUT))["error"] is None
+    writer.close()
+
+
+def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
+    """A service that is stopped before it is ready says so by nothing but its exit code, 0."""
+    hold = tmp_path / "hold"
+    hold.touch()
+    service = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{HELD_START}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
+        ],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PORT": "0", "WORKERS": "1", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL)}
+        | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path.parent / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not psutil.Process(service.pid).children():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        service.terminate()
+        hold.unlink()
+        said, log = service.communicate(timeout=TIMEOUT)
+        assert (service.returncode, said, log) == (0, "", "")
+    finally:
+        service.kill()
+        service.communicate()
+
+
+async def test_a_successor_that_does_not_start_is_given_up(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The reload fails after so many seconds, and the old worker serves on."""
+    service = start_process(faults=HELD_START, WORKERS="1")
+    before = psutil.Process(service.process.pid).children()
+    (tmp_path / "hold").touch()
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "a worker did not start within 1 s" in said
+    assert psutil.Process(service.process.pid).children() == before
