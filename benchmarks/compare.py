@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.limit import LimitBench, LimitResult
 from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.percentiles import Latency
 from benchmarks.quiet import wait_until_quiet
 from benchmarks.target import Target
 from benchmarks.workload import Workload
@@ -19,10 +20,14 @@ from benchmarks.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """One measurement of the loop and one of the service, right after it."""
+    """One measurement of the loop and one of the service, right after it.
+
+    With one client `call` is how long an image takes in one thread of this process, with nothing beside it.
+    """
 
     limit: LimitResult
     load: LoadResult
+    call: Latency | None = None
 
     @property
     def share(self) -> float:
@@ -42,6 +47,11 @@ class Paired:
         cpu = self.load.server_cpu_per_request_us
         return None if cpu is None else cpu / self.limit.cpu_per_image_us
 
+    @property
+    def beyond_call_ms(self) -> float | None:
+        """What a client waits beyond the call itself, in the median; None with more than one client."""
+        return None if self.call is None else self.load.latency.p50 - self.call.p50
+
 
 def against_limit(
     bench: LimitBench, target: Target, workload: Workload, plan: LoadPlan, repeats: int, patience: float = 0.0
@@ -57,4 +67,6 @@ def against_limit(
             for batch in (1, 8)
         ]
         limit = max(limits, key=lambda each: each.throughput)
-        yield Paired(limit, load(target, workload, plan))
+        alone = plan.clients == 1
+        call = bench.call(workload.size, workload.detect, plan.seconds / 2) if alone else None
+        yield Paired(limit, load(target, workload, plan), call)

@@ -11,7 +11,6 @@ from benchmarks.compare import Paired, against_limit
 from benchmarks.idle import IdleResult, measure_idle
 from benchmarks.limit import LimitBench, LimitResult, Workers, limit_bench
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files, load
-from benchmarks.percentiles import Latency
 from benchmarks.persistence import StoringResult, compare_storing
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
 from benchmarks.profile import Profile, profile
@@ -59,7 +58,6 @@ class Suite:
     """Everything that was measured."""
 
     limits: list[LimitResult] = field(default_factory=list)
-    call: dict[str, Latency] = field(default_factory=dict)
     pairs: list[list[Paired]] = field(default_factory=list)
     arrivals: list[list[LoadResult]] = field(default_factory=list)
     sweep: Sweep | None = None
@@ -80,7 +78,6 @@ class Suite:
             ratio_grid(self.pairs),
             plot_shares(self.pairs),
             limit_grid(self.limits),
-            self._call_grid(),
             load_grid([[pair.load for pair in pairs] for pairs in self.pairs]),
             load_grid(self.arrivals, "open loop: latency from the moment a request was due"),
             self._burst_grid(),
@@ -91,20 +88,6 @@ class Suite:
             storing_grid(self.storing),
             idle_grid(self.idle),
         ]
-
-    def _call_grid(self) -> Grid:
-        grid = Grid(
-            "one client against one call in a thread that does nothing else",
-            ["what", "p50 ms", "p99 ms"],
-        )
-        for size, call in self.call.items():
-            grid.rows.append([f"{size}: decode + run", f"{call.p50:.3f}", f"{call.p99:.3f}"])
-        for pairs in self.pairs:
-            if pairs[0].load.clients == 1:
-                times = [pair.load.latency for pair in pairs]
-                p50, p99 = spread([t.p50 for t in times]), spread([t.p99 for t in times])
-                grid.rows.append([f"{pairs[0].load.size}: one client", f"{p50:.3f}", f"{p99:.3f}"])
-        return grid
 
     def _burst_grid(self) -> Grid:
         grid = Grid(
@@ -124,9 +107,7 @@ class Suite:
 
 def steps(repeats: int) -> int:
     """How often `run_suite` says what comes next."""
-    return (
-        2 + len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 4 * repeats + 1
-    )
+    return len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 4 * repeats + 1
 
 
 def run_suite(model: Path, repeats: int, seconds: float, patience: float, progress: Progress) -> Suite:
@@ -134,9 +115,6 @@ def run_suite(model: Path, repeats: int, seconds: float, patience: float, progre
     suite = Suite()
     allow_open_files(_MOST_CLIENTS)
     with limit_bench(model, available_cpus()) as bench:
-        for size in ("64x64", "640x480"):
-            progress(f"one call, {size}")
-            suite.call[size] = bench.call(size, seconds=seconds / 2)
         _limits(suite, bench, repeats, seconds / 3, progress)
         with started_service(model) as target:
             for size, detect, clients in PAIRS:

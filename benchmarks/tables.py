@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import TypeVar
 
 from rich.table import Table
 
@@ -45,7 +46,10 @@ class Grid:
         return table
 
 
-def _over(results: Sequence[LoadResult], value: Callable[[LoadResult], float | None]) -> Spread | None:
+_Result = TypeVar("_Result", LoadResult, Paired)
+
+
+def _over(results: Sequence[_Result], value: Callable[[_Result], float | None]) -> Spread | None:
     values = [found for result in results if (found := value(result)) is not None]
     return spread(values) if values else None
 
@@ -138,13 +142,13 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
             "share of what the generator leaves",
             "plain share",
             "CPU ratio",
+            "p50 beyond one call, ms",
             "others",
         ],
         note="The limit is scaled by the cores that generator and others leave; the plain share holds both against us.",
     )
     for pairs in series:
         first = pairs[0].load
-        ratios = [ratio for pair in pairs if (ratio := pair.cpu_ratio) is not None]
         detection = "" if first.detect == "never" else " with detection"
         grid.rows.append(
             [
@@ -153,7 +157,8 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
                 f"{spread([pair.load.throughput for pair in pairs]):,.0f}",
                 f"{spread([pair.share for pair in pairs]):.2f}",
                 f"{spread([pair.plain_share for pair in pairs]):.2f}",
-                f"{spread(ratios):.2f}" if ratios else "-",
+                _cell(_over(pairs, lambda pair: pair.cpu_ratio), ".2f"),
+                _cell(_over(pairs, lambda pair: pair.beyond_call_ms), ".2f"),
                 _cell(_over([pair.load for pair in pairs], lambda r: r.others_cores), ".2f"),
             ]
         )

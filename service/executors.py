@@ -173,10 +173,8 @@ class InlineExecutor:
         began = time.perf_counter()
         batch = self._queue.take(self._max_batch, began, self._slice_of(self._queue.round))
         self._held = batch.requests + batch.expired
-        work = 0.0
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
-            work = _observe(self._cost, batch.requests)
         # Scheduled again before replies are delivered: the network is looked at in between.
         self._scheduled = bool(self._queue)
         if self._scheduled:
@@ -185,6 +183,7 @@ class InlineExecutor:
         if batch:
             answered, self._held = self._held, []
             self._deliver(answered)
+        work = _observe(self._cost, batch.requests)
         # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work.
         ended = time.perf_counter()
         self._queue.worked(batch, work, ended - (self._ended if self._busy else began))

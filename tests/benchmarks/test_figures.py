@@ -122,6 +122,14 @@ def test_the_limit_is_scaled_by_the_cores_that_the_generator_leaves() -> None:
     assert pair.cpu_ratio == pytest.approx(1.25)
 
 
+def test_one_client_is_held_against_one_call() -> None:
+    """What is told is the time beyond the call; of many clients, who wait for each other, nothing is."""
+    call = replace(LOAD.latency, p50=LOAD.latency.p50 - 0.25)
+    assert Paired(LIMIT, LOAD, call).beyond_call_ms == pytest.approx(0.25)
+    assert Paired(LIMIT, LOAD).beyond_call_ms is None
+    assert ratio_grid([[Paired(LIMIT, LOAD, call)]]).rows[0][6] == "0.25"
+
+
 def test_what_others_take_is_held_against_neither() -> None:
     """The loop had one core of two and made 4000; the service had one and a half, less the generator's half."""
     pair = Paired(replace(LIMIT, others_cores=1.0), replace(LOAD, others_cores=0.5))
@@ -165,7 +173,7 @@ def test_tables_hold_medians_ranges_and_error_codes() -> None:
     assert "2,000 (2,000-3,000)" in row
     assert "overloaded:2 wrong:1" in row
     assert len(limit_grid([LIMIT, replace(LIMIT, workers="processes"), LIMIT]).rows) == 2
-    assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25", "0.00"]
+    assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25", "-", "0.00"]
     assert "knee: 1,000/s" in sweep_grid(Sweep("64x64", 2000, [LOAD], [at_rate(1000, 2)])).note
     assert profile_grid(PROFILE).rows[-2][:2] == ["outside base64, decode, run", "7.0"]
 
