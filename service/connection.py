@@ -301,13 +301,18 @@ class Connection(MessageConnection):
                 self._tracker = FaceTracker()
             request.tracker = self._tracker
             request.smoothing = None if options.smoothing_ms is None else options.smoothing_ms / 1000
-            overtaken, self._newest = self._newest, request
-            if overtaken is not None and self._backend.withdraw(overtaken):
-                self._answer_here(overtaken, Superseded("a newer frame took this one's place"))
         try:
             self._backend.submit(request)
         except (Overloaded, DeadlineExceeded, ShuttingDown) as exc:
             self._answer_here(request, exc)
+            return
+        if options.stream:
+            # Only now: a client keeps its turn while a frame of its waits. Else one whose frames come faster than its
+            # turns would go to the end of the line with each, and never be served; and a frame that is refused
+            # overtakes none.
+            overtaken, self._newest = self._newest, request
+            if overtaken is not None and self._backend.withdraw(overtaken):
+                self._answer_here(overtaken, Superseded("a newer frame took this one's place"))
 
     def _answer_here(self, request: Request, error: RequestError) -> None:
         assert self._backend is not None

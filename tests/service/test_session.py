@@ -387,31 +387,6 @@ async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
         assert types == ["prediction", "error"] * 5
 
 
-async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
-    """Each frame gets exactly one reply, in order: a prediction, or `superseded`; the last one is predicted."""
-    async with serve(max_batch=1) as running, running.client() as websocket:
-        await ask(websocket, '{"command": "configure", "stream": true}')
-        for number in range(200):
-            await websocket.send(predict_message(id=number))
-        replies = [await read(websocket) for _ in range(200)]
-        assert [reply["id"] for reply in replies] == list(range(200))
-        assert replies[-1]["type"] == "prediction"
-        overtaken = [reply for reply in replies if reply["type"] == "error"]
-        assert overtaken
-        assert {reply["code"] for reply in overtaken} == {"superseded"}
-        assert (await ask(websocket, '{"command": "health"}'))["status"] == "healthy"
-
-
-async def test_a_stream_does_not_supersede_another_clients_frames(running: Running) -> None:
-    """Newest wins among the frames of one connection only."""
-    async with running.client() as first, running.client() as second:
-        for websocket in (first, second):
-            await ask(websocket, '{"command": "configure", "stream": true}')
-        await first.send(predict_message())
-        await second.send(predict_message())
-        assert (await read(first))["type"] == (await read(second))["type"] == "prediction"
-
-
 async def test_ping_and_models(running: Running) -> None:
     """Browsers can measure a round trip, and see which version is served."""
     async with running.client() as websocket:

@@ -1,0 +1,65 @@
+"""Cameras: of a stream's frames the newest wins, and takes its turn among other clients."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from websockets.asyncio.client import ClientConnection
+
+from tests.service.harness import Running, Serve, ask, predict_message, read
+
+
+async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
+    """Each frame gets exactly one reply, in order: a prediction, or `superseded`; the last one is predicted."""
+    async with serve(max_batch=1) as running, running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "stream": true}')
+        for number in range(200):
+            await websocket.send(predict_message(id=number))
+        replies = [await read(websocket) for _ in range(200)]
+        assert [reply["id"] for reply in replies] == list(range(200))
+        assert replies[-1]["type"] == "prediction"
+        overtaken = [reply for reply in replies if reply["type"] == "error"]
+        assert overtaken
+        assert {reply["code"] for reply in overtaken} == {"superseded"}
+        assert (await ask(websocket, '{"command": "health"}'))["status"] == "healthy"
+
+
+async def test_a_stream_is_served_in_its_turn_however_fast_its_frames_come(serve: Serve) -> None:
+    """A frame takes the place in the line of the one that it overtakes: a camera beside busy clients is not starved."""
+    clients, requests = 40, 20
+    async with serve(max_batch=1, max_wait_ms=1e6) as running, AsyncExitStack() as stack:
+        camera, *others = [await stack.enter_async_context(running.client()) for _ in range(1 + clients)]
+        await ask(camera, '{"command": "configure", "stream": true}')
+        answered = 0
+
+        async def read_all(websocket: ClientConnection) -> None:
+            nonlocal answered
+            for _ in range(requests - 1):
+                assert (await read(websocket))["type"] == "prediction"
+                answered += 1
+
+        for other in others:
+            for _ in range(requests):
+                await other.send(predict_message())
+        for other in others:
+            await read(other)  # all of them are in the line now
+        async with asyncio.TaskGroup() as group:
+            for other in others:
+                group.create_task(read_all(other))
+            types = []
+            await camera.send(predict_message())
+            while "prediction" not in types:  # two frames are under way at a time, as the page has it
+                await camera.send(predict_message())
+                types.append((await read(camera))["type"])
+            assert answered < 6 * clients, "it was passed over again and again"
+
+
+async def test_a_stream_does_not_supersede_another_clients_frames(running: Running) -> None:
+    """Newest wins among the frames of one connection only."""
+    async with running.client() as first, running.client() as second:
+        for websocket in (first, second):
+            await ask(websocket, '{"command": "configure", "stream": true}')
+        await first.send(predict_message())
+        await second.send(predict_message())
+        assert (await read(first))["type"] == (await read(second))["type"] == "prediction"
