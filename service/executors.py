@@ -41,11 +41,14 @@ _FAULT = "the service failed and starts anew; try again"
 
 
 def _observe(cost: CostModel, requests: list[Request]) -> float:
-    """Teach the cost model what a batch took: each its own decoding, and its share of the run. Returns the sum."""
+    """Teach the cost model what a batch took: each its own decoding, and its share of the run. Returns the sum.
+
+    The search that finds no face is work as any other; an image that cannot be read says nothing of those that can.
+    """
     work = 0.0
     for request in requests:
-        if request.timing is not None:
-            seconds = request.timing.decode / 1000 + request.model_seconds
+        if request.decoded:
+            seconds = request.decoded - request.started + request.model_seconds
             cost.observe(request.detect, request.size, seconds)
             work += seconds
     return work

@@ -72,7 +72,8 @@ class Request:
     `version` is the number of the model that answers it, see `canary`.
 
     Once answered, `reply` is the frame for the client, and either `emotion` and `timing` are set, or `error` is.
-    `model_seconds` is its faces' share of the model's runs.
+    `decoded` is when its image had been looked at, for faces too; 0 if that failed. `model_seconds` is its faces' share
+    of the model's runs.
     """
 
     client: Client
@@ -166,7 +167,8 @@ class Predictor:
                 self._add_faces(request, scoring)
             except RequestError as exc:
                 request.fail(exc)
-                continue
+                if not isinstance(exc, NoFace):  # that one was looked at to the end
+                    continue
             except Exception:  # whatever it is, its batch-mates have no part in it
                 ids = [] if request.id is None else [request.id]
                 log.exception(
@@ -178,7 +180,8 @@ class Predictor:
                 request.image = b""  # an image may be megabytes, and the request lives on until it is sent
             # A buffer that filled up meanwhile was run meanwhile: that is no decoding.
             request.decoded = clock() - (scoring.seconds - in_model)
-            decoded.append(request)
+            if request.reply is None:
+                decoded.append(request)
         scoring.run()
         self._complete([request for request in decoded if scoring.is_complete(request)], scoring)
 
