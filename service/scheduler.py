@@ -4,10 +4,10 @@ Executors pull. A batch is made when an executor is free and asks for one (`Micr
 arrived by then: an idle service adds no wait, and a busy one batches by itself, because requests pile up while
 its executors work. There is no timer and no maximum wait.
 
-Who is next: the highest priority first, but for one place in `_LOW_SHARE`, which goes to the lowest, so that it is
-never starved. Within a priority clients take turns by deficit round robin (Shreedhar and Varghese 1995): a client
-may take as much predicted work per round as any other, so neither one that pipelines a thousand requests nor one
-that sends huge images delays another's small single one by more than a round.
+Who is next: the highest priority first, but for one place in `_LOW_SHARE`, which goes to those below it, by the same
+rule, so that none is ever starved. Within a priority clients take turns by deficit round robin (Shreedhar and Varghese
+1995): a client may take as much predicted work per round as any other, so neither one that pipelines a thousand
+requests nor one that sends huge images delays another's small single one by more than a round.
 
 Who is admitted: a request whose predicted wait is within bounds and within its deadline. Times are whatever the
 caller's clock says, in seconds; the queue only compares them. Predictions are in seconds of an executor's work; how
@@ -27,7 +27,7 @@ from service.errors import DeadlineExceeded, Overloaded
 
 HIGH, NORMAL, LOW = 1, 0, -1
 
-# One request in so many is taken from the lowest priority that waits.
+# One request in so many is taken from the priorities below the highest that waits.
 _LOW_SHARE = 8
 
 # Predicted work, in seconds, that a client may take per round: about that of one small image, so that clients which
@@ -296,10 +296,13 @@ class MicroBatchQueue(Generic[R]):
         return left
 
     def _next_level(self) -> _Level[R]:
-        """The highest priority that waits; every so often, the lowest."""
+        """The highest priority that waits; every so often the next, and every so often in its place the last."""
         self._taken += 1
         waiting = [level for level in self._levels.values() if level.turns]
-        return waiting[-1] if self._taken % _LOW_SHARE == 0 else waiting[0]
+        rank, taken = 0, self._taken
+        while rank < len(waiting) - 1 and taken % _LOW_SHARE == 0:
+            rank, taken = rank + 1, taken // _LOW_SHARE
+        return waiting[rank]
 
     def _left(self, request: R) -> None:
         self._size -= 1

@@ -83,6 +83,21 @@ def test_a_low_priority_is_not_starved() -> None:
     assert "b" in [request.client for request in queue.take(8, now=0).requests]
 
 
+def test_a_priority_between_two_others_is_not_starved() -> None:
+    """Each leaves one place in eight to those below it: what waits in the middle goes before what is low."""
+    priorities = (HIGH, NORMAL, LOW)
+    queue = filled(
+        *(
+            Waiting(str(priority), number, priority=priority)
+            for priority in priorities
+            for number in range(300)
+        ),
+        capacity=1000,
+    )
+    taken = Counter(request.priority for request in queue.take(256, now=0).requests)
+    assert (taken[HIGH], taken[NORMAL], taken[LOW]) == (224, 28, 4)
+
+
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     """Admission is bounded, and the refused request is not kept."""
     queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
