@@ -9,10 +9,10 @@ rule, so that none is ever starved. Within a priority clients take turns by defi
 1995): a client may take as much predicted work per round as any other, so neither one that pipelines a thousand
 requests nor one that sends huge images delays another's small single one by more than a round.
 
-Who is admitted: a request whose predicted wait is within bounds and within its deadline. Times are whatever the
-caller's clock says, in seconds; the queue only compares them. Predictions are in seconds of an executor's work; how
-many seconds of the clock these take is observed (`MicroBatchQueue.worked`), since an executor also reads, writes and
-waits for the processor.
+Who is admitted: a request whose predicted wait is within bounds and within its deadline; what has a lower priority is
+overtaken, and hardly counts. Times are whatever the caller's clock says, in seconds; the queue only compares them.
+Predictions are in seconds of an executor's work; how many seconds of the clock these take is observed
+(`MicroBatchQueue.worked`), since an executor also reads, writes and waits for the processor.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ class _Level(Generic[R]):
     """The waiting requests of one priority: a queue per client, served by deficit round robin."""
 
     def __init__(self) -> None:
+        # Predicted seconds of what waits.
+        self.work = 0.0
         # Each client with waiting requests is in `turns` exactly once, and has a non-empty queue.
         self.turns: deque[Hashable] = deque()
         self.queues: dict[Hashable, deque[R]] = {}
@@ -193,9 +195,12 @@ class MicroBatchQueue(Generic[R]):
         clients = sum(len(level.turns) for level in self._levels.values())
         return self._work * clients / self._size if self._size else 0.0
 
-    def predicted_wait(self) -> float:
+    def predicted_wait(self, priority: int = LOW) -> float:
         """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
-        return (self._work + self._running / 2) / self._executors * self._pace
+        before = sum(level.work for its, level in self._levels.items() if its >= priority)
+        # What is below it has its share of the places before it.
+        before += min(before / (_LOW_SHARE - 1), self._work - before)
+        return (before + self._running / 2) / self._executors * self._pace
 
     def admit(self, request: R, now: float, slice_work: float = 0.0) -> None:
         """Let a request wait for its turn.
@@ -209,17 +214,20 @@ class MicroBatchQueue(Generic[R]):
             Overloaded: the queue is full, or the wait would be too long; says when there will be room.
             DeadlineExceeded: it would not be done before its deadline.
         """
-        wait = self.predicted_wait()
-        if self._size >= self._capacity or wait > self._max_wait:
-            # By then half of what waits will be gone: room for more than the first that comes back.
-            retry_after_ms = max(1, round(wait / 2 * 1000))
+        wait = self.predicted_wait(request.priority)
+        is_full = self._size >= self._capacity
+        if is_full or wait > self._max_wait:
+            # By then half of what is in the way will be gone: room for more than the first that comes back.
+            retry_after_ms = max(1, round((self.predicted_wait() if is_full else wait) / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
-        # A high priority overtakes what waits; how far is not predicted, so it is given the benefit of the doubt.
+        # A high priority goes first, in a batch that ends with its deadline: it is given the benefit of the doubt.
         if request.deadline is not None and request.priority != HIGH:
             together = max(request.cost, min(slice_work, self._work + request.cost))
             if now + _CAUTION * wait + together * self._pace > request.deadline:
                 raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
-        self._levels[request.priority].append(request)
+        level = self._levels[request.priority]
+        level.append(request)
+        level.work += request.cost
         self._size += 1
         self._work += request.cost
 
@@ -305,8 +313,10 @@ class MicroBatchQueue(Generic[R]):
         return waiting[rank]
 
     def _left(self, request: R) -> None:
+        level = self._levels[request.priority]
         self._size -= 1
         # Exactly zero when empty: sums of floats drift.
+        level.work = max(0.0, level.work - request.cost) if level.turns else 0.0
         self._work = max(0.0, self._work - request.cost) if self._size else 0.0
 
 

@@ -98,11 +98,25 @@ def test_a_priority_between_two_others_is_not_starved() -> None:
     assert (taken[HIGH], taken[NORMAL], taken[LOW]) == (224, 28, 4)
 
 
+def test_a_backlog_of_low_priority_turns_away_no_others() -> None:
+    """They go before it: neither the bound of the wait nor deadlines count it, but for its share of the places."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(100, max_wait=1.0)
+    for number in range(11):
+        queue.admit(Waiting("backlog", number, priority=LOW, cost=0.1), now=0)
+    with pytest.raises(Overloaded):
+        queue.admit(Waiting("backlog", priority=LOW), now=0)
+    queue.admit(Waiting("live", deadline=0.25, cost=0.2), now=0)
+    assert queue.predicted_wait(HIGH) == 0
+    assert queue.predicted_wait(NORMAL) == pytest.approx(0.2 * 8 / 7)
+    assert queue.predicted_wait() == pytest.approx(1.3)
+    assert queue.take(1, now=0).requests[0].client == "live"
+
+
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     """Admission is bounded, and the refused request is not kept."""
     queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
     with pytest.raises(Overloaded) as caught:
-        queue.admit(Waiting("c"), now=0)
+        queue.admit(Waiting("c", priority=HIGH), now=0)
     assert caught.value.retry_after_ms == 10
     assert len(queue) == 2
 
