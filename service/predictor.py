@@ -281,7 +281,9 @@ def _scaled(face: Face, photo: Photo) -> Face:
     rows, columns = photo.pixels.shape[:2]
     x, y, w, h = face.box
     sx, sy = photo.width / columns, photo.height / rows
-    return replace(face, box=(round(x * sx), round(y * sy), round(w * sx), round(h * sy)))
+    # Corners are rounded, not sizes: those that lie at the image's edge stay there.
+    left, top = round(x * sx), round(y * sy)
+    return replace(face, box=(left, top, round((x + w) * sx) - left, round((y + h) * sy) - top))
 
 
 class _Scoring:

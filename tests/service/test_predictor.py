@@ -1,10 +1,11 @@
-"""What a batch of requests costs each of them."""
+"""What a batch of requests costs each of them, and what they are answered."""
 
 from __future__ import annotations
 
 import time
 
 import numpy as np
+import orjson
 import pytest
 
 from service.engine import Engine
@@ -12,6 +13,7 @@ from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
 from service.predictor import Predictor, Request
 from tests.service.harness import FACE
+from tests.service.test_bad_input import encode
 from tests.service.test_executors import Ledger, Peer
 
 
@@ -35,3 +37,22 @@ def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: in
     assert crowd.timing is not None
     assert crowd.model_seconds == pytest.approx(7 * alone.model_seconds)
     assert crowd.model_seconds + alone.model_seconds == pytest.approx(crowd.timing.inference / 1000)
+
+
+def test_a_face_at_the_edge_of_a_reduced_photo_does_not_leave_the_sent_image(engine: Engine) -> None:
+    """Its box is in pixels of the sent image and ends with it, where the photo was decoded at 7/8 of its size."""
+
+    class AtTheCorner(FaceDetector):
+        def __init__(self) -> None: ...
+
+        def detect(self, image: Pixels, max_faces: int) -> list[Face]:
+            assert image.shape[:2] == (974, 1300)
+            return [Face((910, 585, 390, 389), 0.9, np.zeros((6, 2), np.float32))]
+
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), AtTheCorner())
+    photo = encode(np.zeros((1113, 1485), np.uint8), ".jpg")
+    request = Request(Peer(), 1, photo, time.perf_counter(), detect="always")
+    predictor.serve([request], predictor.make_buffer(1))
+    assert request.reply is not None
+    (face,) = orjson.loads(request.reply)["faces"]
+    assert face["box"] == [1040, 668, 445, 445]
