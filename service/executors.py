@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
@@ -299,9 +300,10 @@ class ThreadExecutors:
         """An executor's life: take, work, repeat."""
         if sys.platform == "linux":
             thread = threading.get_native_id()
-            # A service that is nicer already may not take that back.
-            if os.getpriority(os.PRIO_PROCESS, thread) < self._niceness:
-                os.setpriority(os.PRIO_PROCESS, thread, self._niceness)
+            # A service that is nicer already may not take that back. A sandbox may forbid it: no reason not to work.
+            with suppress(OSError):
+                if os.getpriority(os.PRIO_PROCESS, thread) < self._niceness:
+                    os.setpriority(os.PRIO_PROCESS, thread, self._niceness)
         buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
         try:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -117,4 +118,8 @@ def _was_cut(error: exc.DBAPIError) -> bool:
 def _give_way() -> None:
     """Lower this thread's priority: predictions are more urgent."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        thread = threading.get_native_id()
+        # A service that is nicer already may not take that back. A sandbox may forbid it: no reason not to answer.
+        with suppress(OSError):
+            if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
+                os.setpriority(os.PRIO_PROCESS, thread, _NICE)

@@ -317,13 +317,19 @@ async def test_every_layout_serves_and_stops_cleanly(
     assert len(stored(tmp_path / "process.db")) == 5
 
 
-def test_a_service_that_is_nice_already_reads_large_images(start_process: StartProcess) -> None:
-    """The thread for them is nicer than the event loop where it can be; a process may not become less nice."""
+@pytest.mark.parametrize("niceness", [0, 19])
+def test_threads_that_cannot_be_made_nicer_work_all_the_same(
+    start_process: StartProcess, niceness: int
+) -> None:
+    """Those for large images and for questions: a process may not become less nice, and a sandbox may forbid more."""
     # Root may; so that this fails for root too, nobody may here.
-    faults = "import os\nos.nice(19)\ndef refuse(*_):\n    raise PermissionError\nos.setpriority = refuse"
+    faults = (
+        f"import os\nos.nice({niceness})\ndef refuse(*_):\n    raise PermissionError\nos.setpriority = refuse"
+    )
     service = start_process(faults=faults, WORKERS="1")
     pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
     with sync_connect(service.url, max_size=None) as websocket:
         websocket.recv(TIMEOUT)
-        websocket.send(cv2.imencode(".bmp", pixels)[1].tobytes())
-        assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
+        for request in (cv2.imencode(".bmp", pixels)[1].tobytes(), '{"command": "history"}'):
+            websocket.send(request)
+            assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
