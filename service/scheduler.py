@@ -9,7 +9,8 @@ rule, so that none is ever starved. Within a priority clients take turns by defi
 1995): a client may take as much predicted work per round as any other, so neither one that pipelines a thousand
 requests nor one that sends huge images delays another's small single one by more than a round.
 
-Who is admitted: a request whose predicted wait is within bounds and within its deadline; what has a lower priority is
+Who is admitted: a request whose predicted wait is within bounds and within its deadline. It waits for its turn, not for
+all that waits: of other clients' work counts as much as they take until then, and what has a lower priority is
 overtaken, and hardly counts. Times are whatever the caller's clock says, in seconds; the queue only compares them.
 Predictions are in seconds of an executor's work; how many seconds of the clock these take is observed
 (`MicroBatchQueue.worked`), since an executor also reads, writes and waits for the processor.
@@ -150,6 +151,15 @@ class _Level(Generic[R]):
                 turns.rotate(-1)
             return request
 
+    def work_before(self, request: R) -> float:
+        """Predicted seconds of what is taken before a request that comes now."""
+        queue = self.queues.get(request.client, ())
+        own = sum(each.cost for each in queue)
+        # In each round until it may go the others take a quantum at most, on average.
+        rounds = math.ceil((own + request.cost) / _QUANTUM)
+        others = len(self.turns) - bool(queue)
+        return own + min(max(0.0, self.work - own), others * rounds * _QUANTUM)
+
     def forget(self, client: Hashable) -> deque[R]:
         """Take out a client with what it has waiting. Its deficit goes too: idleness earns no credit."""
         self.turns.remove(client)
@@ -195,11 +205,16 @@ class MicroBatchQueue(Generic[R]):
         clients = sum(len(level.turns) for level in self._levels.values())
         return self._work * clients / self._size if self._size else 0.0
 
-    def predicted_wait(self, priority: int = LOW) -> float:
-        """Seconds until a request that is admitted now would be begun; half of what runs is taken for done."""
-        before = sum(level.work for its, level in self._levels.items() if its >= priority)
-        # What is below it has its share of the places before it.
-        before += min(before / (_LOW_SHARE - 1), self._work - before)
+    def predicted_wait(self, request: R | None = None) -> float:
+        """Seconds until all that waits is begun, or one request that comes now; half of what runs is taken for done."""
+        before = self._work
+        if request is not None:
+            above = sum(level.work for its, level in self._levels.items() if its > request.priority)
+            level = self._levels[request.priority]
+            below = self._work - above - level.work
+            before = above + level.work_before(request)
+            # What is below it has its share of the places before it.
+            before += min(before / (_LOW_SHARE - 1), max(0.0, below))
         return (before + self._running / 2) / self._executors * self._pace
 
     def admit(self, request: R, now: float, slice_work: float = 0.0) -> None:
@@ -214,11 +229,13 @@ class MicroBatchQueue(Generic[R]):
             Overloaded: the queue is full, or the wait would be too long; says when there will be room.
             DeadlineExceeded: it would not be done before its deadline.
         """
-        wait = self.predicted_wait(request.priority)
+        wait = self.predicted_wait()
         is_full = self._size >= self._capacity
+        if not is_full and (wait > self._max_wait or request.deadline is not None):
+            wait = min(wait, self.predicted_wait(request))
         if is_full or wait > self._max_wait:
             # By then half of what is in the way will be gone: room for more than the first that comes back.
-            retry_after_ms = max(1, round((self.predicted_wait() if is_full else wait) / 2 * 1000))
+            retry_after_ms = max(1, round(wait / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
         # A high priority goes first, in a batch that ends with its deadline: it is given the benefit of the doubt.
         if request.deadline is not None and request.priority != HIGH:

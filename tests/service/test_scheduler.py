@@ -106,10 +106,30 @@ def test_a_backlog_of_low_priority_turns_away_no_others() -> None:
     with pytest.raises(Overloaded):
         queue.admit(Waiting("backlog", priority=LOW), now=0)
     queue.admit(Waiting("live", deadline=0.25, cost=0.2), now=0)
-    assert queue.predicted_wait(HIGH) == 0
-    assert queue.predicted_wait(NORMAL) == pytest.approx(0.2 * 8 / 7)
+    assert queue.predicted_wait(Waiting("live", priority=HIGH)) == 0
+    assert queue.predicted_wait(Waiting("live")) == pytest.approx(0.2 * 8 / 7)
     assert queue.predicted_wait() == pytest.approx(1.3)
     assert queue.take(1, now=0).requests[0].client == "live"
+
+
+def test_what_one_client_has_waiting_turns_away_no_others() -> None:
+    """They have their turn before most of it: neither the bound of the wait nor deadlines count all of it."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=1.0)
+    with pytest.raises(Overloaded):
+        for number in range(1000):
+            queue.admit(Waiting("flood", number, cost=0.01), now=0)
+    assert queue.predicted_wait() > 1.0
+    for number in range(5):
+        queue.admit(Waiting(f"quiet {number}", deadline=0.1, cost=0.01), now=0)
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(
+            Waiting("quiet 0", deadline=0.1, cost=0.01), now=0
+        )  # a second one of a client waits two rounds
+    with pytest.raises(Overloaded):
+        queue.admit(Waiting("flood", cost=0.01), now=0)
+    batch = queue.take(10, now=0)
+    assert not batch.expired
+    assert {request.client for request in batch.requests} > {f"quiet {number}" for number in range(5)}
 
 
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
@@ -128,12 +148,12 @@ def test_a_wait_that_would_be_too_long_is_refused() -> None:
         queue.admit(Waiting("a", cost=0.9), now=0)
     assert queue.predicted_wait() == pytest.approx(1.35)
     with pytest.raises(Overloaded):
-        queue.admit(Waiting("b"), now=0)
+        queue.admit(Waiting("a"), now=0)
     batch = queue.take(1, now=0)
     assert queue.predicted_wait() == pytest.approx(1.125)
     queue.worked(batch, 0.9, 0.9)
     assert queue.predicted_wait() == pytest.approx(0.9)
-    queue.admit(Waiting("b"), now=0)
+    queue.admit(Waiting("a"), now=0)
 
 
 def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
@@ -147,7 +167,7 @@ def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
     queue.admit(Waiting("a", cost=1.0), now=0)
     assert queue.predicted_wait() == pytest.approx(2.0, rel=0.01)
     with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("b", deadline=1.5), now=0.0)
+        queue.admit(Waiting("a", deadline=1.5), now=0.0)
 
 
 def test_a_standstill_does_not_spoil_the_prediction() -> None:
@@ -184,9 +204,9 @@ def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
     """A request that would be done too late does not wait in vain; one of high priority may overtake, and does."""
     queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
     with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("b", deadline=5.5), now=5.0)
-    queue.admit(Waiting("b", deadline=6.5), now=5.0)
-    queue.admit(Waiting("b", deadline=5.5, priority=HIGH), now=5.0)
+        queue.admit(Waiting("a", deadline=5.5), now=5.0)
+    queue.admit(Waiting("a", deadline=6.5), now=5.0)
+    queue.admit(Waiting("a", deadline=5.5, priority=HIGH), now=5.0)
     assert len(queue) == 12
 
 
@@ -244,8 +264,8 @@ def test_a_deadline_counts_to_the_end_of_the_slice() -> None:
     """Who is admitted into a slice of work is answered at its end, but never waits for more than there is."""
     queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
     with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("b", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
-    queue.admit(Waiting("b", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
+        queue.admit(Waiting("a", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
+    queue.admit(Waiting("a", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
     filled().admit(Waiting("b", deadline=0.2, cost=0.1), now=0.0, slice_work=0.5)
 
 
