@@ -23,6 +23,16 @@ _WAL_RETRY_S: Final = 0.01
 _UNDEFINED_TABLE: Final = "42P01"
 _SEQUENCE_AT_ITS_END: Final = "2200H"
 
+# What to do about what PostgreSQL refuses, by its code.
+_REMEDIES: Final = {
+    "42501": "give this user the rights that SECURITY.md lists; migrate as the owner of the tables (--migrate-only)",
+    "55P03": "another session holds a lock: stop the older server, or end that session, and start again",
+    "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL",
+}
+_NOT_REACHED: Final = (
+    "check DATABASE_URL, that the server runs, and that it accepts connections from this machine"
+)
+
 # A server that vanished without closing its connections is noticed after about 25 s, whether we wait for its
 # answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
 _POSTGRES_ARGUMENTS: Final[dict[str, Any]] = {
@@ -161,9 +171,11 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
         return StartupError(f"cannot use the SQLite database {url.database}: {reason}")
     host = url.host or url.query.get("host") or "the local socket"
     where = f"{host}:{url.port or 5432}" if url.host else f"{host}"
+    code = getattr(error.orig, "pgcode", None)
+    # Without a code it did not let us in. What else it says speaks for itself.
+    advice = _NOT_REACHED if code is None else _REMEDIES.get(code)
     return StartupError(
-        f"cannot use the PostgreSQL database {url.database!r} at {where}: {reason}; check DATABASE_URL, that the "
-        "server runs, and that it accepts connections from this machine"
+        f"cannot use the PostgreSQL database {url.database!r} at {where}: {reason}{f'; {advice}' if advice else ''}"
     )
 
 
@@ -195,4 +207,6 @@ def is_of_the_values(error: exc.DataError) -> bool:
 def first_line(error: exc.DBAPIError) -> str:
     """The driver's own message, without SQL, parameters or hints. The drivers put no password in it."""
     lines = str(error.orig).strip().splitlines()
-    return lines[0] if lines else type(error.orig).__name__
+    # A name with several addresses, or several names: that one is down says less than why another lets nobody in.
+    refusals = [line for line in lines if "FATAL:" in line]
+    return next(iter(refusals or lines), type(error.orig).__name__)

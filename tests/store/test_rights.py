@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from tests.conftest import PostgresServer
 from tests.store.harness import eventually, ids
-from tests.store.test_migrate import execute
+from tests.store.test_migrate import execute, make_older_server
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -52,3 +54,49 @@ def test_the_rights_that_the_documentation_lists_are_enough(
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT prediction_uuid FROM predictions_log WHERE predic_id > 500")
         assert {row[0] for row in rows} == ids(records)
+
+
+@pytest.mark.parametrize("tables", ["none", "another's"])
+def test_rights_that_are_missing(
+    open_store: OpenStore, engine: sa.Engine, user_url: str, tables: str
+) -> None:
+    """A user who may not make or change the tables is told what it takes, and not to look whether the server runs."""
+    if tables == "another's":
+        make_older_server(engine, ["happy"])
+        execute(
+            engine,
+            "GRANT ALL ON SCHEMA public TO visionai; GRANT ALL ON ALL TABLES IN SCHEMA public TO visionai;"
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO visionai",
+        )
+    with pytest.raises(StartupError, match=r"(denied|owner).*; give this user the rights.*--migrate-only\)$"):
+        open_store(url=user_url)
+
+
+def test_tables_that_another_session_holds(
+    open_store: OpenStore, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older server amid a transaction holds up the migration for a time; then it is told what to do about it."""
+    monkeypatch.setattr(sys.modules["service.store.migrate"], "_LOCK_TIMEOUT", "100ms")
+    make_older_server(engine, ["happy"])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT * FROM predictions_log")
+        with pytest.raises(
+            StartupError, match="lock timeout; another session holds a lock: stop the older server"
+        ):
+            open_store()
+
+
+def test_a_server_that_is_read_only(open_store: OpenStore, engine: sa.Engine) -> None:
+    """A standby is told from a server that does not answer."""
+    execute(engine, f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = on")
+    with pytest.raises(
+        StartupError, match=r"read-only transaction; .* name one that takes writes in DATABASE_URL$"
+    ):
+        open_store()
+
+
+def test_the_reason_of_the_server_that_answers(open_store: OpenStore, postgres_url: str) -> None:
+    """Of two addresses, one down and one that lets nobody in, the latter's reason is told."""
+    folder = parse_url(postgres_url).query["host"]
+    with pytest.raises(StartupError, match=r'FATAL: +database "absent" does not exist; check DATABASE_URL'):
+        open_store(url=f"postgresql://postgres@/absent?host=127.0.0.1,{folder}&port=1,5432")
