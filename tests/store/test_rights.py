@@ -95,6 +95,17 @@ def test_a_server_that_is_read_only(open_store: OpenStore, engine: sa.Engine) ->
         open_store()
 
 
+def test_a_migration_may_take_longer_than_a_query(open_store: OpenStore, engine: sa.Engine) -> None:
+    """A time limit that the operator set for statements does not keep a large database from being migrated."""
+    make_older_server(engine, ["happy"])
+    execute(
+        engine,
+        "INSERT INTO predictions_log (emotion_id, processing_time_ms) SELECT 1, 5 FROM generate_series(1, 100000)",
+        f"ALTER DATABASE {engine.url.database} SET statement_timeout = '20ms'",
+    )
+    open_store()
+
+
 def test_the_reason_of_the_server_that_answers(open_store: OpenStore, postgres_url: str) -> None:
     """Of two addresses, one down and one that lets nobody in, the latter's reason is told."""
     folder = parse_url(postgres_url).query["host"]
