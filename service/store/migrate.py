@@ -36,6 +36,7 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
     and SQLAlchemy's DBAPIError when the database cannot be reached.
     """
     deadline = time.monotonic() + _MIGRATION_S
+    told = False
     while True:
         try:
             with engine.begin() as connection:
@@ -51,6 +52,11 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
             # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.
             if not patient or "database is locked" not in str(error.orig) or time.monotonic() > deadline:
                 raise
+            if not told:
+                logger.warning(
+                    "another process keeps the database locked: waiting until it has migrated it, or lets go of it"
+                )
+                told = True
         else:
             logger.info("database migrated from revision %s to %s", found or "none", HEAD)
             return

@@ -348,8 +348,10 @@ def test_times_that_the_older_server_stored(engine: sa.Engine) -> None:
     assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
 
 
-def test_a_migration_that_takes_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that finds SQLite locked for longer than a write ever takes waits on, and then finds all done."""
+def test_a_migration_that_takes_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that finds SQLite locked for longer than a write takes says so once, waits, and finds all done."""
     monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.05)
     url = parse_url(f"sqlite:///{tmp_path / 'large.db'}")
     migrating, waiting = create_engine(url), create_engine(url)
@@ -362,5 +364,6 @@ def test_a_migration_that_takes_long_is_waited_for(tmp_path: Path, monkeypatch: 
     thread.join(30)
     assert not thread.is_alive()
     assert revision(waiting) == HEAD
+    assert caplog.text.count("keeps the database locked") == 1
     migrating.dispose()
     waiting.dispose()
