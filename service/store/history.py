@@ -194,7 +194,8 @@ def figures(
         found.add(emotion, int(number), count, confidence)
     # One row of each request, so that those with many faces do not count for more.
     requests = [*conditions, _columns.face_index == 0]
-    microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * 1000)
+    thousand = sa.cast(1000, sa.BigInteger)  # 36 minutes are more microseconds than an integer holds
+    microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * thousand)
     latency = _leading_digits(microseconds).label("latency")
     classes = sa.select(latency, sa.func.count()).where(*requests).group_by(sa.text("latency"))
     found.latency_ms = percentiles(

@@ -135,6 +135,25 @@ def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     assert counted.latency_ms[50] == pytest.approx(12, rel=0.025)
 
 
+def test_a_row_of_the_older_server_that_took_an_hour(engine: sa.Engine) -> None:
+    """Its machine slept meanwhile, say: that row stops neither the migration nor the questions, and is counted."""
+    insert = (
+        "INSERT INTO predictions_log (emotion_id, confidence, processing_time_ms, timestamp)"
+        f" VALUES (1, 0.5, 3600000, '{NOW:%Y-%m-%d %H:%M:%S}{'' if engine.dialect.name == 'sqlite' else '+00:00'}')"
+    )
+    migrate(engine)
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0002")
+        connection.exec_driver_sql(insert)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(insert)
+    counted, seen = both(engine, Anonymous())
+    assert counted.emotions["angry"].count == seen.emotions["angry"].count == 2
+    assert counted.latency_ms[50] == 1e6  # the longest class
+    assert seen.latency_ms[50] == pytest.approx(3.6e6, rel=0.005)
+
+
 def test_writers_at_once_count_everything(
     postgres_url: str, make_record: MakeRecord, open_store: OpenStore
 ) -> None:

@@ -83,7 +83,8 @@ def _count(source: str, dialect: str, sign: str = "") -> list[str]:
     else:
         minute = f"substr({row}timestamp, 1, 16) || ':00.000000'"
     user = f"coalesce({row}user_id, '')"
-    latency = f"coalesce({row}processing_us, {row}processing_time_ms * 1000)"
+    # Of 36 minutes there are more microseconds than an integer holds: one such row would stop the migration.
+    latency = f"coalesce({row}processing_us, {row}processing_time_ms * CAST(1000 AS BIGINT))"
     return [
         f"INSERT INTO {EMOTIONS} (user_id, minute, emotion_id, faces, confidence)"
         f" SELECT {user}, {minute}, {row}emotion_id, {sign}{count}, {sign}{confidence}{start}"
