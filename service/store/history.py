@@ -189,7 +189,7 @@ def figures(
     )
     statement = sa.select(
         emotion_class.c.emotion_name, counted.c.bucket, counted.c.count, counted.c.confidence
-    ).join_from(counted, emotion_class, emotion_class.c.emotion_id == counted.c.emotion_id)
+    ).join_from(counted, emotion_class, named(counted.c.emotion_id))
     for emotion, number, count, confidence in connection.execute(statement):
         found.add(emotion, int(number), count, confidence)
     # One row of each request, so that those with many faces do not count for more.
@@ -212,6 +212,11 @@ def _within(scope: Scope) -> list[sa.ColumnElement[bool]]:
             return [_columns.user_id == user]
         case Anonymous():
             return [_columns.user_id.is_(None)]
+
+
+def named(emotion_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Joins what was counted to its emotion. One whose name is null, as it may be, is counted nowhere."""
+    return sa.and_(emotion_class.c.emotion_id == emotion_id, emotion_class.c.emotion_name.is_not(None))
 
 
 def bucket_of(

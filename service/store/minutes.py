@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from service.store.history import Anonymous, ByUser, Figures, bucket_of, percentiles
+from service.store.history import Anonymous, ByUser, Figures, bucket_of, named, percentiles
 from service.store.schema import emotion_class, emotion_minutes, latency_minutes
 
 MINUTE: Final = timedelta(minutes=1)
@@ -60,7 +60,7 @@ def figures(
     )
     statement = sa.select(
         emotion_class.c.emotion_name, counted.c.bucket, counted.c.faces, counted.c.confidence
-    ).join_from(counted, emotion_class, emotion_class.c.emotion_id == counted.c.emotion_id)
+    ).join_from(counted, emotion_class, named(counted.c.emotion_id))
     for emotion, number, faces, confidence in connection.execute(statement):
         found.add(emotion, int(number), int(faces), confidence)
     latencies = latency_minutes.c

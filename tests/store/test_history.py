@@ -10,10 +10,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 import sqlalchemy as sa
 
 from service.errors import DeadlineExceeded, Overloaded
+from service.lookups import Stats, reader
 from service.store import Store
 from service.store.database import parse_url
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
@@ -132,6 +134,22 @@ def test_figures_of_nothing_are_empty(open_store: OpenStore) -> None:
     """An empty table has no emotions and no percentiles, and as many buckets as were asked for."""
     found = ask(open_store(), lambda connection: figures(connection, ByUser("ana"), NOW, HOUR, buckets=2))
     assert (found.emotions, found.latency_ms, found.buckets) == ({}, {}, [{}, {}])
+
+
+@pytest.mark.parametrize("window_s", [600.0, 86400.0])
+def test_an_emotion_without_a_name_is_left_out(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
+) -> None:
+    """The older server's table allows it. The statistics of the others are told, from rows as from counts by minute."""
+    store = open_store()
+    store.record([make_record(emotion=emotion, timestamp=NOW) for emotion in ("happy", "sad", "sad")])
+    written(store, 3)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE emotion_class SET emotion_name = NULL WHERE emotion_name = 'happy'"
+        )
+    reply = orjson.loads(ask(store, reader(Stats(1, window_s), None, PredictionIds(), NOW + HOUR / 60, 0)))
+    assert (reply["count"], list(reply["emotions"])) == (2, ["sad"])
 
 
 @pytest.mark.parametrize(
