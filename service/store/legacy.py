@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -49,6 +50,15 @@ def _fits(
     return isinstance(found, kinds)
 
 
+#: The keys of rows that are added while serving: the database has to number them.
+_NUMBERED: Final = {"model_version": "model_id", "predictions_log": "predic_id"}
+
+
+def _is_numbered(column: Mapping[str, Any], dialect: str) -> bool:
+    """A copy of a table, made with CREATE TABLE AS say, has lost its sequence. SQLite numbers without one."""
+    return dialect != "postgresql" or column["default"] is not None or "identity" in column
+
+
 def objection(inspector: sa.Inspector) -> str | None:
     """Why this database cannot be one of the older server, in words; None when it is one.
 
@@ -67,6 +77,8 @@ def objection(inspector: sa.Inspector) -> str | None:
                 return f"{table} has no column {name}"
             if not _fits(columns[name]["type"], kinds, inspector.dialect.name):
                 return f"{table}.{name} has the type {columns[name]['type']}"
+            if _NUMBERED.get(table) == name and not _is_numbered(columns[name], inspector.dialect.name):
+                return f"{table}.{name} is not numbered by the database: it has neither a sequence nor an identity"
         for name, column in columns.items():
             if name in expected:
                 continue
