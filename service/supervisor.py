@@ -148,7 +148,7 @@ class Supervisor:
             for slot, worker in alive:
                 if worker.process.sentinel in fired:
                     code = self._bury(slot, worker)
-                    if self._stops and code != EXIT_OK:
+                    if self._stops and code not in (EXIT_OK, EXIT_OK if worker.ready else -signal.SIGTERM):
                         exit_code = EXIT_FAILED
                 elif time.monotonic() > worker.deadline:
                     log.error("a worker did not %s in time; it is killed", "stop" if worker.told else "start")
@@ -359,6 +359,11 @@ class Supervisor:
         if not worker.told:
             worker.told = True
             worker.deadline = time.monotonic() + stop_seconds(worker.drain_seconds)
+        if not worker.ready and sys.platform != "win32":
+            # One that starts does not hear: it may migrate a large database, or wait for one that is locked. If it
+            # serves by now it takes the signal for what it would be told.
+            worker.process.terminate()
+            return
         # A worker that has just died does not hear; its sentinel says so.
         with contextlib.suppress(OSError):
             worker.pipe.send(STOP)

@@ -50,7 +50,7 @@ async def test_a_reload_asked_for_during_the_start_is_done_after_it(
 
 
 def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
-    """A service that is stopped before it is ready says so by nothing but its exit code, 0."""
+    """A service that is stopped before it is ready waits for no start, and says so by nothing but its exit code, 0."""
     hold = tmp_path / "hold"
     hold.touch()
     service = subprocess.Popen(
@@ -73,10 +73,10 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         service.terminate()
-        hold.unlink()
         said, log = service.communicate(timeout=TIMEOUT)
         assert (service.returncode, said, log) == (0, "", "")
     finally:
+        hold.unlink()  # a worker that was left behind ends
         service.kill()
         service.communicate()
 
