@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,8 @@ def _start(arguments: argparse.Namespace) -> int:
         return _create_key(settings, arguments.user, arguments.days)
     configure_logging(settings.log_level, settings.log_format)
     if arguments.migrate_only:
+        # Ctrl-C ends it amid a statement, too, which Python would wait for. What is not committed is as it was.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         engine = load_engine(replace(settings, provider="cpu", threads=1, executors=0))
         open_store(settings, engine).close(timeout=0)
         return 0

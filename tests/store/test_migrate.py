@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +16,7 @@ from alembic.script import ScriptDirectory
 
 from service.emotions import DESCRIPTIONS
 from service.errors import StartupError
-from service.store import PredictionRecord, Store, database
+from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, current_revision, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
@@ -360,24 +358,3 @@ def test_times_that_the_older_server_stored(engine: sa.Engine) -> None:
     assert moment is not None
     assert moment.utcoffset() is not None
     assert abs((datetime.now(UTC) - moment).total_seconds()) < 60
-
-
-def test_a_migration_that_takes_long_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A process that finds SQLite locked for longer than a write takes says so once, waits, and finds all done."""
-    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.05)
-    url = parse_url(f"sqlite:///{tmp_path / 'large.db'}")
-    migrating, waiting = create_engine(url), create_engine(url)
-    with migrating.begin() as connection:
-        thread = threading.Thread(target=migrate, args=(waiting,))
-        thread.start()
-        thread.join(0.5)
-        assert thread.is_alive()
-        command.upgrade(alembic_config(connection), "head")
-    thread.join(30)
-    assert not thread.is_alive()
-    assert revision(waiting) == HEAD
-    assert caplog.text.count("keeps the database locked") == 1
-    migrating.dispose()
-    waiting.dispose()
