@@ -193,14 +193,12 @@ def figures(
     for emotion, number, count, confidence in connection.execute(statement):
         found.add(emotion, int(number), count, confidence)
     # One row of each request, so that those with many faces do not count for more.
-    requests = [*conditions, _columns.face_index == 0]
     thousand = sa.cast(1000, sa.BigInteger)  # 36 minutes are more microseconds than an integer holds
     microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * thousand)
+    requests = [*conditions, _columns.face_index == 0, microseconds.is_not(None)]
     latency = _leading_digits(microseconds).label("latency")
     classes = sa.select(latency, sa.func.count()).where(*requests).group_by(sa.text("latency"))
-    found.latency_ms = percentiles(
-        (row[0] / 1000, row[1]) for row in connection.execute(classes) if row[0] is not None
-    )
+    found.latency_ms = percentiles((row[0] / 1000, row[1]) for row in connection.execute(classes))
     return found
 
 

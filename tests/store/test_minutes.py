@@ -119,7 +119,8 @@ def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     """Those from before the migration, and those that it still writes beside us, without anything it does not know."""
     insert = (
         "INSERT INTO predictions_log (emotion_id, confidence, processing_time_ms, timestamp)"
-        f" VALUES (1, 0.5, 12, '{NOW:%Y-%m-%d %H:%M:%S}+00:00'), (NULL, 0.5, 1, NULL)"
+        f" VALUES (1, 0.5, 12, '{NOW:%Y-%m-%d %H:%M:%S}+00:00'), (NULL, 0.5, 1, NULL),"
+        f" (1, 0.5, NULL, '{NOW:%Y-%m-%d %H:%M:%S}+00:00')"
     )
     if engine.dialect.name == "sqlite":
         insert = insert.replace("+00:00", "")
@@ -131,7 +132,7 @@ def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(insert)
     counted = assert_counted(engine)
-    assert {name: tally.count for name, tally in counted.emotions.items()} == {"angry": 2}
+    assert {name: tally.count for name, tally in counted.emotions.items()} == {"angry": 4}
     assert counted.latency_ms[50] == pytest.approx(12, rel=0.025)
 
 
