@@ -43,6 +43,23 @@ def check_url(url: str) -> None:
     _ = parts.port  # raises ValueError where it is no number
 
 
+class _Gone(asyncio.Transport):
+    """What a connection that is gone has for a transport."""
+
+    def abort(self) -> None:
+        """Nothing is left to abort."""
+
+
+class _WebSocket(ClientConnection):
+    """As the library's, which aborts its transport also when the connection is gone."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # asyncio's own cannot be aborted (`AttributeError`) where it was closed before its last bytes were written:
+        # those of a message that the server did not want.
+        self.transport = _Gone()
+
+
 class Connection:
     """An open connection. Ends with the first fault, and then tells every request that waits.
 
@@ -73,6 +90,7 @@ class Connection:
             async with asyncio.timeout(timeout):
                 websocket = await connect(
                     url,
+                    create_connection=_WebSocket,
                     additional_headers={"Authorization": f"Bearer {token}"} if token else None,
                     compression=None,  # JPEG does not compress
                     # A proxy set for the web would not find this machine's own address.

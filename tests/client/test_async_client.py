@@ -317,6 +317,18 @@ async def test_an_image_above_the_message_limit_fails_alone() -> None:
     assert [getattr(answers[at], "emotion_name", answers[at]) for at in (0, 1, 3)] == ["sad"] * 3
 
 
+async def test_a_client_whose_image_was_too_large_can_be_closed() -> None:
+    """The server closes while most of the image is unsent: the client leaves nothing of that, and closes quietly."""
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with Peer(max_size=4096).running() as peer, connect(peer) as client:
+        for _ in range(2):
+            with pytest.raises(ImageTooLarge):
+                await client.predict(image(padding="x" * 2**24))
+    gc.collect()
+    assert not problems
+
+
 @pytest.mark.parametrize(
     "text", ["not JSON", "[1, 2]", '{"type": "prediction"}', '{"id": 999, "type": "prediction"}']
 )
