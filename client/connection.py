@@ -109,7 +109,7 @@ class Connection:
         except InvalidStatus as error:
             raise _refusal(url, error) from None
         except ConnectionClosed as error:
-            raise _closed(error) from None
+            raise _turned_away(error) from None
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
@@ -237,19 +237,27 @@ def _close_code(error: ConnectionClosed) -> int:
     return error.rcvd.code if error.rcvd is not None else 1006
 
 
+def _close_reason(error: ConnectionClosed) -> str:
+    return (error.rcvd.reason if error.rcvd is not None else "") or f"close code {_close_code(error)}"
+
+
 def _closed(error: ConnectionClosed) -> VisionAIError:
-    """What a closed connection means, by its close code."""
-    code = _close_code(error)
-    reason = (error.rcvd.reason if error.rcvd is not None else "") or f"close code {code}"
-    match code:
-        case 1008:
-            return Unauthorized(f"the server closed the connection: {reason}")
-        case 1013:
-            return Overloaded(f"the server takes no more connections: {reason}")
-        case _:
-            return ConnectionLost(
-                f"the server closed the connection before it answered ({reason})", close_code=code
-            )
+    """What a closed connection means, by its close code.
+
+    1008 says little: it is also that of a message which came in too slowly. Where it is about the token, the next
+    connection is told so.
+    """
+    code, reason = _close_code(error), _close_reason(error)
+    if code == 1013:
+        return Overloaded(f"the server takes no more connections: {reason}")
+    return ConnectionLost(f"the server closed the connection before it answered ({reason})", close_code=code)
+
+
+def _turned_away(error: ConnectionClosed) -> VisionAIError:
+    """What it means to be closed in place of a welcome."""
+    if _close_code(error) == 1008:
+        return Unauthorized(f"the server closed the connection: {_close_reason(error)}")
+    return _closed(error)
 
 
 def _refusal(url: str, error: InvalidStatus) -> VisionAIError:

@@ -195,7 +195,9 @@ class Connection(MessageConnection):
 
     def message_timed_out(self) -> None:
         """A message has not come to its end."""
-        self._close("slow_writer", "a message did not come to its end")
+        assert self._backend is not None
+        seconds = self._backend.rules.message_seconds
+        self._close("slow_writer", f"a message did not come to its end within {seconds:g} s")
 
     def message_received(self, message: str | ImageFile) -> None:
         """Serve a message, or keep it for when there is room."""

@@ -110,7 +110,7 @@ class Connection {
       // Browsers tell scripts no more than this, on purpose.
       const advice = `cannot connect to ${url}: check that the service runs, host and port, and the token`;
       socket.onerror = () => fail(new ConnectionFailed(advice, "cannot_connect"));
-      socket.onclose = ({ code, reason }) => fail(closeError(code, reason));
+      socket.onclose = ({ code, reason }) => fail(turnedAway(code, reason));
     });
   }
 
@@ -257,9 +257,20 @@ function base64(bytes) {
   return btoa(binary);
 }
 
+const closeReason = (code, reason) => reason || `close code ${code}`;
+
+/** Closed in place of a welcome. */
+function turnedAway(code, reason) {
+  if (code !== 1008) return closeError(code, reason);
+  return new Unauthorized(`the server closed the connection: ${closeReason(code, reason)}`, "unauthorized");
+}
+
+/**
+ * 1008 says little here: it is also that of a message which came in too slowly. Where it is about the token, the next
+ * connection is told so.
+ */
 function closeError(code, reason) {
-  const why = reason || `close code ${code}`;
-  if (code === 1008) return new Unauthorized(`the server closed the connection: ${why}`, "unauthorized");
+  const why = closeReason(code, reason);
   if (code === 1013) return new Unavailable(`the server takes no more connections: ${why}`, "overloaded");
   return lost(`the server closed the connection before it answered (${why})`);
 }

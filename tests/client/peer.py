@@ -82,15 +82,16 @@ class Peer:
     """What the peer has seen, and how it presents itself.
 
     `protocol` 1 answers in the order of the requests, takes JSON only and echoes no id. `refuse` is an HTTP
-    status that connections are refused with; `bad_welcome` is sent in place of the welcome; the first `leaving`
-    connections are closed right after it. With `fixed_faces` images need not be scripts: every one has faces
-    in these boxes.
+    status that connections are refused with; `bad_welcome` is sent in place of the welcome, `turns_away` is a close
+    code in its place; the first `leaving` connections are closed right after it. With `fixed_faces` images need not
+    be scripts: every one has faces in these boxes.
     """
 
     protocol: int = 2
     commands: tuple[str, ...] = V2_COMMANDS
     refuse: int | None = None
     bad_welcome: str | None = None
+    turns_away: int | None = None
     leaving: int = 0
     status: str = "healthy"
     metrics: str | None = METRICS
@@ -143,6 +144,9 @@ class Peer:
         if self.bad_welcome is not None:
             await websocket.send(self.bad_welcome)
             await websocket.wait_closed()
+            return
+        if self.turns_away is not None:
+            await websocket.close(self.turns_away, "not you")
             return
         welcome: dict[str, Any] = {"type": "welcome", "message": "hello", "version": "peer"}
         if self.protocol >= 2:

@@ -161,12 +161,27 @@ async def test_an_answered_request_is_not_sent_again(peer: Peer) -> None:
     assert sent.count(image("sad", first=[{"drop": True}])) == 2
 
 
-@pytest.mark.parametrize("code", [1001, 1011, 1012, 1013])
+@pytest.mark.parametrize("code", [1001, 1008, 1011, 1012, 1013])
 async def test_a_closed_connection_is_restored(peer: Peer, code: int) -> None:
-    """A shutdown, a fault and a refusal for load are all reasons to try again."""
+    """A shutdown, a policy, a fault and a refusal for load are all reasons to try again."""
     async with connect(peer) as client:
         assert (await client.predict(image("sad", first=[{"close": code}]))).emotion_name == "sad"
     assert peer.connections == 2
+
+
+async def test_a_policy_that_closes_a_connection_is_not_taken_for_one_about_tokens(peer: Peer) -> None:
+    """1008 is also that of a message which came in too slowly: its words are told, and nothing of a token."""
+    async with connect(peer, retry=Retry(attempts=1)) as client:
+        with pytest.raises(ConnectionLost, match="as asked") as caught:
+            await client.predict(image("sad", first=[{"close": 1008}]))
+    assert caught.value.close_code == 1008
+
+
+async def test_a_policy_that_closes_in_place_of_a_welcome_is_about_who_asks(peer: Peer) -> None:
+    """As gateways do that cannot refuse the handshake: nothing was sent yet that could be at fault."""
+    peer.turns_away = 1008
+    with pytest.raises(Unauthorized, match="not you"):
+        await connect(peer).connect()
 
 
 async def test_a_first_connection_to_a_server_that_leaves_is_made_again(peer: Peer) -> None:

@@ -138,9 +138,11 @@ test("a server that shuts down is left for a new connection", async () => {
   assert.equal((await client.predict(image("sad", { first: [{ error: "shutting_down" }] }))).emotion_name, "sad");
 });
 
-test("a policy that closes the connection is a matter of authorization", async () => {
-  const client = connect(PEER);
-  await assert.rejects(client.predict(image("sad", { first: [{ close: 1008 }] })), { code: "unauthorized" });
+test("a policy that closes the connection is not taken for one about tokens", async () => {
+  const script = { first: [{ close: 1008 }] };
+  assert.equal((await connect(PEER).predict(image("sad", script))).emotion_name, "sad");
+  const once = connect(PEER, { retry: { attempts: 1 } });
+  await assert.rejects(once.predict(image("sad", script)), { code: "connection_lost", message: /as asked/ });
 });
 
 test("an image above the message limit fails alone", async () => {
