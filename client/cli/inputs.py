@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,4 +88,9 @@ def _in_folder(folder: Path, recursive: bool) -> list[Path]:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Image]:
-    return (Image(str(path), path) for path in paths)
+    return (Image(_readable(path), path) for path in paths)
+
+
+def _readable(path: Path) -> str:
+    """A path as text that can be written: a name need not be UTF-8, and JSON and terminals take nothing else."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -123,6 +123,18 @@ async def test_csv_has_a_column_for_each_emotion(peer: Peer, visionai: VisionAI,
     assert bad["error"] == "No such file or directory"
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 only")
+@pytest.mark.parametrize("chosen", ["table", "json", "ndjson", "csv"])
+async def test_a_name_that_is_no_utf_8_is_written(
+    peer: Peer, visionai: VisionAI, tmp_path: Path, chosen: str
+) -> None:
+    """As of an old archive: its bytes are escaped, in every format, and what is written is UTF-8."""
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(image("happy"))
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = await visionai("predict", tmp_path, "-f", chosen, "--url", peer.url, environment=strict)
+    assert (done.code, r"caf\xe9.jpg" in done.out.replace("\\\\", "\\")) == (0, True), done
+
+
 async def test_a_failed_image_does_not_stop_the_others(peer: Peer, visionai: VisionAI, photos: Path) -> None:
     """Exit code 1 says that some image failed; the others are answered and the reason is shown."""
     (photos / "broken.jpg").write_bytes(
