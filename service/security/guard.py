@@ -88,12 +88,16 @@ class Guard:
         Raises:
             RateLimited: it is one too many.
         """
-        wait = 0.0 if self._requests is None else self._requests.take(1, clock)
-        if not wait and self._bytes is not None:
-            wait = self._bytes.take(size, clock)
+        wait = 0.0 if self._requests is None else self._requests.wait(1, clock)
+        if self._bytes is not None:
+            wait = max(wait, self._bytes.wait(size, clock))
         if wait:
             milliseconds = math.ceil(wait * 1000)
             raise RateLimited(f"too much at once; try again in {milliseconds} ms", milliseconds)
+        if self._requests is not None:
+            self._requests.take(1)
+        if self._bytes is not None:
+            self._bytes.take(size)
 
     def charged(self, error: RequestError, size: int, clock: float) -> RequestError:
         """The error for a message that cannot be read: it is accounted for too, and may be one too many."""

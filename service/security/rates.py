@@ -18,12 +18,12 @@ class TokenBucket:
         self._level = self._size
         self._updated = now
 
-    def take(self, amount: float, now: float) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until something may be taken."""
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until `amount` may be taken; 0 if it may be now."""
         self._level = min(self._size, self._level + (now - self._updated) * self._rate)
         self._updated = now
-        wanted = min(amount, 1.0)  # what must be there
-        if self._level < wanted:
-            return (wanted - self._level) / self._rate
+        return max(0.0, (min(amount, 1.0) - self._level) / self._rate)
+
+    def take(self, amount: float) -> None:
+        """Take it, when there is nothing to wait for."""
         self._level -= amount
-        return 0.0

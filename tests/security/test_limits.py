@@ -15,8 +15,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
+from service.errors import RateLimited
 from service.metrics import SharedCells
 from service.security.admission import Admission
+from service.security.guard import Guard, Rules
 from service.security.rates import TokenBucket
 from tests.service.harness import FACE, TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
 
@@ -158,14 +160,28 @@ async def test_pages_of_other_sites_are_refused_where_origins_are_set(serve: Ser
 def test_a_bucket_allows_its_rate_and_a_second_at_once() -> None:
     """What is over is told when to come again; what is larger than the bucket passes once and is owed."""
     bucket = TokenBucket(10, now=0)
-    assert [bucket.take(1, 0) for _ in range(10)] == [0] * 10
-    assert bucket.take(1, 0) == pytest.approx(0.1)
-    assert bucket.take(1, 0.11) == 0
-    assert bucket.take(1, 100) == 0
+    for _ in range(10):
+        assert bucket.wait(1, 0) == 0
+        bucket.take(1)
+    assert bucket.wait(1, 0) == pytest.approx(0.1)
+    assert bucket.wait(1, 0.11) == 0
+    assert bucket.wait(1, 100) == 0
     large = TokenBucket(1000, now=0)
-    assert large.take(5000, 0) == 0
-    assert large.take(1, 1) == pytest.approx(3.001)
-    assert large.take(1, 4.1) == 0
+    assert large.wait(5000, 0) == 0
+    large.take(5000)
+    assert large.wait(1, 1) == pytest.approx(3.001)
+    assert large.wait(1, 4.1) == 0
+
+
+def test_who_waits_as_told_is_let_in_by_both_limits() -> None:
+    """The longer wait is told, and what is refused for its bytes costs no request."""
+    guard = Guard(Rules(requests_per_second=0.5, bytes_per_second=1000.0), None, 0.0)
+    guard.charge(5000, 0.0)
+    for clock in (0.0, 4.0):  # 2 s for a request, and 4.001 s for a byte
+        with pytest.raises(RateLimited) as refused:
+            guard.charge(100, clock)
+        assert refused.value.retry_after_ms == pytest.approx((4.001 - clock) * 1000, abs=1)
+    guard.charge(100, 4.002)
 
 
 @pytest.mark.parametrize(
