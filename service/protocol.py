@@ -46,8 +46,9 @@ SUBPROTOCOL: Final = "visionai.v2"
 MAX_ID_LENGTH: Final = 128
 MAX_ID_INTEGER: Final = 2**53 - 1  # the largest integer that survives a JavaScript client
 
-# A header line is small; without a bound a binary frame without a newline would be scanned to its end.
-MAX_HEADER_BYTES: Final = 4096
+# Room for the longest token that is looked at. Without a bound a binary frame without a newline would be scanned to its
+# end.
+MAX_HEADER_BYTES: Final = 16_384
 
 
 # Not frozen: a frozen dataclass takes three times as long to make, and one is made per request.
@@ -146,11 +147,12 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
     if isinstance(frame, str):
         return _parse_object(_load(frame), None)
     if frame[:1] == b"{":
-        end = bytes(frame[:MAX_HEADER_BYTES]).find(b"\n")
+        end = bytes(frame[: MAX_HEADER_BYTES + 1]).find(b"\n")
         if end < 0:
             raise FrameError(
                 InvalidRequest(
-                    f"a binary frame's JSON header ends with a newline in its first {MAX_HEADER_BYTES} bytes"
+                    f"a binary frame's JSON header has at most {MAX_HEADER_BYTES} bytes, and a newline and the image "
+                    "behind it; JSON alone is sent as text"
                 )
             )
         return _parse_object(_load(frame[:end]), frame[end + 1 :])

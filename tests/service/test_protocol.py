@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from service import replies
 from service.errors import InvalidRequest, Overloaded
-from service.protocol import FrameError, Options, Predict, Query, parse_frame
+from service.protocol import MAX_HEADER_BYTES, FrameError, Options, Predict, Query, parse_frame
 from service.replies import PredictionReplies, ScoredFace, Timing
+from service.security.credentials import MAX_LENGTH
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
@@ -111,7 +112,7 @@ def test_unknown_fields_are_passed_over() -> None:
         (f'{{"id": "{"x" * 129}", "image": ""}}', "invalid_request", "'id'"),
         (f'{{"id": {2**53}, "image": ""}}', "invalid_request", "'id'"),
         (b'{"id": 1}', "invalid_request", "newline"),
-        (b'{"id": 1' + b" " * 5000 + b"}\n", "invalid_request", "newline"),
+        (b'{"id": 1' + b" " * 20_000 + b"}\n", "invalid_request", "newline"),
         (b"{nothing}\n\xff\xd8\xff", "invalid_json", "not JSON"),
     ],
 )
@@ -137,6 +138,13 @@ def test_a_binary_frame_is_an_image() -> None:
 def test_a_binary_frame_may_start_with_a_header_line() -> None:
     """A one-line JSON header carries the id; the image follows its newline untouched."""
     assert parse_frame(b'{"id": 3, "deadline_ms": 20}\n\xff\xd8\n\x00') == Predict(3, b"\xff\xd8\n\x00", 20.0)
+
+
+def test_a_header_line_is_read_up_to_its_bound() -> None:
+    """As many bytes as the protocol says, the newline not among them: the longest token has room."""
+    line = orjson.dumps({"id": 1, "token": "t" * MAX_LENGTH}).ljust(MAX_HEADER_BYTES)
+    assert parse_frame(line + b"\nimage") == Predict(1, b"image", token="t" * MAX_LENGTH)
+    assert error_of(line + b" \nimage").error.code == "invalid_request"
 
 
 @given(st.text() | st.binary() | st.text(string.printable).map(lambda text: "{" + text))
