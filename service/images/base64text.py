@@ -29,8 +29,11 @@ def decode_base64(text: str) -> bytes:
     try:
         # Some encoders (Android's default, MIME) break lines. Looked at second: most texts have none.
         return pybase64.b64decode("".join(text.split()), validate=True)
-    except ValueError as exc:
-        raise InvalidBase64(f"'image' is not base64: {exc}") from None
+    except ValueError:
+        # The decoder's own words are the same for a wrong letter and for padding that is missing.
+        raise InvalidBase64(
+            "'image' is not base64 of the standard alphabet (A-Z, a-z, 0-9, + and /), padded with = to a multiple of 4"
+        ) from None
 
 
 def first_bytes(text: str, size: int) -> bytes:

@@ -77,9 +77,12 @@ async def test_an_image_that_is_not_a_string(running: Running, value: object) ->
     assert "'image'" in await error(running, message, "invalid_request")
 
 
-async def test_bad_base64(running: Running) -> None:
-    """Characters outside the alphabet."""
-    await error(running, '{"image": "this is not base64!"}', "invalid_base64")
+@pytest.mark.parametrize("image", ["this is not base64!", "_9j_", "/9j/4A"])
+async def test_bad_base64(running: Running, image: str) -> None:
+    """Characters outside the alphabet, another alphabet, no padding: the error says what is expected."""
+    message = await error(running, orjson.dumps({"image": image}).decode(), "invalid_base64")
+    assert "standard alphabet" in message
+    assert "padded with =" in message
 
 
 async def test_an_empty_image(running: Running) -> None:
