@@ -229,8 +229,9 @@ def _reason(error: OSError) -> str:
 
 def _where(url: str) -> str:
     parts = urlsplit(url)
+    host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "wss" else 80)
-    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path}"
 
 
 def _close_code(error: ConnectionClosed) -> int:
@@ -276,5 +277,6 @@ def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
             return ShuttingDown(f"{_where(url)} takes no connections now (HTTP 503)", retry_after=retry_after)
         case _:
             return CannotConnect(
-                f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /"
+                f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /, and that "
+                "a proxy in front passes WebSocket upgrades on"
             )

@@ -68,6 +68,11 @@ def _answer(
             return _response(HTTPStatus.OK, _asyncapi(), "application/yaml; charset=utf-8")
         case "/metrics":
             return _response(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+        case "/ws":
+            # A proxy that passes no upgrades on asks like this, and so do people.
+            return _response(
+                HTTPStatus.NOT_FOUND, b"WebSocket connections are served here, and no upgrade was asked for\n"
+            )
     return page.respond(path, request) or _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
 
 

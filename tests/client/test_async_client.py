@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -373,6 +374,20 @@ async def test_a_refused_connection_says_where_and_what_to_check(unused_url: str
     ):
         async with AsyncClient(unused_url):
             pass
+
+
+async def test_an_address_is_named_as_it_was_given(unused_url: str) -> None:
+    """An IPv6 address has its brackets: what is shown can be copied."""
+    url = unused_url.replace("127.0.0.1", "[::1]")
+    with pytest.raises(CannotConnect, match=re.escape(f"nothing answers at {url} ")):
+        await AsyncClient(url).connect()
+
+
+async def test_a_page_in_place_of_the_upgrade_says_what_to_check(peer: Peer) -> None:
+    """As of a proxy that passes no upgrades on: at the right path the answer is 404, or a page."""
+    peer.refuse = 404
+    with pytest.raises(CannotConnect, match=r"HTTP 404 .+ path.+ proxy"):
+        await connect(peer).connect()
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,11 @@ async def test_a_warm_service_is_ready(running: Running) -> None:
 
 
 async def test_other_paths_are_not_found(running: Running) -> None:
-    """404 for what is not there."""
+    """404 for what is not there, and at /ws without an upgrade, as behind a proxy that passes none on: it says so."""
     assert (await get(running, "/etc/passwd"))[0] == 404
+    status, _, body = await get(running, "/ws")
+    assert status == 404
+    assert b"WebSocket" in body
 
 
 @pytest.mark.parametrize(
