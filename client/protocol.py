@@ -7,13 +7,14 @@ frames and echoes ``id``; an older one takes base64 in JSON and answers in the o
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import orjson
 
-from client.errors import ProtocolViolation, UnknownCommand
+from client.errors import InvalidRequest, ProtocolViolation, UnknownCommand
 
 Waiter = TypeVar("Waiter")
 
@@ -82,12 +83,17 @@ def encode(
 
     Raises:
         UnknownCommand: the server lists its commands, and this is not one of them.
+        InvalidRequest: a field is an infinite number, or none.
     """
     if welcome.commands and request.command not in welcome.commands:
         raise UnknownCommand(
             f"this server (version {welcome.version or 'unknown'}) has no command {request.command!r}; "
             f"it has {', '.join(sorted(welcome.commands))}"
         )
+    for name, value in request.fields.items():
+        # JSON has no word for it: the server would be sent null, which is as if the field was not there.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"{name!r} is {value}: the protocol has finite numbers only")
     header: dict[str, Any] = {"command": request.command, "id": request_id, **request.fields}
     if request.image is None:
         return orjson.dumps(header), True

@@ -130,6 +130,13 @@ class Connection {
       const message = `this server (version ${version}) has no command '${command}'; it has ${known.sort().join(", ")}`;
       return Promise.reject(new RequestRejected(message, "unknown_command"));
     }
+    for (const [name, value] of Object.entries(fields)) {
+      // JSON has no word for it: the server would be sent null, which is as if the field was not there.
+      if (typeof value === "number" && !Number.isFinite(value)) {
+        const message = `'${name}' is ${value}: the protocol has finite numbers only`;
+        return Promise.reject(new RequestRejected(message, "invalid_request"));
+      }
+    }
     if (this.ended) return Promise.reject(lost("the connection is closed"));
     if (signal?.aborted) return Promise.reject(signal.reason);
     const id = this.#nextId++;

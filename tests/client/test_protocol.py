@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.errors import ProtocolViolation, UnknownCommand
+from client.errors import InvalidRequest, ProtocolViolation, UnknownCommand
 from client.protocol import Request, Unanswered, Welcome, encode, parse_reply, parse_welcome
 
 V1 = Welcome("", "1.0", 1, frozenset({"predict", "emotions"}))
@@ -47,6 +47,13 @@ def test_a_command_that_the_server_does_not_list_is_not_sent() -> None:
     """The error names the command, the server's version and what it has instead."""
     with pytest.raises(UnknownCommand, match=r"version 1.0.*'history'.*emotions, predict"):
         encode(Request("history"), 1, V1)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_json_has_no_word_for_is_not_sent(value: float) -> None:
+    """It would be null, and "of all time" would be answered with the last hour."""
+    with pytest.raises(InvalidRequest, match=r"'window_s' is (inf|nan)"):
+        encode(Request("emotions", {"window_s": value}), 1, V2)
 
 
 def test_a_server_that_lists_no_commands_is_asked_anyway() -> None:

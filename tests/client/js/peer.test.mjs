@@ -233,6 +233,10 @@ test("a command that an old server lacks says so", async () => {
   });
 });
 
+test("a number that JSON has no word for is not sent", async () => {
+  await assert.rejects(connect(PEER).stats({ windowS: Infinity }), { code: "invalid_request", message: /window_s/ });
+});
+
 test("nobody at the address, or somebody else", async () => {
   await assert.rejects(connect(NOBODY).connect(), { code: "cannot_connect", message: /check that the service runs/ });
   await assert.rejects(connect(PEER_CHAT).connect(), { code: "protocol_violation", message: /is not a VisionAI server/ });
