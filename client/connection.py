@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
+from websockets.proxy import get_proxy
+from websockets.uri import parse_uri
 
 from client.errors import (
     CannotConnect,
@@ -84,17 +86,17 @@ class Connection:
             ProtocolViolation: it speaks WebSocket but is no VisionAI server.
             Unauthorized, Overloaded, RateLimited, ShuttingDown: the server refuses the connection.
         """
-        address = urlsplit(url)
-        websocket = None
+        websocket = proxy = None
         try:
+            # A proxy set for the web would not find this machine's own address.
+            proxy = None if urlsplit(url).hostname in LOOPBACK else get_proxy(parse_uri(url))
             async with asyncio.timeout(timeout):
                 websocket = await connect(
                     url,
                     create_connection=_WebSocket,
                     additional_headers={"Authorization": f"Bearer {token}"} if token else None,
                     compression=None,  # JPEG does not compress
-                    # A proxy set for the web would not find this machine's own address.
-                    proxy=None if address.hostname in LOOPBACK else True,
+                    proxy=proxy,
                     max_size=MAX_REPLY_BYTES,
                     ping_interval=keepalive,
                     ping_timeout=keepalive,
@@ -105,7 +107,9 @@ class Connection:
                 websocket = None  # the connection owns it now
                 return connection
         except TimeoutError:
-            raise CannotConnect(f"{_where(url)} gave no answer within {timeout:g} s") from None
+            raise CannotConnect(
+                f"{_where(url)} gave no answer within {timeout:g} s{_past(proxy, url)}"
+            ) from None
         except InvalidStatus as error:
             raise _refusal(url, error) from None
         except ConnectionClosed as error:
@@ -113,10 +117,13 @@ class Connection:
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
-            raise CannotConnect(_unreachable(url, error)) from None
+            raise CannotConnect(_unreachable(url, error) + _past(proxy, url)) from None
+        except (ImportError, InvalidProxy) as error:  # SOCKS without its library, or of an unknown kind
+            raise CannotConnect(f"{_where(url)} cannot be reached: {error.msg}{_past(proxy, url)}") from None
         except WebSocketException as error:
             raise CannotConnect(
                 f"{_where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
+                + _past(proxy, url)
             ) from None
         finally:
             if websocket is not None:
@@ -196,6 +203,13 @@ def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None
 def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
     if not waiter.done():
         waiter.set_exception(error)
+
+
+def _past(proxy: str | None, url: str) -> str:
+    """What to say where a proxy may be at fault; its address may hold a password."""
+    if proxy is None:
+        return ""
+    return f". The way led through the proxy that is set here; NO_PROXY={urlsplit(url).hostname} goes past it"
 
 
 def _unreachable(url: str, error: OSError) -> str:

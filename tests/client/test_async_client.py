@@ -376,6 +376,21 @@ async def test_a_refused_connection_says_where_and_what_to_check(unused_url: str
             pass
 
 
+@pytest.mark.parametrize("scheme", ["http", "socks5h", "ftp"])
+async def test_a_proxy_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, unused_url: str, scheme: str
+) -> None:
+    """Where the environment sends everything through one, the server is not what to look at; no password is shown."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(
+        "ws_proxy", unused_url.replace("ws://", f"{scheme}://user:secret@").removesuffix("/ws")
+    )
+    with pytest.raises(CannotConnect, match=r"the proxy.+NO_PROXY=vision\.example") as caught:
+        await AsyncClient("ws://vision.example/ws").connect()
+    assert "secret" not in str(caught.value)
+
+
 async def test_an_address_is_named_as_it_was_given(unused_url: str) -> None:
     """An IPv6 address has its brackets: what is shown can be copied."""
     url = unused_url.replace("127.0.0.1", "[::1]")
