@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import urllib.request
 from asyncio import to_thread
+from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import orjson
@@ -56,6 +58,21 @@ def test_a_reply_with_an_unknown_field_does_not_fit() -> None:
     check_reply(orjson.dumps(pong))
     with pytest.raises(jsonschema.ValidationError, match="novelty"):
         check_reply(orjson.dumps(pong | {"novelty": 1}))
+
+
+def test_every_object_in_a_reply_has_all_of_its_fields_described() -> None:
+    """So that the same holds inside: none takes further ones."""
+
+    def open_objects(schema: Any, path: str) -> Iterator[str]:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object" and "additionalProperties" not in schema:
+                yield path
+            for name, inner in schema.items():
+                yield from open_objects(inner, f"{path}.{name}")
+
+    schemas = description()["components"]["schemas"]
+    sent = {*REPLIES.values(), "Face", "StoredPrediction"}
+    assert [path for name in sorted(sent) for path in open_objects(schemas[name], name)] == []
 
 
 async def test_the_document_is_served(running: Running) -> None:
