@@ -263,6 +263,14 @@ def _closed(error: ConnectionClosed) -> VisionAIError:
     connection is told so.
     """
     code, reason = _close_code(error), _close_reason(error)
+    if error.sent is not None and not error.rcvd_then_sent:
+        # It was this side: whoever uses the client, or the library, as where no ping is answered.
+        why = (
+            f"the connection was given up ({error.sent.reason})"
+            if error.sent.reason
+            else "the client is closed"
+        )
+        return ConnectionLost(why, close_code=code)
     if code == 1013:
         return Overloaded(f"the server takes no more connections: {reason}")
     return ConnectionLost(f"the server closed the connection before it answered ({reason})", close_code=code)

@@ -550,6 +550,24 @@ async def test_any_command_can_be_asked(peer: Peer) -> None:
         assert (await client.request("ping"))["status"] == "success"
 
 
+async def test_a_server_that_answers_no_ping_is_given_up() -> None:
+    """As where the network has gone: the client says that it was its own decision, and why."""
+
+    async def frozen(websocket: ServerConnection) -> None:
+        await websocket.send('{"type":"welcome","protocol":2}')
+        websocket.transport.pause_reading()
+        await websocket.wait_closed()
+
+    async with serve(frozen, "127.0.0.1", 0, close_timeout=0.1) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = AsyncClient(url, keepalive=0.1, retry=Retry(attempts=1))
+        with pytest.raises(ConnectionLost, match=r"given up \(keepalive ping timeout\)"):
+            await client.predict(image())
+        await client.aclose()
+        for websocket in server.connections:
+            websocket.transport.abort()
+
+
 async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
     """Nobody hangs on a client that was closed, and a closed client stays closed."""
     client = connect(peer)
@@ -557,7 +575,7 @@ async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
     while not peer.predictions_received:
         await asyncio.sleep(0.001)
     await client.aclose()
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost, match="the client is closed"):
         await waiting
     with pytest.raises(ConnectionLost, match="the client is closed"):
         await client.predict(image())
