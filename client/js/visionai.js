@@ -57,6 +57,8 @@ const errorOf = ({ code = "error", message = "the server gave no reason", retry_
 const violation = (message) => new ConnectionFailed(message, "protocol_violation");
 const lost = (message) => new ConnectionFailed(message, "connection_lost");
 
+const SLOWEST_LINE = 32; // bytes in a millisecond, 256 kbit/s; one that is slower is taken for a server that is silent
+
 const encoder = new TextEncoder();
 
 /** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
@@ -219,7 +221,11 @@ class Connection {
   /** Scripts cannot send WebSocket pings: the command `ping` finds out whether the peer is still there. */
   #beat(keepaliveMs) {
     const silence = Date.now() - this.#heardOf;
-    if (silence >= 2 * keepaliveMs && this.#unanswered.size) {
+    // An image is answered once all of it has arrived, and no ping overtakes it. How much of it still waits in the
+    // system's buffers cannot be seen, so that its size counts for as long as somebody waits for its reply.
+    let outgoing = 0;
+    for (const { resolve, size } of this.#unanswered.values()) if (resolve) outgoing += size;
+    if (silence >= 2 * keepaliveMs + outgoing / SLOWEST_LINE && this.#unanswered.size) {
       // A peer that is gone never answers a close either: do not wait for it.
       this.#socket.onmessage = this.#socket.onclose = null;
       this.#socket.close();

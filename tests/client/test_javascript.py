@@ -37,6 +37,7 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
     async with AsyncExitStack() as peers:
         peer = await peers.enter_async_context(Peer().running())
         v1 = await peers.enter_async_context(Peer(1, V1_COMMANDS).running())
+        large = await peers.enter_async_context(Peer(max_size=2**25).running())
         small = await peers.enter_async_context(Peer(max_size=4096).running())
         chat = await peers.enter_async_context(Peer(bad_welcome='{"type":"chat"}').running())
         leaving = await peers.enter_async_context(Peer(leaving=2).running())
@@ -44,6 +45,7 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
             "PEER": peer.url,
             "PEER_LEAVING": leaving.url,
             "PEER_V1": v1.url,
+            "PEER_LARGE": large.url,
             "PEER_SMALL": small.url,
             "PEER_CHAT": chat.url,
         }

@@ -1,11 +1,12 @@
 // The JavaScript client against peers that commit faults on request. Addresses are in the environment.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import { createConnection, createServer } from "node:net";
 import { after, test } from "node:test";
 import * as module from "../../../client/js/visionai.js";
 
 const { VisionAI, VisionAIError, ConnectionFailed, RequestRejected, Unavailable, DeadlineExceeded, Unauthorized } = module;
-const { PEER, PEER_V1, PEER_SMALL, PEER_CHAT, PEER_LEAVING, NOBODY } = process.env;
+const { PEER, PEER_V1, PEER_SMALL, PEER_LARGE, PEER_CHAT, PEER_LEAVING, NOBODY } = process.env;
 
 const clients = [];
 after(() => clients.forEach((client) => client.close()));
@@ -265,6 +266,47 @@ test("a server that falls silent is noticed", async () => {
     code: "connection_lost",
     message: /silent for \d+ ms/,
   });
+});
+
+/** The address of a line to PEER_LARGE that stops taking bytes in the middle of a large image, once, for `pauseMs`. */
+async function interruptedLine(context, pauseMs) {
+  const { hostname, port } = new URL(PEER_LARGE);
+  let interrupted = false;
+  const line = createServer((near) => {
+    const far = createConnection(port, hostname);
+    for (const end of [near, far]) end.on("error", () => {});
+    far.pipe(near);
+    near.on("close", () => far.destroy());
+    context.after(() => near.destroy());
+    near.on("data", (bytes) => {
+      far.write(bytes);
+      if (interrupted || near.bytesRead < 100_000) return;
+      interrupted = true;
+      near.pause();
+      if (pauseMs < Infinity) setTimeout(() => near.resume(), pauseMs);
+    });
+  });
+  await new Promise((listening) => line.listen(0, "127.0.0.1", listening));
+  context.after(() => line.close());
+  return `ws://127.0.0.1:${line.address().port}/ws`;
+}
+
+const LARGE = { padding: "x".repeat(16_000_000) }; // more than the system takes into its buffers
+
+test("an image that is long on its way is not silence", async (context) => {
+  // Five times as long as an answer may take.
+  const client = connect(await interruptedLine(context, 5_000), { keepaliveMs: 500, timeoutMs: 60_000 });
+  let opened = 0;
+  client.addEventListener("open", () => opened++);
+  assert.equal((await client.predict(image("sad", LARGE))).emotion_name, "sad");
+  assert.equal(opened, 1);
+});
+
+test("an image that nobody waits for any more keeps no dead connection", async (context) => {
+  const client = connect(await interruptedLine(context, Infinity), { keepaliveMs: 100 });
+  const closed = new Promise((resolve) => client.addEventListener("close", resolve));
+  await assert.rejects(client.predict(image("sad", LARGE), { timeoutMs: 1_000 }), { code: "deadline_exceeded" });
+  await closed;
 });
 
 test("a slow answer on a live connection is waited for", async () => {
