@@ -5,6 +5,7 @@ import { drawFaces } from "./drawing.js";
 import { emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
 
 const AT_ONCE = 4;
+const TIMEOUT_MS = 120_000; // several large photos share a phone's slow line
 const MAX_SHOWN = 60;
 const MAX_CARDS = 4;
 
@@ -184,7 +185,7 @@ export class Photos {
   async #predict(file, options) {
     try {
       await this.#link.stream(false);
-      const prediction = await this.#link.client.predict(file, options);
+      const prediction = await this.#link.client.predict(file, { ...options, timeoutMs: TIMEOUT_MS });
       this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
       return prediction;
     } catch (error) {

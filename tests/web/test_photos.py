@@ -6,8 +6,9 @@ import base64
 
 import cv2
 import numpy as np
+import orjson
 import pytest
-from playwright.async_api import FilePayload, expect
+from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, OpenPage
@@ -90,3 +91,28 @@ async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None
     await page.set_input_files("#files", [text, portrait])
     await expect(page.locator(".problem")).to_contain_text("This is not an image that can be read.")
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
+
+
+async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
+    """Each has two minutes, of which its request tells: four of a phone's photos over a slow line take half of one."""
+    deadlines: list[float] = []
+
+    async def before(page: Page) -> None:
+        def intercept(route: WebSocketRoute) -> None:
+            server = route.connect_to_server()
+
+            def to_server(message: str | bytes) -> None:
+                if isinstance(message, bytes):
+                    deadlines.append(orjson.loads(message.split(b"\n", 1)[0])["deadline_ms"])
+                server.send(message)
+
+            route.on_message(to_server)
+
+        await page.route_web_socket("**/ws", intercept)
+
+    page = (await open_page(before=before)).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+    assert len(deadlines) == 1
+    assert deadlines[0] > 60_000
