@@ -17,10 +17,15 @@ const CODES = {
   AbortError: "camera_busy",
 };
 
+function letGo(stream) {
+  for (const track of stream.getTracks()) track.stop();
+}
+
 /** Shows a camera in a video element. Fires "ended" when the device goes away by itself. */
 export class Camera extends EventTarget {
   #video;
   #stream = null;
+  #asked = 0; // a camera that comes after a later start, or a stop, is let go again
 
   constructor(video) {
     super();
@@ -41,29 +46,45 @@ export class Camera extends EventTarget {
     return this.#stream?.getVideoTracks()[0].getSettings().facingMode !== "environment";
   }
 
-  /** Start a camera, the one named or the browser's choice; a camera that runs is stopped first. */
+  /**
+   * Start a camera, the one named or the browser's choice; a camera that runs is stopped first. Whether it runs: it does
+   * not where `start` or `stop` was called again before the browser gave it.
+   */
   async start(deviceId) {
     if (!navigator.mediaDevices) throw new CameraError("camera_insecure", "not a secure context");
     this.stop();
+    const asked = this.#asked;
     const size = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30, max: 30 } };
     const choice = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: "user" };
+    let stream;
     try {
-      this.#stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, ...choice }, audio: false });
+      stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, ...choice }, audio: false });
     } catch (error) {
+      if (asked !== this.#asked) return false;
       throw new CameraError(CODES[error.name] ?? "camera_busy", error.message);
     }
-    const stream = this.#stream;
+    if (asked !== this.#asked) {
+      letGo(stream);
+      return false;
+    }
+    this.#stream = stream;
     stream.getVideoTracks()[0].addEventListener("ended", () => {
       if (this.#stream !== stream) return;
       this.stop();
       this.dispatchEvent(new Event("ended"));
     });
     this.#video.srcObject = stream;
-    await this.#video.play();
+    try {
+      await this.#video.play();
+    } catch (error) {
+      if (asked === this.#asked) throw error;
+    }
+    return asked === this.#asked;
   }
 
   stop() {
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#asked++;
+    if (this.#stream) letGo(this.#stream);
     this.#stream = null;
     this.#video.srcObject = null;
   }

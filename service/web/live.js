@@ -60,7 +60,7 @@ export class Live {
   async #start(deviceId) {
     $("start").disabled = true;
     try {
-      await this.#camera.start(deviceId);
+      if (!(await this.#camera.start(deviceId))) return;
       await this.#listCameras();
       this.#pause(false);
     } catch (error) {

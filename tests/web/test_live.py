@@ -62,6 +62,19 @@ _BLANK_CAMERA = """
 """
 
 
+# Once `window.held` is a list, cameras are given only when the functions in it are called; all are in `window.streams`.
+_HELD_CAMERAS = """
+  window.streams = [];
+  const give = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wanted) => {
+    const stream = await give(wanted);
+    window.streams.push(stream);
+    if (window.held) await new Promise((resolve) => window.held.push(resolve));
+    return stream;
+  };
+"""
+
+
 async def count_replies(page: Page) -> None:
     """From its start on, the page counts its replies in `window.replies`."""
     await page.add_init_script(_COUNT_REPLIES)
@@ -198,6 +211,39 @@ async def test_one_of_several_cameras_can_be_chosen(open_page: OpenPage, tmp_pat
         await expect(page.locator("#cameras option:checked")).to_have_text(other)
         await page.evaluate("window.replies = {}")
         await until(page, "Object.keys(window.replies).length > 0")
+        await page.context.close()
+
+
+async def test_a_camera_that_comes_too_late_is_switched_off(open_page: OpenPage, tmp_path: Path) -> None:
+    """Stopped, or another one chosen, before the browser has given it: it does not run on unseen."""
+
+    async def hold(page: Page) -> None:
+        await page.add_init_script(_HELD_CAMERAS)
+
+    running = "window.streams.filter((stream) => stream.active)"
+    async with launch(tmp_path, cameras=2) as browser:
+        page = (await open_page(browser=browser, before=hold)).page
+        await page.click("#start")
+        await expect(page.locator("#cameras option")).to_have_count(2)
+        chosen = await page.input_value("#cameras")
+        devices = await page.locator("#cameras option").evaluate_all("(all) => all.map(({ value }) => value)")
+        (other,) = set(devices) - {chosen}
+        await page.evaluate("window.held = []")
+        for device in (other, chosen):
+            await page.select_option("#cameras", device)
+        await until(page, "window.held.length === 2")
+        await page.evaluate("window.held.splice(0).forEach((give) => give())")
+        await until(page, f"{running}.length === 1")
+        shown = "document.getElementById('video').srcObject"
+        await until(page, f"{shown} === {running}[0]")
+        assert await page.evaluate(f"{shown}.getVideoTracks()[0].getSettings().deviceId") == chosen
+        await page.select_option("#cameras", other)
+        await until(page, "window.held.length === 1")
+        await page.click("#stop")
+        await page.evaluate("window.held.splice(0).forEach((give) => give())")
+        await until(page, f"{running}.length === 0")
+        await expect(page.locator("#start")).to_be_visible()
+        await expect(page.locator("#notice")).to_be_hidden()
         await page.context.close()
 
 
