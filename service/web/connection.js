@@ -69,6 +69,13 @@ export class Link extends EventTarget {
     this.client.close(); // it would only be refused again, until `start` brings a token
   }
 
+  /** What a request's failure means to the person at the page: while a token is wanted, that is why. */
+  explain(error) {
+    if (error.code === "unauthorized" && this.state !== "refused") this.refuse();
+    if (this.state !== "refused") return error;
+    return { code: this.wrongToken ? "unauthorized" : "token_needed" };
+  }
+
   async #connect(client) {
     try {
       await client.connect();

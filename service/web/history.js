@@ -45,6 +45,9 @@ export class History {
     $("refresh").addEventListener("click", () => this.#load());
     $("more").addEventListener("click", () => this.#more());
     languages.addEventListener("change", () => this.#render());
+    link.addEventListener("state", () => {
+      if (link.state === "ready" && this.#shown && this.#problem) this.#load();
+    });
     new ResizeObserver(() => this.#drawChart()).observe($("over-time"));
   }
 
@@ -90,8 +93,7 @@ export class History {
   }
 
   #failed(error) {
-    if (error.code === "unauthorized") this.#link.refuse();
-    this.#problem = error;
+    this.#problem = this.#link.explain(error);
   }
 
   #render() {

@@ -52,6 +52,11 @@ class Photo {
     return this.#settled;
   }
 
+  /** Whether it was not looked at for want of a token. */
+  get refused() {
+    return ["unauthorized", "token_needed"].includes(this.#settled?.error?.code);
+  }
+
   /** Draw it again, for another language or width. */
   refresh() {
     this.#render();
@@ -152,6 +157,11 @@ export class Photos {
       event.preventDefault();
       add([...event.dataTransfer.files]);
     });
+    link.addEventListener("state", () => {
+      if (link.state !== "ready") return;
+      const refused = this.#photos.filter((photo) => photo.refused && !this.#waiting.includes(photo));
+      this.#enqueue(refused.reverse());
+    });
     const refresh = () => this.show(true);
     languages.addEventListener("change", refresh);
     new ResizeObserver(refresh).observe($("gallery"));
@@ -162,13 +172,17 @@ export class Photos {
   }
 
   #add(files) {
-    for (const file of files) {
-      const photo = new Photo(file, (image, options) => this.#predict(image, options));
+    const added = files.map((file) => new Photo(file, (image, options) => this.#predict(image, options)));
+    for (const photo of added) {
       this.#photos.unshift(photo);
       $("gallery").prepend(photo.element);
-      this.#waiting.push(photo);
     }
     for (const old of this.#photos.splice(MAX_SHOWN)) old.element.remove();
+    this.#enqueue(added);
+  }
+
+  #enqueue(photos) {
+    this.#waiting.push(...photos);
     while (this.#working < AT_ONCE && this.#waiting.length) this.#work();
   }
 
@@ -189,8 +203,7 @@ export class Photos {
       this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
       return prediction;
     } catch (error) {
-      if (error.code === "unauthorized") this.#link.refuse();
-      throw error;
+      throw this.#link.explain(error);
     }
   }
 }

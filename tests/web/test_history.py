@@ -139,7 +139,7 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
     page = (await open_page(before=answering(guarded))).page
     await page.click("#tab-photos")
     await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".problem")).to_have_text("The server did not accept the token.")
+    await expect(page.locator(".problem")).to_have_text("The server asks for a token.")
     await expect(page.locator("#token-input")).to_be_focused()
     await page.keyboard.type("secret")
     await page.keyboard.press("Enter")
@@ -171,6 +171,28 @@ async def test_a_service_with_required_tokens_is_used_from_the_page(
     await page.click("#tab-history")
     await expect(page.locator("#stats-count")).to_have_text("1")
     await expect(page.locator("#latest tr")).to_have_count(1)
+    await page.context.close()  # before its service goes
+
+
+async def test_what_waited_for_a_token_is_asked_again_with_it(
+    open_page: OpenPage, start_process: StartProcess
+) -> None:
+    """Photos and history of before say that a token is wanted, and are there once it is given."""
+    secret = "a secret of the tests, of at least 32 bytes"
+    service = start_process(AUTH="required", JWT_SECRET=secret)
+    page = (await open_page(service=service.url)).page
+    await expect(page.locator("#token")).to_be_visible()
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".problem")).to_have_text("The server asks for a token.")
+    await page.click("#tab-history")
+    await expect(page.locator("#history-empty")).to_have_text("The server asks for a token.")
+    await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await expect(page.locator("#history-empty")).not_to_contain_text("The server asks for a token.")
+    await page.click("#tab-photos")
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
     await page.context.close()  # before its service goes
 
 
