@@ -12,6 +12,7 @@ const address = () => {
 /**
  * Keeps a client connected. Fires "state" whenever `state` changes:
  * connecting, ready, reconnecting (it was lost), gone (a try to reach the server failed), refused (it wants a token).
+ * Fires "free" whenever `free` changes.
  */
 export class Link extends EventTarget {
   client;
@@ -22,6 +23,7 @@ export class Link extends EventTarget {
   #retry = null;
   #mode = Promise.resolve();
   #streaming = false;
+  #photos = 0; // works of `forPhotos`
 
   /** Connect, with a token if there is one. A connection of before is given up. */
   start(token) {
@@ -49,7 +51,8 @@ export class Link extends EventTarget {
 
   /**
    * Make the connection one for a camera (the newest frame wins, and a frame without a face is an error), or for
-   * photos. Resolves when the server has agreed; the client repeats it on every new connection.
+   * photos. Resolves when the server has agreed; the client repeats it on every new connection. A camera asks for it
+   * only while it is `free`.
    */
   stream(on) {
     const change = async () => {
@@ -60,6 +63,21 @@ export class Link extends EventTarget {
     const changed = this.#mode.then(change);
     this.#mode = changed.catch(() => {}); // one that failed does not keep the next from trying
     return changed;
+  }
+
+  /** Whether a camera may have the connection: not while there are photos to work on. */
+  get free() {
+    return this.#photos === 0;
+  }
+
+  /** What `work` gives; the connection is not free until then. */
+  async forPhotos(work) {
+    if (this.#photos++ === 0) this.dispatchEvent(new Event("free"));
+    try {
+      return await work();
+    } finally {
+      if (--this.#photos === 0) this.dispatchEvent(new Event("free"));
+    }
   }
 
   /** The server refused a request for want of a token. */

@@ -44,7 +44,7 @@ export class Live {
       this.#stop();
       this.#fail({ code: "camera_ended" });
     });
-    link.addEventListener("state", () => this.#update());
+    for (const event of ["state", "free"]) link.addEventListener(event, () => this.#update());
     document.addEventListener("visibilitychange", () => this.#update());
     languages.addEventListener("change", () => this.#translate());
     setInterval(() => this.#tick(), 500);
@@ -119,6 +119,7 @@ export class Live {
       !this.#paused &&
       !document.hidden &&
       this.#link.state === "ready" &&
+      this.#link.free &&
       performance.now() >= this.#busyUntil;
     if (!wanted()) {
       this.#running = false;
@@ -201,6 +202,7 @@ export class Live {
   #hint(text = "") {
     if (this.#camera.running && this.#paused) text = t("paused");
     else if (this.#camera.running && performance.now() < this.#busyUntil) text = t("busy");
+    else if (this.#camera.running && !this.#link.free) text = t("photosFirst");
     $("hint").textContent = text;
     $("hint").hidden = text === "";
   }

@@ -188,18 +188,22 @@ export class Photos {
 
   async #work() {
     this.#working++;
-    while (this.#waiting.length) {
-      const photo = this.#waiting.shift();
-      await photo.predict();
-      this.#announce(photo.summary());
-    }
+    await this.#link.forPhotos(async () => {
+      while (this.#waiting.length) {
+        const photo = this.#waiting.shift();
+        await photo.predict();
+        this.#announce(photo.summary());
+      }
+    });
     this.#working--;
   }
 
   async #predict(file, options) {
     try {
-      await this.#link.stream(false);
-      const prediction = await this.#link.client.predict(file, { ...options, timeoutMs: TIMEOUT_MS });
+      const prediction = await this.#link.forPhotos(async () => {
+        await this.#link.stream(false);
+        return this.#link.client.predict(file, { ...options, timeoutMs: TIMEOUT_MS });
+      });
       this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
       return prediction;
     } catch (error) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 import cv2
@@ -91,6 +92,44 @@ async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None
     await page.set_input_files("#files", [text, portrait])
     await expect(page.locator(".problem")).to_contain_text("This is not an image that can be read.")
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
+
+
+async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) -> None:
+    """Back on the live view while photos wait: no frame goes between them, and then the connection is a camera's."""
+    sent: list[str] = []
+
+    async def before(page: Page) -> None:
+        def intercept(route: WebSocketRoute) -> None:
+            server = route.connect_to_server()
+
+            def to_server(message: str | bytes) -> None:
+                line = message if isinstance(message, str) else message.split(b"\n", 1)[0]
+                request = orjson.loads(line)
+                if request["command"] == "configure":
+                    sent.append("camera" if request.get("stream") else "photos")
+                elif request["command"] == "predict":
+                    sent.append("photo" if "detect" in request else "frame")
+                server.send(message)
+
+            route.on_message(to_server)
+
+        await page.route_web_socket("**/ws", intercept)
+
+    page = (await open_page(before=before)).page
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT] * 20)
+    await page.click("#tab-live")
+    await expect(page.locator("#hint")).to_have_text("The photos first. The picture goes on in a moment.")
+    await expect(page.locator("#hint")).to_be_hidden()
+    frames = sent.count("frame")
+    async with asyncio.timeout(TIMEOUT_MS / 1000):
+        while sent.count("frame") == frames:
+            await asyncio.sleep(0.05)
+    assert sent.count("photo") == 20
+    first = sent.index("photo")
+    assert sent[first : first + 21] == ["photo"] * 20 + ["camera"]
 
 
 async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
