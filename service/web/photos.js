@@ -8,8 +8,26 @@ const AT_ONCE = 4;
 const TIMEOUT_MS = 120_000; // several large photos share a phone's slow line
 const MAX_SHOWN = 60;
 const MAX_CARDS = 4;
+const LONGEST_SIDE = 1_024; // of what is kept to be drawn: a phone's photo is 50 MB as pixels
 
 const $ = (id) => document.getElementById(id);
+
+/** What a file shows, no larger than it is drawn; `width` and `height` are the photo's own. Null where it is no image. */
+async function preview(file) {
+  let whole;
+  try {
+    whole = await createImageBitmap(file);
+    const { width, height } = whole;
+    const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
+    const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+    const image = await createImageBitmap(whole, { resizeWidth, resizeHeight, resizeQuality: "medium" });
+    return { image, width, height };
+  } catch {
+    return null; // the server says what is wrong with it
+  } finally {
+    whole?.close();
+  }
+}
 
 /** One photo on the page: its image, and its outcome, in whichever language the page has. */
 class Photo {
@@ -18,7 +36,7 @@ class Photo {
   #canvas = element("canvas");
   #heading = element("span", { className: "muted" });
   #outcome = element("div");
-  #image = null; // what is drawn below the boxes
+  #preview = null; // what is drawn below the boxes
   #settled = null; // {prediction} or {error}
   #ask;
 
@@ -40,7 +58,7 @@ class Photo {
   async predict(options = { detect: "always" }) {
     this.#settled = null;
     this.#render();
-    this.#image ??= await createImageBitmap(this.#file).catch(() => null); // the server says what is wrong with it
+    this.#preview ??= await preview(this.#file);
     const sent = performance.now();
     try {
       const prediction = await this.#ask(this.#file, options);
@@ -105,9 +123,9 @@ class Photo {
 
   #drawImage(faces) {
     const canvas = this.#canvas;
-    canvas.hidden = this.#image === null;
-    if (!this.#image || !canvas.isConnected) return;
-    const { width, height } = this.#image;
+    canvas.hidden = this.#preview === null;
+    if (!this.#preview || !canvas.isConnected) return;
+    const { image, width, height } = this.#preview;
     canvas.style.aspectRatio = `${width} / ${height}`;
     drawFaces(canvas, faces, { width, height });
     const context = canvas.getContext("2d");
@@ -115,7 +133,7 @@ class Photo {
     const scale = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
     const left = (canvas.clientWidth - width * scale) / 2;
     const top = (canvas.clientHeight - height * scale) / 2;
-    context.drawImage(this.#image, left, top, width * scale, height * scale);
+    context.drawImage(image, left, top, width * scale, height * scale);
     context.globalCompositeOperation = "source-over";
   }
 }

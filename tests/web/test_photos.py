@@ -94,6 +94,47 @@ async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
 
 
+async def test_large_photos_are_not_kept_in_memory(open_page: OpenPage) -> None:
+    """Of twelve megapixels only what is drawn is kept; the face is framed where it is."""
+    keep = """
+      window.images = [];
+      const decode = createImageBitmap;
+      window.createImageBitmap = async (...given) => {
+        const image = await decode(...given);
+        window.images.push(image);
+        return image;
+      };
+    """
+
+    async def before(page: Page) -> None:
+        await page.add_init_script(keep)
+
+    portrait = cv2.imread(str(ASTRONAUT))
+    assert portrait is not None
+    content = cv2.imencode(".jpg", cv2.resize(portrait, (3500, 3500)))[1].tobytes()
+    large: FilePayload = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": content}
+    page = (await open_page(before=before)).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [large])
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+    # One that is closed is of no size.
+    kept = await page.evaluate("window.images.map(({ width, height }) => width * height)")
+    assert 0 < sum(kept) <= 1024 * 1024
+    middle = await page.locator(".photo canvas").evaluate(
+        """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let [sum, count] = [0, 0];
+          for (let at = 0; at < data.length; at += 4) {
+            if (Math.hypot(data[at] - 204, data[at + 1] - 187, data[at + 2] - 68) > 8) continue;
+            sum += Math.floor(at / 4 / canvas.width) / canvas.height;
+            count++;
+          }
+          return sum / count;
+        }"""
+    )
+    assert 0.1 < middle < 0.4
+
+
 async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) -> None:
     """Back on the live view while photos wait: no frame goes between them, and then the connection is a camera's."""
     sent: list[str] = []
