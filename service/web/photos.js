@@ -45,6 +45,7 @@ class Photo {
     this.#file = file;
     this.#ask = ask;
     this.#canvas.setAttribute("role", "img");
+    this.#outcome.tabIndex = -1;
     const title = element("p", { className: "title" }, element("strong", { className: "name", text: this.name }), this.#heading);
     const caption = element("figcaption", {}, title, this.#outcome);
     this.element.append(element("figure", {}, this.#canvas, caption));
@@ -115,7 +116,10 @@ class Photo {
     const parts = [element("p", { className: "problem", text: errorText(error) })];
     if (error.code === "no_face") {
       const button = element("button", { text: t("wholeImage") });
-      button.addEventListener("click", () => this.predict({ detect: "never" }));
+      button.addEventListener("click", () => {
+        this.#outcome.focus(); // the button goes: the keyboard stays at this photo
+        this.predict({ detect: "never" });
+      });
       parts.push(button);
     }
     return parts;
@@ -153,7 +157,7 @@ export class Photos {
     this.#announce = (text) => announcer.say(text);
     const add = (files) => {
       if (!files.length) return;
-      reveal();
+      if ($("photos").hidden) reveal();
       this.#add(files);
     };
     $("files").addEventListener("change", ({ target }) => {
@@ -182,7 +186,12 @@ export class Photos {
     });
     const refresh = () => this.show(true);
     languages.addEventListener("change", refresh);
-    new ResizeObserver(refresh).observe($("gallery"));
+    let width = 0;
+    new ResizeObserver(([{ contentRect }]) => {
+      if (contentRect.width === width) return; // it is only longer: photos are as they were
+      width = contentRect.width;
+      refresh();
+    }).observe($("gallery"));
   }
 
   show(shown) {

@@ -79,6 +79,22 @@ async def test_a_photo_without_a_face_can_be_taken_whole(open_page: OpenPage) ->
     await expect(page.locator(".photo .bars .number")).to_have_count(7)
 
 
+async def test_the_keyboard_stays_at_its_photo(open_page: OpenPage) -> None:
+    """Neither another photo's answer nor the use of a photo's button takes the focus away from it."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [wall()])
+    button = page.get_by_role("button", name="Take the whole photo as one face")
+    await button.focus()
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+    await expect(button).to_be_focused()
+    await page.keyboard.press("Enter")
+    photo = page.locator(".photo", has_text="wall.png")
+    await expect(photo).to_contain_text("the whole photo, taken as one face")
+    await expect(photo.locator(":focus")).to_contain_text("the whole photo, taken as one face")
+
+
 async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None:
     """It does not disturb the photo beside it."""
     page = (await open_page()).page
