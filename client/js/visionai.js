@@ -509,7 +509,10 @@ export class VisionAI extends EventTarget {
   #connected() {
     if (this.#closed) return Promise.reject(this.#closed);
     if (this.#connection) return Promise.resolve(this.#connection);
-    this.#opening ??= this.#open().finally(() => (this.#opening = null));
+    // It begins once `#opening` is set: who listens to "reconnecting" may ask for something, and joins it.
+    this.#opening ??= Promise.resolve()
+      .then(() => this.#open())
+      .finally(() => (this.#opening = null));
     return this.#opening;
   }
 

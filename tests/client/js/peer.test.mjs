@@ -139,6 +139,17 @@ test("a server that shuts down is left for a new connection", async () => {
   assert.equal((await client.predict(image("sad", { first: [{ error: "shutting_down" }] }))).emotion_name, "sad");
 });
 
+test("who asks for something when told of a reconnection joins it", async () => {
+  const client = connect(PEER);
+  let opened = 0;
+  let found;
+  client.addEventListener("open", () => opened++);
+  client.addEventListener("reconnecting", () => (found ??= client.emotions()));
+  await client.predict(image("sad", { first: [{ error: "shutting_down" }] }));
+  assert.equal((await found).length, 7);
+  assert.equal(opened, 2);
+});
+
 test("a policy that closes the connection is not taken for one about tokens", async () => {
   const script = { first: [{ close: 1008 }] };
   assert.equal((await connect(PEER).predict(image("sad", script))).emotion_name, "sad");
