@@ -45,6 +45,12 @@ export class Link extends EventTarget {
       this.#become("reconnecting");
       this.#connect(client);
     }));
+    client.addEventListener("reconnecting", ifCurrent(() => {
+      if (this.state !== "ready") return;
+      // A server that says it is leaving is left at once; its connection closes later, and nobody is told.
+      this.#become("reconnecting");
+      this.#connect(client);
+    }));
     this.#become("connecting");
     this.#connect(client);
   }

@@ -167,6 +167,39 @@ async def test_the_page_outlives_a_restart_of_the_server(
     visit.problems[:] = [problem for problem in visit.problems if "ERR_CONNECTION_REFUSED" not in problem]
 
 
+async def test_a_server_that_leaves_is_not_said_to_be_connected(open_page: OpenPage) -> None:
+    """It says that it shuts down, and takes no connections until its successor is there: then the view goes on."""
+    leaving = here = False
+
+    async def leave(route: WebSocketRoute) -> None:
+        if leaving and not here:
+            await route.close(code=1013)
+            return
+        server = route.connect_to_server()
+
+        def to_page(message: str | bytes) -> None:
+            reply = orjson.loads(message)
+            if leaving and not here and reply["type"] == "prediction":
+                error = {"type": "error", "code": "shutting_down", "message": "bye", "id": reply["id"]}
+                message = orjson.dumps(error).decode()
+            route.send(message)
+
+        server.on_message(to_page)
+
+    async def before(page: Page) -> None:
+        await page.route_web_socket("**/ws", leave)
+
+    page = (await open_page(before=before)).page
+    await page.click("#start")
+    await expect(page.locator("#rate")).to_contain_text("/s")
+    leaving = True
+    await expect(page.locator("#status")).to_have_attribute("data-state", re.compile("reconnecting|gone"))
+    await expect(page.locator("#rate")).not_to_contain_text("/s")
+    here = True
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await expect(page.locator("#rate")).to_contain_text("/s")
+
+
 async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: OpenPage) -> None:
     """The page says that the server is busy, waits, and goes on by itself."""
     refused = 0
