@@ -84,17 +84,24 @@ class Connection {
   }
 
   /** Connect and read the welcome. */
-  static open(url, { WebSocket, timeoutMs, keepaliveMs, onEnd }) {
+  static open(url, { WebSocket, timeoutMs, keepaliveMs, onEnd, signal }) {
     return new Promise((resolve, reject) => {
+      if (signal.aborted) return reject(signal.reason);
       // No subprotocol is asked for: browsers refuse servers that do not know it, and the welcome says it all.
       const socket = new WebSocket(url);
       socket.binaryType = "arraybuffer";
-      const fail = (error) => {
+      const settle = () => {
         clearTimeout(timer);
+        signal.removeEventListener("abort", abandon);
+      };
+      const fail = (error) => {
+        settle();
         socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
         socket.close();
         reject(error);
       };
+      const abandon = () => fail(signal.reason);
+      signal.addEventListener("abort", abandon, { once: true });
       const timer = setTimeout(
         () => fail(new ConnectionFailed(`${url} gave no answer within ${timeoutMs} ms`, "cannot_connect")),
         timeoutMs,
@@ -103,7 +110,7 @@ class Connection {
         try {
           const welcome = parse(data);
           if (welcome.type !== "welcome") throw violation(`its first message is ${welcome.type}, not a welcome`);
-          clearTimeout(timer);
+          settle();
           resolve(new Connection(socket, welcome, keepaliveMs, onEnd));
         } catch (error) {
           fail(violation(`${url} is not a VisionAI server: ${error.message}`));
@@ -297,6 +304,7 @@ async function bytesOf(image) {
 
 const sleep = (ms, signal) =>
   new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
     const stop = () => {
       clearTimeout(timer);
       reject(signal.reason);
@@ -312,12 +320,12 @@ const sleep = (ms, signal) =>
 export class VisionAI extends EventTarget {
   #options;
   #connection = null;
-  #leaving = new Set();
+  #others = new Set(); // open connections that are not yet, or no longer, the one for requests
   #opening = null;
   #configuration = {};
   #wasConnected = false;
   #greeted = false; // it is the right address
-  #closed = null; // why, once it is
+  #closing = new AbortController(); // aborted by closing, which is for good
   #asking = new Set(); // aborted by closing
 
   constructor(url, options = {}) {
@@ -342,7 +350,7 @@ export class VisionAI extends EventTarget {
 
   /** "open", "connecting" or "closed". */
   get state() {
-    if (this.#opening) return "connecting";
+    if (this.#opening && !this.#closing.signal.aborted) return "connecting";
     return this.#connection ? "open" : "closed";
   }
 
@@ -358,9 +366,10 @@ export class VisionAI extends EventTarget {
 
   /** Close for good. Requests in flight fail with connection_lost. */
   close() {
-    this.#closed ??= lost("the client is closed");
-    for (const abort of this.#asking) abort.abort(this.#closed);
-    for (const connection of this.#leaving) connection.close();
+    const { signal } = this.#closing;
+    if (!signal.aborted) this.#closing.abort(lost("the client is closed"));
+    for (const abort of this.#asking) abort.abort(signal.reason);
+    for (const connection of this.#others) connection.close();
     this.#connection?.close();
   }
 
@@ -457,7 +466,7 @@ export class VisionAI extends EventTarget {
   }
 
   async #ask(command, fields, image, { timeoutMs = this.#options.timeoutMs, signal, resend = true } = {}) {
-    if (this.#closed) throw this.#closed;
+    this.#closing.signal.throwIfAborted();
     signal?.throwIfAborted();
     const abort = new AbortController();
     this.#asking.add(abort);
@@ -502,12 +511,12 @@ export class VisionAI extends EventTarget {
   #leave(connection) {
     if (this.#connection !== connection) return;
     this.#connection = null;
-    this.#leaving.add(connection);
+    this.#others.add(connection);
   }
 
   /** The connection, restored if need be. Requests that need it at once share one attempt. */
   #connected() {
-    if (this.#closed) return Promise.reject(this.#closed);
+    if (this.#closing.signal.aborted) return Promise.reject(this.#closing.signal.reason);
     if (this.#connection) return Promise.resolve(this.#connection);
     // It begins once `#opening` is set: who listens to "reconnecting" may ask for something, and joins it.
     this.#opening ??= Promise.resolve()
@@ -528,20 +537,20 @@ export class VisionAI extends EventTarget {
         if (!again || attempt >= (this.#greeted ? attempts : 1)) throw error;
         pause = this.#delay(attempt - 1, error.retryAfterMs);
       }
-      await sleep(pause);
-      if (this.#closed) throw this.#closed;
+      await sleep(pause, this.#closing.signal);
     }
   }
 
   async #attempt() {
     const { WebSocket, connectTimeoutMs: timeoutMs, keepaliveMs } = this.#options;
     const onEnd = (ended) => this.#ended(ended);
-    const opening = Connection.open(this.url, { WebSocket, timeoutMs, keepaliveMs, onEnd });
-    const connection = await opening;
+    const { signal: closing } = this.#closing;
+    const connection = await Connection.open(this.url, { WebSocket, timeoutMs, keepaliveMs, onEnd, signal: closing });
     this.#greeted = true;
-    if (this.#closed) {
+    this.#others.add(connection);
+    if (closing.aborted) {
       connection.close();
-      throw this.#closed;
+      throw closing.reason;
     }
     const { commands, ...welcome } = connection.welcome;
     // Without a token, where one is required, configuring is refused, as all but `health` is: requests will say so.
@@ -559,6 +568,7 @@ export class VisionAI extends EventTarget {
         throw signal.aborted ? lost(`${this.url} gave no answer within ${timeoutMs} ms`) : error;
       }
     }
+    this.#others.delete(connection);
     this.#connection = connection;
     this.#wasConnected = true;
     this.dispatchEvent(new CustomEvent("open", { detail: { commands, ...welcome } }));
@@ -566,7 +576,7 @@ export class VisionAI extends EventTarget {
   }
 
   #ended(connection) {
-    this.#leaving.delete(connection);
+    this.#others.delete(connection);
     if (this.#connection !== connection) return;
     this.#connection = null;
     this.dispatchEvent(new Event("close"));

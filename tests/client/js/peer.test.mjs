@@ -270,6 +270,27 @@ test("closing tells requests in flight, and is for good", async () => {
   assert.equal(client.state, "closed");
 });
 
+test("closing ends an attempt to connect, and the pause before the next", async (context) => {
+  const mute = createServer((socket) => context.after(() => socket.destroy())); // it never answers
+  await new Promise((listening) => mute.listen(0, "127.0.0.1", listening));
+  context.after(() => mute.close());
+  const waiting = connect(`ws://127.0.0.1:${mute.address().port}/ws`, { connectTimeoutMs: 600_000 });
+  const lost = connect(PEER, { retry: { attempts: 5, firstDelayMs: 600_000, maxDelayMs: 600_000 } });
+  await lost.connect();
+  const pausing = new Promise((resolve) => lost.addEventListener("close", resolve));
+  await assert.rejects(lost.predict(image("sad", { first: [{ drop: true }] }), { timeoutMs: 500 }), VisionAIError);
+  await pausing;
+  lost.url = "ws://127.0.0.1:9/ws";
+  for (const client of [waiting, lost]) {
+    const connecting = client.connect();
+    await new Promise((later) => setTimeout(later, 200));
+    assert.equal(client.state, "connecting");
+    client.close();
+    assert.equal(client.state, "closed");
+    await assert.rejects(connecting, { code: "connection_lost", message: "the client is closed" });
+  }
+});
+
 test("a server that falls silent is noticed", async () => {
   // Nothing but a script that is never answered, on a peer that knows no ping.
   const client = connect(PEER_V1, { keepaliveMs: 50, retry: { attempts: 1 } });
