@@ -61,6 +61,8 @@ const SLOWEST_LINE = 32; // bytes in a millisecond, 256 kbit/s; one that is slow
 
 const encoder = new TextEncoder();
 
+const ignore = () => {}; // in Node's package ws an error that nobody listens to ends the process
+
 /** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
 class Connection {
   ended = false;
@@ -77,7 +79,7 @@ class Connection {
     this.#welcome = welcome;
     this.#onEnd = onEnd;
     socket.onmessage = ({ data }) => this.#receive(data);
-    socket.onerror = null; // a close event follows
+    socket.onerror = ignore; // a close event follows
     socket.onclose = ({ code, reason }) => this.#end(code, reason);
     this.#heartbeat = setInterval(() => this.#beat(keepaliveMs), keepaliveMs);
     this.#heartbeat.unref?.(); // in Node: an idle client does not keep the process
@@ -96,7 +98,8 @@ class Connection {
       };
       const fail = (error) => {
         settle();
-        socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
+        socket.onopen = socket.onmessage = socket.onclose = null;
+        socket.onerror = ignore; // closing what is not open yet is one
         socket.close();
         reject(error);
       };

@@ -270,6 +270,33 @@ test("closing tells requests in flight, and is for good", async () => {
   assert.equal(client.state, "closed");
 });
 
+test("a WebSocket class whose errors must be listened to is none the worse for it", async () => {
+  // As the package ws has it: closing before it is open is an error, and so is what breaks the protocol.
+  class Strict {
+    static last;
+    constructor() {
+      Strict.last = this;
+    }
+    close() {
+      this.fail();
+    }
+    fail() {
+      assert.equal(typeof this.onerror, "function");
+      this.onerror({});
+    }
+  }
+  const late = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict, connectTimeoutMs: 10 });
+  await assert.rejects(late.connect(), { code: "cannot_connect", message: /no answer within 10 ms/ });
+  const open = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict });
+  const connected = open.connect();
+  await new Promise(setImmediate);
+  Strict.last.onmessage({ data: '{"type": "welcome", "commands": {}}' });
+  await connected;
+  Strict.last.fail();
+  Strict.last.onclose({ code: 1006, reason: "" });
+  assert.equal(open.state, "closed");
+});
+
 test("closing ends an attempt to connect, and the pause before the next", async (context) => {
   const mute = createServer((socket) => context.after(() => socket.destroy())); // it never answers
   await new Promise((listening) => mute.listen(0, "127.0.0.1", listening));
