@@ -61,6 +61,8 @@ const SLOWEST_LINE = 32; // bytes in a millisecond, 256 kbit/s; one that is slow
 
 const encoder = new TextEncoder();
 
+const LONGEST_TIMER = 2 ** 31 - 1; // milliseconds, 25 days: a longer one, as of Infinity, would fire at once
+
 const ignore = () => {}; // in Node's package ws an error that nobody listens to ends the process
 
 /** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
@@ -315,7 +317,7 @@ const sleep = (ms, signal) =>
     const timer = setTimeout(() => {
       signal?.removeEventListener("abort", stop);
       resolve();
-    }, ms);
+    }, Math.min(ms, LONGEST_TIMER));
     signal?.addEventListener("abort", stop, { once: true });
   });
 
@@ -338,6 +340,9 @@ export class VisionAI extends EventTarget {
       throw new TypeError(`${url} is not a WebSocket address such as ws://127.0.0.1:8000/ws`);
     }
     const { retry = {}, ...others } = options;
+    for (const name of ["connectTimeoutMs", "keepaliveMs"]) {
+      if (others[name] > LONGEST_TIMER) others[name] = LONGEST_TIMER;
+    }
     this.url = url;
     this.#options = {
       token: undefined,
@@ -476,7 +481,7 @@ export class VisionAI extends EventTarget {
     const giveUp = () => abort.abort(signal.reason);
     signal?.addEventListener("abort", giveUp, { once: true });
     const late = new DeadlineExceeded(`no answer to '${command}' within ${timeoutMs} ms`, "deadline_exceeded");
-    const timer = setTimeout(() => abort.abort(late), timeoutMs);
+    const timer = setTimeout(() => abort.abort(late), Math.min(timeoutMs, LONGEST_TIMER));
     try {
       return await this.#askUntil(Date.now() + timeoutMs, command, fields, image, abort.signal, resend);
     } finally {

@@ -128,6 +128,11 @@ test("a pause beyond the timeout is not waited for", async () => {
   await assert.rejects(client.predict(image("sad", script)), { code: "rate_limited", retryAfterMs: 600_000 });
 });
 
+test("no limit is one that can be given", async () => {
+  const client = connect(PEER, { timeoutMs: Infinity, connectTimeoutMs: Infinity, keepaliveMs: Infinity });
+  assert.equal((await client.predict(image("sad", { first: [{ error: "overloaded" }] }))).emotion_name, "sad");
+});
+
 test("giving up says that the connection was lost", async () => {
   const client = connect(PEER);
   const script = { first: Array(5).fill({ drop: true }) };
