@@ -233,10 +233,10 @@ export interface PredictOptions extends RequestOptions {
   priority?: Priority;
 }
 
-/** What became of one image of `predictMany`. */
+/** What became of one image of `predictMany`. A Blob whose file is gone or changed is a DOMException. */
 export type Outcome<Image> =
   | { index: number; image: Image; prediction: Prediction; error?: undefined }
-  | { index: number; image: Image; prediction?: undefined; error: VisionAIError | TypeError };
+  | { index: number; image: Image; prediction?: undefined; error: VisionAIError | TypeError | DOMException };
 
 /** A client. Fires the events "open" (with the welcome as `detail`), "close" and "reconnecting". */
 export class VisionAI extends EventTarget {

@@ -396,11 +396,17 @@ export class VisionAI extends EventTarget {
   async *predictMany(images, { concurrency = 16, ...options } = {}) {
     if (!(concurrency >= 1)) throw new RangeError(`concurrency is at least 1, not ${concurrency}`);
     const settle = async (index, image, signal) => {
+      let bytes;
       try {
-        return { index, image, prediction: await this.predict(image, { ...options, signal }) };
+        bytes = await bytesOf(image);
       } catch (error) {
-        const ofThisImage = error instanceof VisionAIError || error instanceof TypeError;
-        if (!ofThisImage || error instanceof ConnectionFailed || error instanceof Unauthorized) throw error;
+        return { index, image, error }; // not an image, or a file that is gone since
+      }
+      try {
+        return { index, image, prediction: await this.predict(bytes, { ...options, signal }) };
+      } catch (error) {
+        const ofAll = error instanceof ConnectionFailed || error instanceof Unauthorized;
+        if (ofAll || !(error instanceof VisionAIError)) throw error;
         return { index, image, error };
       }
     };

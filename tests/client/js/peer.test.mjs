@@ -1,7 +1,10 @@
 // The JavaScript client against peers that commit faults on request. Addresses are in the environment.
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
+import { openAsBlob } from "node:fs";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createConnection, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, test } from "node:test";
 import * as module from "../../../client/js/visionai.js";
 
@@ -219,6 +222,20 @@ test("many images come out in order with their errors", async () => {
     found.push([index, prediction?.emotion_name ?? error.code ?? error.name]);
   }
   assert.deepEqual(found, [[0, "angry"], [1, "no_face"], [2, "TypeError"], [3, "happy"]]);
+});
+
+test("a file that cannot be read any more fails alone", async (context) => {
+  const folder = await mkdtemp(join(tmpdir(), "visionai-"));
+  context.after(() => rm(folder, { recursive: true }));
+  const file = join(folder, "changed.jpg");
+  await writeFile(file, image("sad"));
+  const changed = await openAsBlob(file);
+  await writeFile(file, image("sad", { padding: "longer" }));
+  const found = [];
+  for await (const { prediction, error } of connect(PEER).predictMany([image("angry"), changed, image("happy")])) {
+    found.push(prediction?.emotion_name ?? error.name);
+  }
+  assert.deepEqual(found, ["angry", "NotReadableError", "happy"]);
 });
 
 test("many images are drawn only as needed, and stop at what fails all", async () => {
