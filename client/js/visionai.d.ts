@@ -262,5 +262,6 @@ export class VisionAI extends EventTarget {
   stats(options?: { windowS?: number; buckets?: number; scope?: "all" | "connection" }): Promise<Stats>;
   history(options?: { limit?: number; cursor?: string }): Promise<HistoryPage>;
   configure(options: Configuration): Promise<Configuration>;
+  /** Any command; `command` and `id` are no fields. */
   request(command: string, fields?: Record<string, unknown>, options?: RequestOptions): Promise<Record<string, unknown>>;
 }

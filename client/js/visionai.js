@@ -154,7 +154,7 @@ class Connection {
     if (this.ended) return Promise.reject(lost("the connection is closed"));
     if (signal?.aborted) return Promise.reject(signal.reason);
     const id = this.#nextId++;
-    const frame = encode({ command, id, ...fields }, image, protocol, deadlineMs);
+    const frame = encode({ ...fields, command, id }, image, protocol, deadlineMs);
     return new Promise((resolve, reject) => {
       const size = typeof frame === "string" ? frame.length : frame.byteLength;
       const entry = { resolve, reject, size };
@@ -474,7 +474,7 @@ export class VisionAI extends EventTarget {
     return configuration;
   }
 
-  /** Send any command; its reply as it came. */
+  /** Send any command; its reply as it came. `command` and `id` are no fields. */
   request(command, fields = {}, options = {}) {
     return this.#ask(command, fields, undefined, options);
   }

@@ -86,6 +86,12 @@ test("the server describes itself", async () => {
   assert.equal((await client.request("ping")).type, "pong");
 });
 
+test("a request's id is the client's own", async () => {
+  const client = connect(PEER);
+  assert.equal((await client.request("ping", { id: "mine", command: "health" })).type, "pong");
+  assert.equal(client.state, "open");
+});
+
 test("requests are in flight together and answered out of order", async () => {
   const client = connect(PEER);
   const order = [];
