@@ -14,6 +14,9 @@ const BUCKETS = { 600: 60, 3600: 60, 86400: 48, 604800: 56 };
 
 const $ = (id) => document.getElementById(id);
 
+/** In seconds. Browsers bring back what was chosen before the page was left, and tell nobody. */
+const chosenWindow = () => Number(document.querySelector("#window :checked").value);
+
 /** A timestamp of the wire: UTC where it has no offset. */
 const parseTime = (text) => new Date(/Z|[+-]\d\d:\d\d$/.test(text) ? text : `${text}Z`);
 
@@ -27,7 +30,6 @@ export function toShares(buckets) {
 
 export class History {
   #link;
-  #windowS = 3600;
   #stats = null;
   #to = 0; // when it was asked, in milliseconds
   #latest = [];
@@ -38,10 +40,7 @@ export class History {
 
   constructor(link) {
     this.#link = link;
-    $("window").addEventListener("change", ({ target }) => {
-      this.#windowS = Number(target.value);
-      this.#load();
-    });
+    $("window").addEventListener("change", () => this.#load());
     $("refresh").addEventListener("click", () => this.#load());
     $("more").addEventListener("click", () => this.#more());
     languages.addEventListener("change", () => this.#render());
@@ -58,11 +57,11 @@ export class History {
 
   async #load(again = AGAIN) {
     clearTimeout(this.#again);
-    const windowS = this.#windowS;
+    const windowS = chosenWindow();
     try {
       const asked = Date.now();
       const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS[windowS] });
-      if (windowS !== this.#windowS) return; // another window was chosen meanwhile
+      if (windowS !== chosenWindow()) return; // another window was chosen meanwhile
       this.#stats = stats;
       this.#to = asked;
       const { pending } = await this.#firstPage();

@@ -114,6 +114,28 @@ async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
     await expect(page.locator("#more")).to_be_hidden()
 
 
+async def test_the_window_that_is_marked_is_the_one_that_is_shown(open_page: OpenPage) -> None:
+    """Also when the browser has brought it back with the page."""
+    windows: list[int] = []
+
+    def note(request: dict[str, Any]) -> dict[str, Any] | None:
+        if request["command"] == "stats":
+            windows.append(request["window_s"])
+        return stored(request)
+
+    page = (await open_page(before=answering(note))).page
+    await page.click("#tab-history")
+    await page.check("#window input[value='604800']")
+    await expect(page.locator("#stats-count")).to_have_text("40")
+    await page.goto("about:blank")
+    windows.clear()
+    await page.go_back()
+    await page.click("#tab-history")
+    await expect(page.locator("#stats-count")).to_have_text("40")
+    assert windows == [604_800]
+    await expect(page.locator("#window input:checked")).to_have_value("604800")
+
+
 async def test_an_empty_history_says_what_to_do(open_page: OpenPage) -> None:
     """Where nothing was stored there is a sentence instead of empty tables."""
 
