@@ -122,8 +122,10 @@ export class Live {
       this.#link.free &&
       performance.now() >= this.#busyUntil;
     if (!wanted()) {
-      this.#running = false;
       this.#loop.stop();
+      // The picture goes on without what was found in it, unless it is paused, too.
+      if (this.#running && !this.#paused) this.#clear();
+      this.#running = false;
     } else if (!this.#running) {
       this.#running = true;
       try {

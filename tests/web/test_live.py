@@ -106,6 +106,7 @@ async def test_a_pause_stops_the_frames_and_a_stop_the_camera(open_page: OpenPag
     await page.click("#pause")
     await expect(page.locator("#hint")).to_have_text("Paused")
     await expect(page.locator("#rate")).not_to_contain_text("/s")  # two seconds without an answer
+    assert (await page.evaluate(_HAPPY_PIXELS))["count"] > 0  # of the picture that is still there
     answered = await page.evaluate("window.replies.prediction")
     await expect(page.locator("#pause")).to_have_text("Resume")
     await page.click("#pause")
@@ -195,6 +196,8 @@ async def test_a_server_that_leaves_is_not_said_to_be_connected(open_page: OpenP
     leaving = True
     await expect(page.locator("#status")).to_have_attribute("data-state", re.compile("reconnecting|gone"))
     await expect(page.locator("#rate")).not_to_contain_text("/s")
+    assert (await page.evaluate(_HAPPY_PIXELS))["count"] == 0  # of a face that may have moved on
+    await expect(page.locator("#faces h3")).to_have_count(0)
     here = True
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     await expect(page.locator("#rate")).to_contain_text("/s")
