@@ -12,6 +12,27 @@ from service.security.files import WatchedFiles
 log = logging.getLogger(__name__)
 
 
+class _Replaceable(ssl.SSLContext):
+    """What a server listens with, and keeps: the handshake of each connection is left to what is `current` then.
+
+    A new certificate is not loaded into the context of the old one: a context holds one for each kind of key, and
+    clients would still be shown that of an elliptic curve where one of an RSA key has taken its place.
+    """
+
+    current: ssl.SSLContext
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """What event loops make of a context for each connection."""
+        return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
 class Certificate:
     """A certificate chain and its key, in PEM files. `context` is for servers, TLS 1.2 or newer.
 
@@ -22,7 +43,8 @@ class Certificate:
     def __init__(self, chain: Path, key: Path) -> None:
         self._chain, self._key = chain, key
         self._files = WatchedFiles([chain, key])
-        self.context = self._load()
+        self.context = _Replaceable(ssl.PROTOCOL_TLS_SERVER)
+        self.context.current = self._load()
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -47,15 +69,13 @@ class Certificate:
     def refresh(self) -> None:
         """Take the files again if they were replaced. Connections that are open keep what they have.
 
-        Files that do not belong together, since only one has been replaced yet, are left for the next time: a
-        context that fails to load is spoilt, so they are tried on another one first.
+        Files that do not belong together, since only one has been replaced yet, are left for the next time.
         """
         if not self._files.changed():
             return
         try:
-            self._load()
-            self.context.load_cert_chain(self._chain, self._key, password=_no_password)
-        except (StartupError, OSError) as exc:  # SSLError is an OSError
+            self.context.current = self._load()
+        except StartupError as exc:
             log.error("the TLS certificate stays as it was: %s", exc)
         else:
             log.info("TLS certificate read again")

@@ -24,9 +24,11 @@ def certificate(authority: trustme.CA, tmp_path: Path) -> tuple[Path, Path]:
     return write_certificate(authority, tmp_path)
 
 
-def write_certificate(authority: trustme.CA, folder: Path) -> tuple[Path, Path]:
+def write_certificate(
+    authority: trustme.CA, folder: Path, kind: trustme.KeyType = trustme.KeyType.ECDSA
+) -> tuple[Path, Path]:
     """Write a new certificate over the one that is there."""
-    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued = authority.issue_cert("127.0.0.1", "localhost", key_type=kind)
     chain, key = folder / "tls.crt", folder / "tls.key"
     key.write_bytes(issued.private_key_pem.bytes())
     chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))

@@ -126,7 +126,7 @@ async def test_tls_is_1_2_or_newer_and_plain_connections_get_nothing(
             assert b"HTTP" not in await reader.read()
         writer.close()
         await writer.wait_closed()
-    assert Certificate(chain, key).context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert Certificate(chain, key).context.current.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 async def test_a_failed_tls_handshake_leaves_nothing_behind(
@@ -173,11 +173,33 @@ def test_a_pair_that_does_not_belong_together_stays_aside(
     assert handshake(loaded, authority) != shown
 
 
-def handshake(certificate: Certificate, authority: trustme.CA) -> Any:
-    """The serial number that a client sees in a handshake without a network."""
+@pytest.mark.parametrize("new", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
+def test_a_certificate_of_another_kind_of_key_takes_the_place_of_the_old_one(
+    tmp_path: Path, authority: trustme.CA, new: trustme.KeyType
+) -> None:
+    """RSA after an elliptic curve, and the other way round, for clients that take both and those that take one."""
+    (old,) = set(trustme.KeyType) - {new}
+    loaded = Certificate(*write_certificate(authority, tmp_path, old))
+    before = handshake(loaded, authority)
+    write_certificate(authority, tmp_path, new)
+    loaded.refresh()
+    shown = handshake(loaded, authority)
+    assert shown != before
+    kind = {trustme.KeyType.RSA: "aRSA", trustme.KeyType.ECDSA: "aECDSA"}
+    assert handshake(loaded, authority, kind[new]) == shown
+    with pytest.raises(ssl.SSLError):
+        handshake(loaded, authority, kind[old])
+
+
+def handshake(certificate: Certificate, authority: trustme.CA, ciphers: str | None = None) -> Any:
+    """The serial number that a client sees in a handshake without a network; `ciphers` are those of TLS 1.2."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = certificate.context.wrap_bio(to_server, to_client, server_side=True)
-    client = trusting(authority).wrap_bio(to_client, to_server, server_hostname="localhost")
+    context = trusting(authority)
+    if ciphers is not None:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(ciphers)
+    client = context.wrap_bio(to_client, to_server, server_hostname="localhost")
     for _ in range(4):
         for side in (client, server):
             with contextlib.suppress(ssl.SSLWantReadError):
