@@ -1,12 +1,11 @@
 """Takes a credential of either kind, an API key or a token, and says whose it is.
 
-The files behind it may be replaced while the service runs. One that is wrong then is left aside, with an error in the
-log: what was read before stays in force.
+The files behind it may be replaced while the service runs. Where one is wrong then, what was read before stays in
+force, with an error in the log, until it is right.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Final
 
@@ -16,8 +15,6 @@ from service.security.files import WatchedFiles
 from service.security.identity import Identity
 from service.security.tokens import TokenKey, TokenRules, TokenVerifier, read_keys, secret_key
 from service.settings import Settings
-
-log = logging.getLogger(__name__)
 
 # A token with many claims has 2 KB. What is longer is not worth its base64.
 MAX_LENGTH: Final = 8192
@@ -45,7 +42,7 @@ class Credentials:
                 f"AUTH={settings.auth} needs JWT_SECRET, JWT_KEY_FILE or API_KEYS_FILE to know users by"
             )
         files = [path for path in (settings.jwt_key_file, settings.api_keys_file) if path is not None]
-        self._files = WatchedFiles(files)
+        self._files = WatchedFiles("credentials", files)
         self._read()
 
     def _read(self) -> None:
@@ -60,15 +57,7 @@ class Credentials:
 
     def refresh(self) -> bool:
         """Read the files again if one was replaced. Returns whether other credentials hold now."""
-        if not self._files.changed():
-            return False
-        try:
-            self._read()
-        except StartupError as exc:
-            log.error("the credentials stay as they were: %s", exc)
-            return False
-        log.info("credentials read again")
-        return True
+        return self._files.refresh(self._read)
 
     def verify(self, credential: str) -> Identity:
         """Whose credential this is.

@@ -1,29 +1,49 @@
-"""Noticing that a file was replaced: by its time, its size and which file it is."""
+"""Files that may be replaced while the service runs: noticed by their time, their size and which file it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from service.errors import StartupError
+
+log = logging.getLogger(__name__)
 
 Signature = tuple[int, int, int] | None
 
 
 class WatchedFiles:
-    """Files that may be replaced while the service runs. Looking costs a system call for each.
+    """Files that may be replaced, and `what` they hold. Looking costs a system call for each.
 
     Links are followed: Kubernetes replaces a mounted secret by pointing a link elsewhere.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, what: str, paths: Sequence[Path]) -> None:
+        self._what = what
         self._paths = paths
         self._seen = self._look()
+        self._fault: str | None = None
 
-    def changed(self) -> bool:
-        """Whether any is another than when this was asked last."""
+    def refresh(self, read: Callable[[], None]) -> bool:
+        """Have `read` read the files if one was replaced since they were looked at last. Returns whether it did.
+
+        What it refuses, with a `StartupError`, is logged once, and tried again each time: a file that is given to the
+        service's user when it is there already is the same file.
+        """
         now = self._look()
-        if now == self._seen:
+        replaced, self._seen = now != self._seen, now
+        if not replaced and self._fault is None:
             return False
-        self._seen = now
+        try:
+            read()
+        except StartupError as exc:
+            if replaced or str(exc) != self._fault:
+                log.error("%s: what was read before stays in force: %s", self._what, exc)
+            self._fault = str(exc)
+            return False
+        self._fault = None
+        log.info("%s read again", self._what)
         return True
 
     def _look(self) -> list[Signature]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from pathlib import Path
 
 from service.errors import StartupError
 from service.security.files import WatchedFiles
-
-log = logging.getLogger(__name__)
 
 
 class _Replaceable(ssl.SSLContext):
@@ -42,11 +39,11 @@ class Certificate:
 
     def __init__(self, chain: Path, key: Path) -> None:
         self._chain, self._key = chain, key
-        self._files = WatchedFiles([chain, key])
+        self._files = WatchedFiles("TLS certificate", [chain, key])
         self.context = _Replaceable(ssl.PROTOCOL_TLS_SERVER)
-        self.context.current = self._load()
+        self._read()
 
-    def _load(self) -> ssl.SSLContext:
+    def _read(self) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])  # a WebSocket starts with nothing newer
@@ -64,21 +61,14 @@ class Certificate:
             raise StartupError(
                 f"TLS_CERTIFICATE={self._chain} or TLS_KEY={self._key} cannot be read: {exc.strerror}"
             ) from None
-        return context
+        self.context.current = context
 
     def refresh(self) -> None:
         """Take the files again if they were replaced. Connections that are open keep what they have.
 
         Files that do not belong together, since only one has been replaced yet, are left for the next time.
         """
-        if not self._files.changed():
-            return
-        try:
-            self.context.current = self._load()
-        except StartupError as exc:
-            log.error("the TLS certificate stays as it was: %s", exc)
-        else:
-            log.info("TLS certificate read again")
+        self._files.refresh(self._read)
 
 
 def _no_password() -> str:

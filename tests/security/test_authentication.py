@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import resource
 import sqlite3
 import time
 from pathlib import Path
@@ -197,6 +198,27 @@ def test_of_the_credentials_that_were_shown_the_one_that_holds_longest_counts(tm
         assert credentials.refresh()
         watched.recheck()
         assert least <= watched.holds_until <= most
+
+
+def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though nothing but its rights has changed, or what the process may open; the log says it once in between."""
+    path = tmp_path / "keys"
+    create(path, "anna")
+    credentials = Credentials(Settings(auth="required", api_keys_file=path))
+    key = create(path, "bruno")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # root may read whatever it can open
+    try:
+        for _ in range(3):
+            assert not credentials.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("cannot be read") == 1
+    assert credentials.refresh()
+    assert credentials.verify(key).user == "bruno"
+    assert not credentials.refresh()
 
 
 async def test_a_worker_that_cannot_read_its_files_again_lives_on(
