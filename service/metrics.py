@@ -61,7 +61,6 @@ class Gauge(IntEnum):
     # Connections that passed the gate, see `security.admission`; from the handshake on until the socket is closed.
     ADMITTED = auto()
     READY = auto()
-    CPU_SECONDS = auto()
     RESIDENT_BYTES = auto()
     # Not told to anybody: goes up while the event loop turns. See `supervisor`.
     HEARTBEATS = auto()
@@ -80,8 +79,9 @@ class _Layout:
         self.written = self.unstored + 1
         self.rejected = self.written + 1
         self.abandoned = self.rejected + 1
+        self.cpu_seconds = self.abandoned + 1
         # A histogram is its buckets, one more for what is beyond them, and the sum.
-        self.stages = self.abandoned + 1
+        self.stages = self.cpu_seconds + 1
         self.stage_size = len(_DURATIONS) + 2
         self.batches = self.stages + len(_STAGES) * self.stage_size
         self.size = self.batches + len(_BATCH_SIZES) + 2
@@ -182,7 +182,8 @@ class Metrics(Collector):
         self._emotion_cell = {label: self._layout.predictions + i for i, label in enumerate(labels)}
         self._error_cell = {code: self._layout.errors + i for i, code in enumerate(ERROR_CODES)}
         self._refusal_cell = {reason: self._layout.refusals + i for i, reason in enumerate(REFUSALS)}
-        # What this process' store told the last time: the cells go on where an earlier process ended.
+        # What this process, and its store, told the last time: the cells go on where an earlier process ended.
+        self._cpu_seconds = 0.0
         self._written = self._rejected = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -242,6 +243,11 @@ class Metrics(Collector):
         self._cells[self._layout.written] += written - self._written
         self._cells[self._layout.rejected] += rejected - self._rejected
         self._written, self._rejected = written, rejected
+
+    def spent(self, cpu_seconds: float) -> None:
+        """Take over the CPU time that this process has used since it was started."""
+        self._cells[self._layout.cpu_seconds] += cpu_seconds - self._cpu_seconds
+        self._cpu_seconds = cpu_seconds
 
     @property
     def written(self) -> int:
@@ -366,8 +372,8 @@ class Metrics(Collector):
         )
         yield CounterMetricFamily(
             "visionai_cpu_seconds",
-            "CPU time of the workers that run now",
-            value=self.total(Gauge.CPU_SECONDS),
+            "CPU time of the workers, of those that were replaced too",
+            value=self._sum(self._layout.cpu_seconds),
         )
 
     def _histogram(self, cell: int, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:

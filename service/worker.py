@@ -200,6 +200,7 @@ def run_worker(
             print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
         status = StoreStatus.together([store.status() for store in stores])
         metrics.stored(status.written, status.rejected)
+        metrics.spent(time.process_time())
 
 
 def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner:

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,7 +25,8 @@ from websockets.sync.client import connect
 from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.tracing import start_tracing
-from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, predict_message
+from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message
+from tests.service.reloading import reload
 
 FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
 DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
@@ -58,6 +60,20 @@ def test_latency_buckets_resolve_less_than_a_millisecond() -> None:
     assert sum(bound < 0.001 for bound in bounds) >= 5
     assert bounds[-1] >= 1
     assert all(after / before <= 2.51 for before, after in pairwise(bounds))
+
+
+async def test_cpu_time_is_counted_through_a_reload(start_process: StartProcess, tmp_path: Path) -> None:
+    """Prometheus would take a smaller sum for a restart, and show all of it as spent at once."""
+    service = start_process(WORKERS="1")
+    begun = metric(service, "visionai_cpu_seconds_total")
+    with connect(service.url) as websocket:
+        websocket.recv()
+        while (spent := metric(service, "visionai_cpu_seconds_total")) < 2 * begun:
+            for _ in range(100):
+                websocket.send(predict_message())
+                websocket.recv(TIMEOUT)
+    assert (await reload(tmp_path))[0] == 0
+    assert metric(service, "visionai_cpu_seconds_total") > spent
 
 
 def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
