@@ -146,12 +146,14 @@ def _start(arguments: argparse.Namespace) -> int:
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     from service.canary import check_canary
     from service.engine.calibration import calibrated
+    from service.listening import make_room
     from service.security.exposure import warn_if_exposed
     from service.supervisor import Supervisor
 
     warn_if_exposed(settings)
     settings = calibrated(settings)
     check_canary(settings)
+    make_room(settings)
     return Supervisor(settings).run()
 
 

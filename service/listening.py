@@ -1,7 +1,8 @@
-"""The sockets that the service listens on."""
+"""The sockets that the service listens on, and room for the connections that come from them."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -9,6 +10,11 @@ import sys
 from service.errors import StartupError
 from service.server import BACKLOG
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Files that a worker has open besides its connections: its store's, its pipes, its event loop's, and some to spare.
+_OWN_FILES = 64
 
 
 def bind(settings: Settings) -> list[socket.socket]:
@@ -38,6 +44,36 @@ def bind(settings: Settings) -> list[socket.socket]:
             f"cannot listen on {settings.host}:{port}: {os.strerror(exc.errno or 0)}; set HOST or PORT"
         ) from None
     return sockets
+
+
+def make_room(settings: Settings) -> None:
+    """Let this process, and those that it forks, have as many files open as it may. Warn where that is too few.
+
+    Each connection is one, and what most systems set, 1024, is for programs that cannot do with more. One worker
+    without a file left drops what connects without a word, and its store cannot open the next file of its journal.
+    """
+    if sys.platform == "win32":  # it has no such limit
+        return
+    import resource
+
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most
+    if most == resource.RLIM_INFINITY:  # so says macOS, and takes no more than some thousands
+        wanted = max(files, settings.max_connections + _OWN_FILES)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        files = wanted
+    except (OSError, ValueError):
+        pass  # it is too much after all: what is not enough is told
+    room = (files - _OWN_FILES) * settings.workers
+    if room < settings.max_connections:
+        log.warning(
+            "MAX_CONNECTIONS=%d cannot be reached: each worker may have %d files open, which is enough for %d "
+            "connections; raise the limit (`ulimit -n`, LimitNOFILE of systemd), or set less",
+            settings.max_connections,
+            files,
+            max(0, room),
+        )
 
 
 def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import orjson
 import psutil
+from websockets.asyncio.client import connect
 
-from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, read
 from tests.service.reloading import reload
 
 # A worker's start waits, as long as a file is there; successors' not for long.
@@ -29,6 +31,8 @@ def load_when_let(settings):
     return load_engine(settings)
 service.worker.load_engine = load_when_let
 """
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))"
 
 
 async def test_a_reload_asked_for_during_the_start_is_done_after_it(
@@ -47,6 +51,26 @@ async def test_a_reload_asked_for_during_the_start_is_done_after_it(
     await starting
     assert orjson.loads(await asyncio.wait_for(reader.readline(), TIMEOUT))["error"] is None
     writer.close()
+
+
+async def test_the_usual_limit_of_open_files_is_no_limit_of_connections(start_process: StartProcess) -> None:
+    """Where the system allows more, it is taken."""
+    service = start_process(faults=LIMITED.format(64, 1024), WORKERS="1", MAX_CONNECTIONS="900")
+    async with AsyncExitStack() as clients:
+        for _ in range(100):
+            assert await read(await clients.enter_async_context(connect(service.url)))
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert log == ""
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_told(start_process: StartProcess) -> None:
+    """How many connections there can be, and what to raise."""
+    service = start_process(faults=LIMITED.format(64, 128), WORKERS="2", MAX_CONNECTIONS="500")
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert "MAX_CONNECTIONS=500" in log
+    assert "ulimit" in log
 
 
 def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
