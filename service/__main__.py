@@ -118,17 +118,16 @@ def _start(arguments: argparse.Namespace) -> int:
 
     if arguments.reload:
         return _reload()
+    if arguments.port is not None and not 0 <= arguments.port <= 65535:
+        raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
+    for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
+        if value is not None:
+            os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
     settings = load_settings()
     from service.logs import configure_logging
     from service.modelfile import resolve_model
     from service.worker import load_engine, open_store
 
-    if arguments.host is not None:
-        settings = replace(settings, host=arguments.host)
-    if arguments.port is not None:
-        if not 0 <= arguments.port <= 65535:
-            raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
-        settings = replace(settings, port=arguments.port)
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
     configure_logging(settings.log_level, settings.log_format)

@@ -55,9 +55,7 @@ def reloaded(current: Settings) -> Settings:
     fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers))
     check_canary(fresh)
     kept = {name: getattr(current, name) for name in _FIXED}
-    changed = [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]
-    # The command line may have set these over what is in .env.
-    if waiting := [name for name in changed if name not in ("HOST", "PORT")]:
+    if waiting := [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]:
         log.warning("not reloaded, since it needs a restart: %s", ", ".join(waiting))
     return replace(fresh, **kept)
 

@@ -27,6 +27,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
 from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
+from tests.service.reloading import reload
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -201,6 +202,19 @@ def test_a_number_out_of_range_on_the_command_line_is_told_in_one_line(
     assert ended.stderr.startswith("VisionAI cannot start: ")
     assert ended.stderr.count("\n") == 1
     assert arguments[-1] in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--host", "127.0.0.1"]])
+async def test_a_reload_tells_of_an_address_that_waits_for_a_restart(
+    start_process: StartProcess, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Unless the command line has set it: what is in the file would not hold then, either."""
+    service = start_process(faults=f"import sys\nsys.argv += {arguments}", WORKERS="1")
+    (tmp_path / ".env").write_text("HOST=127.0.0.2\n")
+    assert (await reload(tmp_path))[0] == 0
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert ("needs a restart: HOST" in log) == (not arguments)
 
 
 @pytest.mark.parametrize("command", [[], ["tune"], ["create-key"]])
