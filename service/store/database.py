@@ -168,7 +168,10 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
     """What to tell the operator when the database does not answer at start: one line, no password."""
     reason = first_line(error)
     if url.get_backend_name() == "sqlite":
-        return StartupError(f"cannot use the SQLite database {url.database}: {reason}")
+        return StartupError(
+            f"cannot use the SQLite database {url.database}: {reason}; check DATABASE_URL, and that this user "
+            "may write the file and to its folder"
+        )
     host = url.host or url.query.get("host") or "the local socket"
     where = f"{host}:{url.port or 5432}" if url.host else f"{host}"
     code = getattr(error.orig, "pgcode", None)

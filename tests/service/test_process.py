@@ -174,6 +174,7 @@ def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) 
         ({"PROVIDER": "cuda"}, "CUDAExecutionProvider"),
         ({"DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/x"}, "127.0.0.1"),
         ({"DATABASE_URL": "not a url"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "sqlite:///."}, "its folder"),
     ],
     ids=lambda value: next(iter(value.values()))[:20] if isinstance(value, dict) else "",
 )
