@@ -7,6 +7,7 @@ force, with an error in the log, until it is right.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Final
 
 from service.errors import StartupError, Unauthorized
@@ -41,23 +42,29 @@ class Credentials:
             raise StartupError(
                 f"AUTH={settings.auth} needs JWT_SECRET, JWT_KEY_FILE or API_KEYS_FILE to know users by"
             )
-        files = [path for path in (settings.jwt_key_file, settings.api_keys_file) if path is not None]
-        self._files = WatchedFiles("credentials", files)
-        self._read()
+        # Apart: a key that was deleted is gone, whatever is wrong with the other file.
+        self._token_files = WatchedFiles("keys of tokens", _those_set(settings.jwt_key_file))
+        self._api_key_files = WatchedFiles("API keys", _those_set(settings.api_keys_file))
+        self._read_token_keys()
+        self._read_api_keys()
 
-    def _read(self) -> None:
+    def _read_token_keys(self) -> None:
         settings = self._settings
         keys: list[TokenKey] = []
         if settings.jwt_secret:
             keys.append(secret_key(settings.jwt_secret))
         if settings.jwt_key_file is not None:
             keys += read_keys(settings.jwt_key_file)
-        api_keys = ApiKeys({}) if settings.api_keys_file is None else ApiKeys.read(settings.api_keys_file)
-        self._tokens, self._api_keys = TokenVerifier(keys, self._rules), api_keys
+        self._tokens = TokenVerifier(keys, self._rules)
+
+    def _read_api_keys(self) -> None:
+        path = self._settings.api_keys_file
+        self._api_keys = ApiKeys({}) if path is None else ApiKeys.read(path)
 
     def refresh(self) -> bool:
-        """Read the files again if one was replaced. Returns whether other credentials hold now."""
-        return self._files.refresh(self._read)
+        """Read the files again that were replaced. Returns whether other credentials hold now."""
+        tokens = self._token_files.refresh(self._read_token_keys)
+        return self._api_key_files.refresh(self._read_api_keys) or tokens
 
     def verify(self, credential: str) -> Identity:
         """Whose credential this is.
@@ -77,3 +84,7 @@ class Credentials:
     def holds(self, identity: Identity) -> bool:
         """Whether an identity that was verified before may still be used, as far as the files say."""
         return identity.key is None or self._api_keys.users.get(identity.key) == identity
+
+
+def _those_set(path: Path | None) -> list[Path]:
+    return [] if path is None else [path]

@@ -12,9 +12,12 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from service.errors import Unauthorized
 from service.protocol import Predict
 from service.security import guard
 from service.security.api_keys import create
@@ -219,6 +222,22 @@ def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
     assert credentials.refresh()
     assert credentials.verify(key).user == "bruno"
     assert not credentials.refresh()
+
+
+def test_a_key_that_was_deleted_is_gone_whatever_the_other_file_is_like(tmp_path: Path) -> None:
+    """Keys of tokens that are wrong stay as they were read; they keep no API key alive."""
+    keys, tokens = tmp_path / "keys", tmp_path / "jwks.json"
+    key = create(keys, "anna")
+    private = ec.generate_private_key(ec.SECP256R1())
+    signed = jwt.encode({"sub": "bruno", "exp": time.time() + 60}, private, "ES256")
+    tokens.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    credentials = Credentials(Settings(auth="required", api_keys_file=keys, jwt_key_file=tokens))
+    tokens.write_text("half of a f")
+    keys.write_text("# nobody\n")
+    assert credentials.refresh()
+    assert credentials.verify(signed).user == "bruno"
+    with pytest.raises(Unauthorized):
+        credentials.verify(key)
 
 
 async def test_a_worker_that_cannot_read_its_files_again_lives_on(
