@@ -85,6 +85,13 @@ def test_replicas_wait_for_the_migration(compose: dict[str, Any]) -> None:
     assert replicas["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
+def test_replicas_that_share_a_folder_have_control_sockets_of_their_own(compose: dict[str, Any]) -> None:
+    """In that folder, where the service looks by default, there would be only that of the one started last."""
+    replicas = compose["services"]["visionai"]
+    (volume,) = replicas["volumes"]
+    assert not replicas["environment"]["CONTROL_SOCKET"].startswith(volume.split(":")[1])
+
+
 def test_what_stops_the_service_waits_longer_than_a_drain_may_take(compose: dict[str, Any]) -> None:
     """Docker and systemd: else they would kill it while it flushes its store."""
     longest = stop_seconds(Settings().drain_seconds)

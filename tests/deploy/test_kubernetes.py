@@ -141,8 +141,12 @@ def references(resource: Resource) -> list[tuple[str, str]]:
 def test_the_journal_is_on_the_claim_with_the_component() -> None:
     """And nothing of the emptyDir is left, which Kubernetes would refuse beside it."""
     folder, components = VARIANTS["journal volume"]
-    (volume,) = pod_spec(only(render(folder, components), "Deployment"))["volumes"]
+    deployment = only(render(folder, components), "Deployment")
+    (volume,) = pod_spec(deployment)["volumes"]
     assert volume == {"name": "data", "persistentVolumeClaim": {"claimName": "visionai-journal"}}
+    environment = {each["name"]: each["value"] for each in containers(deployment)[0]["env"]}
+    assert environment["JOURNAL_DIR"].startswith("/data")
+    assert not environment["CONTROL_SOCKET"].startswith("/data"), "replicas would have one for all"
 
 
 def test_the_adapter_makes_the_metric_that_the_autoscaler_reads() -> None:
