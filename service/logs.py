@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import json
 import logging
 import os
 import sys
@@ -41,7 +42,10 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if (request_ids := getattr(record, "request_ids", None)) is not None:
             line["request_ids"] = request_ids
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # half a character, as in the name of a file that is no UTF-8
+            return json.dumps(line, default=str)
 
 
 def configure_logging(level: str, form: LogFormat) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store, StoreStatus
 from service.tracing import start_tracing
+
+log = logging.getLogger(__name__)
 
 # What a worker is told through the pipe, besides what it tells: `Ready`, or why it cannot start.
 STOP = "stop"
@@ -197,7 +200,7 @@ def run_worker(
         if tracing is not None:
             tracing.close()
         if lost := _close_stores(stores, settings.drain_seconds):
-            print(f"VisionAI stopped with {lost} predictions that are not stored yet", file=sys.stderr)
+            log.error("stopped with %d predictions that are not stored yet", lost)
         status = StoreStatus.together([store.status() for store in stores])
         metrics.stored(status.written, status.rejected)
         metrics.spent(time.process_time())

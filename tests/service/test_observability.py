@@ -7,9 +7,12 @@ import base64
 import http.server
 import json
 import logging
+import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,6 +130,29 @@ def test_the_log_of_a_service_is_json_where_it_is_asked_for(start_process: Start
     _, err = service.process.communicate(timeout=TIMEOUT)
     lines = [orjson.loads(line) for line in err.splitlines()]
     assert any("migrated" in line["message"] for line in lines)
+
+
+def test_a_json_line_holds_what_is_no_utf_8() -> None:
+    """Such as the name of a file in another encoding."""
+    record = logging.makeLogRecord({"msg": "%s is left", "args": (Path(os.fsdecode(b"caf\xe9")),)})
+    assert json.loads(JsonFormatter().format(record))["message"] == "caf\udce9 is left"
+
+
+async def test_the_log_of_a_service_that_cannot_store_at_its_end_is_json(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """It tells how many predictions are not in the database, and that is a line like the others."""
+    service = start_process(LOG_FORMAT="json", WORKERS="1", DRAIN_SECONDS="0.1")
+    with closing(sqlite3.connect(tmp_path / "process.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with connect(service.url) as websocket:
+            websocket.recv()
+            websocket.send(predict_message())
+            websocket.recv(TIMEOUT)
+        service.process.terminate()
+        _, err = service.process.communicate(timeout=TIMEOUT)
+    lines = [orjson.loads(line) for line in err.splitlines()]
+    assert "1 predictions that are not stored" in lines[-1]["message"]
 
 
 def _damaged_pictures() -> Iterator[bytes]:
