@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.page import Page
 from service.settings import Settings
 from service.workers import stop_seconds
 from tests.deploy.kustomize import Resource, containers, pod_spec, render
@@ -147,6 +148,22 @@ def test_the_journal_is_on_the_claim_with_the_component() -> None:
     environment = {each["name"]: each["value"] for each in containers(deployment)[0]["env"]}
     assert environment["JOURNAL_DIR"].startswith("/data")
     assert not environment["CONTROL_SOCKET"].startswith("/data"), "replicas would have one for all"
+
+
+def test_the_ingress_lets_all_of_the_page_through_and_no_metrics() -> None:
+    """A page without its scripts and styles is none; what is for the inside is not reached from outside."""
+    (rule,) = only(render(FOLDER / "overlays/production"), "Ingress")["spec"]["rules"]
+
+    def passes(path: str) -> bool:
+        return any(
+            path == each["path"] or (each["pathType"] == "Prefix" and path.startswith(f"{each['path']}/"))
+            for each in rule["http"]["paths"]
+        )
+
+    served = [*Page()._files, "/ws", "/asyncapi.yaml"]
+    assert "/web/app.js" in served
+    assert [path for path in served if not passes(path)] == []
+    assert not any(passes(path) for path in ("/metrics", "/healthz", "/readyz"))
 
 
 def test_the_adapter_makes_the_metric_that_the_autoscaler_reads() -> None:
