@@ -11,6 +11,7 @@ import yaml
 
 from service.page import Page
 from service.settings import Settings
+from service.store.journal import JOURNAL_BYTES
 from service.workers import stop_seconds
 from tests.deploy.kustomize import Resource, containers, pod_spec, render
 
@@ -83,6 +84,15 @@ def test_the_termination_grace_is_longer_than_preStop_and_drain(resources: list[
     drain = float(only(resources, "ConfigMap")["data"]["DRAIN_SECONDS"])
     sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] > sleep + stop_seconds(drain)
+
+
+def test_the_journals_fit_the_volume() -> None:
+    """Kubernetes evicts a pod that writes more than the limit, and what its journals hold is lost."""
+    resources = render(FOLDER / "base")
+    (volume,) = pod_spec(only(resources, "Deployment"))["volumes"]
+    workers = int(only(resources, "ConfigMap")["data"]["WORKERS"])
+    gigabytes = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+    assert gigabytes * 1024**3 >= (workers + 1) * JOURNAL_BYTES
 
 
 def test_settings_are_settings_of_the_service(resources: list[Resource]) -> None:
