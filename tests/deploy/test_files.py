@@ -129,6 +129,14 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert run("systemd-analyze", "verify", here) == ""
 
 
+def test_systemd_starts_it_until_its_database_is_there() -> None:
+    """Without one it ends with 2, as with a wrong setting; nobody need be there when the database is."""
+    unit = (ROOT / "deploy/systemd/visionai.service").read_text()
+    assert "\nRestart=on-failure\n" in unit
+    assert "\nStartLimitIntervalSec=0\n" in unit
+    assert "RestartPreventExitStatus" not in unit
+
+
 def test_the_unit_is_hardened() -> None:
     """systemd's own measure of what the service could do if it were taken over: 0 is nothing, 10 everything."""
     unit = ROOT / "deploy/systemd/visionai.service"
