@@ -72,7 +72,8 @@ class ApiKeys:
             StartupError: it cannot be read, or a line is not a key's; names the line.
         """
         try:
-            lines = path.read_text().splitlines()
+            # As `create` writes it; some editors put a mark before it.
+            lines = path.read_text("utf-8-sig").splitlines()
         except OSError as exc:
             raise StartupError(
                 f"API_KEYS_FILE={path} cannot be read: {exc.strerror}; `python -m service create-key USER` makes it"

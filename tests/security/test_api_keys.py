@@ -52,6 +52,14 @@ def test_a_key_has_a_line_of_its_own(tmp_path: Path) -> None:
     assert (keys.verify(first).user, keys.verify(second).user) == ("anna", "bruno")
 
 
+def test_a_file_is_utf_8_whatever_the_system_takes_for_text(tmp_path: Path) -> None:
+    """Also with the mark that Windows' editors put before it."""
+    path = tmp_path / "keys"
+    key = create(path, "josé")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert ApiKeys.read(path).verify(key).user == "josé"
+
+
 @pytest.mark.parametrize(
     "content", ["abc anna 2026-01-01", f"{'0' * 64} anna", f"{'0' * 64} anna today", "\xff"]
 )
