@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 # One that dies within this time is not replaced at once; see `Slot.plan`.
 _QUICK_DEATH_SECONDS = 5.0
 
+# The system counts milliseconds in 32 bits: a wait of weeks, for DRAIN_SECONDS, is waited for in parts.
+_LONGEST_WAIT = 86_400.0
+
 # Windows does not wake a wait for a signal: Ctrl-C is seen after this time at most.
 _WINDOWS_SIGNAL_SECONDS = 0.5
 
@@ -203,7 +206,7 @@ class Supervisor:
         if sys.platform == "win32":
             moments.append(time.monotonic() + _WINDOWS_SIGNAL_SECONDS)
         soonest = min(moments, default=math.inf)
-        return None if soonest == math.inf else max(0.0, soonest - time.monotonic())
+        return None if soonest == math.inf else min(max(0.0, soonest - time.monotonic()), _LONGEST_WAIT)
 
     def _hear(self, slot: Slot, worker: Worker) -> None:
         """Take a worker's word: that it is ready, or why it cannot start."""

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from service.engine import Engine
-from tests.service.harness import TIMEOUT, Serve, ask, predict_message, read
+from tests.service.harness import TIMEOUT, Serve, StartProcess, ask, predict_message, read
 
 
 class HeldEngine(Engine):
@@ -133,3 +133,13 @@ async def test_a_connection_that_stays_silent_is_not_waited_for(serve: Serve) ->
         assert await closed_with(websocket) == 1001
     writer.close()
     await stopping
+
+
+async def test_a_drain_of_a_year_is_a_drain(start_process: StartProcess) -> None:
+    """DRAIN_SECONDS may say that nothing is ever cut short; a service with nothing to do ends at once all the same."""
+    service = start_process(DRAIN_SECONDS="31536000", WORKERS="1")
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        service.process.terminate()
+        assert await closed_with(websocket) == 1001
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
