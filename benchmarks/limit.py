@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -137,7 +139,8 @@ class LimitBench:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             barrier = context.Barrier(self.count)
-            self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
+            with _interrupts_held_back():
+                self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
         # One task each: the barrier holds every worker until all have one, so that none takes two.
         tasks = [(size, batch, detect, seconds)] * self.count
         outcomes = self._pool.starmap(_loop_in_process, tasks, chunksize=1)
@@ -149,6 +152,23 @@ class LimitBench:
         if self._pool is not None:
             self._pool.terminate()
             self._pool.join()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes that are started meanwhile never see a Ctrl-C; this one sees it afterwards.
+
+    A terminal sends it to all of them. Workers of a pool that end by themselves are replaced, or leave a lock behind,
+    for which `terminate` waits for ever.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

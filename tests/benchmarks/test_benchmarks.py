@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
+from service.cpus import available_cpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +173,29 @@ def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expec
     ended = benchmark(*arguments)
     assert ended.returncode == 2
     assert expected in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> None:
+    """A terminal's Ctrl-C reaches every process: exit code 130, and nobody is left."""
+    command = [sys.executable, "-m", "benchmarks", "limit", "--workers", "processes", "--seconds", "60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        bench = psutil.Process(process.pid)
+        try:
+            # Beside the workers there is multiprocessing's process that tracks what they share, which is idle.
+            while sum(each.cpu_times().user > 0.3 for each in bench.children()) < available_cpus():
+                assert process.poll() is None
+                time.sleep(0.05)
+            children = bench.children()
+            os.killpg(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, output.strip()) == (130, "")
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize("command", [(), ("sweep",)], ids=["short set", "sweep"])
