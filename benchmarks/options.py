@@ -63,6 +63,13 @@ def parse_sizes(text: str) -> list[str]:
     return sizes
 
 
+def parse_size(text: str) -> str:
+    """Return the one image size that an option names. Raises typer.BadParameter."""
+    if text not in SIZES:
+        raise typer.BadParameter(f"one of {', '.join(SIZES)}", param_hint="--size")
+    return text
+
+
 def parse_numbers(text: str, option: str) -> list[int]:
     """Return the whole numbers from 1 that `option` gives, by commas. Raises typer.BadParameter."""
     try:

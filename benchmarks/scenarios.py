@@ -27,7 +27,7 @@ from benchmarks.options import (
     console,
     errors,
     parse_numbers,
-    parse_sizes,
+    parse_size,
     show,
 )
 from benchmarks.persistence import compare_storing
@@ -91,7 +91,7 @@ def history(
 
 
 def capacity(
-    size: Annotated[str, typer.Option(help=f"Image size, of {', '.join(SIZES)}.")] = "64x64",
+    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
     rate: Annotated[float, typer.Option(min=0.001, help="Images per second of each camera.")] = 1.0,
     cameras: Annotated[str, typer.Option(help="Several by commas.")] = "10000,100000,1000000",
     clients: Annotated[int, typer.Option(min=1, help="Connections of the measurement.")] = 64,
@@ -100,13 +100,14 @@ def capacity(
     as_json: JsonOption = False,
 ) -> None:
     """What so many cameras need, from what one request costs here, and what gives way first."""
+    workload, numbers = make_workload(parse_size(size)), parse_numbers(cameras, "--cameras")
     try:
         with errors.status("capacity"):
-            costs = measure_costs(model, make_workload(size), clients, seconds)
+            costs = measure_costs(model, workload, clients, seconds)
     except (RuntimeError, ImportError) as exc:
         errors.print(str(exc))
         raise typer.Exit(EXIT_NO_SERVER) from None
-    found = [needs(number, rate, costs, MACHINES) for number in parse_numbers(cameras, "--cameras")]
+    found = [needs(number, rate, costs, MACHINES) for number in numbers]
     show(as_json, {"costs": costs, "needs": found}, costs_grid(costs), capacity_grid(found, rate))
 
 
@@ -204,7 +205,7 @@ def peers(
     for name in chosen:
         if name not in PEERS:
             raise typer.BadParameter(f"of {', '.join(PEERS)}", param_hint="--peers")
-    (size,) = parse_sizes(size)
+    size = parse_size(size)
     plans = [LoadPlan(clients=count, seconds=seconds) for count in parse_numbers(clients, "--clients")]
     with errors.status("peers") as status:
         results, missing = compare_peers(chosen, model, size, plans, repeats, patience, status.update)
