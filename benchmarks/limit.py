@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.workload import Detect, face_jpeg
 from service.engine import Engine
+from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detector
@@ -54,9 +55,17 @@ class Job:
     """What is done to an image. As many threads as `callers` may share it, and none waits for another.
 
     With `detect` other than ``never`` the largest face is looked for first, as the service does by default.
+
+    Raises:
+        StartupError: the model, or the provider that is set, cannot be used.
     """
 
     def __init__(self, model: Path, callers: int = 1) -> None:
+        if PROVIDER not in (providers := get_args(Provider)):
+            raise StartupError(
+                f"PROVIDER={PROVIDER}: the bare loop runs on one of {', '.join(providers)}"
+                " (`python -m service tune` says which of them auto chooses)"
+            )
         self.engine = Engine(model, PROVIDER, callers=callers)
         self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
         self._detector = FaceDetector(

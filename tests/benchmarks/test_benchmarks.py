@@ -92,6 +92,18 @@ def test_the_limit_is_measured_for_each_setting() -> None:
         assert each["cpu_per_image_us"] > 10
 
 
+@pytest.mark.parametrize("provider", ["auto", "gpu"])
+def test_a_provider_that_the_limit_cannot_run_is_one_line(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service takes auto, too, which the bare loop cannot choose."""
+    monkeypatch.setenv("PROVIDER", provider)
+    ended = benchmark("limit", "--seconds", "0.2")
+    assert ended.returncode == 3
+    assert ended.stderr.startswith(f"benchmarks: PROVIDER={provider}: the bare loop runs on one of cpu, ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_detection_is_part_of_the_limit_where_it_is_asked_for() -> None:
     """A loop that looks for faces first takes longer for an image."""
     common = (
