@@ -4,6 +4,9 @@ Closed loop: each client keeps `depth` requests in flight; latency from send to 
 Open loop: requests arrive at times of their own (see `arrivals`), whatever the server does, and latency counts from
 the moment a request was due, not from when it could be sent: a server that stalls is charged for all that waited
 meanwhile (no coordinated omission).
+
+After the measured interval nothing more is sent, and what is in flight is waited for. In an open loop its latencies
+count, too: they were due in the interval. What is never answered is an error, `unanswered`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
@@ -35,7 +39,8 @@ _SPARE_FILES = 64
 class LoadPlan:
     """How to load: a closed loop of `clients` x `depth`, or an open one at `rate` requests per second over all.
 
-    In an open loop `deadline_ms` is when an answer is still good for something; `goodput` counts those.
+    In an open loop `deadline_ms` is when an answer is still good for something; `goodput` counts those. What is in
+    flight at the end has `grace` seconds to be answered.
     """
 
     clients: int = 64
@@ -45,11 +50,13 @@ class LoadPlan:
     deadline_ms: float | None = None
     seconds: float = 5.0
     warmup: float = 1.0
+    grace: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came of it. Counts and CPU are of the measured interval, after the warm-up.
+    """What came of it. Counts and CPU are of the measured interval, after the warm-up; `errors` are also of what was in
+    flight at its end, and so is `latency` in an open loop.
 
     `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
     `goodput` are right answers per second within the deadline, of all if there was none; `others_cores` were busy with
@@ -89,12 +96,14 @@ class LoadResult:
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts replies while `measuring`."""
+    """Counts replies while `measuring`. While `ending` it notes how late those are to what was in flight."""
 
     expected: str
     deadline: float
     measuring: bool = False
+    ending: bool = False
     latencies: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     in_time: int = 0
@@ -102,9 +111,13 @@ class _Tally:
 
     def count(self, payload: bytes, due: float, seconds: float) -> bool:
         """Look at one reply; true for a success that counts."""
-        if not self.measuring:
+        if not self.measuring and not self.ending:
             return False
         reply = orjson.loads(payload)
+        if self.ending:
+            if reply.get("status") == "success":
+                self.late.append(seconds)
+            return False
         if reply.get("status") != "success":
             self.errors[reply.get("code", "?")] += 1
             return False
@@ -116,6 +129,11 @@ class _Tally:
         self.last_of_due[due] = seconds
         return True
 
+    def lose(self, requests: int) -> None:
+        """Requests will have no reply, for their connection is gone."""
+        if requests and (self.measuring or self.ending):
+            self.errors["connection_lost"] += requests
+
 
 class _Client:
     """One connection and the times of its requests in flight, oldest first: replies come in order."""
@@ -124,12 +142,22 @@ class _Client:
         self._frame = frame
         self._tally = tally
         self._resend = resend
+        self._lost = False
+        self._finished: asyncio.Event | None = None
         self._sent: deque[float] = deque()
         self.succeeded = 0
         self.wire: WireClient | HTTPClient
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have no reply yet."""
+        return len(self._sent)
+
     def send(self, due: float) -> None:
-        """Send one request that was due at this time."""
+        """Send one request that was due at this time. Without a connection it is an error at once."""
+        if self._lost:
+            self._tally.lose(1)
+            return
         self._sent.append(due)
         self.wire.send(self._frame)
 
@@ -140,13 +168,24 @@ class _Client:
         self.succeeded += self._tally.count(payload, due, now - due)
         if self._resend:
             self.send(time.perf_counter())
+        elif self._finished is not None and not self._sent:
+            self._finished.set()
+
+    async def finish(self) -> None:
+        """Ask no more, and wait until all is answered, or the connection lost."""
+        self._resend = False
+        if self._sent:
+            self._finished = asyncio.Event()
+            await self._finished.wait()
 
     def on_lost(self) -> None:
         """Every request in flight is an error of its own kind."""
-        if self._tally.measuring:
-            self._tally.errors["connection_lost"] += max(1, len(self._sent))
+        # Also where nothing was asked just then, while it is measured.
+        self._tally.lose(max(1, self.waiting) if self._tally.measuring else self.waiting)
         self._sent.clear()
-        self._resend = False
+        self._resend, self._lost = False, True
+        if self._finished is not None:
+            self._finished.set()
 
 
 def allow_open_files(connections: int) -> None:
@@ -218,6 +257,14 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         elapsed = time.perf_counter() - begun
         busy = busy_seconds() - busy_before
         usage, own = target.usage(), time.process_time() - own_before
+        tally.ending = True
+        if open_loop is not None:
+            open_loop.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(plan.grace):
+                await asyncio.gather(*(client.finish() for client in clients))
+        if unanswered := sum(client.waiting for client in clients):
+            tally.errors["unanswered"] = unanswered
     finally:
         if open_loop is not None:
             open_loop.stop()
@@ -239,7 +286,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         wrong=tally.wrong,
         throughput=succeeded / elapsed,
         goodput=tally.in_time / elapsed,
-        latency=latency(tally.latencies),
+        latency=latency(tally.latencies if closed else tally.latencies + tally.late),
         # The first and the last may have been cut by the interval's ends.
         bursts_ms=[1000 * seconds for seconds in list(tally.last_of_due.values())[1:-1]]
         if plan.arrivals == "burst" and not closed

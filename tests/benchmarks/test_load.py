@@ -8,6 +8,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import psutil
@@ -21,7 +23,7 @@ from benchmarks.target import Target, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, make_workload
 
-SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1)
+SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
 
 
 async def _load_against(reply: str, plan: LoadPlan = SHORT) -> LoadResult:
@@ -97,6 +99,64 @@ async def test_a_stall_is_charged_to_all_that_were_due_meanwhile() -> None:
         result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
     assert result.latency.worst >= 290
     assert result.latency.p90 >= 100
+
+
+@asynccontextmanager
+async def _falling_silent(after: float, awake: float | None = None) -> AsyncIterator[Target]:
+    """A server that answers for `after` seconds from the first request, and then not until `awake`, or never."""
+    begun: float | None = None
+
+    async def handle(websocket: ServerConnection) -> None:
+        nonlocal begun
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            begun = begun or time.perf_counter()
+            if (passed := time.perf_counter() - begun) > after:
+                if awake is None:
+                    continue
+                await asyncio.sleep(max(0.0, awake - passed))
+            await websocket.send('{"status": "success", "emotion_name": "happy"}')
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        yield Target(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+@pytest.mark.parametrize("rate", [None, 100.0], ids=["closed loop", "open loop"])
+async def test_what_is_never_answered_is_an_error(rate: float | None) -> None:
+    """A server that falls silent in the middle has all that waited in vain counted against it."""
+    async with _falling_silent(0.2) as target:
+        plan = LoadPlan(clients=4, rate=rate, seconds=0.6, warmup=0.0, grace=0.2)
+        result = await run_load(target, make_workload("64x64"), plan)
+    assert result.succeeded > 0
+    assert result.errors == {"unanswered": result.failed}
+    assert result.failed == 4 if rate is None else 20 <= result.failed <= 45
+
+
+async def test_what_is_answered_after_the_interval_is_charged_in_an_open_loop() -> None:
+    """A stall at the end shows in the latencies of what was due in it, and is neither throughput nor an error."""
+    async with _falling_silent(0.2, awake=1.0) as target:
+        plan = LoadPlan(clients=4, rate=100, seconds=0.6, warmup=0.0)
+        result = await run_load(target, make_workload("64x64"), plan)
+    assert result.errors == {}
+    assert 0 < result.succeeded <= 25
+    assert result.latency.p90 >= 400
+
+
+async def test_what_is_due_on_a_lost_connection_is_an_error() -> None:
+    """It is not waited for, and not sent into nothing."""
+
+    async def handle(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            await websocket.close()
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        plan = LoadPlan(clients=4, rate=100, seconds=0.5, warmup=0.0)
+        result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64"), plan)
+    assert result.succeeded == 0
+    assert result.errors == {"connection_lost": result.failed}
+    assert result.failed >= 40
 
 
 def test_paced_arrivals_spread_the_clients_over_the_round() -> None:
