@@ -16,6 +16,9 @@ from collections.abc import Callable
 from typing import cast
 from urllib.parse import urlsplit
 
+# A server that shakes hands with many at once takes its time; one that speaks another protocol says nothing at all.
+_GREETING_SECONDS = 30.0
+
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 
@@ -53,7 +56,7 @@ class WireClient(asyncio.Protocol):
         """Connect, shake hands and read the welcome.
 
         Raises:
-            ConnectionLost: the server is not there, or refuses.
+            ConnectionLost: the server is not there, refuses, or does not greet in time.
         """
         parts = urlsplit(url)
         if parts.scheme != "ws" or parts.hostname is None:
@@ -69,7 +72,14 @@ class WireClient(asyncio.Protocol):
             f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
-        await client._ready
+        try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await client._ready
+        except TimeoutError:
+            client.close()
+            raise ConnectionLost(
+                f"{url} takes connections, but sent no welcome within {_GREETING_SECONDS:g} s"
+            ) from None
         return client
 
     def send(self, frame: bytes) -> None:

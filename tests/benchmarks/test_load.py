@@ -290,6 +290,20 @@ async def test_a_server_that_refuses_is_asked_once() -> None:
     assert asked == 1
 
 
+async def test_a_server_that_does_not_greet_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens at the address may speak another protocol, or hang."""
+    monkeypatch.setattr("benchmarks.wire._GREETING_SECONDS", 0.1)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has gone
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectionLost, match=r"no welcome within 0\.1 s"):
+            await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64"), SHORT)
+
+
 async def test_no_server_is_an_error_that_names_the_address() -> None:
     """For HTTP as for WebSocket."""
     with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
