@@ -234,6 +234,12 @@ def _verify(arguments: Sequence[str]) -> int:
     return 0
 
 
+def missing_build_tool(error: ModuleNotFoundError) -> str | None:
+    """Return the tool of the build environment that is missing here; None where it is something else."""
+    tool = (error.name or "").partition(".")[0]
+    return tool if tool in _BUILD_TOOLS else None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; an error is one line on stderr."""
     try:
@@ -244,8 +250,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except ModuleNotFoundError as error:
-        tool = (error.name or "").partition(".")[0]
-        if tool not in _BUILD_TOOLS:
+        tool = missing_build_tool(error)
+        if tool is None:
             raise
         print(
             f"error: the conversion needs {tool}: run it in .venv-build, which `make convert` makes"

@@ -4,6 +4,7 @@ Each command's module is imported when the command runs and not before: `convert
 without TensorFlow, and `fetch` works in an environment that has neither TensorFlow nor ONNX.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,5 +108,23 @@ def pareto(context: typer.Context) -> None:
     _forward(pareto_command, context)
 
 
+def main() -> None:
+    """Run the command line; where a tool is missing, one line says which environment has it."""
+    try:
+        app(prog_name="python -m models")
+    except ModuleNotFoundError as error:
+        from conversion.cli import missing_build_tool
+
+        tool = missing_build_tool(error)
+        if tool is None:
+            raise
+        print(
+            f"error: this needs {tool}: run it in .venv-build, which `make convert` makes"
+            " (.venv-build/bin/python -m models ...)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app(prog_name="python -m models")
+    main()

@@ -1,6 +1,9 @@
 """`evaluate` and `pareto` on model files and pictures that are no such, and on networks that give no probabilities."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from models.networks import ModelError, load_network, load_trained
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RUNNER = CliRunner()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,44 @@ def test_figures_are_of_probabilities_only(bias: float, message: str, tmp_path: 
 
     with pytest.raises(ModelError, match=message):
         load_predictor(tmp_path / "tiny.keras").probabilities(load_split(data, "val").images)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("keras", ("train",)),
+        ("tensorflow", ("label", "teacher.keras")),
+        ("keras", ("export", "small.keras", "-o", "out.keras")),
+        ("tensorflow", ("evaluate", "small.keras")),
+        ("matplotlib", ("evaluate", "small.onnx", "--plot", "plot.png")),
+    ],
+)
+def test_the_serving_environment_names_the_one_to_use(
+    missing: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Where what a command needs is not installed, one line says where it is."""
+    votes = np.zeros((3, 10), np.uint8)
+    votes[:, 1] = 10
+    faces, labels = np.zeros((3, 48, 48), np.uint8), np.full(3, 3)
+    np.savez(
+        tmp_path / "faces.npz",
+        train_x=faces,
+        train_y=labels,
+        train_votes=votes,
+        val_x=faces,
+        val_y=labels,
+        val_votes=votes,
+    )
+    (tmp_path / "small.keras").touch()
+    code = f"import sys; sys.modules['{missing}'] = None; from models.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *arguments, "--data", "faces.npz"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"error: this needs {missing}: run it in .venv-build")
+    assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["evaluate", "pareto"])
