@@ -104,7 +104,7 @@ def capacity(
     try:
         with errors.status("capacity"):
             costs = measure_costs(model, workload, clients, seconds)
-    except (RuntimeError, ImportError) as exc:
+    except RuntimeError as exc:
         errors.print(str(exc))
         raise typer.Exit(EXIT_NO_SERVER) from None
     found = [needs(number, rate, costs, MACHINES) for number in numbers]
@@ -148,7 +148,7 @@ def replicas(
             )
             plan = LoadPlan(clients=clients, seconds=seconds)
             scaled = scaling(work, plan, range(1, count + 1)) if scale else []
-    except (RuntimeError, ImportError) as exc:
+    except RuntimeError as exc:
         errors.print(str(exc))
         raise typer.Exit(EXIT_NO_SERVER) from None
     results = {"failover": found, "scaling": [{"replicas": n, "load": each} for n, each in scaled]}

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
+from benchmarks.commands import app
 from service.cpus import available_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +158,21 @@ def test_idle_use_is_measured_with_open_connections() -> None:
     assert found["cpu_share"] < 1
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments"), [("psutil", ("load",)), ("matplotlib", ("sweep",)), ("matplotlib", ())]
+)
+def test_what_is_not_installed_is_one_line(missing: str, arguments: tuple[str, ...]) -> None:
+    """`make run` installs less than the benchmarks need."""
+    code = f"import sys; sys.modules['{missing}'] = None; from benchmarks.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr.startswith(
+        f"benchmarks: {missing} is missing: `make bench` installs it, or: pip install"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
 def test_an_unreachable_server_is_one_line() -> None:
     """The error names the address, and the exit code is its own."""
     ended = benchmark("load", "--url", "ws://127.0.0.1:1", "--seconds", "0.2")
@@ -225,10 +240,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(
         pytest.fail("measured before the folder was looked at")
 
     monkeypatch.setattr("benchmarks.suite.run_suite", started)
-    monkeypatch.setattr("benchmarks.__main__.started_service", started)
+    monkeypatch.setattr("benchmarks.commands.started_service", started)
     (tmp_path / "file").write_text("no folder")
     out = tmp_path / "file" / "out"
-    monkeypatch.setattr("benchmarks.__main__.OUT", out)  # where a sweep is written
+    monkeypatch.setattr("benchmarks.commands.OUT", out)  # where a sweep is written
     ended = CliRunner().invoke(app, [*command] if command else ["--out", str(out)])
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == f"benchmarks: cannot write results into {out}: Not a directory\n"
