@@ -42,6 +42,7 @@ from benchmarks.options import (
     parse_numbers,
     parse_size,
     parse_sizes,
+    print_grid,
     require_folder,
     show,
 )
@@ -105,7 +106,7 @@ def short(
     parts = suite.parts()
     for part in parts:
         if isinstance(part, Grid):
-            console.print(part.as_rich())
+            print_grid(part)
     write_results(out, {"machine": machine, "settings": settings, **suite.to_json()})
     console.print(f"written: {write_report(out, machine, settings, parts)}")
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from benchmarks.report import make_folder
 from benchmarks.tables import Grid
@@ -96,4 +98,17 @@ def show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:
         print(orjson.dumps(results).decode())
         return
     for grid in grids:
-        console.print(grid.as_rich())
+        print_grid(grid)
+
+
+def print_grid(grid: Grid) -> None:
+    """Print a table; with its rows as columns where the terminal is too narrow for its words, and that takes less."""
+    table, turned = grid.as_rich(), grid.turned().as_rich()
+    if _narrowest(table) > console.width and _narrowest(turned) < _narrowest(table):
+        table = turned
+    console.print(table)
+
+
+def _narrowest(table: Table) -> int:
+    """Characters that a table takes where its cells go on in the next line after any word."""
+    return Measurement.get(console, console.options.update(width=sys.maxsize), table).minimum

@@ -37,13 +37,18 @@ class Grid:
     note: str = ""
 
     def as_rich(self) -> Table:
-        """For the terminal."""
+        """For the terminal. Where it is too narrow, cells go on in the next line: none is cut off."""
         table = Table(title=self.title, caption=self.note or None)
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
+
+    def turned(self) -> Grid:
+        """The same with a column for each row."""
+        columns, *rows = zip(self.columns, *self.rows, strict=True)
+        return Grid(self.title, columns, [list(row) for row in rows], self.note)
 
 
 _Result = TypeVar("_Result", LoadResult, Paired)

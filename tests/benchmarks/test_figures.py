@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -9,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks.compare import Paired
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
+from benchmarks.options import print_grid
 from benchmarks.percentiles import Latency, latency
 from benchmarks.persistence import Storing, StoringResult
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
@@ -176,6 +179,22 @@ def test_tables_hold_medians_ranges_and_error_codes() -> None:
     assert ratio_grid([[Paired(LIMIT, LOAD)]]).rows[0][3:] == ["0.67", "0.50", "1.25", "-", "0.00"]
     assert "knee: 1,000/s" in sweep_grid(Sweep("64x64", 2000, [LOAD], [at_rate(1000, 2)])).note
     assert profile_grid(PROFILE).rows[-2][:2] == ["outside base64, decode, run", "7.0"]
+
+
+@pytest.mark.parametrize("clients", [(64,), (1, 64, 256)])
+def test_a_narrow_terminal_gets_every_figure(
+    clients: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 80 columns the widest table has its rows as columns; no cell is cut off, and words stay whole."""
+    output = io.StringIO()
+    monkeypatch.setattr("benchmarks.options.console", Console(file=output, width=80, highlight=False))
+    other = replace(LOAD, throughput=3000.0)
+    print_grid(load_grid([[replace(LOAD, clients=count), other] for count in clients]))
+    print_grid(profile_grid(PROFILE))
+    loads, profile = output.getvalue().split("hot path")
+    assert "…" not in loads + profile
+    assert loads.count("2,500") == len(clients)
+    assert [line[2:9] for line in profile.splitlines() if line.startswith("│ ")][:2] == ["run    ", "decode "]
 
 
 def test_storing_is_compared_round_by_round() -> None:
