@@ -233,8 +233,10 @@ export function t(key, values = {}) {
   return TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** An emotion's name; labels of another model as they are. */
-export const emotionName = (name) => (name in TEXTS[language] ? t(name) : name);
+const EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"];
+
+/** An emotion's name; labels of another model as they are, also one that is the name of another text. */
+export const emotionName = (name) => (EMOTIONS.includes(name) ? t(name) : name);
 
 /** What an error means to the person at the page. */
 export function errorText({ code, message }) {

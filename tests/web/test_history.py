@@ -234,18 +234,20 @@ async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) ->
 
 
 async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
-    """A median and a rate over a span, shares per column of time, and the order of labels of another model."""
+    """A median and a rate over a span, shares per column of time, order and names of labels of another model."""
     page = (await open_page()).page
     result = await page.evaluate(
         """async () => {
           const { Meter } = await import("/web/meters.js");
           const { toShares } = await import("/web/history.js");
           const { inOrder } = await import("/web/emotions.js");
+          const { emotionName } = await import("/web/i18n.js");
           const meter = new Meter(1000);
           for (const [value, now] of [[1, 0], [9, 500], [3, 900], [4, 1200]]) meter.add(value, now);
           return {
             median: meter.median(1200), rate: meter.rate(1200), none: meter.median(9000),
             shares: toShares([{ sad: 1, happy: 1 }, {}, { sad: 4 }]), order: inOrder(["zeal", "sad", "awe", "happy"]),
+            names: ["happy", "working", "face", "constructor"].map(emotionName),
           };
         }"""
     )
@@ -255,4 +257,5 @@ async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
         "none": None,
         "shares": [{"sad": 0.5, "happy": 0.5}, None, {"sad": 1}],
         "order": ["happy", "sad", "awe", "zeal"],
+        "names": ["Happy", "working", "face", "constructor"],
     }
