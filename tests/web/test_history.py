@@ -97,6 +97,11 @@ async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
     await expect(rows.nth(0)).to_contain_text("Happy")
     await expect(rows.nth(0)).to_contain_text("75%")
     await expect(rows.nth(1)).to_contain_text("Sad")
+    for shown in (".swatch", ".bar"):
+        box = await rows.nth(0).locator(shown).bounding_box()
+        assert box is not None
+        assert box["width"] > 8
+        assert box["height"] > 8
     colours = await page.locator("#over-time").evaluate(
         """(canvas) => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
