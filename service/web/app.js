@@ -17,7 +17,9 @@ let problem = null;
 function showProblem(error) {
   problem = error;
   $("notice").hidden = error === null;
-  $("notice-text").textContent = error === null ? "" : errorText(error);
+  const text = error === null ? "" : errorText(error);
+  // Written once: screen readers say it each time, and a camera's frames may fail many times a second.
+  if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
 }
 
 function showState(link) {

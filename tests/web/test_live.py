@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -201,6 +202,43 @@ async def test_a_server_that_leaves_is_not_said_to_be_connected(open_page: OpenP
     here = True
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     await expect(page.locator("#rate")).to_contain_text("/s")
+
+
+async def test_a_fault_of_every_frame_is_said_once(open_page: OpenPage) -> None:
+    """Not with each of them."""
+    answered = 0
+
+    async def fail(route: WebSocketRoute) -> None:
+        server = route.connect_to_server()
+
+        def to_page(message: str | bytes) -> None:
+            nonlocal answered
+            reply = orjson.loads(message)
+            if reply["type"] == "prediction":
+                answered += 1
+                error = {"type": "error", "code": "internal", "message": "a fault", "id": reply["id"]}
+                message = orjson.dumps(error).decode()
+            route.send(message)
+
+        server.on_message(to_page)
+
+    async def before(page: Page) -> None:
+        await page.route_web_socket("**/ws", fail)
+
+    page = (await open_page(before=before)).page
+    await page.evaluate(
+        """() => {
+          window.said = 0;
+          new MutationObserver(() => window.said++)
+            .observe(document.getElementById("notice-text"), { childList: true });
+        }"""
+    )
+    await page.click("#start")
+    await expect(page.locator("#notice-text")).to_have_text("That did not work: a fault")
+    async with asyncio.timeout(TIMEOUT_MS / 1000):
+        while answered < 5:
+            await asyncio.sleep(0.05)
+    assert await page.evaluate("window.said") == 1
 
 
 async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: OpenPage) -> None:
