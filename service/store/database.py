@@ -38,6 +38,8 @@ _NOT_REACHED: Final = (
 _POSTGRES_ARGUMENTS: Final[dict[str, Any]] = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "visionai",
+    # Else it is the database's, and what that cannot hold fails in the driver: one record of a batch fails all of it.
+    "client_encoding": "utf8",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
+from service.emotions import DESCRIPTIONS
 from service.store import PredictionRecord, Store, database
 from service.store.database import parse_url
 from service.store.framing import parse
@@ -198,3 +199,24 @@ def test_a_damaged_head_of_a_model_with_other_labels(
     with engine.connect() as connection:
         named = sa.select(emotion_class.c.emotion_name).join(predictions_log)
         assert sorted(connection.execute(named).scalars()) == ["happy", "happy", "happy", "joy"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
+@pytest.mark.parametrize(("encoding", "rejected"), [("SQL_ASCII", 0), ("LATIN1", 1)])
+def test_a_database_that_is_not_in_utf_8(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    postgres_server: PostgresServer,
+    encoding: str,
+    rejected: int,
+) -> None:
+    """It is migrated, and an id of a client's with letters that it does not have holds up no other record."""
+    name = f"test_{encoding.lower()}"
+    postgres_server.execute(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    store = open_store(url=postgres_server.url(name), descriptions=DESCRIPTIONS["es"])
+    assert store.record([make_record(request_id="señal"), make_record(request_id="山"), make_record()])
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert (store.status().written, store.status().rejected) == (3 - rejected, rejected)
+    postgres_server.drop_database(name)
