@@ -52,11 +52,24 @@ def _fits(
 
 #: The keys of rows that are added while serving: the database has to number them.
 _NUMBERED: Final = {"model_version": "model_id", "predictions_log": "predic_id"}
+_NUMBERS: Final = {
+    "postgresql": "it has neither a sequence nor an identity",
+    "sqlite": "it is no INTEGER PRIMARY KEY",
+}
 
 
-def _is_numbered(column: Mapping[str, Any], dialect: str) -> bool:
-    """A copy of a table, made with CREATE TABLE AS say, has lost its sequence. SQLite numbers without one."""
-    return dialect != "postgresql" or column["default"] is not None or "identity" in column
+def _is_numbered(inspector: sa.Inspector, table: str, column: Mapping[str, Any]) -> bool:
+    """A copy of a table, made with CREATE TABLE AS say, has lost its sequence.
+
+    SQLite numbers a key of the one type INTEGER, and leaves one of INT empty.
+    """
+    if inspector.dialect.name == "postgresql":
+        return column["default"] is not None or "identity" in column
+    key = inspector.get_pk_constraint(table)["constrained_columns"]
+    declared = sa.text("SELECT upper(type) FROM pragma_table_info(:table) WHERE name = :name")
+    assert isinstance(inspector.bind, sa.Connection)
+    found = inspector.bind.execute(declared, {"table": table, "name": column["name"]}).scalar()
+    return key == [column["name"]] and found == "INTEGER"
 
 
 def objection(inspector: sa.Inspector) -> str | None:
@@ -77,8 +90,8 @@ def objection(inspector: sa.Inspector) -> str | None:
                 return f"{table} has no column {name}"
             if not _fits(columns[name]["type"], kinds, inspector.dialect.name):
                 return f"{table}.{name} has the type {columns[name]['type']}"
-            if _NUMBERED.get(table) == name and not _is_numbered(columns[name], inspector.dialect.name):
-                return f"{table}.{name} is not numbered by the database: it has neither a sequence nor an identity"
+            if _NUMBERED.get(table) == name and not _is_numbered(inspector, table, columns[name]):
+                return f"{table}.{name} is not numbered by the database: {_NUMBERS[inspector.dialect.name]}"
         for name, column in columns.items():
             if name in expected:
                 continue
