@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import psutil
@@ -294,14 +294,19 @@ async def test_a_server_that_does_not_greet_is_not_waited_for(monkeypatch: pytes
     """What listens at the address may speak another protocol, or hang."""
     monkeypatch.setattr("benchmarks.wire._GREETING_SECONDS", 0.1)
 
+    gone = asyncio.Event()
+
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # until the client has gone
+        with suppress(ConnectionError):
+            await reader.read()  # until the client has gone
         writer.close()
+        gone.set()
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ConnectionLost, match=r"no welcome within 0\.1 s"):
             await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64"), SHORT)
+        await gone.wait()
 
 
 async def test_no_server_is_an_error_that_names_the_address() -> None:
