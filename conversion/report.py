@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from conversion.convert import Converted, manifest_of
 from conversion.variants import Variant, speed_ratio
@@ -103,7 +103,9 @@ def print_report(converted: Converted) -> None:
     for line in headline(converted):
         console.print(line, soft_wrap=True)
     for title, header, rows in _tables(converted):
-        table = Table(*header, title=title, title_justify="left")
+        # A long file name goes on in the next line.
+        columns = [Column(name, overflow="fold") for name in header]
+        table = Table(*columns, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row)
         console.print(table)

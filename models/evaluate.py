@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -116,7 +117,10 @@ def _print(result: Evaluation, model: Path) -> None:
         f"{result.fer2013_accuracy:.4f}, calibration error {result.ece:.4f}, macro F1 {result.macro_f1:.4f}, "
         f"{result.ms_per_face:.3f} ms per face"
     )
-    table = Table("emotion", "faces", "prec.", "recall", "F1", *(name[:3] for name in EMOTIONS))
+    # Without lines between the columns it fits in a terminal of 80, where rich would cut figures off.
+    table = Table("emotion", box=box.SIMPLE, padding=0, pad_edge=False)
+    for column in ("faces", "prec.", "recall", "F1", *(name[:3] for name in EMOTIONS)):
+        table.add_column(column, justify="right")
     for (name, figures), row in zip(result.per_class.items(), result.confusion, strict=True):
         table.add_row(
             name, str(figures.n), *_cells((figures.precision, figures.recall, figures.f1)), *map(str, row)

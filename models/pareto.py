@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from models.dataset import DataError, Split, load_split
 from models.evaluate import check_plot, evaluate
@@ -70,7 +70,8 @@ def pareto_command(
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in variants], allow_nan=False))
         return
-    table = Table("variant", "FER+ accuracy", "ece", "disgust", "fear", "ms per face", "front")
+    name = Column("variant", overflow="fold")  # a long one goes on in the next line
+    table = Table(name, "FER+ accuracy", "ece", "disgust", "fear", "ms per face", "front")
     for each in variants:
         figures = (each.ferplus_accuracy, each.ece, each.disgust_recall, each.fear_recall, each.ms)
         table.add_row(

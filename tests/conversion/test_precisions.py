@@ -18,7 +18,7 @@ from conversion.latency import measure_latency
 from conversion.manifest import manifest_path
 from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
 from conversion.precisions import to_int8
-from conversion.report import as_json, report_files
+from conversion.report import as_json, print_report, report_files
 from conversion.sessions import open_session, run
 from conversion.variants import gate, speed_ratio
 from conversion.verify import verify
@@ -182,6 +182,19 @@ def test_the_json_report_has_every_figure(all_precisions: Converted) -> None:
         assert entry["accuracy"]["images"] == 98
         assert entry["thresholds"].keys() == {"max_difference", "mean_difference", "agreement"}
         assert (entry["path"] in report["written"]) != (precision in report["refused"])
+
+
+def test_a_long_file_name_is_whole_in_a_narrow_terminal(
+    converted_rgb: Converted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns, which is also what a file gets, it goes on in the next line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a_network_with_a_name_that_is_longer_than_its_column.onnx"
+    print_report(replace(converted_rgb, variants=(replace(converted_rgb.shipped, path=Path(name)),)))
+    output = capsys.readouterr().out
+    assert "…" not in output
+    cells = [line.split("│")[2].strip() for line in output.splitlines() if line.startswith("│")]
+    assert name in "".join(cells)
 
 
 def test_the_report_has_its_tables_and_plots(all_precisions: Converted, tmp_path: Path) -> None:

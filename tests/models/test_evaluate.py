@@ -14,10 +14,15 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+import models.evaluate
+import models.pareto
 from models.__main__ import app
 from models.architecture import VARIANTS, build
-from models.dataset import INPUT_SIDE
+from models.dataset import EMOTIONS, INPUT_SIDE
+from models.evaluate import Evaluation
+from models.metrics import ClassFigures
 from models.networks import ModelError, load_network, load_trained
+from models.pareto import Variant
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -216,6 +221,38 @@ def test_the_serving_environment_names_the_one_to_use(
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: this needs {missing}: run it in .venv-build")
     assert ran.stderr.count("\n") == 1
+
+
+def test_the_table_fits_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns, which is also what a file gets, each name and each figure is whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = dict.fromkeys(EMOTIONS, ClassFigures(n=1234, precision=0.875, recall=0.75, f1=0.625))
+    confusion = [[1000 + 10 * row + column for column in range(7)] for row in range(7)]
+    models.evaluate._print(
+        Evaluation(7 * 1234, 0.8, 0.6, 0.01, 0.7, figures, confusion, 0.2), Path("model.onnx")
+    )
+    output = capsys.readouterr().out
+    assert "…" not in output
+    for name, row in zip(EMOTIONS, confusion, strict=True):
+        assert f"{name} 1234 0.875 0.750 0.625 {' '.join(map(str, row))}" in " ".join(output.split())
+
+
+def test_long_names_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    """`pareto` writes on in the next line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a_network_with_a_name_that_is_longer_than_its_column"
+    monkeypatch.setattr("models.pareto.load_predictor", lambda *_, **__: None)
+    monkeypatch.setattr("models.pareto.compare", lambda *_: [Variant(name, 0.8, 0.01, 0.5, 0.5, 0.2)])
+    models.pareto.pareto_command([Path(f"{name}.onnx")], data)
+    output = capsys.readouterr().out
+    assert "…" not in output
+    assert name in "".join(
+        line[2:].split(" │")[0].strip() for line in output.splitlines() if line.startswith("│")
+    )
 
 
 @pytest.mark.parametrize("command", ["evaluate", "pareto"])
