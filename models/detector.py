@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
-import io
 import json
+import os
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def _build(tflite: Path, size: int) -> Any:
     from conversion.tensorflow_quietly import tf2onnx
     from models.blocks import fill_blocks
 
-    model, _ = tf2onnx.convert.from_tflite(str(tflite), opset=_OPSET)
+    with _stderr_dropped():  # it asks an interpreter for shapes
+        model, _ = tf2onnx.convert.from_tflite(str(tflite), opset=_OPSET)
     graph = model.graph
     # Reshapes name a batch of 1; 0 copies whatever it is.
     for initializer in graph.initializer:
@@ -104,6 +107,24 @@ def _build(tflite: Path, size: int) -> Any:
     return converted
 
 
+@contextlib.contextmanager
+def _stderr_dropped() -> Iterator[None]:
+    """Drop what is written to stderr, by libraries in C too. What fails raises all the same.
+
+    TensorFlow Lite's interpreter announces its successor, whatever the warning filters say, and its kernels.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _difference(model: Any, tflite: Path, size: int) -> float:
     """The largest difference of any output on noise and on smooth images, with a batch of 3 against single images."""
     import numpy as np
@@ -117,12 +138,10 @@ def _difference(model: Any, tflite: Path, size: int) -> float:
     images = np.concatenate([noise, ramp])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     boxes, scores = session.run(["boxes", "scores"], {"images": images})
-    with contextlib.redirect_stderr(
-        io.StringIO()
-    ):  # it announces its successor, whatever the warning filters say
+    with _stderr_dropped():
         interpreter = tf.lite.Interpreter(
             str(tflite),
-            # Plain kernels: the default ones announce themselves on stderr, and round differently per CPU.
+            # Plain kernels: the default ones round differently per CPU.
             experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
     interpreter.allocate_tensors()
