@@ -9,6 +9,7 @@ crops. Photos stay where they are; nothing of them is kept.
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -21,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from service.engine import Engine
-from service.errors import RequestError
+from service.errors import RequestError, StartupError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.crop import LIFT, SCALE
 from service.images.decode import ImageDecoder, Photo
+from service.modelfile import resolve_detector, resolve_model
 from service.settings import DEFAULT_MODEL, DETECTORS
 
 _REPEATS = 5
@@ -43,8 +45,9 @@ def measure_faces(
     margins: Annotated[bool, typer.Option("--margins", help="Score other crops of the faces, too.")] = False,
 ) -> None:
     """Find and score the faces of each photo in a folder."""
+    model = resolve_model(model, "--model")
     engine = Engine(model)
-    detector = FaceDetector(model.with_name(DETECTORS[0]), model.with_name(DETECTORS[1]))
+    detector = FaceDetector(resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1]))
     decoder = ImageDecoder(engine.card.shape, max_pixels=10**9)
     labels = _read_labels(folder / "labels.csv")
     table = Table(
@@ -135,4 +138,8 @@ def _portrait() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 
 if __name__ == "__main__":
-    typer.run(measure_faces)
+    try:
+        typer.run(measure_faces)
+    except StartupError as exc:
+        print(f"benchmarks: {exc}", file=sys.stderr)
+        sys.exit(3)

@@ -13,6 +13,7 @@ from benchmarks.wire import WireClient
 from benchmarks.workload import SIZES, Detect, make_workload
 from service.cpus import available_cpus
 from service.engine.calibration import measure_apart
+from service.modelfile import resolve_model
 
 _SETTLE_SECONDS = 1.0
 _MIXED_ROUNDS = 3
@@ -42,7 +43,7 @@ def measure_idle(model: Path, connections: int = 1000, seconds: float = 3.0) -> 
     """Start the service, load it with 64 clients, then leave it alone with many connections."""
     allow_open_files(connections)
     begun = time.perf_counter()
-    measure_apart(model, "cpu", available_cpus(), thorough=False)
+    measure_apart(resolve_model(model, "--model"), "cpu", available_cpus(), thorough=False)
     calibration = time.perf_counter() - begun
     begun = time.perf_counter()
     with started_service(model) as target:

@@ -28,7 +28,7 @@ from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
-from service.modelfile import resolve_detector
+from service.modelfile import resolve_detector, resolve_model
 from service.settings import DETECTORS, Provider
 
 Workers = Literal["threads", "processes"]
@@ -66,7 +66,7 @@ class Job:
                 f"PROVIDER={PROVIDER}: the bare loop runs on one of {', '.join(providers)}"
                 " (`python -m service tune` says which of them auto chooses)"
             )
-        self.engine = Engine(model, PROVIDER, callers=callers)
+        self.engine = Engine(resolve_model(model, "--model"), PROVIDER, callers=callers)
         self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
         self._detector = FaceDetector(
             resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1])

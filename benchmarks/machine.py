@@ -15,6 +15,7 @@ import psutil
 from benchmarks.target import ROOT
 from service.cpus import available_cpus
 from service.engine import Engine
+from service.modelfile import resolve_model
 
 _PACKAGES = (
     "numpy",
@@ -31,7 +32,7 @@ _PACKAGES = (
 
 def describe_machine(model: Path) -> dict[str, Any]:
     """Processor, memory, versions, the model and the commit; and how busy the machine was with something else."""
-    card = Engine(model).card
+    card = Engine(resolve_model(model, "--model")).card
     return {
         "moment": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from service.modelfile import resolve_model
+
 ROOT = Path(__file__).parents[1]
 _STOP_SECONDS = 30
 
@@ -76,6 +78,7 @@ def started_service(
 
     Raises:
         RuntimeError: the service did not become ready; holds what it printed.
+        StartupError: there is no such model.
     """
     with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
         settings = {
@@ -86,7 +89,7 @@ def started_service(
             "LOG_LEVEL": "WARNING",
         }
         if model is not None:
-            settings["MODEL_PATH"] = str(model.resolve())
+            settings["MODEL_PATH"] = str(resolve_model(model, "--model").resolve())
         with subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,

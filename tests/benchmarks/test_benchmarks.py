@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from benchmarks.commands import app
 from service.cpus import available_cpus
+from service.settings import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,6 +172,23 @@ def test_what_is_not_installed_is_one_line(missing: str, arguments: tuple[str, .
         f"benchmarks: {missing} is missing: `make bench` installs it, or: pip install"
     )
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", " limit", " load", " idle", ".faces ."])
+def test_a_model_that_is_not_converted_yet_is_one_line(command: str, tmp_path: Path) -> None:
+    """It says how the served model is built, and nothing is started."""
+    ended = subprocess.run(
+        [sys.executable, "-m", *f"benchmarks{command}".split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (3, "")
+    expected = f"the model {DEFAULT_MODEL} does not exist: `make convert` builds it"
+    assert ended.stderr == f"benchmarks: {expected}\n"
 
 
 def test_an_unreachable_server_is_one_line() -> None:
