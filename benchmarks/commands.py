@@ -175,6 +175,8 @@ def load(
         objectives = parse_slo(slo) if slo else []
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--slo") from None
+    if arrivals != "poisson" and rate is None:
+        raise typer.BadParameter("is of an open loop: give --rate, too", param_hint="--arrivals")
     counts = parse_numbers(clients, "--clients")
     sizes = parse_sizes(size)
     allow_open_files(max(counts))

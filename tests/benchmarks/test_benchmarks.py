@@ -208,6 +208,7 @@ def test_an_unreachable_server_is_one_line() -> None:
         (("peers", "--size", "64x64,640x480"), "one of"),
         (("capacity", "--size", "1x1"), "one of"),
         (("capacity", "--cameras", "0"), "from 1"),
+        (("load", "--arrivals", "burst"), "--rate"),
         (("limit", "--batch", "0"), "from 1"),
         (("limit", "--workers", "fibres"), "threads or processes"),
         (("load", "--slo", "p99=10"), "needs a unit"),
