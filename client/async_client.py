@@ -73,7 +73,8 @@ class AsyncClient:
         timeout: seconds until a request fails with `DeadlineExceeded`, retries included.
         connect_timeout: seconds for one attempt to connect.
         retry: how often and how soon to try again. Until a server has greeted, connecting is tried once.
-        keepalive: seconds between pings, and until a missing pong means that the connection is lost.
+        keepalive: seconds between pings, and until a missing pong means that the connection is lost; longer while
+            images are unanswered, which may still be on their way.
 
     Raises:
         ValueError: `url` is not a WebSocket address.

@@ -34,6 +34,9 @@ from client.protocol import Request, Unanswered, Welcome, encode, parse_reply, p
 # A page of history is the largest reply; this is room for tens of thousands of rows.
 MAX_REPLY_BYTES = 16 * 2**20
 
+# Bytes in a second, 256 kbit/s. A line that is slower is taken for a server that is silent.
+SLOWEST_LINE = 32_000
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -68,7 +71,7 @@ class Connection:
     `exchange` may be cancelled at any time: the reply that comes later is dropped.
     """
 
-    def __init__(self, websocket: ClientConnection, welcome: Welcome) -> None:
+    def __init__(self, websocket: ClientConnection, welcome: Welcome, keepalive: float) -> None:
         self.welcome = welcome
         self._websocket = websocket
         self._ids = itertools.count(1)
@@ -76,6 +79,7 @@ class Connection:
         self._sending = asyncio.Lock()
         self._ended = False
         self._reader = asyncio.create_task(self._read(), name="visionai client reader")
+        self._pings = asyncio.create_task(self._ping(keepalive), name="visionai client pings")
 
     @classmethod
     async def open(cls, url: str, *, token: str | None, timeout: float, keepalive: float) -> Connection:
@@ -98,12 +102,11 @@ class Connection:
                     compression=None,  # JPEG does not compress
                     proxy=proxy,
                     max_size=MAX_REPLY_BYTES,
-                    ping_interval=keepalive,
-                    ping_timeout=keepalive,
+                    ping_interval=None,  # see `_ping`
                     open_timeout=None,
                     close_timeout=1,
                 )
-                connection = cls(websocket, parse_welcome(await websocket.recv(decode=False)))
+                connection = cls(websocket, parse_welcome(await websocket.recv(decode=False)), keepalive)
                 websocket = None  # the connection owns it now
                 return connection
         except TimeoutError:
@@ -165,6 +168,23 @@ class Connection:
             raise error_of(answer)
         return answer
 
+    async def _ping(self, keepalive: float) -> None:
+        """Give up a connection on which no ping is answered: of one whose other end is gone nothing else may tell.
+
+        No ping overtakes an image, and how much of that still waits in the system's buffers cannot be seen: what is
+        unanswered is given the time that it takes on the slowest line.
+        """
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await asyncio.sleep(keepalive)
+                pong = await self._websocket.ping()
+                try:
+                    async with asyncio.timeout(keepalive + self._unanswered.size / SLOWEST_LINE):
+                        await pong
+                except TimeoutError:
+                    await self._websocket.close(1011, "keepalive ping timeout")
+                    return
+
     async def aclose(self) -> None:
         """Close, and wait until the connection is gone. Requests that still wait get `ConnectionLost`."""
         await self._websocket.close()
@@ -188,6 +208,7 @@ class Connection:
         finally:
             # Nothing may wait for a reader that is gone, whatever ended it.
             self._ended = True
+            self._pings.cancel()
             for waiter in self._unanswered.take_all():
                 # Each its own: one exception raised in several tasks would gather all their tracebacks.
                 _fail(waiter, copy.copy(reason))

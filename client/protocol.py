@@ -125,6 +125,11 @@ class Unanswered(Generic[Waiter]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them: as much may still be on its way."""
+        return sum(entry.size for entry in self._entries.values())
+
     def add(self, request_id: int, waiter: Waiter, size: int) -> None:
         """Register a request. It must be registered before it is sent, in the order of sending."""
         self._entries[request_id] = _Entry(waiter, size)
