@@ -238,8 +238,35 @@ export type Outcome<Image> =
   | { index: number; image: Image; prediction: Prediction; error?: undefined }
   | { index: number; image: Image; prediction?: undefined; error: VisionAIError | TypeError | DOMException };
 
-/** A client. Fires the events "open" (with the welcome as `detail`), "close" and "reconnecting". */
+/** The events of a client; the welcome is the `detail` of "open". */
+export interface VisionAIEvents {
+  open: CustomEvent<Welcome>;
+  close: Event;
+  reconnecting: Event;
+}
+
+/** A client. Fires the events of `VisionAIEvents`. */
 export class VisionAI extends EventTarget {
+  addEventListener<Name extends keyof VisionAIEvents>(
+    name: Name,
+    listener: ((this: VisionAI, event: VisionAIEvents[Name]) => unknown) | null,
+    options?: AddEventListenerOptions | boolean,
+  ): void;
+  addEventListener(
+    name: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: AddEventListenerOptions | boolean,
+  ): void;
+  removeEventListener<Name extends keyof VisionAIEvents>(
+    name: Name,
+    listener: ((this: VisionAI, event: VisionAIEvents[Name]) => unknown) | null,
+    options?: EventListenerOptions | boolean,
+  ): void;
+  removeEventListener(
+    name: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: EventListenerOptions | boolean,
+  ): void;
   readonly url: string;
   constructor(url: string, options?: ClientOptions);
   get state(): "open" | "connecting" | "closed";
