@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from client import results
-from client.connection import Connection, check_url
+from client.connection import Connection, check_url, checked_token
 from client.errors import (
     CannotConnect,
     ConnectionFailed,
@@ -77,7 +77,7 @@ class AsyncClient:
             images are unanswered, which may still be on their way.
 
     Raises:
-        ValueError: `url` is not a WebSocket address.
+        ValueError: `url` is not a WebSocket address, or `token` is no token.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class AsyncClient:
     ) -> None:
         check_url(url)
         self.url = url
-        self._token = token
+        self._token = checked_token(token)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._retry = retry or Retry()

@@ -48,6 +48,20 @@ def check_url(url: str) -> None:
     _ = parts.port  # raises ValueError where it is no number
 
 
+def checked_token(token: str | None) -> str | None:
+    """The token without the white space around it, as what is read from a file has at its end; None without any.
+
+    Raises:
+        ValueError: it holds what no token does, and no header may. The message does not show it.
+    """
+    token = token and token.strip()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(
+            "the token holds spaces, control characters or letters outside ASCII: is it the whole token?"
+        )
+    return token or None
+
+
 class _Gone(asyncio.Transport):
     """What a connection that is gone has for a transport."""
 

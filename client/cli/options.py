@@ -7,6 +7,15 @@ from typing import Annotated
 import typer
 
 from client.async_client import DEFAULT_URL, AsyncClient
+from client.connection import checked_token
+
+
+def _checked(token: str | None) -> str | None:
+    try:
+        return checked_token(token)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
 
 Url = Annotated[
     str, typer.Option("--url", envvar="VISIONAI_URL", help="WebSocket address of the server.", metavar="URL")
@@ -18,6 +27,7 @@ Token = Annotated[
         envvar="VISIONAI_TOKEN",
         help="Token or API key, where the server asks for one.",
         metavar="TOKEN",
+        callback=_checked,
     ),
 ]
 Timeout = Annotated[

@@ -464,6 +464,22 @@ async def test_the_token_goes_with_the_handshake_and_the_request(peer: Peer) -> 
     assert peer.predictions_received[0].message["token"] == "secret"
 
 
+async def test_a_token_is_taken_without_the_space_around_it(peer: Peer) -> None:
+    """A file that holds one ends with a newline, which no header may."""
+    async with connect(peer, token="secret\n") as client:
+        await client.predict(image())
+    assert peer.handshakes[0].headers["Authorization"] == "Bearer secret"
+    assert peer.predictions_received[0].message["token"] == "secret"
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec ret", "sec\x7fret", "sécret"])
+def test_what_is_no_token_is_refused_without_being_shown(token: str) -> None:
+    """It is a ValueError of the constructor, which may end up in a log."""
+    with pytest.raises(ValueError, match="the whole token") as caught:
+        AsyncClient(token=token)
+    assert "ret" not in str(caught.value)
+
+
 async def test_the_token_goes_only_where_it_matters(peer: Peer) -> None:
     """History is the user's own; configure would take the token for an unknown option."""
     async with connect(peer, token="secret") as client:

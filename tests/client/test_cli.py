@@ -210,6 +210,14 @@ async def test_a_server_that_wants_a_token_is_code_5(visionai: VisionAI) -> None
     assert "check the token" in done.err
 
 
+async def test_what_is_no_token_is_a_usage_error_that_does_not_show_it(visionai: VisionAI) -> None:
+    """Before anything is sent, also where it comes from the environment."""
+    done = await visionai("top", "--once", "--token", "two words")
+    assert done.code == ExitCode.USAGE
+    assert "is it the whole token?" in " ".join(done.err.replace("│", " ").split())
+    assert "two words" not in done.err
+
+
 async def test_health_is_code_4_where_the_server_is_not_well(visionai: VisionAI) -> None:
     """A degraded server is shown, and scripts see it in the exit code."""
     async with Peer(status="degraded").running() as peer:
