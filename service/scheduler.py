@@ -231,22 +231,28 @@ class MicroBatchQueue(Generic[R]):
         """
         wait = self.predicted_wait()
         is_full = self._size >= self._capacity
-        if not is_full and (wait > self._max_wait or request.deadline is not None):
+        # What is in its own way is less than all that waits, and takes longer to tell: only where that decides.
+        if not is_full and (wait > self._max_wait or self._is_late(request, now, wait, slice_work)):
             wait = min(wait, self.predicted_wait(request))
         if is_full or wait > self._max_wait:
             # By then half of what is in the way will be gone: room for more than the first that comes back.
             retry_after_ms = max(1, round(wait / 2 * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
-        # A high priority goes first, in a batch that ends with its deadline: it is given the benefit of the doubt.
-        if request.deadline is not None and request.priority != HIGH:
-            together = max(request.cost, min(slice_work, self._work + request.cost))
-            if now + _CAUTION * wait + together * self._pace > request.deadline:
-                raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
+        if self._is_late(request, now, wait, slice_work):
+            raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         level = self._levels[request.priority]
         level.append(request)
         level.work += request.cost
         self._size += 1
         self._work += request.cost
+
+    def _is_late(self, request: R, now: float, wait: float, slice_work: float) -> bool:
+        """Whether a request that waits so long would not be done before its deadline."""
+        # A high priority goes first, in a batch that ends with its deadline: it is given the benefit of the doubt.
+        if request.deadline is None or request.priority == HIGH:
+            return False
+        together = max(request.cost, min(slice_work, self._work + request.cost))
+        return now + _CAUTION * wait + together * self._pace > request.deadline
 
     def take(self, limit: int, now: float, budget: float = math.inf) -> Batch[R]:
         """Take up to `limit` requests to run, and no more than `budget` seconds of predicted work, but at least one.
