@@ -28,6 +28,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
+from service.lingering import Lingering
 from service.predictor import Batches, Client, Request
 from service.scheduler import Batch, CostModel, MicroBatchQueue, share
 
@@ -111,6 +112,7 @@ class InlineExecutor:
         self._queue: MicroBatchQueue[Request] = MicroBatchQueue(capacity, max_wait)
         self._cost = CostModel()
         self._loop = asyncio.get_running_loop()
+        self._lingering = Lingering(self._loop.call_soon)
         self._scheduled = False
         self._stopping = False
         # When the last slice began and ended, and since when what is read now may have been there.
@@ -138,6 +140,7 @@ class InlineExecutor:
         request.cost = self._cost.predict(request.detect, request.size)
         now = request.received
         if not self._scheduled:
+            self._lingering.asked(request.client, now)
             self._since = self._began if now - self._ended < _SAME_TURN else now
         slice_work = 0.0
         if request.deadline is not None:
@@ -154,11 +157,13 @@ class InlineExecutor:
 
     def discard(self, client: Client) -> int:
         """Drop what waits for a client that has gone."""
+        self._lingering.stop(client)
         return self._queue.discard(client)
 
     async def stop(self) -> None:
         """Refuse what still waits as `shutting_down`."""
         self._stopping = True
+        self._lingering.stop()
         if left := self._queue.drain():
             self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
 
@@ -193,6 +198,8 @@ class InlineExecutor:
         self._queue.worked(batch, work, ended - (self._ended if self._busy else began))
         self._busy = self._scheduled
         self._began, self._ended, self._since = began, ended, began
+        if not self._scheduled:
+            self._lingering.answered(batch.requests[0].client if len(batch.requests) == 1 else None, ended)
 
 
 class ThreadExecutors:

@@ -1,0 +1,91 @@
+"""Staying awake for a client that asks again at once."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from service.lingering import LINGER, Lingering
+from tests.service.test_executors import Peer
+
+# The clock of these tests is far ahead of the machine's, so that no moment passes by itself.
+NOW = time.perf_counter() + 1000.0
+
+
+class Turns:
+    """What the event loop has to call."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Callable[[], None]] = deque()
+
+    def pass_one(self) -> None:
+        """Call what is ready, and not what that makes ready."""
+        for _ in range(len(self.ready)):
+            self.ready.popleft()()
+
+
+def test_a_client_that_asks_again_at_once_is_waited_for_awake() -> None:
+    """The loop polls after the reply until the next request, of whomever, is read."""
+    turns, client = Turns(), Peer()
+    lingering = Lingering(turns.ready.append)
+    lingering.asked(client, NOW)
+    lingering.answered(client, NOW)
+    assert not turns.ready  # it is not known yet that it will
+    lingering.asked(client, NOW + LINGER / 2)
+    lingering.answered(client, NOW + LINGER)
+    for _ in range(10):
+        turns.pass_one()
+        assert len(turns.ready) == 1
+    lingering.asked(Peer(), NOW + LINGER)
+    turns.pass_one()
+    assert not turns.ready
+
+
+def test_a_client_that_takes_its_time_is_not_waited_for() -> None:
+    turns, client = Turns(), Peer()
+    lingering = Lingering(turns.ready.append)
+    for number in range(4):
+        lingering.asked(client, NOW + number * 2 * LINGER)
+        lingering.answered(client, NOW + number * 2 * LINGER)
+    assert not turns.ready
+
+
+def test_clients_in_turns_are_not_waited_for() -> None:
+    """Where several ask, polling would take time from others and gain none."""
+    turns, clients = Turns(), (Peer(), Peer())
+    lingering = Lingering(turns.ready.append)
+    for number in range(4):
+        lingering.asked(clients[number % 2], NOW)
+        lingering.answered(clients[number % 2], NOW)
+    for _ in range(2):
+        lingering.asked(clients[0], NOW)
+        lingering.answered(None, NOW)  # in one batch
+    assert not turns.ready
+
+
+def test_polling_ends_by_itself() -> None:
+    """A client that stops asking leaves the loop to sleep."""
+    turns, client, past = Turns(), Peer(), time.perf_counter() - 1000.0
+    lingering = Lingering(turns.ready.append)
+    for _ in range(2):
+        lingering.asked(client, past)
+        lingering.answered(client, past)
+    assert len(turns.ready) == 1
+    turns.pass_one()
+    assert not turns.ready
+
+
+def test_nobody_is_waited_for_who_has_gone() -> None:
+    """Polling ends when its client leaves, and goes on when another does."""
+    turns, client = Turns(), Peer()
+    lingering = Lingering(turns.ready.append)
+    for _ in range(2):
+        lingering.asked(client, NOW)
+        lingering.answered(client, NOW)
+    lingering.stop(Peer())
+    turns.pass_one()
+    assert len(turns.ready) == 1
+    lingering.stop(client)
+    turns.pass_one()
+    assert not turns.ready
