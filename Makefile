@@ -12,6 +12,8 @@ PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
 MODELS := models/build/modelo_emociones.onnx models/build/face_short.onnx models/build/face_back.onnx
 
 .DEFAULT_GOAL := help
+# With -j, three conversions would begin at once, one for each model, and two pips would write into one environment.
+.NOTPARALLEL:
 .PHONY: help run convert test tools lint format bench lock clean
 
 help: ## list the targets

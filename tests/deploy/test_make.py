@@ -1,0 +1,54 @@
+"""What make runs, with programs that only note it in the place of both environments' Python."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAMPS = (".venv/.serve", ".venv/.dev", ".venv-build/.build")
+CONVERT = "-m models convert"
+SERVE = "-m service"
+# Long enough for another of its kind to begin beside it.
+PYTHON = """#!/bin/sh
+echo "$*" >> ran
+if [ "$*" = "-m models convert" ]; then
+  sleep 0.3
+  mkdir -p models/build
+  for name in modelo_emociones face_short face_back; do : >> models/build/$name.onnx; done
+fi
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that make looks at, the environments already installed, and no model built."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "models/sources", "conversion"):
+        source, target = ROOT / name, tmp_path / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    for name in ("modelo_emociones.keras", "detector.py", "blocks.py"):
+        (tmp_path / "models" / name).touch()
+    for stamp in STAMPS:
+        python = (tmp_path / stamp).parent / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        (tmp_path / stamp).touch()
+    return tmp_path
+
+
+def ran(checkout: Path, *arguments: str) -> list[str]:
+    """What a make with these arguments gives to Python."""
+    (checkout / "ran").write_text("")
+    done = subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return (checkout / "ran").read_text().splitlines()
+
+
+def test_the_models_are_converted_once_however_many_jobs_may_run(checkout: Path) -> None:
+    """Not once for each file that the conversion leaves."""
+    assert ran(checkout, "-j4", "run") == [CONVERT, SERVE]
+    assert ran(checkout, "-j4", "run") == [SERVE]
