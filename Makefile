@@ -9,7 +9,8 @@ BUILD_VENV := .venv-build
 BIN := $(VENV)/bin
 BUILD_BIN := $(BUILD_VENV)/bin
 PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
-MODELS := models/build/modelo_emociones.onnx models/build/face_short.onnx models/build/face_back.onnx
+SERVED := modelo_emociones face_short face_back
+MODELS := $(SERVED:%=models/build/%.onnx)
 
 .DEFAULT_GOAL := help
 # With -j, three conversions would begin at once, one for each model, and two pips would write into one environment.
@@ -61,8 +62,11 @@ lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
 clean: ## remove environments, built models and caches
 	rm -rf $(VENV) $(BUILD_VENV) models/build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(MODELS): | $(BUILD_VENV)/.build
+# Times only say when to look; `models convert` compares hashes, and leaves a model that is current as it is.
+$(MODELS): $(BUILD_VENV)/.build models/modelo_emociones.keras $(SERVED:%=models/sources/%.toml) \
+  $(wildcard conversion/*.p*) models/detector.py models/blocks.py
 	@$(BUILD_BIN)/python -m models convert
+	@touch $(MODELS)
 
 # Environments are made once, and again when the dependencies change. The stamp is written last, so that an
 # interrupted install is done again.

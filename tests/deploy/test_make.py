@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,3 +53,16 @@ def test_the_models_are_converted_once_however_many_jobs_may_run(checkout: Path)
     """Not once for each file that the conversion leaves."""
     assert ran(checkout, "-j4", "run") == [CONVERT, SERVE]
     assert ran(checkout, "-j4", "run") == [SERVE]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["models/modelo_emociones.keras", "models/sources/face_short.toml", "conversion/folding.py", STAMPS[2]],
+)
+def test_make_run_looks_again_after_what_a_model_is_made_of_changed(changed: str, checkout: Path) -> None:
+    """A network that was exported or pulled is the one that is served; the next start does not look again."""
+    ran(checkout, "run")
+    built = (checkout / "models/build/modelo_emociones.onnx").stat().st_mtime_ns
+    os.utime(checkout / changed, ns=(built + 1, built + 1))
+    assert ran(checkout, "run") == [CONVERT, SERVE]
+    assert ran(checkout, "run") == [SERVE]
