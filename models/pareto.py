@@ -46,7 +46,9 @@ def pareto_command(
 ) -> None:
     """Score and time model files, each with and without a second look at the mirrored face.
 
-    Example: python -m models pareto models/build/*.onnx --data fer2013_train_val.npz
+    Example, after python -m models convert fer:
+
+    python -m models pareto models/build/modelo_emociones.onnx models/build/fer.onnx --data fer2013_train_val.npz
     """
     if plot is not None:
         check_plot(plot)

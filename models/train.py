@@ -77,7 +77,7 @@ def train_command(
 
     A run that was cut off goes on when it is started again in the same way.
 
-    Example: python -m models train --data fer2013_train_val.npz --networks small,tiny --labels labels.npz
+    Example: python -m models train --data fer2013_train_val.npz --networks small --labels models/runs/labels.npz
     """
     console = Console()
     try:

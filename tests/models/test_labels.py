@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 
 from models.dataset import DataError, Split
-from models.labels import LabelledViews, Labels, load_labels, save_labels
+from models.labels import LabelledViews, Labels, label_command, load_labels, save_labels
 from models.recipe import Recipe
+from models.train import train_command
 from models.training import batches, steps_per_epoch, view
 
 RECIPE = Recipe(batch_size=16, epochs=10, light_share=0.2)
@@ -122,3 +124,9 @@ def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "faces.npz", strong=np.zeros(3))
     with pytest.raises(DataError, match="not a file of labels"):
         load_labels(tmp_path / "faces.npz", RECIPE, split())
+
+
+def test_the_example_of_train_reads_the_labels_where_label_writes_them() -> None:
+    """The option's default, so that one example after the other runs."""
+    written = inspect.signature(label_command).parameters["output"].default
+    assert f"--labels {written}" in (train_command.__doc__ or "")

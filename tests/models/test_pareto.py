@@ -1,13 +1,17 @@
 """Accuracy against time: mirrored looks, and who is on the front."""
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.dataset import VOTE_COLUMNS, Split
-from models.pareto import Variant, compare, distinct_names, on_front
+from models.detector import is_detector
+from models.pareto import Variant, compare, distinct_names, on_front, pareto_command
 from models.predictor import Predictor
+from models.sources import ROOT, names, read_source
 
 
 def variant(ms: float, accuracy: float) -> Variant:
@@ -49,3 +53,12 @@ def test_a_mirrored_look_is_averaged_with_the_plain_one() -> None:
     }
     assert rows["edge"].ferplus_accuracy == pytest.approx(0.5)
     assert rows["edge + mirrored"].ferplus_accuracy == pytest.approx(1.0)
+
+
+def test_the_example_names_emotion_models_only() -> None:
+    """Each file of its command is one that `models convert` makes, and no face detector, which has no figures."""
+    (command,) = re.findall(r"^ *(python -m models pareto .*)$", pareto_command.__doc__ or "", re.MULTILINE)
+    outputs = {source.output: source for source in map(read_source, names()) if source.output}
+    files = [ROOT / word for word in shlex.split(command) if word.endswith(".onnx")]
+    assert len(files) == 2
+    assert not any(is_detector(outputs[path]) for path in files)
