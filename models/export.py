@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 import zipfile
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from conversion.atomic import check_writable
+from conversion.atomic import check_writable, write_atomically
 from conversion.errors import ConversionError
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.metrics import accuracy, expected_calibration_error
@@ -75,9 +77,11 @@ def export_command(
     biases = fit_biases(logits / temperature, truth[kept])
     kernel, offsets = trained.get_layer("logits").get_weights()
     trained.get_layer("logits").set_weights([kernel, offsets + biases * np.float32(temperature)])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with_temperature(trained, temperature).save(output)
-    deflate(output)
+    try:
+        write_atomically(output, deflated(with_temperature(trained, temperature)))
+    except (ConversionError, OSError) as error:
+        typer.echo(f"error: {error}; what was there before is untouched", err=True)
+        raise typer.Exit(1) from error
     print("biases: " + ", ".join(f"{name} {bias:.1f}" for name, bias in zip(EMOTIONS, biases, strict=True)))
     for name, divisor, added in (("before", 1.0, np.zeros_like(biases)), ("after", temperature, biases)):
         probabilities = _softmax(logits / divisor + added)
@@ -104,19 +108,23 @@ def _average(cycles: list[Any], train: Split) -> None:
         raise typer.BadParameter(str(error), param_hint="--data") from error
 
 
-def deflate(path: Path) -> None:
-    """Compress the parts of a .keras file, in place. Keras stores them as they are, and reads either.
+def deflated(network: Any) -> bytes:
+    """Return a Keras network as a .keras file whose parts are compressed. Keras stores them as they are, and reads
+    either.
 
     Weights that are whole steps take some 60 % of the room then.
     """
-    compressed = path.with_name(f"{path.name}.part")
-    with (
-        zipfile.ZipFile(path) as stored,
-        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
-    ):
-        for entry in stored.infolist():
-            archive.writestr(entry.filename, stored.read(entry))
-    compressed.replace(path)
+    compressed = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="visionai-export-") as folder:
+        path = Path(folder) / "network.keras"
+        network.save(path)
+        with (
+            zipfile.ZipFile(path) as stored,
+            zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+        ):
+            for entry in stored.infolist():
+                archive.writestr(entry.filename, stored.read(entry))
+    return compressed.getvalue()
 
 
 def mean_weights(networks: list[list[NDArray[np.float32]]]) -> list[NDArray[np.float32]]:

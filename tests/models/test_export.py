@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from models.architecture import VARIANTS, build
-from models.export import deflate, fit_biases, fit_temperature, mean_weights
+from models.export import deflated, fit_biases, fit_temperature, mean_weights
 from models.quantization import on_grid
 
 
@@ -47,16 +47,15 @@ def test_the_weights_of_several_cycles_are_averaged_one_by_one() -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_deflated_network_is_smaller_and_the_same(tmp_path: Path) -> None:
-    """Keras loads the same weights from it; nothing else is left in the folder."""
+    """Keras loads the same weights from it."""
     network, path = build(VARIANTS["tiny"], "tiny"), tmp_path / "tiny.keras"
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.set_weights([on_grid(tf.constant(layer.get_weights()[0])).numpy()])
     network.save(path)
     stored = path.stat().st_size
-    deflate(path)
+    path.write_bytes(deflated(network))
     assert path.stat().st_size < 0.8 * stored
     loaded = keras.saving.load_model(path, compile=False)
     for before, after in zip(network.get_weights(), loaded.get_weights(), strict=True):
         assert (before == after).all()
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,27 @@ def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path) -> 
     command += ["--continue-from", str(tmp_path / "mean"), "--run", str(tmp_path / "run")]
     result = RUNNER.invoke(app, command)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Path, tmp_path: Path) -> None:
+    """One line, and the old file with nothing beside it. A limit on the size of files stands for a full disk."""
+    build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
+    output = tmp_path / "served" / "served.keras"
+    output.parent.mkdir()
+    output.write_bytes(b"the network that is served")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", str(output)]
+        result = RUNNER.invoke(app, command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert output.read_bytes() == b"the network that is served"
+    assert list(output.parent.iterdir()) == [output]
 
 
 @pytest.mark.parametrize(
