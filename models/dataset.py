@@ -82,6 +82,8 @@ def load_split(path: Path, split: str, side: int | None = None) -> Split:
     except ArraysError as error:
         raise DataError(f"{path}: {error}") from error
     missing = [names[name] for name in ("x", "y", "votes") if names[name] not in found]
+    if missing and names["x"] in found:
+        raise DataError(f"{path}: split {split!r} lacks {', '.join(missing)}")
     if missing:
         splits = sorted(name[:-2] for name in present if name.endswith("_x"))
         raise DataError(
@@ -152,7 +154,8 @@ def scored_rows(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     truth = majority(split.votes)
     scored = (truth != NO_TRUTH) & ~split.duplicate
     if not scored.any():
-        raise DataError("no row of this split has a FER+ majority among the seven emotions")
+        also = " and does not occur in train" if (truth != NO_TRUTH).any() else ""
+        raise DataError(f"no row of this split has a FER+ majority among the seven emotions{also}")
     return truth, scored
 
 

@@ -3,7 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.dataset import EMOTIONS, NO_TRUTH, VOTE_COLUMNS, DataError, load_split, majority, soft_targets
+from models.dataset import (
+    EMOTIONS,
+    NO_TRUTH,
+    VOTE_COLUMNS,
+    DataError,
+    load_split,
+    majority,
+    scored_rows,
+    soft_targets,
+)
 
 
 def votes(**counts: int) -> np.ndarray:
@@ -122,6 +131,23 @@ def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
     """The error for an unknown split lists the splits of the file."""
     with pytest.raises(DataError, match="splits in this file: some"):
         load_split(write(tmp_path / "data.npz"), "test")
+
+
+def test_a_split_that_is_there_in_part_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """Images without votes: the arrays to add are named, and no list of splits that has this one."""
+    np.savez(tmp_path / "some.npz", some_x=np.zeros((3, 48, 48), np.uint8), some_y=np.zeros(3, np.uint8))
+    with pytest.raises(DataError, match=r"some\.npz: split 'some' lacks some_votes$"):
+        load_split(tmp_path / "some.npz", "some")
+
+
+def test_rows_that_are_left_out_as_duplicates_are_not_said_to_have_no_majority(tmp_path: Path) -> None:
+    """What is missing of a split that cannot be scored: a majority, or one of an image that is not in train."""
+    happy, marked = np.repeat(votes(happiness=9), 3, axis=0), np.ones(3, bool)
+    duplicates = load_split(write(tmp_path / "a.npz", some_votes=happy, some_in_train=marked), "some")
+    with pytest.raises(DataError, match=r"seven emotions and does not occur in train$"):
+        scored_rows(duplicates)
+    with pytest.raises(DataError, match=r"seven emotions$"):
+        scored_rows(load_split(write(tmp_path / "b.npz", some_in_train=marked), "some"))
 
 
 def test_a_missing_or_foreign_file_is_a_data_error(tmp_path: Path) -> None:
