@@ -268,7 +268,7 @@ def resolve(
     if scale is None and offset is None and not shape.scales_itself:
         raise OptionError(
             f"the input range of {name} is not known: give --scale and --offset"
-            " (the network takes pixel * scale + offset, pixel 0..255)"
+            " (the network takes pixel * scale + offset, pixel 0..255; 1 and 0 where it scales them itself)"
         )
     return Specification(
         height=height,

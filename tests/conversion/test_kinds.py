@@ -216,6 +216,20 @@ def test_a_temperature_leaves_the_input_range_open(tmp_path: Path, convert_here:
         convert_here(tmp_path / "model.keras", Options.parse({"source_labels": list(SOURCE_LABELS)}, "test"))
 
 
+def test_preprocessing_by_operations_is_told_by_one_and_zero(tmp_path: Path, convert_here: Convert) -> None:
+    """`preprocess_input` in the network is arithmetic like any other: the error says what to give for such a one, and
+    with that it is converted."""
+    images = keras.Input((32, 32, 3))
+    pixels = keras.applications.mobilenet_v2.preprocess_input(images)
+    features = Layers.GlobalAveragePooling2D()(Layers.Conv2D(4, 3)(pixels))
+    keras.Model(images, Layers.Dense(7, activation="softmax")(features)).save(tmp_path / "model.keras")
+    labels = {"source_labels": list(SOURCE_LABELS)}
+    with pytest.raises(OptionError, match="1 and 0 where it scales them itself"):
+        convert_here(tmp_path / "model.keras", Options.parse(labels, "test"))
+    told = Options.parse(labels | {"scale": 1.0, "offset": 0.0}, "test")
+    assert convert_here(tmp_path / "model.keras", told).shipped.parity["random"].max_difference < 1e-5
+
+
 def test_mixed_precision_model_is_converted_in_float32(tmp_path: Path, convert_here: Convert) -> None:
     """A network saved under a mixed_bfloat16 policy becomes a float32 graph."""
     layers = keras.layers
