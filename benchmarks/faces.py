@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -49,7 +50,10 @@ def measure_faces(
     engine = Engine(model)
     detector = FaceDetector(resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1]))
     decoder = ImageDecoder(engine.card.shape, max_pixels=10**9)
-    labels = _read_labels(folder / "labels.csv")
+    try:
+        labels = _read_labels(folder / "labels.csv", engine.card.labels)
+    except ValueError as exc:
+        raise typer.BadParameter(f"labels.csv: {exc}", param_hint="FOLDER") from None
     table = Table(
         "photo", "pixels", "faces", "detection ms (CPU)", "emotion", title=f"faces in {folder.name}"
     )
@@ -58,7 +62,11 @@ def measure_faces(
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
             photo = decoder.decode_photo(path.read_bytes())
-        except RequestError:
+        except RequestError as exc:
+            if path.name in labels:
+                raise typer.BadParameter(
+                    f"{path.name} has a label, but: {exc}", param_hint="FOLDER"
+                ) from None
             continue  # no image
         times = []
         for _ in range(_REPEATS):
@@ -124,11 +132,28 @@ def _margins(engine: Engine, decoder: ImageDecoder, labelled: list[tuple[Photo, 
     return table
 
 
-def _read_labels(path: Path) -> dict[str, str]:
+def _read_labels(path: Path, emotions: Sequence[str]) -> dict[str, str]:
+    """The emotion of each photo that has one; none without the file.
+
+    Raises ValueError for what would be counted as a wrong answer and is none: a photo that is not there, or an emotion
+    that the network cannot name.
+    """
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
-        return {row["file"]: row["emotion"] for row in csv.DictReader(file)}
+    # Spreadsheets begin the file with a mark that is no part of the first column's name.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"file", "emotion"} <= set(rows.fieldnames or ()):
+            raise ValueError(
+                "its first line has to name the columns file and emotion, with a comma between them"
+            )
+        labels = {row["file"]: row["emotion"] for row in rows}
+    for name, emotion in labels.items():
+        if not (path.parent / name).is_file():
+            raise ValueError(f"{name} is not in the folder")
+        if emotion not in emotions:
+            raise ValueError(f"{name} is {emotion!r}; the network knows {', '.join(emotions)}")
+    return labels
 
 
 def _portrait() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

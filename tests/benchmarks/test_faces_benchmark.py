@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,7 +17,8 @@ def test_faces_are_counted_and_emotions_compared_with_labels(tmp_path: Path) -> 
     """One photo with its label, a file that is no photo, and a folder; and the same for other margins."""
     (tmp_path / "folder").mkdir()
     shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "photo.jpg")
-    (tmp_path / "labels.csv").write_text("file,emotion\nphoto.jpg,happy\n")
+    # With the mark that spreadsheets put before a text.
+    (tmp_path / "labels.csv").write_text("file,emotion\nphoto.jpg,happy\n", "utf-8-sig")
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.faces", str(tmp_path), "--margins"],
         cwd=ROOT,
@@ -48,3 +51,38 @@ def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
         assert ended.returncode == 2
         assert str(tmp_path / name) in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            "file;emotion\nphoto.jpg;happy\n",
+            "labels.csv: its first line has to name the columns file and emotion",
+        ),
+        ("", "labels.csv: its first line has to name the columns file and emotion"),
+        ("file,emotion\nphoto.jpg,happy\ngone.jpg,sad\n", "labels.csv: gone.jpg is not in the folder"),
+        ("file,emotion\nphoto.jpg,Happy\n", "labels.csv: photo.jpg is 'Happy'; the network knows angry, "),
+        ("file,emotion\nphoto.jpg\n", "labels.csv: photo.jpg is None; the network knows angry, "),
+        ("file,emotion\nnotes.txt,happy\n", "notes.txt has a label, but: "),
+    ],
+)
+def test_labels_that_would_be_counted_as_wrong_answers_are_refused(
+    labels: str, message: str, tmp_path: Path
+) -> None:
+    """One that names no photo, no emotion of the network's, or is no such table: no share is told, and why."""
+    shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "notes.txt").write_text("no photo")
+    (tmp_path / "labels.csv").write_text(labels)
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faces", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "500"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
