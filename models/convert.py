@@ -6,6 +6,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from conversion.atomic import write_atomically
+from conversion.errors import ConversionError
 from models.detector import convert_detector, is_detector
 from models.fetch import ensure_fetched, sha256_of
 from models.sources import ROOT, ModelSource, ModelSourceError, read_source
@@ -71,7 +73,7 @@ def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> i
             status = _convert(source, source.output, report / name if report else None)
             if status != 0:
                 return status
-    except ModelSourceError as error:
+    except (ModelSourceError, ConversionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -82,7 +84,7 @@ def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     try:
         if is_detector(source):
             convert_detector(source, path, output)
-            _stamp_path(output).write_text(json.dumps(_stamp(source, output)) + "\n", "utf-8")
+            _write_stamp(source, output)
             return 0
         from conversion.cli import main
 
@@ -91,5 +93,9 @@ def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     except ImportError as error:
         raise ModelSourceError(f"{error}; install the conversion tools: pip install -e '.[build]'") from None
     if status == 0:
-        _stamp_path(output).write_text(json.dumps(_stamp(source, output)) + "\n", "utf-8")
+        _write_stamp(source, output)
     return status
+
+
+def _write_stamp(source: ModelSource, output: Path) -> None:
+    write_atomically(_stamp_path(output), (json.dumps(_stamp(source, output)) + "\n").encode())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conversion.atomic import write_atomically
+from conversion.atomic import write_all
 from models.fetch import sha256_of
 from models.sources import ModelSource, ModelSourceError
 
@@ -34,6 +34,7 @@ def convert_detector(source: ModelSource, tflite: Path, output: Path) -> None:
 
     Raises:
         ModelSourceError: TensorFlow Lite and ONNX do not agree.
+        ConversionError: a file cannot be written.
     """
     described = _describe(source)["detector"]
     model = _build(tflite, described["size"])
@@ -188,5 +189,4 @@ def _write(
         "parity": {"noise and ramp": {"max_difference": float(f"{difference:.2g}")}},
     }
     document = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    write_atomically(output.with_name(output.name + ".manifest.json"), document.encode())
-    write_atomically(output, content)
+    write_all({output: content, output.with_name(output.name + ".manifest.json"): document.encode()})

