@@ -269,12 +269,8 @@ class Connection(MessageConnection):
     def _configure(self, configure: Configure, user: str | None) -> None:
         if configure.token is not None:
             self.user = user
-        try:
-            self._options = self._options.changed(configure.changes)
-        except RequestError as exc:
-            self._refuse(exc, configure.id)
-        else:
-            self._reply(replies.configuration_reply(self._options, configure.id, self.user))
+        self._options = self._options.changed(configure.changes)
+        self._reply(replies.configuration_reply(self._options, configure.id, self.user))
 
     def _predict(self, predict: Predict, received: float, user: str | None) -> None:
         assert self._backend is not None

@@ -76,7 +76,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """A request to change the connection's options; `changes` holds those of its fields that are options."""
+    """A request to change the connection's options; `changes` are those of its fields that `Options` takes."""
 
     id: RequestId
     changes: Mapping[str, Any]
@@ -195,6 +195,8 @@ def _parse_object(
             )
         if command == "configure":
             changes = {k: v for k, v in message.items() if k not in ("command", "id", "token")}
+            # Before the token is looked at: of a request that is refused, nothing may be in force.
+            Options().changed(changes)
             return Configure(request_id, changes, _read_token(message))
         # A list or an object is no command either, and is not hashable.
         if isinstance(command, str) and command in QUERIES:

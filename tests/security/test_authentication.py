@@ -88,6 +88,15 @@ async def test_each_way_to_bring_a_token_stores_for_its_user(serve: Serve, datab
     assert users(database) == ["header", "request", "header", "message", None]
 
 
+async def test_a_configure_that_is_refused_takes_no_token(serve: Serve, database: str) -> None:
+    """Its token is a good one, an option beside it is not: nothing of it is in force."""
+    async with serve(auth="optional", **JWT) as running, running.client() as websocket:
+        bad = f'{{"command": "configure", "token": "{token()}", "colour": "red"}}'
+        assert "'colour' cannot be configured" in (await ask(websocket, bad))["message"]
+        await ask(websocket, predict_message())
+    assert users(database) == [None]
+
+
 @pytest.mark.parametrize("mode", ["optional", "required"])
 @pytest.mark.parametrize("value", ["Bearer nonsense", "Bearer", "Basic eDp5", "Bearer a b"])
 async def test_a_wrong_header_is_refused_before_the_upgrade(serve: Serve, mode: str, value: str) -> None:
