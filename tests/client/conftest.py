@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 from tests.client.harness import Completed, ServiceProcess, VisionAI, run_command
-from tests.client.peer import Peer
+from tests.client.peer import V1_COMMANDS, Peer
 
 
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
     """A peer of protocol 2."""
     async with Peer().running() as running:
+        yield running
+
+
+@pytest.fixture(params=[1, 2], ids=["v1", "v2"])
+async def any_peer(request: pytest.FixtureRequest) -> AsyncIterator[Peer]:
+    """A peer of each protocol version."""
+    commands = V1_COMMANDS if request.param == 1 else Peer().commands
+    async with Peer(request.param, commands).running() as running:
         yield running
 
 

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from client import Retry
+from client import AsyncClient, Retry
+from tests.client.peer import Peer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/build/modelo_emociones.onnx"
@@ -32,6 +34,11 @@ class Completed:
     code: int
     out: str
     err: str
+
+
+def connect(peer: Peer, **arguments: Any) -> AsyncClient:
+    """A client that does not wait long before it tries again."""
+    return AsyncClient(peer.url, **{"retry": QUICK, **arguments})
 
 
 VisionAI = Callable[..., Awaitable[Completed]]

@@ -1,0 +1,176 @@
+"""Connecting: what is refused, what is no VisionAI server, and what keeps it from being reached."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import serve
+
+from client import (
+    AsyncClient,
+    CannotConnect,
+    ProtocolViolation,
+    RateLimited,
+    ShuttingDown,
+    Unauthorized,
+    VisionAIError,
+)
+from tests.client.harness import connect
+from tests.client.peer import Peer, image
+
+
+async def test_without_a_context_the_first_request_connects(peer: Peer) -> None:
+    """A client may be made before there is a loop or a server; it connects when it is used."""
+    client = connect(peer)
+    assert peer.connections == 0
+    assert (await client.predict(image("sad"))).emotion_name == "sad"
+    await client.aclose()
+    await client.aclose()
+
+
+async def test_tasks_that_need_the_connection_at_once_share_it(peer: Peer) -> None:
+    """Concurrent first requests open one connection, not one each."""
+    client = connect(peer)
+    await asyncio.gather(*(client.predict(image("sad", n=number)) for number in range(10)))
+    await client.aclose()
+    assert peer.connections == 1
+
+
+async def test_a_policy_that_closes_in_place_of_a_welcome_is_about_who_asks(peer: Peer) -> None:
+    """As gateways do that cannot refuse the handshake: nothing was sent yet that could be at fault."""
+    peer.turns_away = 1008
+    with pytest.raises(Unauthorized, match="not you"):
+        await connect(peer).connect()
+
+
+async def test_a_first_connection_to_a_server_that_leaves_is_made_again(peer: Peer) -> None:
+    """It has greeted, so it is the right address: as while a service reloads."""
+    peer.leaving = 2
+    async with connect(peer) as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
+    assert peer.connections == 3
+
+
+async def test_a_refused_connection_says_where_and_what_to_check(unused_url: str) -> None:
+    """Nothing listens: the error comes at once and names the address."""
+    with pytest.raises(
+        CannotConnect, match=rf"nothing answers at {unused_url} \(.+\): check that the service"
+    ):
+        async with AsyncClient(unused_url):
+            pass
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h", "ftp"])
+async def test_a_proxy_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, unused_url: str, scheme: str
+) -> None:
+    """Where the environment sends everything through one, the server is not what to look at; no password is shown."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(
+        "ws_proxy", unused_url.replace("ws://", f"{scheme}://user:secret@").removesuffix("/ws")
+    )
+    with pytest.raises(CannotConnect, match=r"the proxy.+NO_PROXY=vision\.example") as caught:
+        await AsyncClient("ws://vision.example/ws").connect()
+    assert "secret" not in str(caught.value)
+
+
+async def test_an_address_is_named_as_it_was_given(unused_url: str) -> None:
+    """An IPv6 address has its brackets: what is shown can be copied."""
+    url = unused_url.replace("127.0.0.1", "[::1]")
+    with pytest.raises(CannotConnect, match=re.escape(f"nothing answers at {url} ")):
+        await AsyncClient(url).connect()
+
+
+async def test_a_page_in_place_of_the_upgrade_says_what_to_check(peer: Peer) -> None:
+    """As of a proxy that passes no upgrades on: at the right path the answer is 404, or a page."""
+    peer.refuse = 404
+    with pytest.raises(CannotConnect, match=r"HTTP 404 .+ path.+ proxy"):
+        await connect(peer).connect()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(401, Unauthorized), (403, Unauthorized), (404, CannotConnect), (429, RateLimited), (503, ShuttingDown)],
+)
+async def test_a_refused_handshake_is_told_apart(status: int, expected: type[VisionAIError]) -> None:
+    """HTTP statuses in place of the upgrade have the errors that they mean."""
+    async with Peer(refuse=status).running() as peer:
+        with pytest.raises(expected):
+            await connect(peer).connect()
+
+
+async def test_a_server_that_is_not_visionai_is_recognised() -> None:
+    """A WebSocket server with another first message is not taken for ours."""
+    async with Peer(bad_welcome='{"type":"chat"}').running() as peer:
+        with pytest.raises(ProtocolViolation, match="is not a VisionAI server"):
+            await connect(peer).connect()
+
+
+async def test_a_server_that_says_nothing_is_not_waited_for_forever() -> None:
+    """The welcome has to come within connect_timeout."""
+
+    async def silent(websocket: Any) -> None:
+        await websocket.wait_closed()
+
+    async with serve(silent, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(CannotConnect, match=r"no answer within 0.1 s"):
+            await AsyncClient(url, connect_timeout=0.1).connect()
+
+
+async def test_something_that_is_no_websocket_is_told() -> None:
+    """Another protocol on the port is named as such."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"220 mail ready\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(CannotConnect, match="does not speak WebSocket"):
+            await AsyncClient(url).connect()
+
+
+@pytest.mark.parametrize("url", ["http://x", "localhost:8000", "ws://", "ws://host:port", ""])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    """A wrong URL is a ValueError of the constructor, not a failure of the network."""
+    with pytest.raises(ValueError, match=r"WebSocket address|Port"):
+        AsyncClient(url)
+
+
+async def test_an_attempt_that_nobody_waits_for_any_more_ends_quietly(
+    unused_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When those who asked were cancelled, a failed attempt to connect warns of nothing."""
+    client = AsyncClient(unused_url)
+    task = asyncio.create_task(client.predict(image()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    attempt = asyncio.all_tasks() - {asyncio.current_task()}
+    assert len(attempt) == 1
+    await asyncio.wait(attempt)
+    del task, attempt
+    gc.collect()  # an exception that was never retrieved would be logged here, as an error
+    assert caplog.records == []
+    await client.aclose()
+
+
+async def test_a_client_connects_again_after_an_attempt_failed(peer: Peer) -> None:
+    """A failed attempt is not remembered: the next request tries anew."""
+    peer.refuse = 404
+    client = connect(peer)
+    with pytest.raises(CannotConnect):
+        await client.predict(image())
+    peer.refuse = None
+    assert (await client.predict(image("sad"))).emotion_name == "sad"
+    await client.aclose()

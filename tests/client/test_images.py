@@ -1,0 +1,85 @@
+"""What is taken for an image, and many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client import ImageSource, InvalidImage, Unauthorized
+from tests.client.harness import connect
+from tests.client.peer import Peer, image
+
+
+async def test_an_image_may_be_a_path(peer: Peer, tmp_path: Path) -> None:
+    """A path, as text or as Path, is read and sent."""
+    path = tmp_path / "face.jpg"
+    path.write_bytes(image("fear"))
+    async with connect(peer) as client:
+        assert (await client.predict(path)).emotion_name == "fear"
+        assert (await client.predict(str(path))).emotion_name == "fear"
+
+
+async def test_a_missing_file_is_an_os_error(peer: Peer, tmp_path: Path) -> None:
+    """A file that cannot be read is the system's own error, and nothing is sent."""
+    async with connect(peer) as client:
+        with pytest.raises(FileNotFoundError):
+            await client.predict(tmp_path / "none.jpg")
+    assert peer.predictions_received == []
+
+
+async def test_many_images_come_out_in_order_with_their_errors(peer: Peer, tmp_path: Path) -> None:
+    """Each image has one outcome, in its place; those that fail don't stop the others."""
+    sources: list[ImageSource] = [
+        image("angry", after=2),
+        image("sad"),
+        image(first=[{"error": "invalid_image"}]),
+        tmp_path / "missing.jpg",
+        image("happy"),
+    ]
+    async with connect(peer) as client:
+        outcomes = [outcome async for outcome in client.predict_many(sources)]
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3, 4]
+    assert [outcome.source for outcome in outcomes] == sources
+    found = [outcome.prediction.emotion_name if outcome.prediction else outcome.error for outcome in outcomes]
+    assert (found[0], found[1], found[4]) == ("angry", "sad", "happy")
+    assert isinstance(found[2], InvalidImage)
+    assert isinstance(found[3], FileNotFoundError)
+
+
+async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
+    """Never more than `concurrency` images are taken ahead of the outcomes."""
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image("sad", n=taken)
+
+    seen = 0
+    async with connect(peer) as client:
+        outcomes = client.predict_many(endless(), concurrency=4)
+        async for _ in outcomes:
+            seen += 1
+            assert taken <= seen + 3
+            if seen == 20:
+                break
+        await outcomes.aclose()
+
+
+async def test_many_images_need_at_least_one_at_a_time(peer: Peer) -> None:
+    """A concurrency of 0 could never answer."""
+    async with connect(peer) as client:
+        with pytest.raises(ValueError, match="concurrency is at least 1"):
+            await anext(client.predict_many([image()], concurrency=0))
+
+
+async def test_many_images_stop_when_the_server_refuses_the_token(peer: Peer) -> None:
+    """What would fail every image is raised instead of being repeated for each."""
+    async with connect(peer) as client:
+        with pytest.raises(Unauthorized):
+            async for _ in client.predict_many([image(first=[{"error": "unauthorized"}])] * 3, concurrency=1):
+                pass
+    assert len(peer.predictions_received) == 1
