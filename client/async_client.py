@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -26,6 +24,7 @@ from client.errors import (
     Unavailable,
     VisionAIError,
 )
+from client.images import ImageSource, bytes_of, check_several
 from client.protocol import Request, Welcome
 from client.retry import Retry
 
@@ -33,9 +32,6 @@ DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 
 # Whose answer depends on the user; other commands would take the token for an unknown field.
 _USERS_OWN = frozenset({"history", "stats"})
-
-ImageSource = bytes | str | os.PathLike[str]
-"""The bytes of an image file, or the path of one."""
 
 Detect = Literal["auto", "always", "never"]
 Priority = Literal["high", "normal", "low"]
@@ -160,9 +156,10 @@ class AsyncClient:
 
         Raises:
             OSError: the file cannot be read.
+            TypeError: `image` is neither.
             VisionAIError: see `client.errors`.
         """
-        data = await asyncio.to_thread(Path(image).read_bytes) if not isinstance(image, bytes) else image
+        data = await bytes_of(image)
         fields = {"detect": detect, "max_faces": max_faces, "priority": priority, "token": self._token}
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
@@ -190,8 +187,7 @@ class AsyncClient:
             ConnectionFailed: the server cannot be reached any more.
             Unauthorized: the server does not accept the token.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        check_several(images, concurrency)
 
         async def settle(index: int, source: ImageSource) -> Outcome:
             try:

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from client import results
-from client.async_client import DEFAULT_URL, AsyncClient, Detect, ImageSource, Outcome, Priority
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, Outcome, Priority
 from client.errors import ConnectionFailed, ConnectionLost, Unauthorized, VisionAIError
+from client.images import ImageSource, check_several
 from client.protocol import Welcome
 from client.retry import Retry
 
@@ -127,8 +128,7 @@ class Client:
 
         `images` is drawn from in the caller's thread.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        check_several(images, concurrency)
         window: deque[tuple[int, ImageSource, concurrent.futures.Future[results.Prediction]]] = deque()
         try:
             for index, source in enumerate(images):

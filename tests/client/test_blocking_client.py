@@ -103,7 +103,7 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
 
 
 async def test_many_images_stop_at_what_fails_all(peer: Peer) -> None:
-    """A refused token is raised, not repeated for each image; a concurrency of 0 is refused."""
+    """A refused token is raised, not repeated for each image; a concurrency of 0 is refused, and one image's name."""
 
     def program() -> None:
         with Client(peer.url) as client:
@@ -111,6 +111,8 @@ async def test_many_images_stop_at_what_fails_all(peer: Peer) -> None:
                 list(client.predict_many([image(first=[{"error": "unauthorized"}])] * 3, concurrency=1))
             with pytest.raises(ValueError, match="concurrency"):
                 list(client.predict_many([image()], concurrency=0))
+            with pytest.raises(TypeError, match="several images"):
+                list(client.predict_many("photos"))
 
     await asyncio.to_thread(program)
     assert len(peer.predictions_received) == 1

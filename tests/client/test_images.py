@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from client import ImageSource, InvalidImage, Unauthorized
@@ -83,3 +86,28 @@ async def test_many_images_stop_when_the_server_refuses_the_token(peer: Peer) ->
             async for _ in client.predict_many([image(first=[{"error": "unauthorized"}])] * 3, concurrency=1):
                 pass
     assert len(peer.predictions_received) == 1
+
+
+@pytest.mark.parametrize("thing", [bytearray(b"x"), io.BytesIO(b"x"), np.zeros((4, 4), np.uint8), None])
+async def test_what_is_no_image_is_told_what_to_do_with_it(peer: Peer, thing: Any) -> None:
+    """A buffer, an open file and pixels are a TypeError that names them; nothing is sent."""
+    async with connect(peer) as client:
+        with pytest.raises(TypeError, match=rf"not {type(thing).__name__}: encode pixels"):
+            await client.predict(thing)
+    assert peer.predictions_received == []
+
+
+async def test_an_image_as_text_is_not_shown(peer: Peer) -> None:
+    """Base64 is taken for a path that is too long; the error says so, without all of it."""
+    async with connect(peer) as client:
+        with pytest.raises(OSError, match=r"text is a path; base64\.b64decode\(\)") as caught:
+            await client.predict("/9j/" * 10_000)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("one", ["photos/face.jpg", b"\xff\xd8", Path("photos")])
+async def test_one_image_is_not_taken_for_many(peer: Peer, one: Any) -> None:
+    """Text would be as many paths as it has letters."""
+    async with connect(peer) as client:
+        with pytest.raises(TypeError, match="several images"):
+            await anext(client.predict_many(one))
