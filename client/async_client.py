@@ -46,6 +46,13 @@ class Outcome:
     prediction: results.Prediction | None
     error: VisionAIError | OSError | None
 
+    def __repr__(self) -> str:
+        """As a dataclass's, but for the bytes of an image: those of one fill a terminal."""
+        source = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else repr(self.source)
+        return (
+            f"Outcome(index={self.index}, {source=!s}, prediction={self.prediction!r}, error={self.error!r})"
+        )
+
 
 class AsyncClient:
     """A client for asyncio programs.

@@ -111,3 +111,16 @@ async def test_one_image_is_not_taken_for_many(peer: Peer, one: Any) -> None:
     async with connect(peer) as client:
         with pytest.raises(TypeError, match="several images"):
             await anext(client.predict_many(one))
+
+
+async def test_the_bytes_of_an_image_are_not_printed_with_its_outcome(peer: Peer) -> None:
+    """An outcome can be printed and logged: it says how many bytes there were, and shows a path as it is."""
+    data = image("sad", padding="x" * 1000)
+    async with connect(peer) as client:
+        outcomes = [repr(outcome) async for outcome in client.predict_many([data, "none.jpg"])]
+    assert outcomes[0].startswith(
+        f"Outcome(index=0, source=<{len(data)} bytes>, prediction=Prediction(emotion_name='sad'"
+    )
+    assert outcomes[1].startswith(
+        "Outcome(index=1, source='none.jpg', prediction=None, error=FileNotFoundError("
+    )
