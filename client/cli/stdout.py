@@ -1,11 +1,15 @@
-"""Standard output whose failures are told from every other error of the system."""
+"""Standard output that takes every text, and whose failures are told from every other error of the system."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 
@@ -43,13 +47,28 @@ class _Output:
         return getattr(self._stream, name)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding cannot write, as JSON escapes it: in JSON it is read as what it was, elsewhere it is told."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("visionai.escaped", _escaped)
+
+
 @contextmanager
 def checked_output() -> Iterator[None]:
-    """Within, all that is written to `sys.stdout` is, or `OutputFailed` is raised, by the end at the latest."""
+    """Within, all that is written to `sys.stdout` is, or `OutputFailed` is raised, by the end at the latest.
+
+    What its encoding does not have, as a bar in a file on Windows, is escaped.
+    """
     stream = sys.stdout
-    if stream is None:  # started with it closed: print() writes nothing then
-        yield
+    if stream is None:  # started with it closed: nothing is written, and nothing fails
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield
         return
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="visionai.escaped")
     sys.stdout = cast("TextIO", _Output(stream))
     try:
         try:

@@ -135,6 +135,40 @@ async def test_a_name_that_is_no_utf_8_is_written(
     assert (done.code, r"caf\xe9.jpg" in done.out.replace("\\\\", "\\")) == (0, True), done
 
 
+@pytest.mark.parametrize("chosen", ["table", "json", "ndjson", "csv"])
+async def test_what_the_output_s_encoding_lacks_is_escaped(
+    peer: Peer, visionai: VisionAI, tmp_path: Path, chosen: str
+) -> None:
+    """As in a file on Windows: nothing fails, and JSON reads it as what it was."""
+    (tmp_path / "niño 😀.jpg").write_bytes(image("happy"))
+    narrow = {"PYTHONIOENCODING": "ascii"}
+    done = await visionai("predict", "niño 😀.jpg", "-f", chosen, "--url", peer.url, environment=narrow)
+    assert (done.code, r"ni\u00f1o \ud83d\ude00.jpg" in done.out) == (0, True), done
+    if chosen == "ndjson":
+        assert json.loads(done.out)["file"] == "niño 😀.jpg"
+
+
+@pytest.mark.parametrize("chosen", ["table", "json", "ndjson", "csv"])
+async def test_a_closed_output_is_not_written_to(
+    peer: Peer, visionai: VisionAI, photos: Path, tmp_path: Path, chosen: str
+) -> None:
+    """As of a program without a console: it runs to its end, and its exit code is that of what it did."""
+    script = 'exec "$1" -m client predict "$2" -f "$3" --url "$4" >&-'
+    arguments: list[str | Path] = [
+        "sh",
+        "-c",
+        script,
+        "sh",
+        sys.executable,
+        photos / "a.jpg",
+        chosen,
+        peer.url,
+    ]
+    done = await run_command(arguments, folder=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert len(peer.predictions_received) == 1
+
+
 async def test_a_failed_image_does_not_stop_the_others(peer: Peer, visionai: VisionAI, photos: Path) -> None:
     """Exit code 1 says that some image failed; the others are answered and the reason is shown."""
     (photos / "broken.jpg").write_bytes(
