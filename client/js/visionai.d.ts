@@ -211,7 +211,7 @@ export interface ClientOptions {
   timeoutMs?: number;
   /** For one attempt to connect; 5000. */
   connectTimeoutMs?: number;
-  /** Silence after which the server is asked whether it is still there; 10 000. */
+  /** Silence after which the server is asked whether it is still there; 10 000. Infinity for never. */
   keepaliveMs?: number;
   retry?: Retry;
   /** Another WebSocket class, where there is no global one. */

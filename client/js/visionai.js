@@ -300,6 +300,9 @@ function closeError(code, reason) {
   return lost(`the server closed the connection before it answered (${why})`);
 }
 
+/** Options without those that are undefined, which are as if they were not there. */
+const given = (options) => Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+
 async function bytesOf(image) {
   if (typeof Blob !== "undefined" && image instanceof Blob) return new Uint8Array(await image.arrayBuffer());
   if (image instanceof ArrayBuffer) return new Uint8Array(image);
@@ -339,19 +342,20 @@ export class VisionAI extends EventTarget {
     if (protocol !== "ws:" && protocol !== "wss:") {
       throw new TypeError(`${url} is not a WebSocket address such as ws://127.0.0.1:8000/ws`);
     }
-    const { retry = {}, ...others } = options;
+    const { retry, token, ...others } = given(options);
+    if (others.keepaliveMs <= 0) throw new RangeError(`keepaliveMs is above 0, or Infinity for never; not ${others.keepaliveMs}`);
     for (const name of ["connectTimeoutMs", "keepaliveMs"]) {
       if (others[name] > LONGEST_TIMER) others[name] = LONGEST_TIMER;
     }
     this.url = url;
     this.#options = {
-      token: undefined,
+      token: token?.trim(), // pasted, or read from a file, it may end with white space
       timeoutMs: 30_000,
       connectTimeoutMs: 5_000,
       keepaliveMs: 10_000,
       WebSocket: globalThis.WebSocket,
       ...others,
-      retry: { attempts: 10, firstDelayMs: 100, maxDelayMs: 5_000, ...retry },
+      retry: { attempts: 10, firstDelayMs: 100, maxDelayMs: 5_000, ...given(retry ?? {}) },
     };
     if (!this.#options.WebSocket) throw new TypeError("there is no WebSocket here: use Node 22 or newer, or a browser");
   }

@@ -403,6 +403,22 @@ test("a slow answer on a live connection is waited for", async () => {
   assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
 });
 
+test("an option that is undefined is as if it was not there", async () => {
+  const nothing = { token: undefined, timeoutMs: undefined, connectTimeoutMs: undefined, WebSocket: undefined };
+  const client = connect(PEER, { ...nothing, retry: { attempts: undefined, firstDelayMs: 10, maxDelayMs: 20 } });
+  assert.equal((await client.predict(image("sad", { first: [{ drop: true }] }))).emotion_name, "sad");
+  const always = Array(30).fill({ error: "overloaded", retry_after_ms: 1 });
+  await assert.rejects(client.predict(image("sad", { first: always }), { timeoutMs: undefined }), { code: "overloaded" });
+});
+
+test("a token is taken without the space around it", async () => {
+  assert.equal((await connect(PEER, { token: " secret\n" }).predict(image("sad"))).emotion_name, "sad");
+});
+
+test("a keepalive of nothing is refused: it would take every server for a silent one", () => {
+  for (const keepaliveMs of [0, -1]) assert.throws(() => connect(PEER, { keepaliveMs }), RangeError);
+});
+
 test("the types declare what the module exports", async () => {
   const types = await readFile(new URL("../../../client/js/visionai.d.ts", import.meta.url), "utf8");
   const classes = [...types.matchAll(/^export class (\w+)/gm)].map(([, name]) => name);
