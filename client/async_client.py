@@ -138,9 +138,10 @@ class AsyncClient:
             self._opening.cancel()
             await asyncio.wait([self._opening])
         connections = [*self._leaving, *([self._connection] if self._connection else [])]
+        await asyncio.gather(*(connection.aclose() for connection in connections))
+        # Only now: where this is cancelled, the next call closes them.
         self._leaving.clear()
         self._connection = None
-        await asyncio.gather(*(connection.aclose() for connection in connections))
 
     async def predict(
         self,

@@ -148,3 +148,15 @@ async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
     with pytest.raises(ConnectionLost, match="the client is closed"):
         await client.predict(image())
     assert peer.connections == 1
+
+
+async def test_a_close_that_was_cancelled_can_be_done_again(peer: Peer) -> None:
+    """Nothing of the connection is left after the second one, however far the first one came."""
+    client = connect(peer)
+    await client.connect()
+    closing = asyncio.create_task(client.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await client.aclose()
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("visionai client")] == []
