@@ -77,10 +77,10 @@ class AsyncClient:
         connect_timeout: seconds for one attempt to connect.
         retry: how often and how soon to try again. Until a server has greeted, connecting is tried once.
         keepalive: seconds between pings, and until a missing pong means that the connection is lost; longer while
-            images are unanswered, which may still be on their way.
+            images are unanswered, which may still be on their way. ``math.inf`` sends none.
 
     Raises:
-        ValueError: `url` is not a WebSocket address, or `token` is no token.
+        ValueError: `url` is not a WebSocket address, `token` is no token, or `keepalive` is not above 0.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class AsyncClient:
         keepalive: float = 10.0,
     ) -> None:
         check_url(url)
+        if keepalive <= 0:
+            raise ValueError(f"keepalive is above 0, or math.inf for no pings; not {keepalive}")
         self.url = url
         self._token = checked_token(token)
         self._timeout = timeout

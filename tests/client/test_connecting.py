@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import re
 from typing import Any
 
@@ -144,6 +145,19 @@ def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
     """A wrong URL is a ValueError of the constructor, not a failure of the network."""
     with pytest.raises(ValueError, match=r"WebSocket address|Port"):
         AsyncClient(url)
+
+
+@pytest.mark.parametrize("keepalive", [0, -1.5])
+def test_a_keepalive_of_nothing_is_refused(keepalive: float) -> None:
+    """It would close every connection as one whose other end is gone; infinity is for no pings."""
+    with pytest.raises(ValueError, match=rf"math\.inf for no pings; not {keepalive}"):
+        AsyncClient(keepalive=keepalive)
+
+
+async def test_a_client_that_pings_never_is_one(peer: Peer) -> None:
+    """A keepalive of infinity is waited for in no way."""
+    async with connect(peer, keepalive=math.inf) as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
 
 
 async def test_an_attempt_that_nobody_waits_for_any_more_ends_quietly(
