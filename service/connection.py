@@ -151,7 +151,6 @@ class Connection(MessageConnection):
         self._options = backend.options
         self.address = self.visitor.address
         self._backend = backend
-        self.take_messages(backend.rules.message_seconds)
         rules = backend.rules
         if rules.ask_anything:
             self._guard = Guard(rules, self.visitor.identity, time.perf_counter())
@@ -159,6 +158,7 @@ class Connection(MessageConnection):
             if rules.required:
                 self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
         self._write(welcome)
+        self.take_messages(rules.message_seconds)
 
     def recheck(self) -> None:
         """The credentials that are known have changed."""

@@ -9,12 +9,12 @@ import sys
 from abc import abstractmethod
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 
 from service.frames import LargeMessage, begin_large_message, whole_messages, wire_size
 from service.images import ImageFile
+from service.opening import OpeningConnection
 
 # uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served. A
 # large message is read so many bytes at a turn of the event loop.
@@ -23,7 +23,7 @@ _BYTES_PER_TURN = 512 * 1024
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
-class MessageConnection(ServerConnection):
+class MessageConnection(OpeningConnection):
     """Hands over each message where it was read, not through the library's queue and a task that is woken for each."""
 
     # Beside the library's attributes, which have a dictionary: with ours in it each connection would have keys of its
@@ -70,15 +70,15 @@ class MessageConnection(ServerConnection):
         """A message has not come to its end in the time that it may take."""
 
     def take_messages(self, message_seconds: float) -> None:
-        """Hand over messages from here on. To be called right after the opening handshake."""
+        """Hand over messages from here on, those that came with the handshake now."""
         self._message_seconds = message_seconds
         self._max_size = self.protocol.max_message_size or sys.maxsize
-        # A client that did not wait for the handshake is left to the library, which has what it sent.
-        self._unparsed = len(self.protocol.reader.buffer)
         # The library keeps the handshake as long as the connection. Nobody asks for it again, and it is some 2 KB.
         for message in (self.request, self.response):
             if message is not None:
                 message.headers.clear()
+        if behind := self.take_behind():
+            self.data_received(behind)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, whether or not it became a WebSocket."""
@@ -91,7 +91,7 @@ class MessageConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network, and notice when they end amid a message."""
         if self._message_seconds is None:
-            super().data_received(data)
+            self.opening_received(data)
             return
         self._heard = True
         position = self._read_messages(data)

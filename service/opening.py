@@ -1,0 +1,62 @@
+"""A connection from its first bytes to the answer to its request, which is for a WebSocket or plain HTTP."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+
+_END = b"\r\n\r\n"
+
+
+class OpeningConnection(ServerConnection):
+    """Shows the library the request alone until it is answered.
+
+    Behind a request may come the end of the stream, from a client that has no more to say; another request; or messages
+    of a client that does not wait for the handshake. The library takes whatever comes for frames of a WebSocket, and
+    of one that is none yet it keeps no messages and answers no request.
+    """
+
+    __slots__ = ("_behind", "_held_up")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What came in one read with the request, behind it.
+        self._behind = b""
+        # Whether nothing is read, because the request is not answered yet.
+        self._held_up = False
+
+    def opening_received(self, data: bytes) -> None:
+        """Take bytes from the network, until the handshake is done."""
+        # Nearly always all of the request comes in one read, and nothing behind it. Otherwise line by line: it ends
+        # with one. A read that begins with a line's end may be its end.
+        _, end, behind = data.partition(_END)
+        whole = end and not behind and data[0] not in b"\r\n"
+        while data and self.request is None and self.protocol.handshake_exc is None:
+            size = len(data) if whole else data.find(b"\n") + 1 or len(data)
+            super().data_received(data[:size])
+            data = data[size:]
+        if self.request is None or (
+            self.response is not None and self.response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+        ):
+            if data:
+                super().data_received(data)  # which discards it
+            return
+        self._behind += data
+        if self.response is None and not self._held_up and not self.transport.is_closing():
+            self._held_up = True
+            self.transport.pause_reading()
+
+    def take_behind(self) -> bytes:
+        """What came behind the request of a WebSocket that is open now."""
+        behind, self._behind = self._behind, b""
+        return behind
+
+    def send_data(self) -> None:
+        """Send what is due, and read on once that is the answer to the request."""
+        super().send_data()
+        if self._held_up and self.response is not None:
+            self._held_up = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()

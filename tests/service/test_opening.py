@@ -1,0 +1,85 @@
+"""A connection's first request, on a bare socket: and what is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+
+from tests.service.harness import TIMEOUT, Running
+
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def message(text: bytes) -> bytes:
+    """A client's short text frame, with a mask of zeros."""
+    return struct.pack("!BBI", 0x81, 0x80 | len(text), 0) + text
+
+
+@asynccontextmanager
+async def connected(running: Running) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A TCP connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def read_message(reader: asyncio.StreamReader) -> str:
+    """The type of the server's next message."""
+    _, size = await reader.readexactly(2)
+    if size == 126:
+        (size,) = struct.unpack("!H", await reader.readexactly(2))
+    reply: dict[str, str] = orjson.loads(await reader.readexactly(size))
+    return reply["type"]
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", REQUEST, b"\x89\x80abcd", b"\xff" * 1000])
+@pytest.mark.parametrize("cut", [0, -1, -2, -3, -20])
+async def test_a_request_is_answered_whatever_is_behind_it(
+    running: Running, behind: bytes, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another request, an empty line, a frame: the first is answered, alone, also if it comes in two reads."""
+    async with connected(running) as (reader, writer):
+        if cut:
+            writer.write(REQUEST[:cut])
+            await asyncio.sleep(0.01)  # so that it is read by itself
+            writer.write(REQUEST[cut:] + behind)
+        else:
+            writer.write(REQUEST + behind)
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b'\r\n\r\n{"status":"alive"}')
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("request_bytes", [REQUEST, HANDSHAKE])
+async def test_a_client_that_has_no_more_to_say_is_answered(running: Running, request_bytes: bytes) -> None:
+    """One that ends its stream behind the request, as some health checks and scripts do, reads the answer."""
+    async with connected(running) as (reader, writer):
+        writer.write(request_bytes)
+        writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("count", [1, 100])
+async def test_messages_that_come_with_the_handshake_are_answered(running: Running, count: int) -> None:
+    """A client that does not wait for the handshake has its welcome first, then a reply to each message."""
+    async with connected(running) as (reader, writer):
+        writer.write(HANDSHAKE + message(b'{"command":"ping"}') * count)
+        await reader.readuntil(b"\r\n\r\n")
+        assert await read_message(reader) == "welcome"
+        for _ in range(count):
+            assert await read_message(reader) == "pong"
+        writer.write(message(b'{"command":"emotions"}'))
+        assert await read_message(reader) == "emotions"
