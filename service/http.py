@@ -16,6 +16,11 @@ from service.page import Page
 _METHODS = ("GET", "HEAD")
 _WEBSOCKET_PATHS = frozenset({"/", "/ws"})
 
+# For those who look for an HTTP API.
+_SERVED = "there is GET and HEAD here, without a body; images are sent over a WebSocket, see /asyncapi.yaml\n"
+# Of what is wrong with a request, which the client may have filled with anything.
+_MAX_REASON = 200
+
 
 def route(
     request: Request, *, page: Page, not_ready: Callable[[], str | None], metrics: Callable[[], bytes]
@@ -28,7 +33,7 @@ def route(
         metrics: the Prometheus exposition.
     """
     if request.method not in _METHODS:
-        refused = _response(HTTPStatus.METHOD_NOT_ALLOWED, b"there is GET and HEAD here\n")
+        refused = _response(HTTPStatus.METHOD_NOT_ALLOWED, _SERVED.encode())
         refused.headers["Allow"] = ", ".join(_METHODS)
         return refused
     path = _path(request.path)
@@ -41,6 +46,16 @@ def route(
     if request.method == "HEAD":
         response.body = b""  # `Content-Length` stays what GET has
     return response
+
+
+def refuse(reason: BaseException | None) -> Response:
+    """The answer to a request that cannot be read: it has a body, or is no HTTP/1.1.
+
+    Args:
+        reason: what the library found wrong with it.
+    """
+    shown = str(reason)[:_MAX_REASON]
+    return _response(HTTPStatus.BAD_REQUEST, f"{shown}; {_SERVED}".encode(errors="backslashreplace"))
 
 
 def _path(target: str) -> str:

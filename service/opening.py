@@ -6,12 +6,15 @@ from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import InvalidMessage
+
+from service import http
 
 _END = b"\r\n\r\n"
 
 
 class OpeningConnection(ServerConnection):
-    """Shows the library the request alone until it is answered.
+    """Shows the library the request alone until it is answered, and answers what the library would only hang up on.
 
     Behind a request may come the end of the stream, from a client that has no more to say; another request; or messages
     of a client that does not wait for the handshake. The library takes whatever comes for frames of a WebSocket, and
@@ -55,6 +58,12 @@ class OpeningConnection(ServerConnection):
 
     def send_data(self) -> None:
         """Send what is due, and read on once that is the answer to the request."""
+        refused = self.protocol.handshake_exc
+        # Not at the end of the stream: whoever is gone reads no answer.
+        if isinstance(refused, InvalidMessage) and self.response is None and not self.protocol.reader.eof:
+            reason = refused.__cause__
+            self.response = http.refuse(reason and (reason.__cause__ or reason))
+            self.transport.write(self.response.serialize())
         super().send_data()
         if self._held_up and self.response is not None:
             self._held_up = False

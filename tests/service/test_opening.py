@@ -1,4 +1,4 @@
-"""A connection's first request, on a bare socket: and what is behind it."""
+"""A connection's first request, on a bare socket: what is behind it, and what is none."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ async def read_message(reader: asyncio.StreamReader) -> str:
         (size,) = struct.unpack("!H", await reader.readexactly(2))
     reply: dict[str, str] = orjson.loads(await reader.readexactly(size))
     return reply["type"]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "reason"),
+    [
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\n", b"{}", b"body"),
+        (b"PUT /ws HTTP/1.1\r\nContent-Length: 100000\r\n", b"\r\n" * 50_000, b"body"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", b"2\r\n{}\r\n0\r\n\r\n", b"transfer codings"),
+        (b"GET / HTTP/2.0\r\n", b"", b"expected HTTP/1.1"),
+        (b"GET /\xc3\xa9 HTTP/1.1\r\n", b"", b"ascii"),
+        (b"GET / HTTP/1.1\r\n" + b"x" * 8000 + b"\r\n", b"", b"invalid HTTP header"),
+        (b"GET / HTTP/1.1\n", b"", b"CRLF"),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_told_why(
+    running: Running, head: bytes, body: bytes, reason: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 400 says what is wrong, in a line, and what is served here: it is not hung up on without a word."""
+    async with connected(running) as (reader, writer):
+        writer.write(head + b"Host: x\r\n\r\n" + body)
+        answer, _, text = (await reader.read()).partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert reason in text
+    assert b"images are sent over a WebSocket" in text
+    assert len(text) < 400
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("behind", [b"\r\n", REQUEST, b"\x89\x80abcd", b"\xff" * 1000])
