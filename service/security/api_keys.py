@@ -47,9 +47,10 @@ def create(path: Path, user: str, days: int | None = None) -> str:
         # Appended in one write: two that are made at once do not mix.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":  # an editor may have left it so
-                line = f"\n{line}"
+            if os.fstat(file).st_size:
+                os.lseek(file, -1, os.SEEK_END)  # and not `pread`, which Windows has not
+                if os.read(file, 1) != b"\n":  # an editor may have left it so
+                    line = f"\n{line}"
             os.write(file, line.encode())
         finally:
             os.close(file)

@@ -52,6 +52,17 @@ def test_a_key_has_a_line_of_its_own(tmp_path: Path) -> None:
     assert (keys.verify(first).user, keys.verify(second).user) == ("anna", "bruno")
 
 
+def test_a_second_key_is_made_where_there_is_no_pread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where the first one was made and every other ended in a traceback."""
+    monkeypatch.delattr("os.pread")
+    path = tmp_path / "keys"
+    first, second = create(path, "anna"), create(path, "bruno")
+    keys = ApiKeys.read(path)
+    assert (keys.verify(first).user, keys.verify(second).user) == ("anna", "bruno")
+
+
 def test_a_file_is_utf_8_whatever_the_system_takes_for_text(tmp_path: Path) -> None:
     """Also with the mark that Windows' editors put before it."""
     path = tmp_path / "keys"
