@@ -9,6 +9,7 @@ requests it does not poll at all: there it would only take time from them.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -49,5 +50,12 @@ class Lingering:
     def _poll(self) -> None:
         # With something to call in its next turn the loop looks at the network without sleeping.
         if self._polling and time.perf_counter() < self._until:
-            os.sched_yield()
+            _yield_core()
             self._call_soon(self._poll)
+
+
+def _yield_core() -> None:
+    if sys.platform == "win32":
+        time.sleep(0)  # elsewhere that sleeps, if not for long
+    else:
+        os.sched_yield()

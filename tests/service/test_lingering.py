@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import pytest
+
 from service.lingering import LINGER, Lingering
 from tests.service.test_executors import Peer
 
@@ -74,6 +76,20 @@ def test_polling_ends_by_itself() -> None:
     assert len(turns.ready) == 1
     turns.pass_one()
     assert not turns.ready
+
+
+def test_a_client_is_waited_for_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has no `sched_yield`: each reply to such a client ended in a traceback in the log."""
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.delattr("os.sched_yield")
+    turns, client = Turns(), Peer()
+    lingering = Lingering(turns.ready.append)
+    for _ in range(2):
+        lingering.asked(client, NOW)
+        lingering.answered(client, NOW)
+    for _ in range(2):
+        turns.pass_one()
+        assert len(turns.ready) == 1
 
 
 def test_nobody_is_waited_for_who_has_gone() -> None:
