@@ -42,10 +42,11 @@ tools: ## install the programs that tests run, where they are missing (Debian an
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
 	  else echo "The tests need$$missing: sudo apt-get install$$missing"; exit 1; fi; fi
 
-lint: $(VENV)/.dev ## ruff and mypy --strict
+lint: $(VENV)/.dev ## ruff and mypy --strict, for Windows too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/windows -p service -p client -p conversion -p models
 
 format: $(VENV)/.dev ## let ruff format and fix the code
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 
 from service import __version__
@@ -28,7 +27,7 @@ from service.listening import bind
 from service.metrics import Gauge, SharedCells
 from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
-from service.worker import EXIT_FAILED, EXIT_OK, STOP, Ready, Served
+from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
 from service.workers import CONTEXT, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection as Pipe
+from typing import TypeAlias
 
 from service import __version__
 from service.canary import Version, check_versions, of_canary
@@ -29,6 +29,13 @@ from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store, StoreStatus
 from service.tracing import start_tracing
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as _Pipe
+else:
+    from multiprocessing.connection import Connection as _Pipe
+
+Pipe: TypeAlias = _Pipe
 
 log = logging.getLogger(__name__)
 

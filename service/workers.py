@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection as Pipe
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -19,7 +18,7 @@ from typing import Protocol
 from service.metrics import SharedCells
 from service.reload import RELOAD_SIGNALS
 from service.settings import Settings
-from service.worker import Ready, Served, run_worker
+from service.worker import Pipe, Ready, Served, run_worker
 
 # A forked worker shares what is imported with its siblings. Only Linux forks safely.
 CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
