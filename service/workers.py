@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Protocol
 
 from service.metrics import SharedCells
@@ -109,6 +112,7 @@ def start_worker(
     Raises:
         OSError: the system has no memory, no process or no file left for it.
     """
+    before = _open_files()
     ours, theirs = CONTEXT.Pipe(duplex=True)
     # A spawned process inherits nothing, and could not take it.
     closed = [ours, *inherited] if sys.platform == "linux" else []
@@ -121,10 +125,26 @@ def start_worker(
         process.start()
     except OSError:
         ours.close()
+        theirs.close()
+        # Where the fork fails multiprocessing leaves its own pipes open: those of hours of trying are all there may be.
+        for descriptor in _open_files() - before:
+            os.close(descriptor)
         raise
     finally:
         theirs.close()
     return Worker(process, ours, row, settings.drain_seconds, time.monotonic())
+
+
+def _open_files() -> set[int]:
+    """The numbers of this process' open files; none elsewhere than on Linux, where workers are not forked."""
+    if sys.platform != "linux":
+        return set()
+    found = set()
+    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # it is what listed them
+            os.fstat(number)
+            found.add(number)
+    return found
 
 
 def _worker_main(

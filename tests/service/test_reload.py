@@ -256,6 +256,24 @@ async def test_a_worker_that_cannot_be_started_costs_no_other(
     assert (await reload(tmp_path))[0] == 0
 
 
+async def test_a_worker_that_cannot_be_started_leaves_no_file_open(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """However often it is tried: the supervisor would have none left for the time when the system can again."""
+    service = start_process(faults=FAILING_FORK, WORKERS="1", MAX_BATCH="8", THREADS="1")
+    supervisor = psutil.Process(service.process.pid)
+    opened = supervisor.num_fds()
+    (tmp_path / "fault").touch()
+    supervisor.children()[0].kill()
+    assert service.process.stderr is not None
+    failed = 0
+    while failed < 3:
+        failed += "cannot be started" in await asyncio.to_thread(service.process.stderr.readline)
+    async with asyncio.timeout(TIMEOUT):
+        while supervisor.num_fds() > opened:  # more while it tries
+            await asyncio.sleep(0.01)
+
+
 def next_descriptor(pid: int) -> int:
     """What a process' next open file will be numbered."""
     taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
