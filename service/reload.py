@@ -7,6 +7,7 @@ connect is a matter of the socket file's permissions: only the service's user, a
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -80,8 +81,8 @@ class ControlSocket:
     def open(cls, path: Path | None) -> ControlSocket | None:
         """Listen at `path`; None where that cannot be, which is logged: SIGHUP remains.
 
-        What is there is replaced: a service that was killed leaves its socket. Of two that share a path, the one
-        that was started last is found.
+        A socket that is there is replaced: a service that was killed leaves its own. Of two that share a path, the one
+        that was started last is found. Anything else that is there stays: it is a database, say, and a mistake.
         """
         if path is None or not hasattr(socket, "AF_UNIX"):
             return None
@@ -92,6 +93,8 @@ class ControlSocket:
             listener.bind(str(own))
             listener.listen()
             listener.setblocking(False)
+            if path.exists() and not path.is_socket():
+                raise FileExistsError(errno.EEXIST, "what is there is no socket; check CONTROL_SOCKET")
             own.rename(path)
         except OSError as exc:
             listener.close()

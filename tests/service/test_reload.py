@@ -316,6 +316,17 @@ def test_a_control_socket_that_cannot_be_made_is_logged(start_process: StartProc
     assert service.process.returncode == 0
 
 
+def test_a_file_in_the_place_of_the_control_socket_stays(start_process: StartProcess, tmp_path: Path) -> None:
+    """It may be a database: what is no socket is not replaced, and the log says which setting to check."""
+    (tmp_path / "kept").write_text("data")
+    service = start_process(WORKERS="1", CONTROL_SOCKET="kept")
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert "no control socket at kept (what is there is no socket; check CONTROL_SOCKET)" in log
+    assert (tmp_path / "kept").read_text() == "data"
+    assert not list(tmp_path.glob("kept.*"))
+
+
 # As long as a file is there, the first worker starts that is started, and no other.
 FAILING_LATER = """
 from pathlib import Path
