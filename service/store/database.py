@@ -14,6 +14,7 @@ from sqlalchemy import event, exc
 from service.errors import StartupError
 
 ACCEPTED: Final = "use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name"
+_QUOTED: Final = "in a user's name or password write @ as %40, : as %3A, / as %2F and % as %25"
 
 CONNECT_TIMEOUT_S: Final = 5
 SQLITE_BUSY_TIMEOUT_S: Final = 10
@@ -57,6 +58,10 @@ def parse_url(text: str) -> sa.URL:
         url = sa.make_url(text)
     except exc.ArgumentError:
         raise StartupError(f"DATABASE_URL is not a database URL: {ACCEPTED}") from None
+    except ValueError:  # the port is none
+        raise StartupError(f"DATABASE_URL has a port that is no number: {ACCEPTED}; {_QUOTED}") from None
+    if url.host is not None and "@" in url.host:  # the end of the password, which is not to be looked up
+        raise StartupError(f"DATABASE_URL has more than one @: {_QUOTED}")
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
         return url.set(drivername="postgresql+psycopg2")

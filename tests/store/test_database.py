@@ -46,6 +46,17 @@ def test_what_is_not_a_database_of_ours(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["postgresql://ana:s3@cr:et@db/vision", "postgresql://ana:s3@cret@db/vision"]
+)
+def test_a_password_that_must_be_quoted_is_told_how(text: str) -> None:
+    """And no part of it is shown, or looked up as a host's name."""
+    with pytest.raises(StartupError, match="write @ as %40") as failed:
+        parse_url(text)
+    assert "cr" not in str(failed.value)
+    assert parse_url("postgresql://ana@home:s3%40cr%3Aet@db/vision").password == "s3@cr:et"
+
+
 def test_a_postgresql_that_is_not_there(open_store: OpenStore) -> None:
     """A refused connection is one line with host, port and what to check, and without the password."""
     with socket.socket() as taken:
