@@ -144,6 +144,7 @@ def _start(arguments: argparse.Namespace) -> int:
         return 0
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     from service.canary import check_canary
+    from service.cpus import check_layout
     from service.engine.calibration import calibrated
     from service.listening import make_room
     from service.security.exposure import warn_if_exposed
@@ -151,6 +152,7 @@ def _start(arguments: argparse.Namespace) -> int:
 
     warn_if_exposed(settings)
     settings = calibrated(settings)
+    check_layout(settings)
     check_canary(settings)
     make_room(settings)
     return Supervisor(settings).run()

@@ -19,6 +19,7 @@ from pathlib import Path
 import orjson
 
 from service.canary import check_canary
+from service.cpus import check_layout
 from service.engine.calibration import calibrated
 from service.errors import StartupError
 from service.settings import Settings, load_settings
@@ -58,7 +59,9 @@ def reloaded(current: Settings) -> Settings:
     kept = {name: getattr(current, name) for name in _FIXED}
     if waiting := [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]:
         log.warning("not reloaded, since it needs a restart: %s", ", ".join(waiting))
-    return replace(fresh, **kept)
+    fresh = replace(fresh, **kept)
+    check_layout(fresh)
+    return fresh
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from environs import Env, EnvError, ValidationError, validate
+from environs import Env, EnvValidationError, ValidationError, validate
 
 from service.emotions import Language
 from service.errors import StartupError
@@ -141,6 +141,12 @@ class Settings:
 # Days. More would reach back before the first year.
 _LONGEST_RETENTION = 365_000
 
+# A year. What waits, in Python and in the event loop, cannot count much more.
+_LONGEST_SECONDS = 31_536_000
+
+# Images. Room for so many is made at start.
+_LARGEST_BATCH = 4096
+
 
 def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
     """Read the environment, and `dotenv` if it exists, for what the environment leaves open.
@@ -182,7 +188,8 @@ def _environment(dotenv: Path | None) -> Iterator[Env]:
 
 def _read(env: Env) -> Settings:
     positive, from_zero = validate.Range(min=1), validate.Range(min=0)
-    above = validate.Range(min=0, min_inclusive=False)
+    seconds = validate.Range(min=0, max=_LONGEST_SECONDS)
+    some_seconds = validate.Range(min=0, min_inclusive=False, max=_LONGEST_SECONDS)
     default = Settings()
     values: dict[str, Any] = {
         "host": env.str("HOST", default.host),
@@ -212,7 +219,7 @@ def _read(env: Env) -> Settings:
         "workers": env.int("WORKERS", 0, validate=from_zero),
         "executors": env.int("EXECUTORS", -1, validate=validate.Range(min=-1)),
         "threads": env.int("THREADS", 0, validate=from_zero),
-        "max_batch": env.int("MAX_BATCH", 0, validate=from_zero),
+        "max_batch": env.int("MAX_BATCH", 0, validate=validate.Range(min=0, max=_LARGEST_BATCH)),
         "max_waiting": env.int("MAX_WAITING", default.max_waiting, validate=positive),
         "max_wait_ms": env.float("MAX_WAIT_MS", default.max_wait_ms, validate=positive),
         "max_in_flight": env.int("MAX_IN_FLIGHT", default.max_in_flight, validate=positive),
@@ -229,7 +236,7 @@ def _read(env: Env) -> Settings:
         "jwt_issuer": env.str("JWT_ISSUER", "") or None,
         "jwt_user_claim": env.str("JWT_USER_CLAIM", default.jwt_user_claim, validate=validate.Length(min=1)),
         "jwt_require_expiry": env.bool("JWT_REQUIRE_EXPIRY", default.jwt_require_expiry),
-        "jwt_leeway_seconds": env.float("JWT_LEEWAY_SECONDS", default.jwt_leeway_seconds, validate=from_zero),
+        "jwt_leeway_seconds": env.float("JWT_LEEWAY_SECONDS", default.jwt_leeway_seconds, validate=seconds),
         "api_keys_file": _optional_path(env, "API_KEYS_FILE"),
         "origins": env.list("ORIGINS", [], validate=_check_origins),
         "trusted_proxies": env.list("TRUSTED_PROXIES", [], validate=_check_networks),
@@ -239,11 +246,11 @@ def _read(env: Env) -> Settings:
         ),
         "max_requests_per_second": env.float("MAX_REQUESTS_PER_SECOND", 0.0, validate=from_zero),
         "max_bytes_per_second": env.float("MAX_BYTES_PER_SECOND", 0.0, validate=from_zero),
-        "handshake_seconds": env.float("HANDSHAKE_SECONDS", default.handshake_seconds, validate=above),
-        "message_seconds": env.float("MESSAGE_SECONDS", default.message_seconds, validate=above),
-        "send_seconds": env.float("SEND_SECONDS", default.send_seconds, validate=above),
-        "ping_seconds": env.float("PING_SECONDS", default.ping_seconds, validate=from_zero),
-        "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=validate.Range(min=0)),
+        "handshake_seconds": env.float("HANDSHAKE_SECONDS", default.handshake_seconds, validate=some_seconds),
+        "message_seconds": env.float("MESSAGE_SECONDS", default.message_seconds, validate=some_seconds),
+        "send_seconds": env.float("SEND_SECONDS", default.send_seconds, validate=some_seconds),
+        "ping_seconds": env.float("PING_SECONDS", default.ping_seconds, validate=seconds),
+        "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=seconds),
         "control_socket": _optional_path(env, "CONTROL_SOCKET", default.control_socket),
         "log_level": env.str(
             "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -252,13 +259,22 @@ def _read(env: Env) -> Settings:
     }
     try:
         env.seal()
-    except EnvError as exc:
-        raise StartupError(f"a setting is wrong: {exc}") from None
+    except EnvValidationError as exc:
+        raise StartupError(f"a setting is wrong: {_said_of(exc)}") from None
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
     values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
     values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
     return Settings(**values)
+
+
+def _said_of(error: EnvValidationError) -> str:
+    """Each setting, its value and what was expected. Those that may be secret are not validated, and not shown."""
+    assert isinstance(error.error_messages, Mapping)
+    return "; ".join(
+        f"{name}={os.environ.get(name, '')}: {' '.join(messages).rstrip('.')}"
+        for name, messages in error.error_messages.items()
+    )
 
 
 def _optional_path(env: Env, name: str, default: Path | None = None) -> Path | None:

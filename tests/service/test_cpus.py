@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from service import cpus
+from service.errors import StartupError
+from service.settings import Settings
 
 
 @pytest.fixture
@@ -40,3 +42,12 @@ def test_without_a_quota_the_affinity_mask_counts(quota: Path) -> None:
     """No cgroup file: what the scheduler allows."""
     assert not quota.exists()
     assert cpus.available_cpus() == 8
+
+
+@pytest.mark.parametrize("layout", [(5000, 0, 1), (1, 5000, 1), (1, 0, 5000), (16, 17, 1)])
+def test_more_threads_than_a_machine_bears_are_refused(quota: Path, layout: tuple[int, int, int]) -> None:
+    """Before one is started: thousands of workers take the machine down. What a user may want to try is not refused."""
+    cpus.check_layout(Settings(workers=8, executors=4, threads=8))
+    workers, executors, threads = layout
+    with pytest.raises(StartupError, match="and 256 are the most for the CPUs of this machine"):
+        cpus.check_layout(Settings(workers=workers, executors=executors, threads=threads))

@@ -62,11 +62,13 @@ def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         ("PORT", "70000"),
         ("CANARY_PERCENT", "101"),
         ("MAX_BATCH", "-1"),
+        ("MAX_BATCH", "100000000"),
         ("WORKERS", "-1"),
         ("EXECUTORS", "-2"),
         ("EMOTIONS_LANGUAGE", "fr"),
         ("PROVIDER", "tpu"),
         ("DRAIN_SECONDS", "-1"),
+        ("DRAIN_SECONDS", "1e15"),
         ("RETENTION_DAYS", "1e6"),
         ("RETENTION_DAYS", "nan"),
         ("MAX_WAIT_MS", "inf"),
@@ -77,6 +79,18 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=name):
         load_settings()
+
+
+def test_all_wrong_values_are_told_with_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for people: each setting, what it is, and what it may be."""
+    monkeypatch.setenv("PORT", "eighty")
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    monkeypatch.setenv("JWT_SECRET", "not to be seen")
+    with pytest.raises(StartupError) as failed:
+        load_settings()
+    assert str(failed.value) == (
+        "a setting is wrong: PORT=eighty: Not a valid integer; LOG_FORMAT=xml: Must be one of: console, json"
+    )
 
 
 def test_the_layout_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
