@@ -90,14 +90,15 @@ def evaluate_command(
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    if plot is not None:
-        from models.plots import plot_confusion
-
-        plot_confusion(np.array(result.confusion), EMOTIONS, plot)
     if as_json:
         typer.echo(json.dumps(asdict(result), allow_nan=False))
     else:
         _print(result, model)
+    # Last: a disk that is full does not cost the figures.
+    if plot is not None:
+        from models.plots import plot_confusion
+
+        plot_confusion(np.array(result.confusion), EMOTIONS, plot)
 
 
 def check_plot(plot: Path) -> None:

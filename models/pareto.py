@@ -65,13 +65,18 @@ def pareto_command(
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in variants], allow_nan=False))
+    else:
+        _print(variants)
+    # Last: a disk that is full does not cost the figures.
     if plot is not None:
         from models.plots import plot_pareto
 
         plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in variants], allow_nan=False))
-        return
+
+
+def _print(variants: list[Variant]) -> None:
     name = Column("variant", overflow="fold")  # a long one goes on in the next line
     table = Table(name, "FER+ accuracy", "ece", "disgust", "fear", "ms per face", "front")
     for each in variants:

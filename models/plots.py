@@ -13,6 +13,9 @@ import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from numpy.typing import NDArray
 
+from conversion.atomic import check_writable
+from conversion.errors import ConversionError
+
 
 def check_picture(path: Path) -> None:
     """Raise ValueError where no picture can be drawn into `path`: before hours of work, not after."""
@@ -23,8 +26,10 @@ def check_picture(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder")
+    try:
+        check_writable(path)
+    except ConversionError as error:
+        raise ValueError(str(error)) from None
 
 
 def plot_confusion(confusion: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:

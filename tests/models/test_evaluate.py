@@ -266,3 +266,28 @@ def test_a_picture_is_refused_before_the_work(command: str, plot: str, message: 
     result = RUNNER.invoke(app, [command, *options])
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "pareto"])
+def test_a_folder_without_permission_is_named_before_the_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As no data is looked for, no minute is lost. Root may write everywhere, so the permission is what is asked."""
+    monkeypatch.setattr("conversion.atomic.os.access", lambda *_: False)
+    options = ["model.onnx", "--data", "none.npz", "--plot", str(tmp_path / "plot.png")]
+    result = RUNNER.invoke(app, [command, *options])
+    assert result.exit_code == 2
+    assert "no permission to write" in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "pareto"])
+def test_a_picture_without_room_does_not_cost_the_figures(command: str, data: Path, tmp_path: Path) -> None:
+    """They are printed before it is drawn."""
+    (tmp_path / "plot.png").symlink_to("/dev/full")
+    model = str(ROOT / "models/build/modelo_emociones.onnx")
+    result = RUNNER.invoke(
+        app, [command, model, "--data", str(data), "--json", "--plot", str(tmp_path / "plot.png")]
+    )
+    assert isinstance(result.exception, OSError)
+    assert "ferplus_accuracy" in result.stdout
+    json.loads(result.stdout)
