@@ -51,6 +51,8 @@ _MODEL_OPTIONS = {
 _PRECISIONS = ("fp16", "int8")
 # What .venv-build has and the serving environment has not.
 _BUILD_TOOLS = frozenset({"h5py", "keras", "matplotlib", "onnx", "tensorflow", "tf2onnx"})
+# What shells give for a program that Ctrl-C ended.
+_INTERRUPTED = 130
 _MEASURES = ("max_difference", "mean_difference", "agreement")
 
 
@@ -249,6 +251,9 @@ def main(arguments: Sequence[str]) -> int:
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except ModuleNotFoundError as error:
         tool = missing_build_tool(error)
         if tool is None:

@@ -361,3 +361,10 @@ def test_an_unwritable_place(refused: Callable[..., str], rgb_model: Path, tmp_p
     """Where the output cannot be written, the path is in the error."""
     (tmp_path / "refused").write_text("a file where a folder should be", "utf-8")
     assert main([str(rgb_model), *SCALED, "-o", str(tmp_path / "refused" / "m.onnx")]) == 1
+
+
+def test_ctrl_c_is_one_line(rgb_model: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    """The signal arrives while the layers are imported: status 130, as shells have it, and no traceback."""
+    custom = tmp_path / "custom.py"
+    custom.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    assert refused(rgb_model, *SCALED, "--custom", custom, status=130) == "error: interrupted\n"
