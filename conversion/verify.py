@@ -50,8 +50,13 @@ def verify(model: Path, manifest: Path | None = None, source: Path | None = None
     """
     entries = read_manifest(manifest or manifest_path(model))
     try:
+        if entries["metadata"].get("kind") == "detector":
+            raise VerificationError(
+                f"{model}: a face detector, whose manifest has no answers to check; `python -m models convert` compares"
+                " its hashes, and converts it again where they differ"
+            )
         return _verify(model, entries, source)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"{model}: the manifest lacks or garbles an entry: {error}") from None
 
 

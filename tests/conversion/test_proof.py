@@ -189,6 +189,7 @@ def _replace_by_text(model: Path) -> None:
         (lambda model: manifest_path(model).write_text("{", "utf-8"), "not JSON"),
         (lambda model: manifest_path(model).write_text("[]", "utf-8"), "not a manifest of schema 1"),
         (lambda model: rewrite_manifest(model, lambda m: m.pop("thresholds")), "lacks or garbles an entry"),
+        (lambda model: rewrite_manifest(model, lambda m: m.update(metadata=[])), "lacks or garbles an entry"),
         (lambda model: rewrite_manifest(model, lambda m: m.update(schema=2)), "not a manifest of schema 1"),
         (lambda model: rewrite_manifest(model, lambda m: m.update(source_sha256="0" * 64)), "source_sha256"),
         (lambda model: _change_metadata(model, "visionai.labels", '["x"]'), "metadata visionai.labels"),
@@ -209,6 +210,12 @@ def test_verify_says_what_is_wrong(tamper: Callable[[Path], object], reason: str
     tamper(shipped)
     with pytest.raises(VerificationError, match=reason):
         verify(shipped)
+
+
+def test_a_detector_is_told_from_a_manifest_that_is_garbled() -> None:
+    """It has no answers to check; the command that compares its hashes is named."""
+    with pytest.raises(VerificationError, match="a face detector, whose manifest has no answers"):
+        verify(Path(__file__).parents[2] / "models/build/face_short.onnx")
 
 
 def test_verify_checks_the_source_it_is_given(shipped: Path, gray_model: Path) -> None:
