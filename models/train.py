@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from conversion.atomic import write_atomically
 from conversion.digests import sha256_of
+from conversion.errors import ConversionError
 from models.augmentation import LIGHT, MEDIUM, STRONG
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.labels import Labels, load_labels
@@ -221,9 +223,18 @@ def _train(
                 figures |= _validate(trainer.averaged[index], name, validation)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
-            # History first: a checkpoint whose history is missing could not be resumed.
-            (run / HISTORY).write_text(json.dumps(history, indent=1) + "\n")
-            checkpoints.save()
+            try:
+                # History first: a checkpoint whose history is missing could not be resumed.
+                write_atomically(run / HISTORY, (json.dumps(history, indent=1) + "\n").encode())
+                checkpoints.save()
+            except (ConversionError, tf.errors.OpError) as error:
+                reason = " ".join(str(error).split()).rpartition("; ")[2]
+                typer.echo(
+                    f"error: epoch {epoch + 1} could not be kept ({reason}); when there is room, start again in the"
+                    f" same way: the run goes on after epoch {epoch}",
+                    err=True,
+                )
+                raise typer.Exit(1) from error
             console.print(" ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     for name, averaged in zip(names, trainer.averaged, strict=True):
         size = sizes[name]

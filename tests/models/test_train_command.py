@@ -1,6 +1,7 @@
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def write_faces(path: Path, count: int, seed: int = 0, side: int = 48) -> Path:
         arrays |= {f"{split}_y": labels, f"{split}_votes": votes}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A limit on the size of files stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -95,6 +107,30 @@ def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(
             refused.output
         )
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("long", ["checkpoint", "history"])
+def test_an_epoch_that_finds_no_room_is_trained_again_when_there_is(
+    long: str, data: Path, tmp_path: Path, cut_off: Callable[[list[str]], None]
+) -> None:
+    """Whichever of its files does not fit: one line tells what to do, and what was kept before is whole."""
+    run = tmp_path / "run"
+    command = ["train", "--data", str(data), "--run", str(run), "--networks", "tiny"]
+    command += ["--oversample", "1,1,1,4,1,4,1", "--epochs", "2"]
+    cut_off(command)
+    if long == "history":
+        (first,) = json.loads((run / "history.json").read_text())
+        (run / "history.json").write_text(json.dumps([first | {"more": "x" * 400_000}]))
+    with files_of_at_most(300_000):
+        full = RUNNER.invoke(app, command)
+    assert full.exit_code == 1, full.output
+    assert full.stderr.startswith("error: epoch 2 could not be kept (")
+    assert full.stderr.endswith("the run goes on after epoch 1\n")
+    assert full.stderr.count("\n") == 1
+    resumed = RUNNER.invoke(app, command)
+    assert resumed.exit_code == 0, resumed.output
+    assert "Going on after epoch 1 of 2" in resumed.output
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -176,18 +212,14 @@ def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Path, tmp_path: Path) -> None:
-    """One line, and the old file with nothing beside it. A limit on the size of files stands for a full disk."""
+    """One line, and the old file with nothing beside it."""
     build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
     output = tmp_path / "served" / "served.keras"
     output.parent.mkdir()
     output.write_bytes(b"the network that is served")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-    try:
+    with files_of_at_most(300_000):
         command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", str(output)]
         result = RUNNER.invoke(app, command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
