@@ -62,10 +62,11 @@ def check_reply(reply: bytes | str) -> None:
 
 
 def check_request(frame: ImageFile | str) -> None:
-    """Raise unless a client may send this; of a binary frame, its header."""
-    if not isinstance(frame, str):
-        if frame[:1] != b"{":
-            return
-        frame = bytes(frame).partition(b"\n")[0]
-    message = orjson.loads(frame)
+    """Raise unless a client may send this; of a binary frame, its header, which has the image behind it."""
+    if isinstance(frame, str):
+        message = orjson.loads(frame)
+    elif frame[:1] == b"{":
+        message = {"image": "", **orjson.loads(bytes(frame).partition(b"\n")[0])}
+    else:
+        return
     validator(REQUESTS[message.get("command") or "predict"]).validate(message)

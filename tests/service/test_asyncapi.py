@@ -14,7 +14,7 @@ from jsonschema.validators import validator_for
 
 from service.errors import ERROR_CODES
 from service.protocol import COMMANDS, SUBPROTOCOL, Options
-from tests.contract import DESCRIPTION, REPLIES, REQUESTS, check_reply, description, validator
+from tests.contract import DESCRIPTION, REPLIES, REQUESTS, check_reply, check_request, description, validator
 from tests.service.harness import ROOT, TIMEOUT, Running
 
 
@@ -58,6 +58,14 @@ def test_a_reply_with_an_unknown_field_does_not_fit() -> None:
     check_reply(orjson.dumps(pong))
     with pytest.raises(jsonschema.ValidationError, match="novelty"):
         check_reply(orjson.dumps(pong | {"novelty": 1}))
+
+
+def test_a_text_frame_that_predicts_has_an_image() -> None:
+    """As the service insists; a binary frame's header has none, and the image behind it."""
+    check_request('{"image": "/9j/"}')
+    check_request(b'{"id": 1}\n\xff\xd8')
+    with pytest.raises(jsonschema.ValidationError, match="image"):
+        check_request('{"command": "predict", "id": 1}')
 
 
 def test_every_object_in_a_reply_has_all_of_its_fields_described() -> None:
