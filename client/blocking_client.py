@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
@@ -28,8 +29,8 @@ class Client:
         with Client("ws://127.0.0.1:8000/ws") as client:
             print(client.predict("face.jpg").emotion_name)
 
-    Threads may share a client. Close it: until then its thread runs. What other threads wait for then fails with
-    `ConnectionLost`.
+    Threads may share a client; a process that is forked makes its own. Close it: until then its thread runs. What
+    other threads wait for then fails with `ConnectionLost`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Client:
         # What is given to the loop after the last of its work was cancelled would never be done.
         self._lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="visionai client", daemon=True)
         self._thread.start()
@@ -81,6 +83,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection and end the thread. May be called again."""
+        if os.getpid() != self._process:
+            return  # they are the other process's
         with self._lock:
             if self._closed:
                 return
@@ -186,9 +190,13 @@ class Client:
         return self._wait(self._start(self._client.request(command, **fields)))
 
     def _start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if os.getpid() != self._process:
+            work.close()  # or Python would warn that it was never awaited
+            # The thread that would do it was not forked with the rest.
+            raise RuntimeError("the client was made before this process was forked: make one in each process")
         with self._lock:
             if self._closed:
-                work.close()  # or Python would warn that it was never awaited
+                work.close()
                 raise ConnectionLost("the client is closed")
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 

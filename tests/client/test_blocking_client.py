@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client import CannotConnect, Client, ConnectionLost, InvalidImage, Retry, Unauthorized
-from tests.client.harness import QUICK
+from tests.client.harness import QUICK, run_command
 from tests.client.peer import Peer, image
 
 
@@ -145,6 +147,39 @@ async def test_a_closed_client_leaves_no_thread(peer: Peer) -> None:
             client.predict(image())
 
     await asyncio.to_thread(program)
+
+
+FORKING = """\
+import os, signal, sys
+from client import Client
+
+client = Client(sys.argv[1])
+client.connect()
+if os.fork() == 0:
+    signal.alarm(30)  # one that waits for ever would outlive the test
+    try:
+        with client:
+            pass
+    except RuntimeError as error:
+        client.close()
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+print(client.predict(b'{"emotion": "sad"}').emotion_name)
+client.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+async def test_a_forked_process_is_told_to_make_its_own_client(peer: Peer, tmp_path: Path) -> None:
+    """As of a web server's worker: the thread that would answer is not there, and nothing waits for it for ever."""
+    # Python itself warns of forks in programs with threads, from 3.12 on.
+    quiet = {"PYTHONWARNINGS": "ignore"}
+    done = await run_command([sys.executable, "-c", FORKING, peer.url], folder=tmp_path, environment=quiet)
+    assert (done.code, done.err) == (0, "")
+    told, answered = done.out.splitlines()
+    assert "make one in each process" in told
+    assert answered == "sad"
 
 
 async def test_closing_wakes_the_threads_that_wait(peer: Peer) -> None:
