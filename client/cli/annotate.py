@@ -36,6 +36,8 @@ class Annotator:
         self._targets: dict[str, Path] = {}
         taken: set[Path] = set()
         for image in images:
+            if image.name in self._targets:
+                continue  # named twice, as by a folder and a pattern: it is one image, with one copy
             name = Path("stdin.jpg") if isinstance(image.source, bytes) else Path(Path(image.source).name)
             if name.suffix.lower() not in IMAGE_SUFFIXES:
                 name = Path(f"{name}.jpg")

@@ -245,6 +245,17 @@ async def test_a_copy_that_cannot_be_written_is_told(
     assert done.err == "visionai: no annotated copy of face.jpg: Is a directory\n"
 
 
+async def test_an_image_that_is_named_twice_has_one_copy(
+    service: ServiceProcess, visionai: VisionAI, tmp_path: Path
+) -> None:
+    """As by a folder and a pattern: it has its own name."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "face.jpg").write_bytes(FACE.read_bytes())
+    done = await visionai("predict", "one", "one/*.jpg", "--annotate", "out", "--url", service.url)
+    assert (done.code, done.out.count("happy")) == (0, 2), done
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["face.jpg"]
+
+
 async def test_annotated_copies_never_overwrite(
     service: ServiceProcess, visionai: VisionAI, tmp_path: Path
 ) -> None:
