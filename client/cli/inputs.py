@@ -53,6 +53,9 @@ def _expand(argument: str, recursive: bool, read_stdin: Callable[[], bytes]) -> 
     if argument == "-":
         yield Image("-", read_stdin())
         return
+    if not argument:
+        # Or it would be this folder: as of a variable of a script that is not set.
+        raise InputError("an image's name is empty")
     if "://" in argument or argument.startswith("file:"):
         yield from _files([_from_url(argument)])
         return

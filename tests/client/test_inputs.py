@@ -65,14 +65,15 @@ def test_stdin_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["*.jpg", "ftp://host/a.jpg", "file://elsewhere/a.jpg", "https://example.com/a.jpg"]
+    "argument", ["*.jpg", "ftp://host/a.jpg", "file://elsewhere/a.jpg", "https://example.com/a.jpg", ""]
 )
 def test_what_names_no_image_is_an_error(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pattern without a match and a URL that is no local file are usage errors."""
+    """A pattern without a match, a URL that is no local file and an empty name, of no folder, are usage errors."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"no image matches|only file:///"):
+    (tmp_path / "face.png").touch()
+    with pytest.raises(InputError, match=r"no image matches|only file:///|name is empty"):
         names(argument)
 
 
