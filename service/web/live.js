@@ -10,7 +10,7 @@ import { Meter } from "./meters.js";
 import { Timeline } from "./timeline.js";
 
 const MAX_CARDS = 6;
-const BUSY_MS = 1_000; // where the server is overloaded and does not say for how long
+const REST_MS = 1_000; // after a fault, and where the server is overloaded and does not say for how long
 
 const $ = (id) => document.getElementById(id);
 
@@ -28,7 +28,8 @@ export class Live {
   #shown = false; // its tab is the one that is looked at
   #paused = false;
   #running = false;
-  #busyUntil = 0;
+  #restUntil = 0; // no frames before
+  #busy = false; // the rest is because the server is
   #newest = 0; // when the frame was sent whose answer is shown
 
   constructor(link, session, fail) {
@@ -120,7 +121,7 @@ export class Live {
       !document.hidden &&
       this.#link.state === "ready" &&
       this.#link.free &&
-      performance.now() >= this.#busyUntil;
+      performance.now() >= this.#restUntil;
     if (!wanted()) {
       this.#loop.stop();
       // The picture goes on without what was found in it, unless it is paused, too.
@@ -186,24 +187,29 @@ export class Live {
         return;
       case "overloaded":
       case "rate_limited":
-      case "shutting_down": {
-        const pause = error.retryAfterMs ?? BUSY_MS;
-        this.#busyUntil = performance.now() + pause;
-        setTimeout(() => this.#update(), pause + 1);
-        this.#update();
+      case "shutting_down":
+        this.#rest(error.retryAfterMs ?? REST_MS, true);
         return;
-      }
       case "unauthorized":
         this.#link.refuse();
         return;
       default:
         this.#fail(error);
+        this.#rest(REST_MS, false); // the next frame may well meet the same fault
     }
+  }
+
+  /** Send nothing for a while. */
+  #rest(pause, busy) {
+    this.#restUntil = performance.now() + pause;
+    this.#busy = busy;
+    setTimeout(() => this.#update(), pause + 1);
+    this.#update();
   }
 
   #hint(text = "") {
     if (this.#camera.running && this.#paused) text = t("paused");
-    else if (this.#camera.running && performance.now() < this.#busyUntil) text = t("busy");
+    else if (this.#camera.running && this.#busy && performance.now() < this.#restUntil) text = t("busy");
     else if (this.#camera.running && !this.#link.free) text = t("photosFirst");
     $("hint").textContent = text;
     $("hint").hidden = text === "";
