@@ -34,6 +34,7 @@ export class History {
   #to = 0; // when it was asked, in milliseconds
   #latest = [];
   #next = null; // the cursor of the page after
+  #extending = false; // that page is on its way
   #problem = null;
   #shown = false;
   #again = null;
@@ -81,12 +82,19 @@ export class History {
   }
 
   async #more() {
+    if (this.#extending) return; // it was pressed twice
+    this.#extending = true;
+    const latest = this.#latest;
     try {
       const page = await this.#link.client.history({ limit: PAGE, cursor: this.#next });
-      this.#latest.push(...page.predictions);
-      this.#next = page.next;
+      if (latest === this.#latest) {
+        latest.push(...page.predictions);
+        this.#next = page.next;
+      } // or they were asked for anew meanwhile, and this page does not follow them
     } catch (error) {
       this.#failed(error);
+    } finally {
+      this.#extending = false;
     }
     this.#render();
   }

@@ -119,6 +119,26 @@ async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
     await expect(page.locator("#more")).to_be_hidden()
 
 
+async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> None:
+    """A double click asks for the page that follows once, and shows nothing twice."""
+    cursors: list[str | None] = []
+
+    def in_small_pages(request: dict[str, Any]) -> dict[str, Any] | None:
+        if request["command"] == "history":
+            cursors.append(request.get("cursor"))
+            request["limit"] = 8
+        return stored(request)
+
+    page = (await open_page(before=answering(in_small_pages))).page
+    await page.click("#tab-history")
+    await expect(page.locator("#latest tr")).to_have_count(8)
+    await page.locator("#more").evaluate("(button) => { button.click(); button.click(); }")
+    await expect(page.locator("#latest tr")).to_have_count(16)
+    await page.click("#more")
+    await expect(page.locator("#latest tr")).to_have_count(24)
+    assert cursors == [None, "8", "16"]
+
+
 async def test_the_window_that_is_marked_is_the_one_that_is_shown(open_page: OpenPage) -> None:
     """Also when the browser has brought it back with the page."""
     windows: list[int] = []
