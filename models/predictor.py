@@ -102,18 +102,23 @@ def _load_onnx(path: Path) -> Predictor:
         raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
     about = session.get_modelmeta().custom_metadata_map
     try:
-        labels, size = json.loads(about["visionai.labels"]), json.loads(about["visionai.input"])
-        order = [labels.index(name) for name in EMOTIONS]
+        labels, size = list(json.loads(about["visionai.labels"])), json.loads(about["visionai.input"])
         height, width, channels = int(size["height"]), int(size["width"]), 1 if size["color"] == "gray" else 3
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: its metadata does not describe an emotion classifier ({type(error).__name__}: {error});"
             " convert it with python -m conversion"
         ) from error
+    if sorted(map(str, labels)) != sorted(EMOTIONS):
+        raise ModelError(
+            f"{path}: its classes are {', '.join(map(str, labels))}; only {', '.join(EMOTIONS)} can be scored: convert"
+            " it with these as --source-labels if they mean the same"
+        )
+    order = [labels.index(name) for name in EMOTIONS]
     ends = [(end.name, end.type, end.shape[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
     expected = [("images", "tensor(uint8)", [height, width, channels])]
     expected += [("probabilities", "tensor(float)", [len(EMOTIONS)])]
-    if ends != expected or len(labels) != len(EMOTIONS):
+    if ends != expected:
         raise ModelError(f"{path}: takes and gives {ends}, not {expected}")
 
     def run(faces: Faces) -> Probabilities:

@@ -148,7 +148,9 @@ SIZE = json.dumps({"height": 48, "width": 48, "color": "gray"})
         ({}, "visionai.labels"),
         ({"labels": "no JSON", "input": SIZE}, "does not describe an emotion classifier"),
         ({"labels": "7", "input": SIZE}, "does not describe"),
-        ({"labels": '["happy", "sad"]', "input": SIZE}, "does not describe"),
+        ({"labels": '["happy", "sad"]', "input": SIZE}, "its classes are happy, sad; only angry, "),
+        ({"labels": LABELS.replace("happy", "alegría"), "input": SIZE}, "disgust, fear, alegría, neutral"),
+        ({"labels": LABELS.replace("]", ', "contempt"]'), "input": SIZE}, "surprise, contempt; only angry, "),
         ({"labels": LABELS, "input": "[48, 48]"}, "does not describe"),
         ({"labels": LABELS, "input": SIZE.replace("48", "96")}, "takes and gives"),
         # Well described, but what it answers is the brightness.
