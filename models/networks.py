@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion.errors import SourceError
+from conversion.sourcefile import identify
 from models.dataset import EMOTIONS
 
 # float32 sums of seven probabilities are this close to one, with room for networks that compute in half precision.
@@ -22,6 +24,10 @@ def load_network(path: Path, side: int | None = None) -> Any:
     of that height and width. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
+    try:
+        identify(path)  # Keras says of one that is cut off that it was not found.
+    except SourceError as error:
+        raise ModelError(str(error)) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
 

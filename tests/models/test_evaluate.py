@@ -85,12 +85,16 @@ def test_a_network_of_another_form_is_refused(
 
 
 def test_what_keras_cannot_load_is_refused(tmp_path: Path) -> None:
-    """A missing file, one that is something else, and a class that is not known here."""
+    """A missing file, one that is something else or was cut off, and a class that is not known here."""
     with pytest.raises(ModelError, match="no such file"):
         load_network(tmp_path / "none.keras")
     (tmp_path / "text.keras").write_text("hello")
-    with pytest.raises(ModelError, match="Keras cannot load it"):
+    with pytest.raises(ModelError, match="not a Keras model"):
         load_network(tmp_path / "text.keras")
+    whole = (ROOT / "models/modelo_emociones.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=r"cut\.keras: truncated or damaged \.keras file"):
+        load_network(tmp_path / "cut.keras")
     keras.Sequential([keras.Input((48, 48, 1)), Unknown(), keras.layers.Flatten()]).save(
         tmp_path / "own.keras"
     )
