@@ -127,10 +127,10 @@ def compare(predictors: dict[str, Predictor], faces: Split) -> list[Variant]:
 
 
 def on_front(variant: Variant, variants: list[Variant]) -> bool:
-    """Whether no other variant is at least as fast and more accurate."""
-    return not any(
-        other.ms <= variant.ms and other.ferplus_accuracy > variant.ferplus_accuracy for other in variants
-    )
+    """Whether no other variant is as good in both, accuracy and time, and better in one."""
+    own = (variant.ms, -variant.ferplus_accuracy)
+    others = ((each.ms, -each.ferplus_accuracy) for each in variants)
+    return not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in others)
 
 
 def _interleaved_ms(

@@ -19,8 +19,9 @@ def variant(ms: float, accuracy: float) -> Variant:
 
 
 def test_the_front_holds_what_nothing_faster_beats() -> None:
-    rows = [variant(0.2, 0.6), variant(0.3, 0.5), variant(0.5, 0.8)]
-    assert [on_front(row, rows) for row in rows] == [True, False, True]
+    """Nor what is right as often and slower; two that are alike are both on it."""
+    rows = [variant(0.2, 0.6), variant(0.3, 0.5), variant(0.4, 0.6), variant(0.5, 0.8), variant(0.5, 0.8)]
+    assert [on_front(row, rows) for row in rows] == [True, False, False, True, True]
 
 
 def test_files_of_one_name_are_told_apart() -> None:
