@@ -70,7 +70,9 @@ def train_command(
             "--int8", help="Train the INT8 form of the networks of --continue-from: twice as fast to run."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 20260101,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")
+    ] = 20260101,
     bf16: Annotated[
         bool, typer.Option(help="Convolutions in bfloat16: faster on CPUs with AVX512-BF16 or AMX.")
     ] = True,
@@ -87,7 +89,7 @@ def train_command(
         scored_rows(validation)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
-    names = networks.split(",")
+    names = [name.strip() for name in networks.split(",")]
     if len(set(names)) < len(names):
         raise typer.BadParameter("name each once", param_hint="--networks")
     if augmentation is not None and augmentation not in AUGMENTATIONS:
