@@ -31,6 +31,8 @@ async def test_a_stream_is_served_in_its_turn_however_fast_its_frames_come(serve
     async with serve(max_batch=1, max_wait_ms=1e6) as running, AsyncExitStack() as stack:
         camera, *others = [await stack.enter_async_context(running.client()) for _ in range(1 + clients)]
         await ask(camera, '{"command": "configure", "stream": true}')
+        for other in others:  # whose turn it is goes by what a request takes: it is known by then
+            await ask(other, predict_message())
         answered = 0
 
         async def read_all(websocket: ClientConnection) -> None:
@@ -52,7 +54,7 @@ async def test_a_stream_is_served_in_its_turn_however_fast_its_frames_come(serve
             while "prediction" not in types:  # two frames are under way at a time, as the page has it
                 await camera.send(predict_message())
                 types.append((await read(camera))["type"])
-            assert answered < 6 * clients, "it was passed over again and again"
+            assert answered < 4 * clients, "it was passed over again and again"
 
 
 async def test_a_stream_does_not_supersede_another_clients_frames(running: Running) -> None:
