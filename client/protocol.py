@@ -83,13 +83,15 @@ def encode(
 
     Raises:
         UnknownCommand: the server lists its commands, and this is not one of them.
-        InvalidRequest: a field is an infinite number, or none.
+        InvalidRequest: a field is an infinite number, or none; or it is the ``id``.
     """
     if welcome.commands and request.command not in welcome.commands:
         raise UnknownCommand(
             f"this server (version {welcome.version or 'unknown'}) has no command {request.command!r}; "
             f"it has {', '.join(sorted(welcome.commands))}"
         )
+    if "id" in request.fields:
+        raise InvalidRequest("'id' is the client's own: by it each reply finds its request")
     for name, value in request.fields.items():
         # JSON has no word for it: the server would be sent null, which is as if the field was not there.
         if isinstance(value, float) and not math.isfinite(value):

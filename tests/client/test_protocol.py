@@ -56,6 +56,13 @@ def test_a_number_that_json_has_no_word_for_is_not_sent(value: float) -> None:
         encode(Request("emotions", {"window_s": value}), 1, V2)
 
 
+@pytest.mark.parametrize("value", [7, "mine", None])
+def test_an_id_of_the_caller_s_is_not_sent(value: object) -> None:
+    """The reply to it would be taken for one to nobody, and end the connection."""
+    with pytest.raises(InvalidRequest, match="'id' is the client's own"):
+        encode(Request("emotions", {"id": value}), 1, V2)
+
+
 def test_a_server_that_lists_no_commands_is_asked_anyway() -> None:
     """Without a list there is nothing to judge by: the server's own answer decides."""
     frame, _ = encode(Request("history"), 1, Welcome("", "", 1, frozenset()))
