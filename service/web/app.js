@@ -27,6 +27,8 @@ function showState(link) {
   $("status").dataset.state = state;
   $("status-text").textContent = state === "ready" ? `${t("ready")} · ${version}` : t(state);
   const wasHidden = $("token").hidden;
+  // The form goes: the keyboard stays at the page's content.
+  if (state !== "refused" && $("token").contains(document.activeElement)) $("main").focus();
   $("token").hidden = state !== "refused";
   if (wasHidden && state === "refused") $("token-input").focus();
   if (state === "refused" && link.wrongToken) showProblem({ code: "unauthorized" });

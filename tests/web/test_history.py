@@ -176,7 +176,7 @@ async def test_an_empty_history_says_what_to_do(open_page: OpenPage) -> None:
 
 
 async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> None:
-    """The page asks for it, and sends it with what follows; a photo then gets its answer."""
+    """The page asks for it, and sends it with what follows; a photo then gets its answer, and the keyboard is there."""
 
     def guarded(request: dict[str, Any]) -> dict[str, Any] | None:
         if request["command"] == "predict" and request.get("token") != "secret":
@@ -192,6 +192,7 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
     await page.keyboard.press("Enter")
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     await expect(page.locator("#token")).to_be_hidden()
+    await expect(page.locator("#main")).to_be_focused()
     await page.set_input_files("#files", [ASTRONAUT])
     await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
 
