@@ -46,6 +46,12 @@ def check_url(url: str) -> None:
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise ValueError(f"{url!r} is not a WebSocket address such as ws://127.0.0.1:8000/ws")
     _ = parts.port  # raises ValueError where it is no number
+    try:
+        parts.hostname.encode("idna")  # as the system's look-up does, whose error is of no address
+    except UnicodeError:
+        raise ValueError(
+            f"{url!r} is not a WebSocket address: a part of {parts.hostname!r} is empty or too long"
+        ) from None
 
 
 def checked_token(token: str | None) -> str | None:

@@ -140,7 +140,18 @@ async def test_something_that_is_no_websocket_is_told() -> None:
             await AsyncClient(url).connect()
 
 
-@pytest.mark.parametrize("url", ["http://x", "localhost:8000", "ws://", "ws://host:port", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x",
+        "localhost:8000",
+        "ws://",
+        "ws://host:port",
+        "",
+        "ws://a..b/ws",
+        f"ws://{'a' * 64}.example/ws",
+    ],
+)
 def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
     """A wrong URL is a ValueError of the constructor, not a failure of the network."""
     with pytest.raises(ValueError, match=r"WebSocket address|Port"):
