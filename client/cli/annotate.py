@@ -55,13 +55,15 @@ class Annotator:
         """Write the annotated copy; its path.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, or the image cannot be read a second time.
         """
         import numpy as np
 
         cv2 = self._cv2
         data = image.source if isinstance(image.source, bytes) else Path(image.source).read_bytes()
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if pixels is None:
+            raise OSError("the image cannot be read a second time; of a pipe, name it -")
         if prediction.faces:
             for face in prediction.faces:
                 self._label(pixels, face.box, f"{face.emotion_name} {face.confidence * 100:.0f}%")

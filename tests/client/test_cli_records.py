@@ -245,6 +245,18 @@ async def test_a_copy_that_cannot_be_written_is_told(
     assert done.err == "visionai: no annotated copy of face.jpg: Is a directory\n"
 
 
+async def test_a_pipe_that_is_empty_when_its_copy_is_drawn_is_told(
+    service: ServiceProcess, visionai: VisionAI
+) -> None:
+    """A pipe that is named as a file can be read once: the prediction is printed, and how to get a copy is said."""
+    arguments = ("predict", "/dev/stdin", "--annotate", "out", "--url", service.url)
+    done = await visionai(*arguments, stdin=FACE.read_bytes())
+    assert (done.code, "happy" in done.out) == (ExitCode.IMAGE_FAILED, True), done
+    assert done.err.startswith(
+        "visionai: no annotated copy of /dev/stdin: the image cannot be read a second time"
+    )
+
+
 async def test_an_image_that_is_named_twice_has_one_copy(
     service: ServiceProcess, visionai: VisionAI, tmp_path: Path
 ) -> None:
