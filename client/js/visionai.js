@@ -338,7 +338,12 @@ export class VisionAI extends EventTarget {
 
   constructor(url, options = {}) {
     super();
-    const { protocol } = new URL(url);
+    let protocol;
+    try {
+      ({ protocol } = new URL(url));
+    } catch {
+      // A path alone, as pages may give to fetch, is no address either; the browser's own error names none.
+    }
     if (protocol !== "ws:" && protocol !== "wss:") {
       throw new TypeError(`${url} is not a WebSocket address such as ws://127.0.0.1:8000/ws`);
     }

@@ -403,6 +403,12 @@ test("a slow answer on a live connection is waited for", async () => {
   assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
 });
 
+test("an address that is none is named", () => {
+  for (const url of ["/ws", "localhost:8000", "http://x", "ws://", ""]) {
+    assert.throws(() => connect(url), { name: "TypeError", message: new RegExp(`^${url} is not a WebSocket address`) });
+  }
+});
+
 test("an option that is undefined is as if it was not there", async () => {
   const nothing = { token: undefined, timeoutMs: undefined, connectTimeoutMs: undefined, WebSocket: undefined };
   const client = connect(PEER, { ...nothing, retry: { attempts: undefined, firstDelayMs: 10, maxDelayMs: 20 } });
