@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,9 @@ JOURNAL_BYTES: Final = 4 * 1024**3
 MEMORY_RECORDS: Final = 10_000
 FSYNC_INTERVAL_S: Final = 1.0
 ADOPT_INTERVAL_S: Final = 10.0
+
+# A disk that has room for one record and not for the next would fill the log, too.
+_TELL_INTERVAL_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class JournalBacklog:
         self._closed = False
         self._append_error: str | None = None
         self._flush_error: str | None = None
+        self._told = False
+        self._tell_from = 0.0
 
         self._folder = folders.create(root)
         try:
@@ -136,7 +142,8 @@ class JournalBacklog:
                 return self._failed(error)
         elif self._fsync == "interval" and not self._dirty.is_set():
             self._dirty.set()
-        self._append_error = None
+        if self._append_error is not None:
+            self._works_again()
         return True
 
     def take(self, limit: int) -> Batch | None:
@@ -205,7 +212,7 @@ class JournalBacklog:
             try:
                 self._writer.close()
             except OSError as error:
-                self._failed(error)
+                self._append_error = _reason(error)
             if self._pending == 0:
                 for path in self._folder.segments():
                     path.unlink()
@@ -214,19 +221,43 @@ class JournalBacklog:
 
     def _failed(self, error: OSError) -> bool:
         self._append_error = _reason(error)
+        if not self._told and time.monotonic() >= self._tell_from:
+            self._told = True
+            self._tell_from = time.monotonic() + _TELL_INTERVAL_S
+            logger.error(
+                "predictions are answered and not stored, since the journal in %s cannot be written: %s",
+                self._folder.path.parent,
+                error.strerror,
+            )
         return False
+
+    def _works_again(self) -> None:
+        self._append_error = None
+        if self._told:
+            self._told = False
+            logger.info("the journal can be written again: predictions are stored")
 
     def _try_again(self) -> None:
         """Nothing waits: is the fault gone? A service that is idle would learn it from its next client only."""
         with self._lock:
-            if self._sealed:
+            if self._sealed or self._memory or self._spilled is not None:
                 return
             try:
                 self._writer.begin_segment()
             except OSError as error:
                 self._failed(error)
+                self._make_room()
             else:
-                self._append_error = None
+                self._works_again()
+
+    def _make_room(self) -> None:
+        """Delete the segments, which hold nothing that the database lacks: on a full disk they may be what fills it."""
+        with suppress(OSError):
+            self._writer.close()
+        for path in self._folder.segments():
+            path.unlink(missing_ok=True)
+        self._sizes.clear()
+        self._bytes = 0
 
     def _remember(self, payload: bytes, count: int, begin: Position) -> None:
         self._pending += count

@@ -307,7 +307,8 @@ def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, tmp_path], check=False, capture_output=True, text=True
     )
-    assert done.stderr == ""
+    assert done.stderr.count("\n") == 1
+    assert f"the journal in {tmp_path} cannot be written: File too large" in done.stderr
     first, second = done.stdout.splitlines()
     taken, _, reason = first.partition(" ")
     assert int(taken) > 3
@@ -339,6 +340,39 @@ def test_a_disk_that_has_room_again_is_noticed_without_a_client(
     assert backlog.error is None
     assert backlog.append(payload(2), 1)
     assert drain(backlog) == [payload(2)]
+
+
+def test_a_disk_that_the_journal_itself_has_filled_has_room_again(
+    open_journal: OpenJournal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the database has by then is deleted, and the next record is taken; the log tells of both, once."""
+    backlog = open_journal()
+    write = os.write
+
+    def write_where_room_is(descriptor: int, data: bytes) -> int:
+        """As on a disk of 500 bytes."""
+        if sum(path.stat().st_size for path in tmp_path.rglob("*.segment")) + len(data) > 500:
+            raise OSError(errno.ENOSPC, "injected")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_where_room_is)
+    caplog.set_level("INFO")
+    taken = 0
+    while backlog.append(payload(taken), 1):
+        taken += 1
+    assert not backlog.append(payload(taken), 1)
+    assert len(drain(backlog)) == taken > 0
+    assert backlog.take(1) is None
+    assert backlog.error is None
+    assert backlog.append(payload(taken), 1)
+    assert drain(backlog) == [payload(taken)]
+    assert [record.message for record in caplog.records] == [
+        f"predictions are answered and not stored, since the journal in {tmp_path} cannot be written: injected",
+        "the journal can be written again: predictions are stored",
+    ]
 
 
 def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
