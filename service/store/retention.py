@@ -21,9 +21,14 @@ CHUNK_ROWS: Final = 2000
 _PAUSE_S: Final = 0.1
 _PERIOD_S: Final = 3600.0
 
+# Numbers are before it, all other texts behind it.
+_LEAST_TEXT: Final[sa.ColumnClause[datetime]] = sa.literal_column("''", predictions_log.c.timestamp.type)
+
 
 def delete_before(connection: sa.Connection, moment: datetime, limit: int = CHUNK_ROWS) -> int:
     """Delete up to ``limit`` of the oldest rows from before ``moment``; how many. The older server's rows count too.
+
+    Rows of SQLite whose time is a number are left, see :func:`without_a_time`.
 
     Several processes may do this at once: on PostgreSQL they pass over the rows that another is deleting.
     """
@@ -34,12 +39,25 @@ def delete_before(connection: sa.Connection, moment: datetime, limit: int = CHUN
         .order_by(columns.timestamp)
         .limit(limit)
     )
+    if connection.dialect.name == "sqlite":
+        chosen = chosen.where(columns.timestamp > _LEAST_TEXT)
     # Ignored by SQLite, where only one can delete at a time.
     chosen = chosen.with_for_update(skip_locked=True)
     result = connection.execute(
         sa.delete(predictions_log).where(columns.predic_id.in_(chosen.scalar_subquery()))
     )
     return result.rowcount
+
+
+def without_a_time(connection: sa.Connection) -> int:
+    """How many rows have a number, or an empty text, for their time. SQLite takes them, and sorts them before any time.
+
+    Seconds, milliseconds or days: nothing says which, so nothing says how old they are.
+    """
+    if connection.dialect.name != "sqlite":
+        return 0
+    unknown = sa.select(sa.func.count()).where(predictions_log.c.timestamp <= _LEAST_TEXT)
+    return connection.execute(unknown).scalar_one()
 
 
 class Retention:
@@ -61,6 +79,8 @@ class Retention:
         while not self._stopping.is_set():
             try:
                 deleted = self._delete()
+                with self._engine.connect() as connection:
+                    unknown = without_a_time(connection)
             except exc.DBAPIError as error:
                 logger.warning(
                     "deleting old predictions failed, and is tried again later: %s", first_line(error)
@@ -68,6 +88,12 @@ class Retention:
             else:
                 if deleted:
                     logger.info("deleted %d predictions older than %s", deleted, self._age)
+                if unknown:
+                    logger.warning(
+                        "%d predictions are kept whatever their age: predictions_log.timestamp is a number, or empty; "
+                        "rewrite it (of Unix seconds datetime(timestamp, 'unixepoch') makes a time), or delete them",
+                        unknown,
+                    )
             self._stopping.wait(_PERIOD_S)
 
     def _delete(self) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import pytest
 import sqlalchemy as sa
 
 from service.store import PredictionRecord, Store
@@ -54,6 +55,28 @@ def test_the_oldest_go_first(open_store: OpenStore, engine: sa.Engine, make_reco
     with engine.begin() as connection:
         assert delete_before(connection, now - timedelta(days=10), limit=5) == 2
     assert ages(engine) == [5]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_time_that_is_a_number_is_not_taken_for_an_old_one(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite sorts it before any time: such rows, of today too, are kept, and the log says what to do about them."""
+    store = open_store()
+    store.record([make_record(timestamp=datetime.now(UTC) - timedelta(days=age)) for age in (40, 0, 0, 0)])
+    assert store.close(timeout=10) == 0
+    with engine.begin() as connection:
+        rows = "UPDATE predictions_log SET timestamp = {} WHERE predic_id = {}"
+        connection.exec_driver_sql(rows.format("unixepoch()", 3))
+        connection.exec_driver_sql(rows.format("''", 4))
+    open_store(retention_days=30)
+    deadline = time.monotonic() + 20
+    while "2 predictions are kept whatever their age" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT predic_id FROM predictions_log ORDER BY 1").scalars().all()
+    assert kept == [2, 3, 4]
 
 
 def test_private_rows(open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord) -> None:
