@@ -233,7 +233,7 @@ class MicroBatchQueue(Generic[R]):
         is_full = self._size >= self._capacity
         # What is in its own way is less than all that waits, and takes longer to tell: only where that decides.
         if not is_full and (wait > self._max_wait or self._is_late(request, now, wait, slice_work)):
-            wait = min(wait, self.predicted_wait(request))
+            wait = self.predicted_wait(request)
         if is_full or wait > self._max_wait:
             # By then half of what is in the way will be gone: room for more than the first that comes back.
             retry_after_ms = max(1, round(wait / 2 * 1000))

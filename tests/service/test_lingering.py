@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 
 import pytest
 
+from service import lingering as module
+from service.engine import Engine
+from service.executors import InlineExecutor
+from service.images.decode import ImageDecoder
 from service.lingering import LINGER, Lingering
-from tests.service.test_executors import Peer
+from service.predictor import Predictor, Request
+from tests.service.harness import FACE
+from tests.service.test_executors import Inbox, Ledger, Peer, fail
 
 # The clock of these tests is far ahead of the machine's, so that no moment passes by itself.
 NOW = time.perf_counter() + 1000.0
@@ -105,3 +113,57 @@ def test_nobody_is_waited_for_who_has_gone() -> None:
     lingering.stop(client)
     turns.pass_one()
     assert not turns.ready
+
+
+async def test_an_executor_waits_awake_for_a_client_alone_until_it_leaves(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one that was answered by itself and asked again, and not for two in one batch; nor when it stops."""
+    polls, sched_yield = 0, os.sched_yield
+
+    def counted() -> None:
+        nonlocal polls
+        polls += 1
+        sched_yield()
+
+    async def polls_in_a_few_turns() -> int:
+        before = polls
+        for _ in range(4):
+            await asyncio.sleep(0)
+        return polls - before
+
+    monkeypatch.setattr(os, "sched_yield", counted)
+    monkeypatch.setattr(module, "LINGER", 1000.0)  # no moment passes by itself
+    inbox, client = Inbox(), Peer()
+    executor = InlineExecutor(
+        Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger()),
+        max_batch=8,
+        capacity=100,
+        max_wait=100.0,
+        deliver=inbox.deliver,
+        on_failure=fail,
+        slice_of=lambda _: 1000.0,
+    )
+
+    async def ask(*clients: Peer) -> None:
+        answered = len(inbox.delivered)
+        for number, each in enumerate(clients, answered):
+            executor.submit(Request(each, number, FACE, time.perf_counter()))
+        await inbox.wait_for(answered + len(clients))
+
+    await ask(client)
+    assert not await polls_in_a_few_turns()  # it is not known yet that it will ask again
+    await ask(client)
+    assert await polls_in_a_few_turns()
+    await ask(client, Peer())
+    assert not await polls_in_a_few_turns()
+    for _ in range(2):
+        await ask(client)
+    assert await polls_in_a_few_turns()
+    executor.discard(client)
+    assert not await polls_in_a_few_turns()
+    for _ in range(2):
+        await ask(client)
+    assert await polls_in_a_few_turns()
+    await executor.stop()
+    assert not await polls_in_a_few_turns()

@@ -139,6 +139,9 @@ def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
         queue.admit(Waiting("c", priority=HIGH), now=0)
     assert caught.value.retry_after_ms == 10
     assert len(queue) == 2
+    with pytest.raises(Overloaded) as caught:
+        filled(Waiting("a", cost=0.0001), capacity=1).admit(Waiting("b"), now=0)
+    assert caught.value.retry_after_ms == 1  # at once, it would be refused again
 
 
 def test_a_wait_that_would_be_too_long_is_refused() -> None:
@@ -183,6 +186,14 @@ def test_a_standstill_does_not_spoil_the_prediction() -> None:
     assert queue.predicted_wait() == pytest.approx(0.1, rel=0.01)
 
 
+def test_one_long_batch_does_not_tell_the_pace_alone() -> None:
+    """It counts for half, however long it was: the wait is never taken for longer than it, nor for less than before."""
+    queue = filled(Waiting("a", cost=1.0))
+    queue.worked(queue.take(1, now=0), 1.0, 3.0)
+    queue.admit(Waiting("a", cost=1.0), now=0)
+    assert queue.predicted_wait() == pytest.approx(2.0)
+
+
 def test_a_batch_is_bounded_by_predicted_work() -> None:
     """As many as fit a slice of time; what is larger than a slice goes alone; expired ones take no part of it."""
     small = [Waiting("a", number, cost=0.0005) for number in range(10)]
@@ -206,8 +217,9 @@ def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
     with pytest.raises(DeadlineExceeded):
         queue.admit(Waiting("a", deadline=5.5), now=5.0)
     queue.admit(Waiting("a", deadline=6.5), now=5.0)
-    queue.admit(Waiting("a", deadline=5.5, priority=HIGH), now=5.0)
-    assert len(queue) == 12
+    queue.admit(Waiting("a", deadline=5.5, priority=HIGH, cost=0.4), now=5.0)
+    queue.admit(Waiting("b", deadline=5.5, priority=HIGH, cost=0.3), now=5.0)  # the benefit of the doubt
+    assert len(queue) == 13
 
 
 def test_an_empty_queue_predicts_no_wait() -> None:
@@ -298,7 +310,7 @@ def test_what_a_gone_client_left_is_forgotten() -> None:
 def test_a_request_can_be_withdrawn_while_it_waits() -> None:
     """It is gone from the queue, the others keep their places, and a second try finds nothing."""
     first, second, other = Waiting("a", 1), Waiting("a", 2), Waiting("b")
-    queue = filled(first, second, other)
+    queue = filled(other, first, second)
     assert queue.withdraw(first)
     assert not queue.withdraw(first)
     assert queue.withdraw(other)
@@ -336,6 +348,7 @@ OPERATIONS = st.lists(
         ),
         st.tuples(st.just("take"), st.integers(1, 4), st.floats(0, 10)),
         st.tuples(st.just("discard"), st.sampled_from("abc"), st.none()),
+        st.tuples(st.just("withdraw"), st.integers(0, 20), st.none()),
     ),
     max_size=60,
 )
@@ -370,8 +383,10 @@ def test_every_admitted_request_leaves_exactly_once(
             queue.worked(batch, 0.001, 0.001)
             left.update(batch.requests)
             left.update(batch.expired)
-        else:
+        elif name == "discard":
             discarded += queue.discard(str(subject))
+        elif subject < len(admitted) and queue.withdraw(admitted[subject]):
+            left[admitted[subject]] += 1
         assert len(queue) == len(admitted) - left.total() - discarded
     left.update(queue.drain())
     assert left.total() + discarded == len(admitted)
