@@ -33,7 +33,12 @@ def export_command(
         list[Path],
         typer.Argument(help="NETWORK.keras of a training run; of several cycles, their weights' mean."),
     ],
-    data: Annotated[Path, typer.Option(help="The .npz whose validation part it is calibrated on.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="The .npz whose validation part it is calibrated on; a mean needs its training part, too."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/modelo_emociones.keras"),
 ) -> None:
     """Fit one temperature and the rare emotions' biases on the validation part, fold them and a softmax into the
@@ -50,7 +55,9 @@ def export_command(
     except ConversionError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     try:
-        train, validation = (load_split(data, split, INPUT_SIDE) for split in ("train", "val"))
+        validation = load_split(data, "val", INPUT_SIDE)
+        # A mean needs training faces for its batch statistics; a network by itself has its own.
+        train = load_split(data, "train", INPUT_SIDE) if len(networks) > 1 else None
         truth, kept = scored_rows(validation)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
@@ -66,7 +73,7 @@ def export_command(
     names = [layer.name for layer in trained.layers]
     if "logits" not in names or trained.get_layer("logits").output is not trained.output:
         raise typer.BadParameter(f"{networks[0]}: does not end in a layer `logits`", param_hint="NETWORKS")
-    if len(cycles) > 1:
+    if train is not None:
         if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trained.layers):
             raise typer.BadParameter(
                 "the mean of networks in INT8 is none in INT8: export that of those in floats, and train it --int8"

@@ -211,6 +211,22 @@ def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_one_network_is_exported_without_the_training_faces(data: Path, tmp_path: Path) -> None:
+    """It is calibrated on the validation part; only a mean asks for the other."""
+    with np.load(data) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name.startswith("val_")}
+    np.savez(tmp_path / "val.npz", **kept)
+    trained = str(tmp_path / "tiny.keras")
+    build(VARIANTS["tiny"], "tiny").save(trained)
+    options = ["--data", str(tmp_path / "val.npz"), "-o", str(tmp_path / "out.keras")]
+    mean = RUNNER.invoke(app, ["export", trained, trained, *options])
+    assert mean.exit_code == 2
+    assert "no split 'train'" in said(mean.output)
+    result = RUNNER.invoke(app, ["export", trained, *options])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Path, tmp_path: Path) -> None:
     """One line, and the old file with nothing beside it."""
     build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
