@@ -46,6 +46,9 @@ _RETRY_WHILE_CLOSING_S: Final = 0.25
 #: After a fault of ours: long enough for the log to stay readable.
 _RETRY_AFTER_FAULT_S: Final = 1.0
 
+#: Of one outage the log has no more reasons than these: there may be a number in each.
+_REASONS_TOLD: Final = 10
+
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
@@ -90,6 +93,8 @@ class Writer:
         self._hurry = threading.Event()
         self._closing = threading.Event()
         self._deadline = float("inf")
+        # Why storing fails, as the log has it already: what began as a lost connection may go on as a refused password.
+        self._told: set[str] = set()
         # Replaced as a whole by the writer's thread alone, so that any thread can read it without a lock.
         self.state = WriterState()
         self._attempt_began: float | None = None
@@ -175,7 +180,8 @@ class Writer:
                 if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False
                     self._references.clear()
-                if not self.state.failing:
+                if reason not in self._told and len(self._told) < _REASONS_TOLD:
+                    self._told.add(reason)
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:
                 # A mistake of ours must not end the thread silently: predictions would pile up unseen.
@@ -184,6 +190,7 @@ class Writer:
             else:
                 if self.state.failing:
                     logger.info("storing predictions works again; %d are waiting", self._backlog.pending)
+                self._told.clear()
                 self.state = replace(
                     self.state,
                     written=self.state.written + batch.count - rejected,

@@ -114,6 +114,34 @@ def test_a_session_that_is_read_only(
     eventually(lambda: store.status().written == 1)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_the_log_has_each_reason_of_an_outage_once(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    postgres_server: PostgresServer,
+    postgres_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What begins with a connection that breaks may go on for another reason: that is what has to be mended."""
+    name = parse_url(postgres_url).database or ""
+    store = open_store(url=postgres_url)
+    assert store.record([make_record()])
+    eventually(lambda: store.status().written == 1)
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgres_server.execute(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+    )
+    assert store.record([make_record()])
+    eventually(lambda: store.status().failed_attempts >= 4)
+    first, *others = [record.message for record in caplog.records if "is retried" in record.message]
+    assert "connection" in first
+    assert others == [
+        "storing predictions fails and is retried: cannot execute INSERT in a read-only transaction"
+    ]
+    postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    eventually(lambda: store.status().written == 2)
+
+
 def test_tables_that_are_gone_are_made_again(
     open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
 ) -> None:
