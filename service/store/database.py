@@ -30,6 +30,11 @@ _REMEDIES: Final = {
     "55P03": "another session holds a lock: stop the older server, or end that session, and start again",
     "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL",
 }
+_MENDING: Final = (
+    "put a copy back in its place, or recover what can be read (`sqlite3 FILE .recover`); "
+    "what the database had not taken waits in the journal"
+)
+_SQLITE_NOT_OPENED: Final = "check DATABASE_URL, and that this user may write the file and to its folder"
 _NOT_REACHED: Final = (
     "check DATABASE_URL, that the server runs, and that it accepts connections from this machine"
 )
@@ -175,10 +180,8 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
     """What to tell the operator when the database does not answer at start: one line, no password."""
     reason = first_line(error)
     if url.get_backend_name() == "sqlite":
-        return StartupError(
-            f"cannot use the SQLite database {url.database}: {reason}; check DATABASE_URL, and that this user "
-            "may write the file and to its folder"
-        )
+        remedy = _MENDING if "malformed" in reason else _SQLITE_NOT_OPENED
+        return StartupError(f"cannot use the SQLite database {url.database}: {reason}; {remedy}")
     host = url.host or url.query.get("host") or "the local socket"
     where = f"{host}:{url.port or 5432}" if url.host else f"{host}"
     code = getattr(error.orig, "pgcode", None)

@@ -46,7 +46,6 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
                 found = current_revision(connection)
                 if found == HEAD:
                     return
-                logger.info("migrating the database from revision %s to %s", found or "none", HEAD)
                 _upgrade(connection, found)
         except exc.OperationalError as error:
             # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.
@@ -102,6 +101,8 @@ def _upgrade(connection: sa.Connection, found: str | None) -> None:
     if found is not None and found not in known:
         raise StartupError(
             f"the database is at revision {found}, which this release does not know (it works with {HEAD}): "
-            "it was used by a newer release, or belongs to another application"
+            "it was used by a newer release, or belongs to another application: install that release, or name another "
+            "database in DATABASE_URL"
         )
+    logger.info("migrating the database from revision %s to %s", found or "none", HEAD)
     command.upgrade(config, "head")

@@ -102,6 +102,15 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     assert file.read_text().startswith("not a database")
 
 
+def test_a_damaged_database_is_told_how_to_mend(open_store: OpenStore, tmp_path: Path) -> None:
+    """Neither its URL nor its rights are at fault."""
+    file = tmp_path / "predictions.db"
+    open_store(url=f"sqlite:///{file}").close(timeout=10)
+    file.write_bytes(file.read_bytes()[:100] + b"x" * (file.stat().st_size - 100))
+    with pytest.raises(StartupError, match=r"malformed; put a copy back in its place, or recover"):
+        open_store(url=f"sqlite:///{file}")
+
+
 def test_only_the_writer_keeps_what_undoes_a_statement_in_memory(
     open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
 ) -> None:
