@@ -22,7 +22,9 @@ def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     if model_path.suffix == ".onnx":
         if model_path.is_file():
             return model_path
-        hint = "`make convert` builds it" if model_path == DEFAULT_MODEL else f"check {setting}"
+        hint = f"check {setting}"
+        if model_path == DEFAULT_MODEL:
+            hint = f"`make convert` builds it, and {setting} names another"
         raise StartupError(f"the model {model_path} does not exist: {hint}")
     if not model_path.name:  # set to nothing, or to a root
         raise StartupError(f"{setting} names no file: set it to an .onnx or a .keras file")
@@ -46,7 +48,9 @@ def resolve_detector(model: Path, name: str) -> Path:
     for candidate in (model.with_name(name), DEFAULT_MODEL.with_name(name)):
         if candidate.is_file():
             return candidate
-    raise StartupError(f"the face detector {name} is not beside {model}: `make convert` builds it")
+    raise StartupError(
+        f"the face detector {name} is not beside {model}: `make convert` builds it, to be put there"
+    )
 
 
 def read_model(onnx: Path) -> tuple[bytes, bool]:

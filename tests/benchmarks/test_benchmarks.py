@@ -187,7 +187,9 @@ def test_a_model_that_is_not_converted_yet_is_one_line(command: str, tmp_path: P
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (3, "")
-    expected = f"the model {DEFAULT_MODEL} does not exist: `make convert` builds it"
+    expected = (
+        f"the model {DEFAULT_MODEL} does not exist: `make convert` builds it, and --model names another"
+    )
     assert ended.stderr == f"benchmarks: {expected}\n"
 
 

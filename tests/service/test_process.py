@@ -169,6 +169,7 @@ def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) 
         ({"PORT": "many"}, "PORT"),
         ({"MODEL_PATH": ""}, "MODEL_PATH"),
         ({"MODEL_PATH": "missing.onnx"}, "missing.onnx"),
+        ({"MODEL_PATH": "models/build/modelo_emociones.onnx"}, "MODEL_PATH names another"),
         ({"MODEL_PATH": "missing.keras"}, "python -m conversion"),
         ({"MODEL_PATH": "broken.onnx"}, "broken.onnx"),
         ({"THREADS": "5000"}, "THREADS=5000"),
