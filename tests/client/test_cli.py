@@ -153,18 +153,8 @@ async def test_a_closed_output_is_not_written_to(
     peer: Peer, visionai: VisionAI, photos: Path, tmp_path: Path, chosen: str
 ) -> None:
     """As of a program without a console: it runs to its end, and its exit code is that of what it did."""
-    script = 'exec "$1" -m client predict "$2" -f "$3" --url "$4" >&-'
-    arguments: list[str | Path] = [
-        "sh",
-        "-c",
-        script,
-        "sh",
-        sys.executable,
-        photos / "a.jpg",
-        chosen,
-        peer.url,
-    ]
-    done = await run_command(arguments, folder=tmp_path)
+    command = f"{sys.executable} -m client predict {photos / 'a.jpg'} -f {chosen} --url {peer.url} >&-"
+    done = await run_command(["sh", "-c", command], folder=tmp_path)
     assert (done.code, done.err) == (0, "")
     assert len(peer.predictions_received) == 1
 
