@@ -91,6 +91,6 @@ def _memory(target: Target) -> float:
 
 
 def _cpu(target: Target) -> float:
-    usage = target.usage()
-    assert usage is not None
-    return usage.cpu_seconds
+    seconds = target.cpu_seconds()
+    assert seconds is not None
+    return seconds

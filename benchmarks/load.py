@@ -60,7 +60,7 @@ class LoadResult:
 
     `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
     `goodput` are right answers per second within the deadline, of all if there was none; `others_cores` were busy with
-    neither the server nor the generator (None if the server is not ours).
+    neither the server nor the generator (None if the server is not ours, or has ended).
     """
 
     size: str
@@ -249,22 +249,26 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
             open_loop = OpenLoop(plan.arrivals, plan.rate, senders, asyncio.get_running_loop())
             open_loop.start()
         await asyncio.sleep(plan.warmup)
-        usage_before, own_before, begun = target.usage(), time.process_time(), time.perf_counter()
+        # In a thread: what this looks at takes milliseconds, for which every request would be late.
+        cpu_before = await asyncio.to_thread(target.cpu_seconds)
+        own_before, begun = time.process_time(), time.perf_counter()
         busy_before = busy_seconds()
         tally.measuring = True
         await asyncio.sleep(plan.seconds)
         tally.measuring = False
         elapsed = time.perf_counter() - begun
         busy = busy_seconds() - busy_before
-        usage, own = target.usage(), time.process_time() - own_before
+        own = time.process_time() - own_before
         tally.ending = True
         if open_loop is not None:
             open_loop.stop()
+        cpu_after = await asyncio.to_thread(target.cpu_seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(plan.grace):
                 await asyncio.gather(*(client.finish() for client in clients))
         if unanswered := sum(client.waiting for client in clients):
             tally.errors["unanswered"] = unanswered
+        usage = target.usage()
     finally:
         if open_loop is not None:
             open_loop.stop()
@@ -272,7 +276,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
             if hasattr(client, "wire"):  # one that could not connect has none
                 client.wire.close()
     succeeded = len(tally.latencies)
-    cpu = None if usage is None or usage_before is None else usage.cpu_seconds - usage_before.cpu_seconds
+    cpu = None if cpu_after is None or cpu_before is None else cpu_after - cpu_before
     shares = [client.succeeded for client in clients]
     return LoadResult(
         size=workload.size,

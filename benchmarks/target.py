@@ -26,7 +26,10 @@ _ORPHAN_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the server's processes have used, together: CPU seconds since their start, memory in MB now."""
+    """What the server's processes use, together: CPU seconds since its start, memory in MB now.
+
+    The seconds are also of workers that have ended and were replaced.
+    """
 
     cpu_seconds: float
     rss_mb: float
@@ -49,18 +52,49 @@ class Target:
     pid: int | None = None
 
     def usage(self) -> Usage | None:
-        """The usage of the process and its children; None for a server that was started by someone else."""
-        if self.pid is None:
+        """The usage of the process and its children; None for a server that someone else started, or that has ended.
+
+        Takes 10 to 30 ms, most of them for the memory.
+        """
+        family = self._family()
+        if not family:
             return None
-        parent = psutil.Process(self.pid)
-        cpu = rss = pss = 0.0
-        for process in [parent, *parent.children(recursive=True)]:
-            times = process.cpu_times()
-            memory = process.memory_full_info()
-            cpu += times.user + times.system
-            rss += memory.rss
-            pss += getattr(memory, "pss", memory.rss)  # only Linux tells shared pages apart
-        return Usage(cpu, rss / 2**20, pss / 2**20)
+        rss = pss = 0.0
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                memory = process.memory_full_info()
+                rss += memory.rss
+                pss += getattr(memory, "pss", memory.rss)  # only Linux tells shared pages apart
+        return Usage(_cpu_seconds(family), rss / 2**20, pss / 2**20)
+
+    def cpu_seconds(self) -> float | None:
+        """The CPU time alone, in a few milliseconds: it looks at every process of the machine for the children."""
+        family = self._family()
+        return _cpu_seconds(family) if family else None
+
+    def _family(self) -> list[psutil.Process]:
+        """The process and its children; none where it is not ours, or has ended."""
+        if self.pid is None:
+            return []
+        try:
+            parent = psutil.Process(self.pid)
+            # One that has ended and was not waited for yet has lost its children, and their times.
+            return (
+                [] if parent.status() == psutil.STATUS_ZOMBIE else [parent, *parent.children(recursive=True)]
+            )
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _cpu_seconds(family: Sequence[psutil.Process]) -> float:
+    """Of these, and of their children that have ended: a worker that is replaced takes nothing with it."""
+    seconds = 0.0
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            seconds += sum(
+                process.cpu_times()[:4]
+            )  # user and system, and the same of children that have ended
+    return seconds
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import itertools
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -99,6 +100,31 @@ async def test_a_stall_is_charged_to_all_that_were_due_meanwhile() -> None:
         result = await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
     assert result.latency.worst >= 290
     assert result.latency.p90 >= 100
+
+
+async def test_nobody_waits_while_the_servers_cpu_time_is_looked_up() -> None:
+    """Requests go on meanwhile: what the generator does for itself is in no latency."""
+    further = threading.Event()
+    in_time: list[bool] = []
+
+    class SlowToTell(Target):
+        def cpu_seconds(self) -> float:
+            """Until a further request has come in."""
+            further.clear()
+            in_time.append(further.wait(5))
+            return float(len(in_time))
+
+    async def handle(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            further.set()
+            await websocket.send('{"status": "success", "emotion_name": "happy"}')
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        target = SlowToTell(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        result = await run_load(target, make_workload("64x64"), SHORT)
+    assert in_time == [True, True]
+    assert result.server_cpu_seconds == 1
 
 
 @asynccontextmanager
@@ -340,3 +366,24 @@ def test_what_a_server_leaves_behind_is_ended() -> None:
         stop(process)
     child.wait(5)
     assert not child.is_running()
+
+
+def test_what_a_replaced_worker_used_is_not_forgotten() -> None:
+    """The CPU time of children that have ended stays the server's; one that has ended itself has none to tell."""
+    child = "import time\nwhile time.process_time() < 0.3: pass"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    script = f"{run}; print('done', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        target = Target("ws://127.0.0.1:1", process.pid)
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert (target.cpu_seconds() or 0) >= 0.29
+        usage = target.usage()
+        assert usage is not None
+        assert usage.cpu_seconds >= 0.29
+        process.kill()
+        process.stdout.read()  # until it has ended; it is not waited for yet
+        assert target.cpu_seconds() is None
+        assert target.usage() is None
