@@ -6,7 +6,8 @@ the moment a request was due, not from when it could be sent: a server that stal
 meanwhile (no coordinated omission).
 
 After the measured interval nothing more is sent, and what is in flight is waited for. In an open loop its latencies
-count, too: they were due in the interval. What is never answered is an error, `unanswered`.
+count, too: they were due in the interval. Errors and wrong answers count in both loops, and what is never answered is
+an error, `unanswered`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came of it. Counts and CPU are of the measured interval, after the warm-up; `errors` are also of what was in
-    flight at its end, and so is `latency` in an open loop.
+    """What came of it. Counts and CPU are of the measured interval, after the warm-up; `errors` and `wrong` are also of
+    what was in flight at its end, and so is `latency` in an open loop.
 
     `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
     `goodput` are right answers per second within the deadline, of all if there was none; `others_cores` were busy with
@@ -114,17 +115,15 @@ class _Tally:
         if not self.measuring and not self.ending:
             return False
         reply = orjson.loads(payload)
-        if self.ending:
-            if reply.get("status") == "success":
-                self.late.append(seconds)
-            return False
         if reply.get("status") != "success":
             self.errors[reply.get("code", "?")] += 1
             return False
-        if reply["emotion_name"] != self.expected:
-            self.wrong += 1
-        elif seconds <= self.deadline:
-            self.in_time += 1
+        right = reply["emotion_name"] == self.expected
+        self.wrong += not right
+        if self.ending:
+            self.late.append(seconds)
+            return False
+        self.in_time += right and seconds <= self.deadline
         self.latencies.append(seconds)
         self.last_of_due[due] = seconds
         return True

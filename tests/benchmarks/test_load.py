@@ -24,6 +24,7 @@ from benchmarks.target import Target, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, make_workload
 
+RIGHT = '{"status": "success", "emotion_name": "happy"}'
 SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
 
 
@@ -51,7 +52,7 @@ async def test_errors_are_counted_by_code_and_not_as_successes() -> None:
 async def test_a_wrong_emotion_is_counted() -> None:
     """A server that answers fast but wrongly is found out, and its answers are no goodput."""
     result = await _load_against('{"status": "success", "emotion_name": "sad"}')
-    assert result.wrong == result.succeeded > 0
+    assert result.wrong >= result.succeeded > 0
     assert result.goodput == 0
 
 
@@ -128,7 +129,9 @@ async def test_nobody_waits_while_the_servers_cpu_time_is_looked_up() -> None:
 
 
 @asynccontextmanager
-async def _falling_silent(after: float, awake: float | None = None) -> AsyncIterator[Target]:
+async def _falling_silent(
+    after: float, awake: float | None = None, then: str = RIGHT
+) -> AsyncIterator[Target]:
     """A server that answers for `after` seconds from the first request, and then not until `awake`, or never."""
     begun: float | None = None
 
@@ -141,7 +144,9 @@ async def _falling_silent(after: float, awake: float | None = None) -> AsyncIter
                 if awake is None:
                     continue
                 await asyncio.sleep(max(0.0, awake - passed))
-            await websocket.send('{"status": "success", "emotion_name": "happy"}')
+                await websocket.send(then)
+            else:
+                await websocket.send(RIGHT)
 
     async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
         yield Target(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
@@ -166,6 +171,28 @@ async def test_what_is_answered_after_the_interval_is_charged_in_an_open_loop() 
     assert result.errors == {}
     assert 0 < result.succeeded <= 25
     assert result.latency.p90 >= 400
+
+
+@pytest.mark.parametrize("rate", [None, 100.0], ids=["closed loop", "open loop"])
+@pytest.mark.parametrize(
+    ("then", "errors", "wrong"),
+    [
+        ('{"status": "error", "code": "overloaded"}', ["overloaded"], False),
+        ('{"status": "success", "emotion_name": "sad"}', [], True),
+    ],
+    ids=["an error", "a wrong answer"],
+)
+async def test_what_fails_after_the_interval_is_told(
+    rate: float | None, then: str, errors: list[str], wrong: bool
+) -> None:
+    """A server that stalls, and has no right answer after it, does not get away with the end of the interval."""
+    async with _falling_silent(0.2, awake=1.0, then=then) as target:
+        plan = LoadPlan(clients=4, rate=rate, seconds=0.6, warmup=0.0)
+        result = await run_load(target, make_workload("64x64"), plan)
+    assert list(result.errors) == errors
+    assert bool(result.wrong) == wrong
+    assert result.failed == 4 if rate is None else result.failed >= 20
+    assert result.goodput == result.throughput > 0
 
 
 async def test_what_is_due_on_a_lost_connection_is_an_error() -> None:
