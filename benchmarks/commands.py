@@ -172,7 +172,7 @@ def load(
 ) -> None:
     """Clients over WebSocket: throughput, latency, errors, and what the server and the generator spend."""
     try:
-        objectives = parse_slo(slo) if slo else []
+        objectives = [] if slo is None else parse_slo(slo)  # an empty text is a variable that is not set
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--slo") from None
     if arrivals != "poisson" and rate is None:

@@ -214,6 +214,7 @@ def test_an_unreachable_server_is_one_line() -> None:
         (("limit", "--batch", "0"), "from 1"),
         (("limit", "--workers", "fibres"), "threads or processes"),
         (("load", "--slo", "p99=10"), "needs a unit"),
+        (("load", "--slo", ""), "NAME=VALUE"),
         (("load", "--clients", "many"), "whole numbers"),
         (("peers", "--peers", "nginx"), "mosec"),
         (("load", "--url", "http://127.0.0.1:1"), "ws://HOST:PORT"),

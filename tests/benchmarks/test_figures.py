@@ -97,6 +97,21 @@ def test_objectives_are_held_against_the_median_of_the_repeats() -> None:
     assert outcomes[2].measured == 2000
 
 
+def test_errors_of_any_repeat_miss_their_objective() -> None:
+    """The median of three would pass over one that failed."""
+    repeats = [replace(LOAD, errors=errors) for errors in ({}, {"overloaded": 7}, {})]
+    (outcome,) = check_slo(parse_slo("errors=0"), repeats)
+    assert outcome.measured == 7
+    assert not outcome.met
+
+
+def test_repeats_without_answers_are_later_than_any() -> None:
+    """Two of three that have none miss a latency, whichever of them they are."""
+    none = replace(LOAD, latency=latency([]))
+    (outcome,) = check_slo(parse_slo("p99=1s"), [none, LOAD, none])
+    assert not outcome.met
+
+
 def test_no_answers_meet_no_latency() -> None:
     """NaN is below every bound and above every bound, and is a miss all the same."""
     (outcome,) = check_slo(parse_slo("p99=1s"), [replace(LOAD, latency=latency([]))])
