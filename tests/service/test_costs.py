@@ -10,13 +10,24 @@ import numpy.typing as npt
 import pytest
 
 from service.engine import Engine
-from service.errors import DeadlineExceeded
-from service.executors import InlineExecutor
+from service.errors import DeadlineExceeded, Overloaded
+from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
+from tests.service.harness import FACE
 from tests.service.test_bad_input import encode
-from tests.service.test_executors import Inbox, Ledger, Peer, fail
+from tests.service.test_executors import FaultyEngine, Inbox, Ledger, Peer, fail
+
+
+def slow(engine: Engine, seconds: float) -> Any:
+    """The engine, with runs that take so long at least."""
+
+    def wait(_: npt.NDArray[np.uint8]) -> bool:
+        time.sleep(seconds)
+        return False
+
+    return FaultyEngine(engine, wait)
 
 
 async def test_a_search_that_finds_no_face_counts_as_work(engine: Engine) -> None:
@@ -47,3 +58,30 @@ async def test_a_search_that_finds_no_face_counts_as_work(engine: Engine) -> Non
     with pytest.raises(DeadlineExceeded):
         executor.submit(frame(10, deadline=time.perf_counter() + 0.05))
     await inbox.wait_for(20)
+
+
+@pytest.mark.parametrize("kind", ["inline", "threads"])
+async def test_work_that_is_done_makes_nobody_wait(engine: Engine, kind: str) -> None:
+    """Requests one after the other are all admitted, however many, where far fewer at once would be too many."""
+    inbox = Inbox()
+    predictor = Predictor(slow(engine, 0.005), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    options: dict[str, Any] = {
+        "max_batch": 1,
+        "capacity": 100,
+        "max_wait": 0.1,
+        "deliver": inbox.deliver,
+        "on_failure": fail,
+    }
+    executors: InlineExecutor | ThreadExecutors
+    if kind == "inline":
+        executors = InlineExecutor(predictor, **options)
+    else:
+        executors = ThreadExecutors(predictor, count=1, **options)
+        executors.start()
+    for number in range(100):
+        executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
+        await inbox.wait_for(number + 1)
+    with pytest.raises(Overloaded):
+        for number in range(100):
+            executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
+    await executors.stop()

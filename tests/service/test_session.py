@@ -378,13 +378,16 @@ async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
 
 
 async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
-    """Without ids a client can only tell replies by their order."""
+    """Without ids a client can only tell replies by their order, also where the first takes long, in a thread."""
+    image = large_bitmap()
     async with running.client() as websocket:
         await ask(websocket, '{"command": "configure", "ordered": false}')
-        for number in range(10):
-            await websocket.send(predict_message(b"broken") if number % 2 else predict_message())
-        types = [(await read(websocket))["type"] for _ in range(10)]
-        assert types == ["prediction", "error"] * 5
+        for number in range(6):
+            await websocket.send(b"broken" if number % 2 else image)
+        for command in ("history", "ping"):
+            await websocket.send(f'{{"command": "{command}"}}')
+        types = [(await read(websocket))["type"] for _ in range(8)]
+        assert types == ["prediction", "error"] * 3 + ["history", "pong"]
 
 
 async def test_ping_and_models(running: Running) -> None:
