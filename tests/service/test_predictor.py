@@ -37,6 +37,29 @@ def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: in
     assert crowd.timing is not None
     assert crowd.model_seconds == pytest.approx(7 * alone.model_seconds)
     assert crowd.model_seconds + alone.model_seconds == pytest.approx(crowd.timing.inference / 1000)
+    # Runs that came while its faces were cut out are inference, and no decoding too.
+    assert crowd.timing.decode + crowd.timing.inference <= crowd.timing.total
+
+
+def test_an_image_is_let_go_once_it_was_looked_at(engine: Engine) -> None:
+    """Its reply may wait for those before it, and the image may have megabytes."""
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    requests = [Request(Peer(), 1, image, time.perf_counter()) for image in (FACE, b"broken")]
+    predictor.serve(requests, predictor.make_buffer(2))
+    assert not any(request.image for request in requests)
+
+
+@pytest.mark.parametrize(("side", "found"), [(100, False), (101, True)])
+def test_auto_takes_an_image_of_at_most_100_pixels_a_side_for_a_face(
+    engine: Engine, side: int, found: bool
+) -> None:
+    """It was cut out already: no face is looked for in it."""
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    image = encode(np.zeros((50, side), np.uint8), ".png")
+    request = Request(Peer(), 1, image, time.perf_counter(), detect="auto", max_faces=7)
+    predictor.serve([request], predictor.make_buffer(8))
+    assert request.reply is not None
+    assert orjson.loads(request.reply)["face_detected"] is found
 
 
 def test_a_face_at_the_edge_of_a_reduced_photo_does_not_leave_the_sent_image(engine: Engine) -> None:
