@@ -259,6 +259,25 @@ async def test_a_message_inside_a_message(peer: Peer, opcode: int) -> None:
     assert await peer.closed() == 1002
 
 
+async def test_a_message_inside_a_message_that_comes_by_itself(peer: Peer) -> None:
+    """5.18, in a read of its own."""
+    peer.send(frame(TEXT, b"fragment", fin=False), frame(PING))
+    await peer.pong()
+    peer.send(frame(TEXT, b"{}"))
+    assert await peer.closed() == 1002
+
+
+async def test_the_rest_of_a_message_that_looks_like_another(peer: Peer) -> None:
+    """Of a frame that comes in two reads the second is not taken for a frame of its own."""
+    message = frame(TEXT, b"no JSON")
+    head = bytes([0x80 | BINARY, 0x80 | len(message)]) + bytes(4)  # a mask of zeros leaves it as it is
+    peer.send(frame(PING), head)
+    await peer.pong()
+    peer.send(message)
+    assert await peer.error() == "invalid_image"
+    await peer.is_served()
+
+
 VALID_UTF_8 = [
     "Hello-µ@ßöäüàá-UTF-8!!",
     "κόσμε",
