@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import math
 import struct
 import time
 from ipaddress import ip_network
@@ -272,10 +273,28 @@ async def test_messages_that_follow_each_other_without_a_gap_have_their_time_eac
         _, writer = await raw(running)
         health = frame(b'{"command": "ping"}')
         writer.write(health[:-1])
-        for _ in range(20):
+        for _ in range(60):  # all of them take longer than one may
             await asyncio.sleep(0.05)
             writer.write(health[-1:] + health[:-1])
         assert refused(running, "slow_writer") == 0
+        writer.close()
+
+
+async def test_a_client_that_is_not_read_from_is_not_slow(serve: Serve) -> None:
+    """What a message lacks may lie in what is not read yet."""
+    message = frame(FACE, first=0x82)
+    async with serve(message_seconds=0.3) as running, asyncio.timeout(TIMEOUT):
+        reader, writer = await raw(running)
+        await reader.readuntil(b'"welcome"')
+        writer.write(message[:500])
+        (connection,) = running.service._connections
+        while connection._incomplete_since == math.inf:
+            await asyncio.sleep(0)
+        connection.pause_reading()
+        writer.write(message[500:])
+        await asyncio.sleep(1.0)
+        connection.resume_reading()
+        await reader.readuntil(b'"prediction"')
         writer.close()
 
 
