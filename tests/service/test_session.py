@@ -209,6 +209,22 @@ async def test_large_images_are_read_as_fast_as_they_are_worked_on(serve: Serve,
         assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
+async def test_large_images_beyond_those_in_flight_stay_in_the_network(serve: Serve) -> None:
+    """Also where the last of them was read in several turns of the loop: a connection holds no more than one ahead."""
+    image = large_bitmap()
+    async with serve(max_in_flight=1) as running, running.client() as websocket, asyncio.TaskGroup() as group:
+
+        async def send() -> None:
+            for _ in range(12):
+                await websocket.send(image)
+
+        (connection,) = running.service._connections
+        group.create_task(send())
+        for _ in range(12):
+            assert (await read(websocket))["status"] == "success"
+            assert len(connection._unread) <= 1
+
+
 async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Serve) -> None:
     """Overload is an error reply that says when to try again."""
     async with serve(max_waiting=1, max_in_flight=500) as running, running.client() as websocket:
