@@ -101,6 +101,16 @@ def test_a_large_message_is_put_together_read_by_read(step: int) -> None:
     assert data[position:] == behind
 
 
+@pytest.mark.parametrize(("size", "head"), [(40_000, 8), (80_000, 14)])
+def test_a_large_message_is_begun_once_its_head_is_there(size: int, head: int) -> None:
+    """Not with a part of its length or its mask, in either form of length."""
+    data = frame(BINARY, bytes(size))
+    for part in range(head):
+        assert whole_messages(data[:part], 0, LIMIT) == ([], 0)
+        assert begin_large_message(data[:part], 0, LIMIT) is None
+    assert begin_large_message(data[:head], 0, LIMIT) is not None
+
+
 def test_what_is_announced_too_large_is_not_begun() -> None:
     """The library refuses it, by its head."""
     head = frame(BINARY, bytes(LIMIT + 1))[:100]
