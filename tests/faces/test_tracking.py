@@ -95,6 +95,14 @@ def test_each_face_is_smoothed_by_itself_and_a_new_one_not_at_all() -> None:
     assert tracker.follow([(0, 0, 50, 50)], [HAPPY], 0.2) == [(1, HAPPY)]
 
 
+def test_a_frame_that_is_overtaken_does_not_turn_time_back() -> None:
+    """One that took longer, in another executor: it adds nothing to what was said later, and that is remembered."""
+    tracker, face = FaceTracker(), [(0, 0, 50, 50)]
+    tracker.follow(face, [SAD], 0.2, smoothing=1.0)
+    assert tracker.follow(face, [HAPPY], 0.0, smoothing=1.0) == [(1, SAD)]
+    assert ids(tracker, face, 0.1 + FORGET_S) == [1]
+
+
 def test_a_whole_image_has_no_id_but_is_smoothed() -> None:
     """Cut-out faces, which have no box, are one face as far as smoothing goes."""
     tracker = FaceTracker()

@@ -62,10 +62,21 @@ def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
         frame(CLOSE, b"\x03\xe8"),
         frame(TEXT, b"{}", rsv=4),
         frame(TEXT, b"{}", masked=False),
+        frame(BINARY, bytes(LIMIT), masked=False)[:1000],
         frame(0x3),
         frame(BINARY, bytes(LIMIT + 1)),
     ],
-    ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "large"],
+    ids=[
+        "begin",
+        "continue",
+        "ping",
+        "close",
+        "reserved",
+        "unmasked",
+        "unmasked and large",
+        "opcode",
+        "large",
+    ],
 )
 def test_what_is_no_whole_message_is_left_to_the_library(data: bytes) -> None:
     """Fragments, control frames, what breaks the protocol and what is too large, alone and behind a message."""
