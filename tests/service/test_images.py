@@ -165,6 +165,17 @@ def test_a_rotated_photo_is_turned_upright(suffix: str, orientation: int, decode
     assert np.sort(means.ravel())[2] < 15
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("shape", [(1300, 2600), (2600, 1300)], ids=["wide", "tall"])
+def test_a_large_photo_is_decoded_no_larger_than_it_is_searched(
+    shape: tuple[int, int], orientation: int
+) -> None:
+    """However it lies: to look for faces its longer side needs 1280 pixels, and half of these 2600 are enough."""
+    photo = GRAY.decode_photo(with_orientation(encode(np.zeros(shape, np.uint8), ".jpg"), orientation))
+    assert sorted(photo.pixels.shape) == [650, 1300]
+    assert sorted((photo.width, photo.height)) == [1300, 2600]
+
+
 def test_gray_decoding_agrees_with_opencv() -> None:
     """The reduced-scale path shows the network the same picture as a full decode would."""
     full = cv2.imdecode(np.frombuffer(PHOTO, np.uint8), cv2.IMREAD_GRAYSCALE)
