@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import orjson
@@ -289,10 +290,27 @@ add_scenarios(app)
 
 def main() -> None:
     """Run the command line; a server that cannot be reached or started is one line and exit code 3."""
-    # As Ctrl-C does: what was started is stopped, and folders are removed.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # As Ctrl-C does: what was started is stopped, and folders are removed. A terminal that is closed hangs up; the
+    # service takes that for a wish to reload. Under nohup it is ignored, and stays so.
+    ended: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        ended.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            sys.exit(128 + number)
+        # An event loop runs. It would go on after what is raised in a callback; on Ctrl-C it cancels what it runs.
+        signal.raise_signal(signal.SIGINT)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
     try:
         app()
     except (ConnectionLost, StartupError, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         sys.exit(EXIT_NO_SERVER)
+    except SystemExit:
+        if ended:
+            sys.exit(128 + ended[0])
+        raise

@@ -252,6 +252,29 @@ def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> 
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("ends", ["SIGTERM", "SIGHUP"])
+def test_a_benchmark_that_is_ended_ends_its_service(ends: str) -> None:
+    """Whatever it does when the signal comes: amid a load that is in a callback of the event loop, mostly."""
+    command = [sys.executable, "-m", "benchmarks", "load", "--clients", "2", "--seconds", "60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        bench = psutil.Process(process.pid)
+        try:
+            while not any(each.status == psutil.CONN_ESTABLISHED for each in bench.net_connections()):
+                assert process.poll() is None
+                time.sleep(0.05)
+            started = bench.children(recursive=True)
+            process.send_signal(getattr(signal, ends))
+            process.wait(60)
+            assert psutil.wait_procs(started, timeout=10)[1] == []
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + getattr(signal, ends)
+
+
 @pytest.mark.parametrize("command", [(), ("sweep",)], ids=["short set", "sweep"])
 def test_a_folder_that_cannot_be_written_is_told_before_measuring(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
