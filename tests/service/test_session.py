@@ -18,14 +18,6 @@ from service.errors import InvalidJSON
 from service.replies import error_reply
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
 
-DEFAULTS = {
-    "detect": "auto",
-    "max_faces": 16,
-    "ordered": True,
-    "stream": False,
-    "smoothing_ms": None,
-    "deadline_ms": None,
-}
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 
 
@@ -352,58 +344,6 @@ async def test_a_client_that_does_not_read_is_not_read_from(serve: Serve) -> Non
 async def _send_all(websocket: ClientConnection, messages: list[str]) -> None:
     for message in messages:
         await websocket.send(message)
-
-
-async def test_configure_replies_with_all_options(running: Running) -> None:
-    """A change is confirmed together with what was left as it is, and holds for this connection only."""
-    async with running.client() as websocket, running.client() as other:
-        reply = await ask(websocket, '{"command": "configure", "id": "c", "ordered": false}')
-        assert reply["type"] == "configuration"
-        assert reply["status"] == "success"
-        assert reply["id"] == "c"
-        assert reply["configuration"] == DEFAULTS | {"ordered": False}
-        reply = await ask(websocket, '{"command": "configure", "deadline_ms": 250}')
-        assert reply["configuration"] == DEFAULTS | {"ordered": False, "deadline_ms": 250.0}
-        reply = await ask(other, '{"command": "configure"}')
-        assert reply["configuration"] == DEFAULTS
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("colour", '"red"'), ("ordered", '"no"'), ("stream", "1"), ("deadline_ms", "-5"), ("smoothing_ms", "0")],
-)
-async def test_a_wrong_option_is_named_and_changes_nothing(running: Running, field: str, value: str) -> None:
-    """An unknown field, or a value of the wrong type, leaves the configuration as it was."""
-    async with running.client() as websocket:
-        reply = await ask(websocket, f'{{"command": "configure", "stream": true, "{field}": {value}}}')
-        assert reply["code"] == "invalid_request"
-        assert f"'{field}'" in reply["message"]
-        assert (await ask(websocket, '{"command": "configure"}'))["configuration"]["stream"] is False
-
-
-async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
-    """With ids and ordered off, a query does not wait for predictions, and each request is answered once."""
-    async with serve(max_batch=1) as running, running.client() as websocket:
-        await ask(websocket, '{"command": "configure", "ordered": false}')
-        for number in range(20):
-            await websocket.send(predict_message(id=number))
-        await websocket.send('{"command": "ping", "id": "ping"}')
-        replies = [await read(websocket) for _ in range(21)]
-        assert sorted(str(reply["id"]) for reply in replies) == sorted([*map(str, range(20)), "ping"])
-        assert replies[-1]["id"] != "ping"
-
-
-async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
-    """Without ids a client can only tell replies by their order, also where the first takes long, in a thread."""
-    image = large_bitmap()
-    async with running.client() as websocket:
-        await ask(websocket, '{"command": "configure", "ordered": false}')
-        for number in range(6):
-            await websocket.send(b"broken" if number % 2 else image)
-        for command in ("history", "ping"):
-            await websocket.send(f'{{"command": "{command}"}}')
-        types = [(await read(websocket))["type"] for _ in range(8)]
-        assert types == ["prediction", "error"] * 3 + ["history", "pong"]
 
 
 async def test_ping_and_models(running: Running) -> None:
