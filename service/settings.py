@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
+from dotenv.parser import parse_stream
 from environs import Env, EnvValidationError, ValidationError, validate
 
 from service.emotions import Language
@@ -176,6 +177,7 @@ def _environment(dotenv: Path | None) -> Iterator[Env]:
     try:
         if dotenv is not None and dotenv.is_file():
             try:
+                _check_lines(dotenv)
                 env.read_env(dotenv, recurse=False)
             except (OSError, UnicodeDecodeError) as exc:
                 raise StartupError(f"{dotenv} cannot be read: {exc}") from None
@@ -184,6 +186,18 @@ def _environment(dotenv: Path | None) -> Iterator[Env]:
         # What the file set in the environment would win over the file as it is at the next reload.
         for name in set(os.environ) - before:
             del os.environ[name]
+
+
+def _check_lines(dotenv: Path) -> None:
+    """Refuse a line that sets nothing: what it was to set, such as AUTH, would be left at its default.
+
+    Raises:
+        StartupError: names the first such line. Not what it says: that may be a password.
+    """
+    with dotenv.open(encoding="utf-8") as lines:
+        for binding in parse_stream(lines):
+            if binding.error:
+                raise StartupError(f"{dotenv} cannot be read: line {binding.original.line} is not NAME=VALUE")
 
 
 def _read(env: Env) -> Settings:
