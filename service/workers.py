@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import multiprocessing
 import os
@@ -11,7 +10,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -122,7 +122,8 @@ def start_worker(
         name=f"worker-{row}",
     )
     try:
-        process.start()
+        with _held_back(signal.SIGTERM):
+            process.start()
     except OSError:
         ours.close()
         theirs.close()
@@ -141,10 +142,26 @@ def _open_files() -> set[int]:
         return set()
     found = set()
     for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
-        with contextlib.suppress(OSError):  # it is what listed them
+        with suppress(OSError):  # it is what listed them
             os.fstat(number)
             found.add(number)
     return found
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Until the end, and in a process that is forked meanwhile until it lets it through, this signal waits.
+
+    A forked process has the supervisor's handler at first, which would take the word to stop for itself and lose it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_main(
@@ -159,6 +176,8 @@ def _worker_main(
     """A worker process' entry."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see `_held_back`
     for hangup in RELOAD_SIGNALS:
         signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
     for each in inherited:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 import psutil
+import pytest
 from websockets.asyncio.client import connect
 
 from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, read
@@ -116,3 +117,29 @@ async def test_a_successor_that_does_not_start_is_given_up(
     assert code == 1
     assert "a worker did not start within 1 s" in said
     assert psutil.Process(service.process.pid).children() == before
+
+
+# A supervisor that tells a worker to stop before it has done anything, and a fork that takes its time.
+_STOPPED_AT_ONCE = """
+import os, signal, time
+from types import SimpleNamespace
+from service import workers
+
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))
+signal.signal(signal.SIGTERM, lambda *_: None)
+workers.run_worker = lambda *_: time.sleep(60)
+worker = workers.start_worker(SimpleNamespace(drain_seconds=1), [], None, 0, None, [])
+worker.process.terminate()
+worker.process.join(10)
+print(worker.process.exitcode)
+worker.process.kill()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_forked_does() -> None:
+    """It has the supervisor's handler at first, which must not take the signal: a stop amid a reload would hang."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _STOPPED_AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == ["-15"]
