@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -27,11 +28,12 @@ mpl.rcParams.update(_LOOK)  # type: ignore[arg-type]
 _BLUE, _RED, _GRAY = "#2b6cb0", "#c05621", "#a0aec0"
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as text; its ids begin with `name`, since matplotlib's are the same in each and a page has several."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", text[text.index("<svg") :])
 
 
 def plot_sweep(sweep: Sweep) -> str:
@@ -54,7 +56,7 @@ def plot_sweep(sweep: Sweep) -> str:
     for point in sweep.closed:
         right.annotate(f" {point.clients}", (point.throughput, point.latency.p50), fontsize=7)
     _label(right, "closed loop, by number of clients")
-    return _svg(figure)
+    return _svg(figure, "sweep")
 
 
 def _label(axes: Axes, title: str) -> None:
@@ -83,7 +85,7 @@ def plot_shares(series: Sequence[Sequence[Paired]]) -> str:
     axes.invert_yaxis()
     axes.axvline(1.0, color=_GRAY, linestyle="--")
     axes.set_xlabel("throughput as a share of the limit that the generator leaves")
-    return _svg(figure)
+    return _svg(figure, "shares")
 
 
 def plot_profile(found: Profile) -> str:
@@ -97,4 +99,4 @@ def plot_profile(found: Profile) -> str:
     axes.set_yticks(range(len(stages)), [stage for stage, _ in stages])
     axes.invert_yaxis()
     axes.set_xlabel("CPU µs per request (gray: the work itself)")
-    return _svg(figure)
+    return _svg(figure, "profile")

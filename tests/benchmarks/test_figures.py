@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -236,6 +237,19 @@ def test_the_report_is_one_file_with_plots_inside(tmp_path: Path) -> None:
     assert 'src="' not in page
     results = json.loads(write_results(tmp_path, {"pairs": pairs}).read_bytes())
     assert results["pairs"][0][0]["load"]["throughput"] == 2000
+
+
+def test_plots_in_one_page_share_no_ids() -> None:
+    """An id names one thing, and what refers to it finds it in its own plot."""
+    sweep = Sweep("64x64", 2000, [LOAD], [at_rate(500, 2), at_rate(1000, 3)])
+    seen: set[str] = set()
+    for plot in (plot_sweep(sweep), plot_shares([[Paired(LIMIT, LOAD)]]), plot_profile(PROFILE)):
+        ids = re.findall(r' id="([^"]+)"', plot)
+        used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', plot)
+        assert ids
+        assert {first or second for first, second in used} <= set(ids)
+        assert seen.isdisjoint(ids)
+        seen.update(ids)
 
 
 def test_the_same_figures_make_the_same_plot() -> None:
