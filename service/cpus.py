@@ -1,10 +1,11 @@
-"""How many CPUs this process may use: the affinity mask and the container's quota, not the host's count. And how much
+"""How many CPUs this process may use: the affinity mask and the control group's quota, not the host's count. And how much
 may be asked of them."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import StartupError
@@ -13,16 +14,16 @@ from service.settings import Settings
 # Threads for each CPU, of all workers together. More only wait for each other, and thousands take the machine down.
 _MOST_THREADS = 32
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-_CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+# Which group this process is in: `0::/system.slice/visionai.service` for version 2, `1:cpu,cpuacct:/…` for version 1.
+_GROUPS = Path("/proc/self/cgroup")
+_CGROUP_V2 = Path("/sys/fs/cgroup")
+_CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
 
 def available_cpus() -> int:
     """CPUs that work may be spread over, at least 1. A quota of 1.5 CPUs counts as 2."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
-    return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas())]))
 
 
 def check_layout(settings: Settings) -> None:
@@ -39,15 +40,34 @@ def check_layout(settings: Settings) -> None:
         )
 
 
-def _quota() -> float | None:
-    """The cgroup's CPU quota in CPUs; None where there is none."""
-    try:
-        maximum, period = _CGROUP_V2.read_text().split()
-    except (OSError, ValueError):
+def _quotas() -> Iterator[float]:
+    """The CPU quotas of this process' groups and of those above them, in CPUs: each bounds what is below it."""
+    for folder in _folders(_CGROUP_V2, ""):
         try:
-            maximum, period = _CGROUP_V1_QUOTA.read_text().strip(), _CGROUP_V1_PERIOD.read_text().strip()
+            maximum, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue  # it has none, as the topmost of a system, or is not seen from inside a container
+        if maximum != "max":
+            yield int(maximum) / int(period)
+    for folder in _folders(_CGROUP_V1, "cpu"):
+        try:
+            maximum = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
         except OSError:
-            return None
-    if maximum == "max" or int(maximum) < 0:
-        return None
-    return int(maximum) / int(period)
+            continue
+        if int(maximum) >= 0:
+            yield int(maximum) / int(period)
+
+
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process' group, and of all above it. In a container its own group is the root, mostly."""
+    yield root
+    try:
+        lines = _GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = Path(path.lstrip("/"))
+            yield from (root / each for each in (group, *group.parents) if each != Path())

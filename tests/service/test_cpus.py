@@ -13,13 +13,14 @@ from service.settings import Settings
 
 
 @pytest.fixture
-def quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A stand-in for the cgroup's file, on a machine with 8 CPUs."""
-    path = tmp_path / "cpu.max"
-    monkeypatch.setattr(cpus, "_CGROUP_V2", path)
-    monkeypatch.setattr(cpus, "_CGROUP_V1_QUOTA", tmp_path / "none")
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Stand-ins for the control groups' files, on a machine with 8 CPUs: a folder of `self`, `v1` and `v2`."""
+    monkeypatch.setattr(cpus, "_GROUPS", tmp_path / "self")
+    for name in ("v1", "v2"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(cpus, f"_CGROUP_{name.upper()}", tmp_path / name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    return path
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -32,15 +33,52 @@ def quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("9900000 100000", 8),
     ],
 )
-def test_a_quota_bounds_the_count(quota: Path, text: str, expected: int) -> None:
+def test_a_quota_bounds_the_count(groups: Path, text: str, expected: int) -> None:
     """A container's share counts, rounded up, and never more than the affinity mask."""
-    quota.write_text(text)
+    (groups / "self").write_text("0::/\n")
+    (groups / "v2/cpu.max").write_text(text)
     assert cpus.available_cpus() == expected
 
 
-def test_without_a_quota_the_affinity_mask_counts(quota: Path) -> None:
+@pytest.mark.parametrize(("quota", "expected"), [("-1\n", 8), ("300000\n", 3)])
+def test_a_quota_of_the_first_version_counts_too(groups: Path, quota: str, expected: int) -> None:
+    """Its quota and its period are in files of their own."""
+    (groups / "v1/cpu.cfs_quota_us").write_text(quota)
+    (groups / "v1/cpu.cfs_period_us").write_text("100000\n")
+    assert cpus.available_cpus() == expected
+
+
+def test_a_systemd_units_quota_counts(groups: Path) -> None:
+    """It is in the unit's own group, and the topmost has none; a slice above it may allow less."""
+    (groups / "self").write_text("0::/system.slice/visionai.service\n")
+    unit = groups / "v2/system.slice/visionai.service"
+    unit.mkdir(parents=True)
+    (unit / "cpu.max").write_text("400000 100000\n")
+    (unit.parent / "cpu.max").write_text("max 100000\n")
+    assert cpus.available_cpus() == 4
+    (unit.parent / "cpu.max").write_text("200000 100000\n")
+    assert cpus.available_cpus() == 2
+
+
+def test_a_units_quota_of_the_first_version_counts(groups: Path) -> None:
+    """Its group is that of the controller for CPUs; others are elsewhere."""
+    (groups / "self").write_text("4:memory:/elsewhere\n1:cpu,cpuacct:/visionai\n0::/\n")
+    (groups / "v1/visionai").mkdir()
+    (groups / "v1/visionai/cpu.cfs_quota_us").write_text("200000\n")
+    (groups / "v1/visionai/cpu.cfs_period_us").write_text("100000\n")
+    assert cpus.available_cpus() == 2
+
+
+def test_a_group_that_is_not_seen_is_passed_over(groups: Path) -> None:
+    """In a container the path may be the host's, while the files of its own group are at the top."""
+    (groups / "self").write_text("0::/docker/0123456789ab\n")
+    (groups / "v2/cpu.max").write_text("200000 100000")
+    assert cpus.available_cpus() == 2
+
+
+def test_without_a_quota_the_affinity_mask_counts(groups: Path) -> None:
     """No cgroup file: what the scheduler allows."""
-    assert not quota.exists()
+    assert not (groups / "self").exists()
     assert cpus.available_cpus() == 8
 
 
