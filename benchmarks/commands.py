@@ -246,6 +246,9 @@ def sweep(
     with _target(url, model) as target, errors.status("sweep"):
         closed = list(sweep_clients(target, workload, CLIENTS, seconds))
         saturation = max(point.throughput for point in closed)
+        if not saturation:  # there are no rates to go over
+            codes = sorted({code for point in closed for code in point.errors})
+            raise RuntimeError(f"no request was answered: {', '.join(codes)}")
         rates = [share * saturation for share in SHARES]
         found = Sweep(size, saturation, closed, list(sweep_rates(target, workload, rates, seconds)))
     path = OUT / f"sweep-{size}.svg"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from typer.testing import CliRunner
+from websockets.sync.server import ServerConnection, serve
 
 from benchmarks.commands import app
 from service.cpus import available_cpus
@@ -199,6 +201,25 @@ def test_an_unreachable_server_is_one_line() -> None:
     assert ended.returncode == 3
     assert ended.stderr.count("\n") == 1
     assert "127.0.0.1:1" in ended.stderr
+
+
+def test_a_server_that_refuses_everything_has_no_sweep() -> None:
+    """One line says what it answered, instead of a rate of none."""
+
+    def refuse(websocket: ServerConnection) -> None:
+        websocket.send('{"type": "welcome"}')
+        for _ in websocket:
+            websocket.send('{"status": "error", "code": "unauthorized"}')
+
+    with serve(refuse, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        port = server.socket.getsockname()[1]
+        ended = benchmark("sweep", "--seconds", "0.2", "--url", f"ws://127.0.0.1:{port}")
+        server.shutdown()
+        serving.join()
+    assert ended.returncode == 3
+    assert ended.stderr == "benchmarks: no request was answered: unauthorized\n"
 
 
 @pytest.mark.parametrize(
