@@ -83,7 +83,7 @@ def test_without_a_quota_the_affinity_mask_counts(groups: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [(5000, 0, 1), (1, 5000, 1), (1, 0, 5000), (16, 17, 1)])
-def test_more_threads_than_a_machine_bears_are_refused(quota: Path, layout: tuple[int, int, int]) -> None:
+def test_more_threads_than_a_machine_bears_are_refused(groups: Path, layout: tuple[int, int, int]) -> None:
     """Before one is started: thousands of workers take the machine down. What a user may want to try is not refused."""
     cpus.check_layout(Settings(workers=8, executors=4, threads=8))
     workers, executors, threads = layout

@@ -12,7 +12,8 @@ from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from service.frames import begin_large_message, text_frame, whole_messages, wire_size
-from tests.service.test_rfc6455 import BINARY, CLOSE, CONT, PING, SIZES, TEXT, frame
+from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, TEXT, frame
+from tests.service.test_rfc6455 import SIZES
 
 LIMIT = 100_000
 

@@ -14,6 +14,10 @@ import sqlalchemy as sa
 
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+from service.store.segments import Fsync
+from tests.store.journals import MODEL, OpenJournal
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
@@ -83,3 +87,18 @@ def open_store(database_url: str) -> Iterator[OpenStore]:
     yield open_one
     for store in stores:
         store.close(timeout=5)
+
+
+@pytest.fixture
+def open_journal(tmp_path: Path) -> Iterator[OpenJournal]:
+    """Opens journals in the test's folder; those left open are closed."""
+    opened: list[JournalBacklog] = []
+
+    def open_one(model: Model = MODEL, **arguments: int | Fsync) -> JournalBacklog:
+        backlog = JournalBacklog(tmp_path, model, **arguments)  # type: ignore[arg-type]
+        opened.append(backlog)
+        return backlog
+
+    yield open_one
+    for backlog in opened:
+        backlog.close()

@@ -1,64 +1,21 @@
-"""The backlog on disk: order, bounds, spilling and reading back, orphans, damage, a full disk."""
+"""The backlog on disk: order, bounds, spilling and reading back, orphans, damage."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from service.store import folders, journal, segments
 from service.store.framing import frame
-from service.store.journal import JournalBacklog
 from service.store.orphans import Orphans
 from service.store.reference import Model
-from service.store.segments import Fsync, SegmentWriter
-
-MODEL = Model("v1", "emotion.onnx", ("happy", "sad"))
-
-OpenJournal = Callable[..., JournalBacklog]
-
-TIMEOUT = 30
-
-
-def payload(number: int) -> bytes:
-    return b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80)
-
-
-def drain(backlog: JournalBacklog, limit: int = 7) -> list[bytes]:
-    found: list[bytes] = []
-    while (batch := backlog.take(limit)) is not None:
-        found.extend(batch.payloads)
-        backlog.acknowledge(batch)
-    return found
-
-
-def files(root: Path) -> list[Path]:
-    return sorted(root.glob("journal-*/*.segment"))
-
-
-@pytest.fixture
-def open_journal(tmp_path: Path) -> Iterator[OpenJournal]:
-    """Opens journals in the test's folder; those left open are closed."""
-    opened: list[JournalBacklog] = []
-
-    def open_one(model: Model = MODEL, **arguments: int | Fsync) -> JournalBacklog:
-        backlog = JournalBacklog(tmp_path, model, **arguments)  # type: ignore[arg-type]
-        opened.append(backlog)
-        return backlog
-
-    yield open_one
-    for backlog in opened:
-        backlog.close()
+from service.store.segments import Fsync
+from tests.store.journals import MODEL, OpenJournal, drain, files, payload
 
 
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
@@ -278,160 +235,6 @@ def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
     assert backlog.error is None
 
 
-# A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from service.store.journal import JournalBacklog
-from service.store.reference import Model
-backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="always")
-unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
-taken = 0
-while backlog.append(b"[%03d]" % taken + b" " * 95, 1):
-    taken += 1
-assert not backlog.append(b"x" * 200, 1)
-print(taken, backlog.error)
-resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-assert backlog.append(b"[999]" + b" " * 95, 1)
-found = []
-while (batch := backlog.take(100)) is not None:
-    found += batch.payloads
-    backlog.acknowledge(batch)
-print(len(found), found[-1][:5].decode(), backlog.error)
-"""
-
-
-def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
-    """A write that fails half-way is undone, answered with False, explained, and does not spoil what follows."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path], check=False, capture_output=True, text=True
-    )
-    assert done.stderr.count("\n") == 1
-    assert f"the journal in {tmp_path} cannot be written: File too large" in done.stderr
-    first, second = done.stdout.splitlines()
-    taken, _, reason = first.partition(" ")
-    assert int(taken) > 3
-    assert reason == "journal: File too large"
-    kept, last, error = second.split()
-    assert int(kept) == int(taken) + 1
-    assert (last, error) == ("[999]", "None")
-    # The process ended without closing: what it wrote is intact on disk as well.
-    replayed = drain(open_journal())
-    assert len(replayed) == int(kept)
-    assert replayed[-1].startswith(b"[999]")
-
-
-def fail(*_: object) -> int:
-    raise OSError(errno.ENOSPC, "injected")
-
-
-def test_a_disk_that_has_room_again_is_noticed_without_a_client(
-    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error stays as long as nothing can be written, and goes when the writer finds that it can."""
-    backlog = open_journal()
-    with monkeypatch.context() as context:
-        context.setattr(os, "write", fail)
-        assert not backlog.append(payload(1), 1)
-        assert backlog.take(1) is None
-        assert backlog.error == "journal: injected"
-    assert backlog.take(1) is None
-    assert backlog.error is None
-    assert backlog.append(payload(2), 1)
-    assert drain(backlog) == [payload(2)]
-
-
-def test_a_disk_that_the_journal_itself_has_filled_has_room_again(
-    open_journal: OpenJournal,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """What the database has by then is deleted, and the next record is taken; the log tells of both, once."""
-    backlog = open_journal()
-    write = os.write
-
-    def write_where_room_is(descriptor: int, data: bytes) -> int:
-        """As on a disk of 500 bytes."""
-        if sum(path.stat().st_size for path in tmp_path.rglob("*.segment")) + len(data) > 500:
-            raise OSError(errno.ENOSPC, "injected")
-        return write(descriptor, data)
-
-    monkeypatch.setattr(os, "write", write_where_room_is)
-    caplog.set_level("INFO")
-    taken = 0
-    while backlog.append(payload(taken), 1):
-        taken += 1
-    assert not backlog.append(payload(taken), 1)
-    assert len(drain(backlog)) == taken > 0
-    assert backlog.take(1) is None
-    assert backlog.error is None
-    assert backlog.append(payload(taken), 1)
-    assert drain(backlog) == [payload(taken)]
-    assert [record.message for record in caplog.records] == [
-        f"predictions are answered and not stored, since the journal in {tmp_path} cannot be written: injected",
-        "the journal can be written again: predictions are stored",
-    ]
-
-
-def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
-    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Appends go on meanwhile and do not hide it; it is forgotten when a flush succeeds, without another append."""
-    monkeypatch.setattr(journal, "FSYNC_INTERVAL_S", 0.01)
-    backlog = open_journal()
-
-    def wait_until_error(expected: str | None) -> None:
-        deadline = time.monotonic() + TIMEOUT
-        while backlog.error != expected:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    with monkeypatch.context() as context:
-        context.setattr(segments, "_flush", fail)
-        assert backlog.append(payload(1), 1)
-        wait_until_error("journal: injected")
-        assert backlog.append(payload(2), 1)
-        assert backlog.error == "journal: injected"
-    wait_until_error(None)
-
-
-@pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
-def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    """A record is not acknowledged when another thread's flush of it failed, whichever thread that was."""
-    folder = folders.create(tmp_path)
-    writer = SegmentWriter(folder, MODEL, segment_bytes=1000, synced=True)
-    writer.append(b"x" * 500)
-    mark = writer.position
-    entered, released = threading.Event(), threading.Event()
-
-    def fail_when_told(_: int) -> None:
-        entered.set()
-        assert released.wait(TIMEOUT)
-        raise OSError(errno.ENOSPC, "injected")
-
-    with monkeypatch.context() as context, ThreadPoolExecutor() as threads:
-        context.setattr(segments, "_flush", fail_when_told)
-        if failing == "the segment is full":
-            first = threads.submit(writer.append, b"y" * 900)
-        else:
-            first = threads.submit(writer.flush, mark)  # type: ignore[arg-type]
-        assert entered.wait(TIMEOUT)
-        second = threads.submit(writer.flush, mark)
-        released.set()
-        assert isinstance(first.exception(TIMEOUT), OSError)
-        assert isinstance(second.exception(TIMEOUT), OSError)
-    # What comes later is on the disk, and says so.
-    writer.append(b"z" * 900)
-    writer.flush(writer.position)
-    assert [path.name for path in folder.segments()] == ["00000001.segment", "00000002.segment"]
-    writer.close()
-    folder.release()
-
-
 def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
     """A folder that a process had made, but not yet locked, when it died is removed."""
     (tmp_path / "journal-0123456789ab").mkdir()
@@ -455,13 +258,6 @@ def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
     assert [path.name for path in tmp_path.glob("journal-*")] == [bad.name]
     assert caplog.text.count("cannot be taken over") == 1
     orphans.close()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    """A file in the place of the folder is an error at once."""
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        JournalBacklog(tmp_path / "file", MODEL)
 
 
 def test_other_files_in_the_folder_are_left_alone(open_journal: OpenJournal, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""A journal whose disk is full, cannot be flushed or cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from service.store import folders, journal, segments
+from service.store.journal import JournalBacklog
+from service.store.segments import SegmentWriter
+from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, payload
+
+# A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="always")
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+taken = 0
+while backlog.append(b"[%03d]" % taken + b" " * 95, 1):
+    taken += 1
+assert not backlog.append(b"x" * 200, 1)
+print(taken, backlog.error)
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+assert backlog.append(b"[999]" + b" " * 95, 1)
+found = []
+while (batch := backlog.take(100)) is not None:
+    found += batch.payloads
+    backlog.acknowledge(batch)
+print(len(found), found[-1][:5].decode(), backlog.error)
+"""
+
+
+def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
+    """A write that fails half-way is undone, answered with False, explained, and does not spoil what follows."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], check=False, capture_output=True, text=True
+    )
+    assert done.stderr.count("\n") == 1
+    assert f"the journal in {tmp_path} cannot be written: File too large" in done.stderr
+    first, second = done.stdout.splitlines()
+    taken, _, reason = first.partition(" ")
+    assert int(taken) > 3
+    assert reason == "journal: File too large"
+    kept, last, error = second.split()
+    assert int(kept) == int(taken) + 1
+    assert (last, error) == ("[999]", "None")
+    # The process ended without closing: what it wrote is intact on disk as well.
+    replayed = drain(open_journal())
+    assert len(replayed) == int(kept)
+    assert replayed[-1].startswith(b"[999]")
+
+
+def fail(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "injected")
+
+
+def test_a_disk_that_has_room_again_is_noticed_without_a_client(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error stays as long as nothing can be written, and goes when the writer finds that it can."""
+    backlog = open_journal()
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", fail)
+        assert not backlog.append(payload(1), 1)
+        assert backlog.take(1) is None
+        assert backlog.error == "journal: injected"
+    assert backlog.take(1) is None
+    assert backlog.error is None
+    assert backlog.append(payload(2), 1)
+    assert drain(backlog) == [payload(2)]
+
+
+def test_a_disk_that_the_journal_itself_has_filled_has_room_again(
+    open_journal: OpenJournal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the database has by then is deleted, and the next record is taken; the log tells of both, once."""
+    backlog = open_journal()
+    write = os.write
+
+    def write_where_room_is(descriptor: int, data: bytes) -> int:
+        """As on a disk of 500 bytes."""
+        if sum(path.stat().st_size for path in tmp_path.rglob("*.segment")) + len(data) > 500:
+            raise OSError(errno.ENOSPC, "injected")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_where_room_is)
+    caplog.set_level("INFO")
+    taken = 0
+    while backlog.append(payload(taken), 1):
+        taken += 1
+    assert not backlog.append(payload(taken), 1)
+    assert len(drain(backlog)) == taken > 0
+    assert backlog.take(1) is None
+    assert backlog.error is None
+    assert backlog.append(payload(taken), 1)
+    assert drain(backlog) == [payload(taken)]
+    assert [record.message for record in caplog.records] == [
+        f"predictions are answered and not stored, since the journal in {tmp_path} cannot be written: injected",
+        "the journal can be written again: predictions are stored",
+    ]
+
+
+def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Appends go on meanwhile and do not hide it; it is forgotten when a flush succeeds, without another append."""
+    monkeypatch.setattr(journal, "FSYNC_INTERVAL_S", 0.01)
+    backlog = open_journal()
+
+    def wait_until_error(expected: str | None) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while backlog.error != expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with monkeypatch.context() as context:
+        context.setattr(segments, "_flush", fail)
+        assert backlog.append(payload(1), 1)
+        wait_until_error("journal: injected")
+        assert backlog.append(payload(2), 1)
+        assert backlog.error == "journal: injected"
+    wait_until_error(None)
+
+
+@pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
+def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """A record is not acknowledged when another thread's flush of it failed, whichever thread that was."""
+    folder = folders.create(tmp_path)
+    writer = SegmentWriter(folder, MODEL, segment_bytes=1000, synced=True)
+    writer.append(b"x" * 500)
+    mark = writer.position
+    entered, released = threading.Event(), threading.Event()
+
+    def fail_when_told(_: int) -> None:
+        entered.set()
+        assert released.wait(TIMEOUT)
+        raise OSError(errno.ENOSPC, "injected")
+
+    with monkeypatch.context() as context, ThreadPoolExecutor() as threads:
+        context.setattr(segments, "_flush", fail_when_told)
+        if failing == "the segment is full":
+            first = threads.submit(writer.append, b"y" * 900)
+        else:
+            first = threads.submit(writer.flush, mark)  # type: ignore[arg-type]
+        assert entered.wait(TIMEOUT)
+        second = threads.submit(writer.flush, mark)
+        released.set()
+        assert isinstance(first.exception(TIMEOUT), OSError)
+        assert isinstance(second.exception(TIMEOUT), OSError)
+    # What comes later is on the disk, and says so.
+    writer.append(b"z" * 900)
+    writer.flush(writer.position)
+    assert [path.name for path in folder.segments()] == ["00000001.segment", "00000002.segment"]
+    writer.close()
+    folder.release()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file in the place of the folder is an error at once."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        JournalBacklog(tmp_path / "file", MODEL)
