@@ -1,5 +1,5 @@
-"""How many CPUs this process may use: the affinity mask and the control group's quota, not the host's count. And how much
-may be asked of them."""
+"""How many CPUs this process may use (the affinity mask and the control group's quota, not the host's count), and how
+much may be asked of them."""
 
 from __future__ import annotations
 
