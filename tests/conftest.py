@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,11 @@ import pytest
 import sqlalchemy as sa
 
 from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is what it is at a terminal: a shell's job in the background, and all that it starts, ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class PostgresServer:
