@@ -304,6 +304,9 @@ def main() -> None:
         # An event loop runs. It would go on after what is raised in a callback; on Ctrl-C it cancels what it runs.
         signal.raise_signal(signal.SIGINT)
 
+    # What a script starts in its background ignores Ctrl-C, and then the loop does not listen to it either.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

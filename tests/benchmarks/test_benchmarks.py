@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -274,10 +275,12 @@ def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("ends", ["SIGTERM", "SIGHUP"])
-def test_a_benchmark_that_is_ended_ends_its_service(ends: str) -> None:
-    """Whatever it does when the signal comes: amid a load that is in a callback of the event loop, mostly."""
-    command = [sys.executable, "-m", "benchmarks", "load", "--clients", "2", "--seconds", "60"]
+@pytest.mark.parametrize(("ends", "shell"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "trap '' INT;")])
+def test_a_benchmark_that_is_ended_ends_its_service(ends: str, shell: str) -> None:
+    """Whatever it does when the signal comes: amid a load that is in a callback of the event loop, mostly. In the
+    background of a script, too, where Ctrl-C is ignored."""
+    load = f"{shell} exec {shlex.quote(sys.executable)} -m benchmarks load --clients 2 --seconds 60"
+    command = ["sh", "-c", load]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
