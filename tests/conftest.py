@@ -24,8 +24,11 @@ from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
 
 
 def pytest_configure() -> None:
-    """Ctrl-C is what it is at a terminal: a shell's job in the background, and all that it starts, ignores it."""
+    """What tests start takes Ctrl-C and a hang-up as at a terminal: jobs in a shell's background, or under nohup, ignore
+    them, and all that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 class PostgresServer:
