@@ -24,8 +24,10 @@ from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
 
 
 def pytest_configure() -> None:
-    """What tests start takes Ctrl-C and a hang-up as at a terminal; a job in a shell's background, or under nohup, ignores
-    them, and so would all that it starts."""
+    """What tests start takes Ctrl-C and a hang-up as at a terminal.
+
+    A job in a shell's background, or under nohup, ignores them, and so would all that it starts.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
