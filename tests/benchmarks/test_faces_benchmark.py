@@ -13,6 +13,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def measure(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The benchmark of a folder, which it may refuse."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.faces", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "500"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def test_faces_are_counted_and_emotions_compared_with_labels(tmp_path: Path) -> None:
     """One photo with its label, a file that is no photo, and a folder; and the same for other margins."""
     (tmp_path / "folder").mkdir()
@@ -39,15 +52,7 @@ def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     """Missing, or a file: exit code 2 and its name, before anything is loaded."""
     (tmp_path / "photo.jpg").write_bytes(b"")
     for name in ("missing", "photo.jpg"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.faces", str(tmp_path / name)],
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": "500"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        ended = measure(tmp_path / name)
         assert ended.returncode == 2
         assert str(tmp_path / name) in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -74,15 +79,7 @@ def test_labels_that_would_be_counted_as_wrong_answers_are_refused(
     shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "photo.jpg")
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / "labels.csv").write_text(labels)
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faces", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "500"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = measure(tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
