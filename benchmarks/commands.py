@@ -34,6 +34,7 @@ from benchmarks.options import (
     JsonOption,
     ModelOption,
     PatienceOption,
+    PollingOption,
     RepeatsOption,
     SecondsOption,
     SizesOption,
@@ -169,6 +170,7 @@ def load(
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 1,
     seconds: SecondsOption = 5.0,
+    polling: PollingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Clients over WebSocket: throughput, latency, errors, and what the server and the generator spend."""
@@ -186,7 +188,7 @@ def load(
         for each in sizes:
             workload = make_workload(each, "binary" if binary else "json", detect, deadline)
             for count in counts:
-                plan = LoadPlan(count, depth, rate, arrivals, deadline, seconds)
+                plan = LoadPlan(count, depth, rate, arrivals, deadline, seconds, polling=polling)
                 series.append([run_one(target, workload, plan) for _ in range(repeats)])
     outcomes = [check_slo(objectives, results) for results in series]
     grids = [load_grid(series), *_slo_grids(outcomes, series)]
@@ -212,6 +214,7 @@ def ratio(
     repeats: RepeatsOption = 3,
     patience: PatienceOption = 0.0,
     seconds: SecondsOption = 3.0,
+    polling: PollingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The service against the bare loop, in turns."""
@@ -223,10 +226,12 @@ def ratio(
         for each in sizes:
             workload = make_workload(each, "binary" if binary else "json", detect)
             for count in counts:
-                plan = LoadPlan(clients=count, seconds=seconds)
+                plan = LoadPlan(clients=count, seconds=seconds, polling=polling)
                 series.append(list(against_limit(bench, target, workload, plan, repeats, patience)))
     loads = load_grid([[pair.load for pair in pairs] for pairs in series])
     show(as_json, {"results": series}, ratio_grid(series), loads)
+    if any(pair.load.failed for pairs in series for pair in pairs):
+        raise typer.Exit(EXIT_WRONG)
 
 
 @app.command()

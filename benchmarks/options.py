@@ -39,6 +39,13 @@ PatienceOption = Annotated[
         min=0, help="Seconds to wait, before each measurement, for a machine that does nothing else."
     ),
 ]
+PollingOption = Annotated[
+    bool,
+    typer.Option(
+        "--polling",
+        help="The clients never sleep: they take a core, and their waking is no part of a latency.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,9 @@ def test_an_unreachable_server_is_one_line() -> None:
     assert "127.0.0.1:1" in ended.stderr
 
 
-def test_a_server_that_refuses_everything_has_no_sweep() -> None:
-    """One line says what it answered, instead of a rate of none."""
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """The address of a server that answers everything with an error."""
 
     def refuse(websocket: ServerConnection) -> None:
         websocket.send('{"type": "welcome"}')
@@ -215,12 +217,25 @@ def test_a_server_that_refuses_everything_has_no_sweep() -> None:
     with serve(refuse, "127.0.0.1", 0, max_size=None, compression=None) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
-        port = server.socket.getsockname()[1]
-        ended = benchmark("sweep", "--seconds", "0.2", "--url", f"ws://127.0.0.1:{port}")
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         server.shutdown()
         serving.join()
+
+
+def test_a_server_that_refuses_everything_has_no_sweep() -> None:
+    """One line says what it answered, instead of a rate of none."""
+    with refusing_server() as url:
+        ended = benchmark("sweep", "--seconds", "0.2", "--url", url)
     assert ended.returncode == 3
     assert ended.stderr == "benchmarks: no request was answered: unauthorized\n"
+
+
+@pytest.mark.parametrize("command", ["load", "ratio"])
+def test_errors_are_exit_1(command: str) -> None:
+    """A script does not take refusals for a slow server."""
+    with refusing_server() as url:
+        ended = benchmark(command, "--clients", "1", "--repeats", "1", "--seconds", "0.2", "--url", url)
+    assert ended.returncode == 1, ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,25 @@ async def test_a_wrong_emotion_is_counted() -> None:
     result = await _load_against('{"status": "success", "emotion_name": "sad"}')
     assert result.wrong >= result.succeeded > 0
     assert result.goodput == 0
+
+
+async def test_a_polling_client_does_not_sleep_until_its_answer_comes() -> None:
+    """It works all the while, where another has nothing to do."""
+
+    async def handle(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome"}')
+        async for _ in websocket:
+            await asyncio.sleep(0.05)
+            await websocket.send(RIGHT)
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        target = Target(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        sleeping, polling = [
+            await run_load(target, make_workload("64x64"), replace(SHORT, clients=1, polling=each))
+            for each in (False, True)
+        ]
+    assert polling.succeeded > 0
+    assert polling.generator_cpu_seconds > 3 * sleeping.generator_cpu_seconds
 
 
 async def test_answers_after_the_deadline_are_no_goodput() -> None:
