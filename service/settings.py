@@ -196,8 +196,11 @@ def _check_lines(dotenv: Path) -> None:
     """
     with dotenv.open(encoding="utf-8") as lines:
         for binding in parse_stream(lines):
-            if binding.error:
-                raise StartupError(f"{dotenv} cannot be read: line {binding.original.line} is not NAME=VALUE")
+            # A name alone, or `AUTH:required`, is one without a value to the parser, and left out.
+            if binding.error or (binding.key is not None and binding.value is None):
+                text = binding.original.string  # begins with the empty lines before it
+                line = binding.original.line + text[: -len(text.lstrip())].count("\n")
+                raise StartupError(f"{dotenv} cannot be read: line {line} is not NAME=VALUE")
 
 
 def _read(env: Env) -> Settings:

@@ -55,11 +55,13 @@ def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert load_settings(None).port == 8000
 
 
-@pytest.mark.parametrize("line", ["AUTH: required", "AUTH required", 'AUTH="required'])
+@pytest.mark.parametrize(
+    "line", ["AUTH: required", "AUTH:required", "AUTH required", "AUTH", 'AUTH="required']
+)
 def test_a_line_of_an_env_file_that_sets_nothing_is_named(tmp_path: Path, line: str) -> None:
     """The service would be started without what it was to set."""
-    (tmp_path / ".env").write_text(f"# a comment\n\nexport PORT=7001 # another\n{line}\n")
-    with pytest.raises(StartupError, match=r"\.env cannot be read: line 4 is not NAME=VALUE") as failed:
+    (tmp_path / ".env").write_text(f"# a comment\n\nexport PORT=7001 # another\n\n \n{line}\n")
+    with pytest.raises(StartupError, match=r"\.env cannot be read: line 6 is not NAME=VALUE") as failed:
         load_settings()
     assert "required" not in str(failed.value)
 
