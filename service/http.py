@@ -9,6 +9,7 @@ from importlib import resources
 
 import orjson
 from websockets.datastructures import Headers
+from websockets.exceptions import RequestLineTooLong, SecurityError
 from websockets.http11 import Request, Response
 
 from service.page import Page
@@ -49,13 +50,23 @@ def route(
 
 
 def refuse(reason: BaseException | None) -> Response:
-    """The answer to a request that cannot be read: it has a body, or is no HTTP/1.1.
+    """The answer to a request that cannot be read: it has a body, or is no HTTP/1.
 
     Args:
         reason: what the library found wrong with it.
     """
     shown = str(reason)[:_MAX_REASON]
     return _response(HTTPStatus.BAD_REQUEST, f"{shown}; {_SERVED}".encode(errors="backslashreplace"))
+
+
+def refuse_size(reason: SecurityError) -> Response:
+    """The answer to a request whose first line or headers are too large.
+
+    Args:
+        reason: what the library found too large.
+    """
+    status = HTTPStatus(414 if isinstance(reason, RequestLineTooLong) else 431)
+    return _response(status, f"{status.phrase}: {reason}\n".encode())
 
 
 def _path(target: str) -> str:

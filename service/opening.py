@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import InvalidMessage
+from websockets.exceptions import InvalidMessage, SecurityError
 
 from service import http
 
@@ -60,10 +60,15 @@ class OpeningConnection(ServerConnection):
         """Send what is due, and read on once that is the answer to the request."""
         refused = self.protocol.handshake_exc
         # Not at the end of the stream: whoever is gone reads no answer.
-        if isinstance(refused, InvalidMessage) and self.response is None and not self.protocol.reader.eof:
-            reason = refused.__cause__
-            self.response = http.refuse(reason and (reason.__cause__ or reason))
-            self.transport.write(self.response.serialize())
+        if self.response is None and not self.protocol.reader.eof:
+            if isinstance(refused, InvalidMessage):
+                reason = refused.__cause__
+                self.response = http.refuse(reason and (reason.__cause__ or reason))
+                self.transport.write(self.response.serialize())
+            elif isinstance(refused, SecurityError):
+                # The library's own answer speaks of a WebSocket, which the client may not have asked for.
+                self.response = http.refuse_size(refused)
+                self.protocol.writes[0] = self.response.serialize()
         super().send_data()
         if self._held_up and self.response is not None:
             self._held_up = False

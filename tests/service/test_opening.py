@@ -70,6 +70,28 @@ async def test_a_request_that_cannot_be_read_is_told_why(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("head", "status", "reason"),
+    [
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n", 414, b"Too Long: read 9"),
+        (b"GET / HTTP/1.1\r\nCookie: " + b"x" * 9000 + b"\r\n", 431, b"Too Large: read 9"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200, 431, b"Too Large: expected no more than 128 headers"),
+    ],
+)
+async def test_a_request_that_is_too_large_is_told_what_is(
+    running: Running, head: bytes, status: int, reason: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its address or its headers, and the limit; not that a WebSocket failed, which a browser did not ask for."""
+    async with connected(running) as (reader, writer):
+        writer.write(head + b"Host: x\r\n\r\n")
+        answer, _, text = (await reader.read()).partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert reason in text
+    assert b"WebSocket" not in text
+    assert b"Content-Length: %d\r\n" % len(text) in answer + b"\r\n"
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("behind", [b"\r\n", REQUEST, b"\x89\x80abcd", b"\xff" * 1000])
 @pytest.mark.parametrize("cut", [0, -1, -2, -3, -20])
 async def test_a_request_is_answered_whatever_is_behind_it(
