@@ -1,4 +1,6 @@
-"""compose.yaml, the Dockerfile, HAProxy's configuration and the systemd unit, each as its own tool sees it."""
+"""compose.yaml, the Dockerfile, HAProxy's configuration and the systemd unit, each as its own tool sees it; and what
+a source distribution has.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +145,18 @@ def test_the_unit_is_hardened() -> None:
     """systemd's own measure of what the service could do if it were taken over: 0 is nothing, 10 everything."""
     unit = ROOT / "deploy/systemd/visionai.service"
     run("systemd-analyze", "security", "--offline=true", "--threshold=20", unit)
+
+
+def test_a_source_distribution_has_all_that_a_clone_has() -> None:
+    """Each thing at the root of the repository is in MANIFEST.in, or what setuptools takes by itself."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
+    taken = [name for directive, *names in lines if directive in ("include", "graft") for name in names]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    taken += project["tool"]["setuptools"]["packages"]["find"]["include"]
+    taken += ["pyproject.toml", "LICENSE", "MANIFEST.in", ".git"]
+    here = [path.name for path in ROOT.iterdir()]
+    here = [name for name in here if not any(fnmatch(name, pattern) for pattern in ignored)]
+    assert [name for name in here if not any(fnmatch(name, pattern) for pattern in taken)] == []
+    # Of these, packages are only a part.
+    assert {"benchmarks", "models"} <= set(taken)
