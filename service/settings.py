@@ -274,10 +274,11 @@ def _read(env: Env) -> Settings:
         ),
         "log_format": env.str("LOG_FORMAT", default.log_format, validate=validate.OneOf(["console", "json"])),
     }
+    written = {name.upper(): env.str(name.upper(), "") for name in values}
     try:
         env.seal()
     except EnvValidationError as exc:
-        raise StartupError(f"a setting is wrong: {_said_of(exc)}") from None
+        raise StartupError(f"a setting is wrong: {_said_of(exc, written)}") from None
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
     values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
@@ -285,11 +286,11 @@ def _read(env: Env) -> Settings:
     return Settings(**values)
 
 
-def _said_of(error: EnvValidationError) -> str:
+def _said_of(error: EnvValidationError, written: Mapping[str, str]) -> str:
     """Each setting, its value and what was expected. Those that may be secret are not validated, and not shown."""
     assert isinstance(error.error_messages, Mapping)
     return "; ".join(
-        f"{name}={os.environ.get(name, '')}: {' '.join(messages).rstrip('.')}"
+        f"{name}={written.get(name, '')}: {' '.join(messages).rstrip('.')}"
         for name, messages in error.error_messages.items()
     )
 

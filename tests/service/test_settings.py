@@ -92,10 +92,12 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
         load_settings()
 
 
-def test_all_wrong_values_are_told_with_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for people: each setting, what it is, and what it may be."""
+def test_all_wrong_values_are_told_with_what_was_expected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line for people: each setting, what it is, and what it may be, wherever it is set."""
     monkeypatch.setenv("PORT", "eighty")
-    monkeypatch.setenv("LOG_FORMAT", "xml")
+    (tmp_path / ".env").write_text("PORT=7001\nLOG_FORMAT=xml # a comment\n")
     monkeypatch.setenv("JWT_SECRET", "not to be seen")
     with pytest.raises(StartupError) as failed:
         load_settings()
