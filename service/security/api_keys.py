@@ -76,9 +76,10 @@ class ApiKeys:
             # As `create` writes it; some editors put a mark before it.
             lines = path.read_text("utf-8-sig").splitlines()
         except OSError as exc:
-            raise StartupError(
-                f"API_KEYS_FILE={path} cannot be read: {exc.strerror}; `python -m service create-key USER` makes it"
-            ) from None
+            hint = (
+                "; `python -m service create-key USER` makes it" if isinstance(exc, FileNotFoundError) else ""
+            )
+            raise StartupError(f"API_KEYS_FILE={path} cannot be read: {exc.strerror}{hint}") from None
         except UnicodeDecodeError:
             raise StartupError(f"API_KEYS_FILE={path} is not a text file") from None
         users = {}

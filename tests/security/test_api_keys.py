@@ -71,6 +71,16 @@ def test_a_file_is_utf_8_whatever_the_system_takes_for_text(tmp_path: Path) -> N
     assert ApiKeys.read(path).verify(key).user == "josé"
 
 
+def test_a_file_that_is_missing_is_told_with_what_makes_it(tmp_path: Path) -> None:
+    """One that is there and cannot be read is told without."""
+    with pytest.raises(
+        StartupError, match="No such file or directory; `python -m service create-key USER` makes it"
+    ):
+        ApiKeys.read(tmp_path / "keys")
+    with pytest.raises(StartupError, match=r"Is a directory$"):
+        ApiKeys.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content", ["abc anna 2026-01-01", f"{'0' * 64} anna", f"{'0' * 64} anna today", "\xff"]
 )
