@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 
 from service.errors import StartupError
@@ -17,10 +18,10 @@ def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     names the path.
 
     Raises:
-        StartupError: there is none; says how to make it.
+        StartupError: there is none, and how to make it; or it cannot be looked for.
     """
     if model_path.suffix == ".onnx":
-        if model_path.is_file():
+        if _is_file(model_path):
             return model_path
         hint = f"check {setting}"
         if model_path == DEFAULT_MODEL:
@@ -31,7 +32,7 @@ def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     beside = model_path.with_suffix(".onnx")
     built = DEFAULT_MODEL.parent / beside.name
     for candidate in (beside, built):
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     raise StartupError(
         f"{setting}={model_path} is served as ONNX, and neither {beside} nor {built} exists: "
@@ -43,10 +44,10 @@ def resolve_detector(model: Path, name: str) -> Path:
     """A face detector's file: beside the emotion model, or where `make convert` puts it.
 
     Raises:
-        StartupError: there is none; says how to make it.
+        StartupError: there is none, and how to make it; or it cannot be looked for.
     """
     for candidate in (model.with_name(name), DEFAULT_MODEL.with_name(name)):
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     raise StartupError(
         f"the face detector {name} is not beside {model}: `make convert` builds it, to be put there"
@@ -71,7 +72,9 @@ def read_model(onnx: Path) -> tuple[bytes, bool]:
         expected = json.loads(manifest.read_bytes())["model_sha256"]
     except FileNotFoundError:
         return model, False
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except OSError as exc:
+        raise StartupError(f"{manifest} cannot be read: {exc.strerror}") from None
+    except (ValueError, KeyError, TypeError) as exc:
         raise StartupError(f"{manifest} is not a manifest ({exc!r}); convert the model again") from None
     found = hashlib.sha256(model).hexdigest()
     if found != expected:
@@ -88,13 +91,28 @@ def check_source(model_path: Path, onnx: Path, source_sha256: str) -> None:
     Raises:
         StartupError: it was made from another; says how to make it again.
     """
-    if model_path.suffix == ".onnx" or not model_path.is_file():
+    if model_path.suffix == ".onnx" or not _is_file(model_path):
         return
     if hashlib.sha256(model_path.read_bytes()).hexdigest() != source_sha256:
         raise StartupError(
             f"{onnx} was not converted from {model_path} as it is now: "
             f"build it again with `{_conversion(model_path, onnx)}`"
         )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        StartupError: nobody can tell, as where a folder is closed to this user, which `Path.is_file` does not say alike
+            in all versions of Python.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last where the name has a zero byte
+        return False
+    except OSError as exc:
+        raise StartupError(f"{path} cannot be read: {exc.strerror}") from None
 
 
 def _conversion(source: Path, onnx: Path) -> str:

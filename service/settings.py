@@ -175,12 +175,13 @@ def _environment(dotenv: Path | None) -> Iterator[Env]:
     env = Env(eager=False)
     before = set(os.environ)
     try:
-        if dotenv is not None and dotenv.is_file():
-            try:
+        try:
+            if dotenv is not None and dotenv.is_file():
                 _check_lines(dotenv)
                 env.read_env(dotenv, recurse=False)
-            except (OSError, UnicodeDecodeError) as exc:
-                raise StartupError(f"{dotenv} cannot be read: {exc}") from None
+        except (OSError, UnicodeDecodeError) as exc:
+            # Not even looked for, where the current folder is closed to this user.
+            raise StartupError(f"{dotenv} cannot be read: {exc}") from None
         yield env
     finally:
         # What the file set in the environment would win over the file as it is at the next reload.

@@ -47,6 +47,14 @@ def test_a_missing_model_is_told_with_how_to_make_it(path: str, hint: str) -> No
         resolve_model(Path(path))
 
 
+@pytest.mark.parametrize("path", [f"{'long' * 100}.onnx", f"{'long' * 100}.keras", "circle/net.onnx"])
+def test_a_model_that_cannot_be_looked_for_is_told_in_one_line(path: str) -> None:
+    """As one in a folder that is closed to the service's user, which root, who may run the tests, does not meet."""
+    Path("circle").symlink_to("circle")
+    with pytest.raises(StartupError, match=r"\.onnx cannot be read: (File name too long|Too many levels)"):
+        resolve_model(Path(path))
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The served model with its manifest, free to be spoilt."""
@@ -79,6 +87,15 @@ def test_a_damaged_manifest_is_refused(copied: Path, content: str) -> None:
     """What cannot be checked is not served as if it had been."""
     Path(f"{copied}.manifest.json").write_text(content)
     with pytest.raises(StartupError, match="is not a manifest"):
+        Engine(copied)
+
+
+def test_a_manifest_that_cannot_be_read_is_not_called_damaged(copied: Path) -> None:
+    """Converting the model again would not help."""
+    manifest = Path(f"{copied}.manifest.json")
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(StartupError, match=r"manifest\.json cannot be read: Is a directory$"):
         Engine(copied)
 
 

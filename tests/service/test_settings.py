@@ -55,6 +55,12 @@ def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert load_settings(None).port == 8000
 
 
+def test_an_env_file_that_cannot_be_looked_for_is_named(tmp_path: Path) -> None:
+    """As in a folder that is closed to the service's user, who is asked to start it there."""
+    with pytest.raises(StartupError, match="cannot be read"):
+        load_settings(tmp_path / ("long" * 100))
+
+
 @pytest.mark.parametrize(
     "line", ["AUTH: required", "AUTH:required", "AUTH required", "AUTH", 'AUTH="required']
 )
