@@ -62,6 +62,18 @@ def test_compose_with_an_unknown_key_is_not(compose: dict[str, Any]) -> None:
         compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose))
 
 
+@pytest.mark.parametrize("page", ["compose.yaml", "docs/deployment.md"])
+def test_what_compose_insists_on_is_exported_before_it_is_run(page: str) -> None:
+    """Set for one command only, it would be missing from the next: Compose reads all of the file for each."""
+    (name,) = set(re.findall(r"\$\{(\w+):\?", (ROOT / "compose.yaml").read_text()))
+    commands = re.findall(
+        r"^(?:#  |   ) (.*(?:docker compose|export) .*)$", (ROOT / page).read_text(), re.MULTILINE
+    )
+    assert [command.split("=")[0] for command in commands][:1] == [f"export {name}"]
+    assert [command for command in commands[1:] if name in command] == []
+    assert len(commands) > 1
+
+
 def test_files_that_compose_mounts_exist(compose: dict[str, Any]) -> None:
     """Docker would make an empty folder of a missing file, and the container a puzzle."""
     mounts = [volume for service in compose["services"].values() for volume in service.get("volumes", [])]
