@@ -52,6 +52,10 @@ _GAUGE_SECONDS = 0.5
 
 _LARGE_IMAGE_NICENESS = 10
 
+# Seconds after which a client that has not answered a shutdown's close is dropped: one to whom all has been sent, and
+# one that has replies to read first.
+_SILENT_SECONDS, _UNREAD_SECONDS = 2.0, 10.0
+
 
 class Service:
     """One worker: an engine, its executors, a store, and the connections. Everything runs on the event loop.
@@ -176,7 +180,7 @@ class Service:
         2. No new connections; those that were accepted are greeted.
         3. Requests in flight are answered, within `drain_seconds`.
         4. What no executor has begun by then is refused.
-        5. Connections are closed with 1001.
+        5. Connections are closed with 1001. Who does not answer that is dropped.
 
         The store is closed by its owner, after this: it holds the last predictions.
         """
@@ -193,8 +197,21 @@ class Service:
             await self._inline.stop()
         for server in servers:
             server.close(code=1001, reason="the service is shutting down")
+        timers = [
+            self._loop.call_later(_SILENT_SECONDS, self._drop, False),
+            # The library has a time-out for those, too, but looks at it once they read again.
+            self._loop.call_later(_UNREAD_SECONDS, self._drop, True),
+        ]
         for server in servers:
             await server.wait_closed()
+        for timer in timers:
+            timer.cancel()
+
+    def _drop(self, unread: bool) -> None:
+        """Drop the clients that are left: a phone out of reach must not hold up every reload."""
+        for connection in self._connections:
+            if unread or not connection.transport.get_write_buffer_size():
+                connection.transport.abort()
 
     def not_ready(self) -> str | None:
         """Why the service cannot predict; None when it can."""

@@ -30,7 +30,7 @@ CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "li
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
 
 # Beyond twice DRAIN_SECONDS, for requests in flight and for the flush of the store: handshakes under way (1 s),
-# clients that do not answer the close (10 s), traces (3 s), and some.
+# clients that do not read their replies and the close (10 s), traces (3 s), and some.
 _GRACE_SECONDS = 20.0
 
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from wsproto.events import CloseConnection, Pong
 
 from service.engine import Engine
-from tests.service.harness import TIMEOUT, Serve, StartProcess, ask, predict_message, read
+from tests.service.harness import TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
+from tests.service.raw_peer import PING, Peer, connected, frame
 
 
 class HeldEngine(Engine):
@@ -58,6 +60,14 @@ async def closed_with(websocket: ClientConnection) -> int:
         await read(websocket)
     assert caught.value.rcvd is not None
     return caught.value.rcvd.code
+
+
+async def fill(running: Running, peer: Peer) -> None:
+    """Ping, and read nothing, until no more pongs can be sent."""
+    async with asyncio.timeout(TIMEOUT):
+        while not any(connection.paused for connection in running.service._connections):
+            peer.send(frame(PING, bytes(125)) * 1000)
+            await asyncio.sleep(0)
 
 
 async def test_what_is_in_flight_is_answered_before_the_close(serve: Serve, held: HeldEngine) -> None:
@@ -133,6 +143,41 @@ async def test_a_connection_that_stays_silent_is_not_waited_for(serve: Serve) ->
         assert await closed_with(websocket) == 1001
     writer.close()
     await stopping
+
+
+async def test_a_client_that_does_not_answer_the_close_is_dropped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phone out of reach, say. One that has something to read still is waited for longer."""
+    monkeypatch.setattr("service.server._SILENT_SECONDS", 0.0)
+    running = serve(send_seconds=600.0, ping_seconds=0)
+    started = await running.__aenter__()
+    async with connected(started.port):
+        (silent,) = started.service._connections
+        silent.close_timeout = None  # the library's, which is longer
+        async with connected(started.port) as busy:
+            await fill(started, busy)
+            stopping = asyncio.create_task(running.__aexit__(None, None, None))
+            async with asyncio.timeout(TIMEOUT):
+                await silent.wait_closed()
+            while isinstance(event := await busy.event(), Pong):
+                pass
+            assert isinstance(event, CloseConnection)
+            assert event.code == 1001
+    await stopping
+
+
+async def test_a_client_that_reads_nothing_is_dropped_in_the_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long SEND_SECONDS lets it take while the service runs."""
+    monkeypatch.setattr("service.server._UNREAD_SECONDS", 0.0)
+    running = serve(send_seconds=600.0, ping_seconds=0)
+    started = await running.__aenter__()
+    async with connected(started.port) as busy:
+        await fill(started, busy)
+        async with asyncio.timeout(TIMEOUT):
+            await running.__aexit__(None, None, None)
 
 
 async def test_a_drain_of_a_year_is_a_drain(start_process: StartProcess) -> None:
