@@ -42,17 +42,19 @@ _LATE = "the deadline passed before the image could be looked at"
 _FAULT = "the service failed and starts anew; try again"
 
 
-def _observe(cost: CostModel, requests: list[Request]) -> float:
+def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Request]) -> float:
     """Teach the cost model what a batch took: each its own decoding, and its share of the run. Returns the sum.
 
     The search that finds no face is work as any other; an image that cannot be read says nothing of those that can.
     """
-    work = 0.0
+    work, news = 0.0, False
     for request in requests:
         if request.decoded:
             seconds = request.decoded - request.started + request.model_seconds
-            cost.observe(request.detect, request.size, seconds)
+            news |= cost.observe(request.detect, request.size, seconds)
             work += seconds
+    if news:
+        queue.reprice(lambda request: cost.predict(request.detect, request.size))
     return work
 
 
@@ -192,7 +194,7 @@ class InlineExecutor:
         if batch:
             answered, self._held = self._held, []
             self._deliver(answered)
-        work = _observe(self._cost, batch.requests)
+        work = _observe(self._cost, self._queue, batch.requests)
         # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work.
         ended = time.perf_counter()
         self._queue.worked(batch, work, ended - (self._ended if self._busy else began))
@@ -323,7 +325,7 @@ class ThreadExecutors:
                 self._hand_over(held)
                 held = []
                 with self._lock:
-                    work = _observe(self._cost, batch.requests)
+                    work = _observe(self._cost, self._queue, batch.requests)
                     self._queue.worked(batch, work, time.perf_counter() - began)
         except BaseException as exc:
             # Nothing above is expected to raise. If it does, this thread is gone, and requests that wait for

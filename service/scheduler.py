@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -57,10 +57,8 @@ class Waiting(Protocol):
         """`HIGH`, `NORMAL` or `LOW`."""
         ...
 
-    @property
-    def cost(self) -> float:
-        """The work that it is predicted to take, in seconds of one executor."""
-        ...
+    # The work that it is predicted to take, in seconds of one executor.
+    cost: float
 
 
 R = TypeVar("R", bound=Waiting)
@@ -78,9 +76,13 @@ class CostModel:
     _WEIGHT = 0.1
     _FIRST_GUESS = 0.001
     _OUTLIER = 4.0
+    # From which factor on another prediction is news, see `observe`.
+    _NEWS = 1.5
 
     def __init__(self) -> None:
         self._averages: dict[Hashable, dict[int, float]] = {}
+        # The predictions that were news last.
+        self._told: dict[tuple[Hashable, int], float] = {}
 
     def predict(self, kind: Hashable, size: int) -> float:
         """Seconds for a request of this kind and size."""
@@ -92,11 +94,21 @@ class CostModel:
             return known
         return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
 
-    def observe(self, kind: Hashable, size: int, seconds: float) -> None:
-        """Take in what a request of this kind and size took."""
-        averages, magnitude = self._averages.setdefault(kind, {}), size.bit_length()
+    def observe(self, kind: Hashable, size: int, seconds: float) -> bool:
+        """Take in what a request of this kind and size took.
+
+        Returns whether the prediction for such is far from what it was when this said so last: then what waits at the
+        price that it had when it came is to be priced anew (`MicroBatchQueue.reprice`).
+        """
+        magnitude = size.bit_length()
+        told = self._told.setdefault((kind, magnitude), self.predict(kind, size))
+        averages = self._averages.setdefault(kind, {})
         known = averages.get(magnitude, seconds)
-        averages[magnitude] = known + self._WEIGHT * (min(seconds, self._OUTLIER * known) - known)
+        average = averages[magnitude] = known + self._WEIGHT * (min(seconds, self._OUTLIER * known) - known)
+        if told / self._NEWS <= average <= told * self._NEWS:
+            return False
+        self._told[kind, magnitude] = average
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +305,18 @@ class MicroBatchQueue(Generic[R]):
         if work > 0:
             weight = min(0.5, work / self._PACE_SECONDS)
             self._pace += weight * (min(seconds / work, self._SLOWEST) - self._pace)
+
+    def reprice(self, cost_of: Callable[[R], float]) -> None:
+        """Predict anew what each request that waits takes.
+
+        Else those that came before it was known would go first, at the price that they were admitted for.
+        """
+        for level in self._levels.values():
+            for queue in level.queues.values():
+                for request in queue:
+                    request.cost = cost_of(request)
+            level.work = sum(request.cost for queue in level.queues.values() for request in queue)
+        self._work = sum(level.work for level in self._levels.values())
 
     def withdraw(self, request: R) -> bool:
         """Take out one request, if it still waits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -85,3 +86,21 @@ async def test_work_that_is_done_makes_nobody_wait(engine: Engine, kind: str) ->
         for number in range(100):
             executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
     await executors.stop()
+
+
+async def test_a_newcomer_has_its_turn_though_others_were_taken_for_cheap(engine: Engine) -> None:
+    """What waits when it is learnt what such a request takes counts as much from then on, as what comes later."""
+    inbox = Inbox()
+    predictor = Predictor(slow(engine, 0.01), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executor = InlineExecutor(
+        predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    clients = [Peer() for _ in range(5)]
+    for number in range(50):
+        executor.submit(Request(clients[number % 5], number, FACE, time.perf_counter()))
+    while not inbox.delivered:
+        await asyncio.sleep(0)
+    executor.submit(Request(Peer(), 50, FACE, time.perf_counter()))
+    await inbox.wait_for(51)
+    answered = [request.id for request in inbox.delivered]
+    assert answered.index(50) < 15

@@ -250,6 +250,25 @@ def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
     assert model.predict("crop", 1000) < 0.0014
 
 
+def test_what_is_far_from_what_was_predicted_is_news() -> None:
+    """Once: what waits need not be priced anew with every request that takes a little more, or less."""
+    model = CostModel()
+    assert model.observe("photo", 1000, 0.01)  # where the first guess was a millisecond
+    assert not any(model.observe("photo", 1000, seconds) for seconds in [0.009, 0.01, 0.011] * 10)
+    assert sum(model.observe("photo", 1000, 0.02) for _ in range(50)) == 1
+
+
+def test_what_waits_can_be_priced_anew() -> None:
+    """Who is next and who is admitted goes by the new prices."""
+    queue = filled(*(Waiting("early", number) for number in range(20)), Waiting("other"))
+    queue.reprice(lambda request: 0.01)
+    assert queue.predicted_wait() == pytest.approx(0.21)
+    queue.admit(Waiting("late", cost=0.01), now=0.0)
+    clients = [request.client for request in queue.take(22, now=0.0).requests]
+    assert set(clients[:3]) == {"early", "other", "late"}
+    assert queue.predicted_wait() == pytest.approx(0.22 / 2)  # what was taken is half done, supposedly
+
+
 def test_a_request_that_would_be_done_too_late_is_not_run() -> None:
     """Nobody waits for its answer any more, so no work goes into it, even if its deadline has not passed yet."""
     request = Waiting("a", deadline=1.0, cost=0.1)
