@@ -92,7 +92,7 @@ def read_header(data: ImageFile) -> ImageHeader:
         raise InvalidImage("the image ends within its header: it was cut off") from None
     if not data:
         raise InvalidImage("the image is empty")
-    raise InvalidImage("not an image: JPEG, PNG, WebP and BMP are served")
+    raise InvalidImage("not an image that can be read: JPEG, PNG, WebP and BMP can")
 
 
 def _read_png(data: ImageFile) -> ImageHeader:

@@ -258,7 +258,8 @@ def test_segments_are_found_as_the_decoder_finds_them(mark: bytes) -> None:
     [
         (b"", "empty"),
         (b"The quick brown fox jumps over the lazy dog", "not an image"),
-        (b"GIF89a" + bytes(100), "not an image"),
+        (b"GIF89a" + bytes(100), "not an image that can be read: JPEG"),
+        (b"\0\0\0\x24ftypheic" + bytes(100), "not an image that can be read: JPEG"),
         (PHOTO[: len(PHOTO) // 2], "cut off"),
         (FACE[:-10], "cut off"),
         (FACE[:100], "cut"),
