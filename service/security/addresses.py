@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from websockets.datastructures import Headers
@@ -13,6 +14,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # What one subscriber is given of IPv6 at least: whoever has it can change the rest at will.
 _IPV6_PREFIX = 64
+
+# Some proxies tell the client's port, too; the colons of IPv6 are then in brackets.
+_HOP = re.compile(r"([\d.]+):\d+|\[([^]]+)\](?::\d+)?")
 
 
 def client_address(peer: str | None, headers: Headers, trusted: Sequence[Network]) -> str | None:
@@ -26,7 +30,8 @@ def client_address(peer: str | None, headers: Headers, trusted: Sequence[Network
     hops = [hop.strip() for value in headers.get_all("X-Forwarded-For") for hop in value.split(",")]
     client = peer
     for hop in reversed(hops):
-        address = _parse(hop)
+        with_port = _HOP.fullmatch(hop)
+        address = _parse(hop if with_port is None else with_port[1] or with_port[2])
         if address is None:
             break
         client = str(address)
