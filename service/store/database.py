@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -39,13 +40,11 @@ _NOT_REACHED: Final = (
     "check DATABASE_URL, that the server runs, and that it accepts connections from this machine"
 )
 
-# A server that vanished without closing its connections is noticed after about 25 s, whether we wait for its
-# answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
-_POSTGRES_ARGUMENTS: Final[dict[str, Any]] = {
+# Unless the URL says otherwise. A server that vanished without closing its connections is noticed after about 25 s,
+# whether we wait for its answer (keep-alives) or for its acknowledgement of what we sent (user time-out).
+_POSTGRES_DEFAULTS: Final[dict[str, Any]] = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "visionai",
-    # Else it is the database's, and what that cannot hold fails in the driver: one record of a batch fails all of it.
-    "client_encoding": "utf8",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -77,6 +76,13 @@ def parse_url(text: str) -> sa.URL:
     raise StartupError(f"DATABASE_URL is for {backend}, which is not supported: {ACCEPTED}")
 
 
+def _postgres_arguments(url: sa.URL) -> dict[str, Any]:
+    """What connections get beside the URL, which these would hide."""
+    arguments = {name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query}
+    # Else it is the database's, and what that cannot hold fails in the driver: one record of a batch fails all of it.
+    return arguments | {"client_encoding": "utf8"}
+
+
 def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False) -> sa.Engine:
     """An engine for a URL from :func:`parse_url`. It connects to nothing yet.
 
@@ -91,7 +97,7 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
     option ``isolation_level="AUTOCOMMIT"``.
     """
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url, connect_args=_POSTGRES_ARGUMENTS, pool_size=2)
+        return sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2)
 
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
 
@@ -119,15 +125,16 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
     PostgreSQL cuts a statement that takes longer than ``timeout`` seconds; SQLite has to be watched by its caller.
     """
     if url.get_backend_name() == "postgresql":
+        # Behind the operator's, which these would hide: the schema may be named there (`-c search_path=...`).
+        operators = url.query.get("options") or os.environ.get("PGOPTIONS", "")
         # One core for a question: its answer may take longer, and predictions on the same machine are left more.
         session = (
-            f"-c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
+            f"{operators} -c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
             " -c max_parallel_workers_per_gather=0"
         )
-        arguments = _POSTGRES_ARGUMENTS | {"options": session}
         return sa.create_engine(
             url,
-            connect_args=arguments,
+            connect_args=_postgres_arguments(url) | {"options": session},
             pool_size=2,
             isolation_level="AUTOCOMMIT",
             json_deserializer=orjson.loads,

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
 
 from service.errors import StartupError
 from service.store import PredictionRecord, Store
-from service.store.database import create_engine, parse_url
+from service.store.database import create_engine, create_reading_engine, parse_url
+from service.store.history import ByUser, latest
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -75,6 +77,36 @@ def test_a_database_that_does_not_exist(open_store: OpenStore, postgres_url: str
     url = postgres_url.replace("/test_", "/other_")
     with pytest.raises(StartupError, match=r"PostgreSQL database 'other_\d+' at .*does not exist"):
         open_store(url=url)
+
+
+@pytest.mark.parametrize("place", ["the URL", "PGOPTIONS"])
+def test_a_schema_that_the_operator_names(
+    open_store: OpenStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """It holds for those who read, too, whose own options do not hide it."""
+    options = "-c search_path=emotions"
+    engine = create_engine(parse_url(postgres_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA emotions")
+    engine.dispose()
+    if place == "PGOPTIONS":
+        monkeypatch.setenv("PGOPTIONS", options)
+    else:
+        postgres_url = f"{postgres_url}&options={quote(options)}"
+    store = open_store(url=postgres_url)
+    schemas = sa.text("SELECT schemaname FROM pg_tables WHERE tablename = 'predictions_log'")
+    assert store.queries.submit(lambda connection: connection.scalar(schemas)).result(30) == "emotions"
+    assert store.queries.submit(lambda connection: latest(connection, ByUser("ana"), 1)).result(30) == []
+
+
+def test_what_the_url_says_of_a_connection(postgres_url: str) -> None:
+    """A server that takes long to wake up, or a name for the administrator's list: ours are only defaults."""
+    name = sa.text("SELECT current_setting('application_name')")
+    for url, expected in ((postgres_url, "visionai"), (f"{postgres_url}&application_name=kiosk", "kiosk")):
+        for engine in (create_engine(parse_url(url)), create_reading_engine(parse_url(url), timeout=5)):
+            with engine.connect() as connection:
+                assert connection.scalar(name) == expected
+            engine.dispose()
 
 
 def test_the_folder_of_a_sqlite_file_is_made(open_store: OpenStore, tmp_path: Path) -> None:
