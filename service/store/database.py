@@ -136,6 +136,7 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
             url,
             connect_args=_postgres_arguments(url) | {"options": session},
             pool_size=2,
+            pool_pre_ping=True,  # questions are rare: the server may have been restarted since the last one
             isolation_level="AUTOCOMMIT",
             json_deserializer=orjson.loads,
         )

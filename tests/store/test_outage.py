@@ -20,6 +20,7 @@ from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.backlog import MemoryBacklog
 from service.store.database import create_engine, parse_url
+from service.store.history import ByUser, latest
 from service.store.reference import Model
 from service.store.schema import predictions_log
 from tests.store.harness import PATIENCE_S, eventually, ids
@@ -71,6 +72,23 @@ def test_a_server_that_stops_and_starts(
     found = stored(database_url)
     assert len(found) == 300
     assert set(found) == ids(records)
+
+
+def test_the_first_question_after_a_restart(
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer
+) -> None:
+    """A connection that broke while nobody asked costs nobody an answer."""
+    store = open_store()
+    assert store.record([make_record(user="ana")])
+    eventually(lambda: store.status().written == 1)
+
+    def rows() -> int:
+        return len(store.queries.submit(lambda connection: latest(connection, ByUser("ana"), 5)).result(30))
+
+    assert rows() == 1
+    restartable_postgres.stop()
+    restartable_postgres.start()
+    assert rows() == 1
 
 
 def test_the_number_left_out_is_told_at_close(
