@@ -94,6 +94,8 @@ class Retention:
                         "rewrite it (of Unix seconds datetime(timestamp, 'unixepoch') makes a time), or delete them",
                         unknown,
                     )
+            if self._engine.dialect.name == "postgresql":
+                self._engine.dispose()  # no idle connection to a server, which might have broken by the next time
             self._stopping.wait(_PERIOD_S)
 
     def _delete(self) -> int:

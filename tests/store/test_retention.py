@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from service.store import PredictionRecord, Store
 from service.store.retention import delete_before
 from service.store.schema import predictions_log
+from tests.store.harness import eventually
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -55,6 +56,25 @@ def test_the_oldest_go_first(open_store: OpenStore, engine: sa.Engine, make_reco
     with engine.begin() as connection:
         assert delete_before(connection, now - timedelta(days=10), limit=5) == 2
     assert ages(engine) == [5]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_no_connection_is_kept_between_deletions(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, database_url: str
+) -> None:
+    """In an hour it may have broken, and the deletion after it would fail; and workers have no more than two each."""
+    store = open_store()
+    store.record([make_record(timestamp=datetime.now(UTC) - timedelta(days=40))])
+    assert store.close(timeout=10) == 0
+    open_store(url=f"{database_url}&application_name=deleting", retention_days=30)
+    eventually(lambda: not ages(engine))
+    sessions = sa.text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'deleting'")
+
+    def is_alone() -> bool:
+        with engine.connect() as connection:
+            return connection.execute(sessions).all() == [(0,)]
+
+    eventually(is_alone)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
