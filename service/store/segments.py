@@ -182,6 +182,7 @@ def report(path: Path, damages: list[Damage]) -> None:
             logger.error("the journal %s is damaged: %d bytes at %d are lost", path, size, damage.start)
     if not all(damage.tail for damage in damages):
         copy = path.parent.parent / f"damaged-{path.parent.name}-{path.name}"
+        copy.touch(mode=0o600)  # before there is anything in it: addresses and users, as in the journal
         shutil.copyfile(path, copy)
         logger.error("a copy of it is kept as %s", copy)
 

@@ -198,7 +198,7 @@ def test_a_torn_tail_at_every_byte(open_journal: OpenJournal, tmp_path: Path) ->
 def test_damage_in_the_middle_is_reported(
     open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bad spot costs the record it is in, is logged as an error, and the file is kept for inspection."""
+    """A bad spot costs the record it is in, is logged as an error, and the file is kept for inspection by its owner."""
     segment = kill_after_appending(tmp_path, 3)
     data = bytearray(segment.read_bytes())
     data[data.index(payload(1)) + 5] ^= 0xFF
@@ -207,6 +207,7 @@ def test_damage_in_the_middle_is_reported(
     assert f"is damaged: {len(frame(payload(1), 1))} bytes" in caplog.text
     [copy] = tmp_path.glob("damaged-*")
     assert copy.read_bytes() == data
+    assert copy.stat().st_mode & 0o077 == 0
 
 
 def test_a_journal_of_another_format_is_left_alone(
