@@ -32,6 +32,8 @@ class References:
 def ensure(connection: sa.Connection, model: Model, descriptions: Mapping[str, str]) -> References:
     """The model's keys, after adding what is missing. Emotions are found by name, in any case of letters.
 
+    A table of the older server may lack its unique key, and have a name twice: the first is used.
+
     On PostgreSQL new rows are numbered behind those that are there, also where somebody numbered rows by hand. The
     transaction excludes other processes that do the same.
     """
@@ -51,7 +53,7 @@ def ensure(connection: sa.Connection, model: Model, descriptions: Mapping[str, s
             columns.creation_date.name: datetime.now(UTC),
         },
     )
-    found = sa.select(columns.model_id).where(columns.model_version_tag == model.version_tag)
+    found = sa.select(sa.func.min(columns.model_id)).where(columns.model_version_tag == model.version_tag)
     return References(connection.execute(found).scalar_one(), emotion_ids)
 
 
@@ -68,7 +70,8 @@ def _ensure_emotions(
     connection: sa.Connection, labels: Sequence[str], descriptions: Mapping[str, str]
 ) -> dict[str, int]:
     columns = emotion_class.c
-    names = sa.select(sa.func.lower(columns.emotion_name), columns.emotion_id)
+    name = sa.func.lower(columns.emotion_name)
+    names = sa.select(name, sa.func.min(columns.emotion_id)).group_by(name)
     known: dict[str, int] = {row[0]: row[1] for row in connection.execute(names)}
     for label in labels:
         if label.lower() not in known:

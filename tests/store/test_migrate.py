@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -164,6 +165,26 @@ def test_an_older_servers_ids_are_followed(
     store.record([make_record(emotion="surprise"), make_record(emotion="happy")])
     assert store.close(timeout=10) == 0
     assert [row[1] for row in older_columns(engine)[-2:]] == [1, 2]
+
+
+def test_names_that_an_older_server_has_twice(
+    engine: sa.Engine, open_store: OpenStore, make_record: MakeRecord
+) -> None:
+    """Its tables without their unique keys, as a copy lacks them: predictions point to the first row of a name."""
+    execute(engine, re.sub(r"(,\s+CONSTRAINT \w+)? UNIQUE( \(\w+\))?", "", OLDER_SERVER[engine.dialect.name]))
+    execute(
+        engine,
+        "INSERT INTO emotion_class (emotion_name) VALUES ('Happy'), ('happy'), ('happy')",
+        "INSERT INTO model_version (model_version_tag, model_status) VALUES ('v1.0.0', '01'), ('v1.0.0', '01')",
+    )
+    store = open_store()
+    store.record([make_record(emotion="happy")])
+    assert store.close(timeout=10) == 0
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(predictions_log.c.emotion_id, predictions_log.c.model_id)).one()
+        active = sa.select(model_version.c.model_id).where(model_version.c.model_status == "01")
+        assert connection.execute(active).scalars().all() == [1]
+    assert tuple(row) == (1, 1)
 
 
 def test_an_older_server_can_still_write(engine: sa.Engine) -> None:
