@@ -16,6 +16,9 @@ from service.errors import StartupError
 
 ACCEPTED: Final = "use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name"
 _QUOTED: Final = "in a user's name or password write @ as %40, : as %3A, / as %2F and % as %25"
+_SEVERAL: Final = (
+    "several hosts are written postgresql://user:password@/name?host=first:5432&host=second:5432"
+)
 
 CONNECT_TIMEOUT_S: Final = 5
 SQLITE_BUSY_TIMEOUT_S: Final = 10
@@ -63,17 +66,31 @@ def parse_url(text: str) -> sa.URL:
     except exc.ArgumentError:
         raise StartupError(f"DATABASE_URL is not a database URL: {ACCEPTED}") from None
     except ValueError:  # the port is none
-        raise StartupError(f"DATABASE_URL has a port that is no number: {ACCEPTED}; {_QUOTED}") from None
+        advice = f"{_QUOTED}; {_SEVERAL}" if "," in text else _QUOTED
+        raise StartupError(f"DATABASE_URL has a port that is no number: {ACCEPTED}; {advice}") from None
     if url.host is not None and "@" in url.host:  # the end of the password, which is not to be looked up
         raise StartupError(f"DATABASE_URL has more than one @: {_QUOTED}")
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg2")
+        return _with_usable_options(url.set(drivername="postgresql+psycopg2"))
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise StartupError(f"DATABASE_URL names no file for SQLite: {ACCEPTED}")
-        return url.set(drivername="sqlite+pysqlite")
+        return _with_usable_options(url.set(drivername="sqlite+pysqlite"))
     raise StartupError(f"DATABASE_URL is for {backend}, which is not supported: {ACCEPTED}")
+
+
+def _with_usable_options(url: sa.URL) -> sa.URL:
+    """The URL, unless an engine would stumble over an option in it, before it connects to anything."""
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except (ValueError, exc.ArgumentError):
+        options = ", ".join(url.query)
+        raise StartupError(
+            f"DATABASE_URL has an option behind its ? with a value that it cannot have (of {options}): correct it, or "
+            "leave it out"
+        ) from None
+    return url
 
 
 def _postgres_arguments(url: sa.URL) -> dict[str, Any]:
@@ -190,8 +207,11 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
     if url.get_backend_name() == "sqlite":
         remedy = _MENDING if "malformed" in reason else _SQLITE_NOT_OPENED
         return StartupError(f"cannot use the SQLite database {url.database}: {reason}; {remedy}")
-    host = url.host or url.query.get("host") or "the local socket"
-    where = f"{host}:{url.port or 5432}" if url.host else f"{host}"
+    if url.host:
+        where = f"{url.host}:{url.port or 5432}"
+    else:
+        hosts = url.query.get("host") or "the local socket"
+        where = hosts if isinstance(hosts, str) else ", ".join(hosts)
     code = getattr(error.orig, "pgcode", None)
     # Without a code it did not let us in. What else it says speaks for itself.
     advice = _NOT_REACHED if code is None else _REMEDIES.get(code)

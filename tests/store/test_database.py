@@ -59,6 +59,36 @@ def test_a_password_that_must_be_quoted_is_told_how(text: str) -> None:
     assert parse_url("postgresql://ana@home:s3%40cr%3Aet@db/vision").password == "s3@cr:et"
 
 
+@pytest.mark.parametrize(
+    ("url", "names"),
+    [
+        ("sqlite:///{folder}/x.db?timeout=soon", "timeout"),
+        ("postgresql://ana:hunter2@db/vision?port=many&sslmode=require", "port, sslmode"),
+    ],
+)
+def test_an_option_with_an_impossible_value(
+    open_store: OpenStore, tmp_path: Path, url: str, names: str
+) -> None:
+    """It is one line that says where to look, and no traceback."""
+    with pytest.raises(
+        StartupError, match=rf"value that it cannot have \(of {names}\): correct it"
+    ) as caught:
+        open_store(url=url.format(folder=tmp_path))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_several_servers_that_are_not_there(open_store: OpenStore) -> None:
+    """Each is told, as it was given; in libpq's form, which is not taken, how to give them."""
+    with pytest.raises(
+        StartupError, match=r"'vision' at 127\.0\.0\.1:1, 127\.0\.0\.1:2: connection to server"
+    ):
+        open_store(url="postgresql://ana@/vision?host=127.0.0.1:1&host=127.0.0.1:2")
+    with pytest.raises(
+        StartupError, match=r"several hosts are written .*/name\?host=first:5432&host=second:5432$"
+    ):
+        open_store(url="postgresql://ana:hunter2@127.0.0.1:1,127.0.0.1:2/vision")
+
+
 def test_a_postgresql_that_is_not_there(open_store: OpenStore) -> None:
     """A refused connection is one line with host, port and what to check, and without the password."""
     with socket.socket() as taken:
