@@ -6,6 +6,7 @@ of a view make them again. A teacher is asked once for all students and cycles.
 """
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from conversion.arrays import ArraysError, read_arrays
-from conversion.atomic import check_writable
+from conversion.atomic import check_writable, write_atomically
 from conversion.digests import sha256_of
 from conversion.errors import ConversionError
 from models.dataset import INPUT_SIDE, DataError, Split, load_split, soft_targets
@@ -42,14 +43,19 @@ class Labels:
 
 
 def save_labels(path: Path, labels: Labels, recipe: Recipe, faces: Split) -> None:
-    """Write labels and what their views depend on, recipe and faces, as an .npz file."""
+    """Write labels and what their views depend on, recipe and faces, as an .npz file: complete or not at all.
+
+    Raises ConversionError.
+    """
+    content = io.BytesIO()
     np.savez(
-        path,
+        content,
         strong=labels.strong,
         light=labels.light,
         recipe=np.array(_fingerprint(recipe)),
         faces=np.array(faces_digest(faces)),
     )
+    write_atomically(path, content.getvalue())
 
 
 def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
@@ -96,15 +102,21 @@ class LabelledViews:
         begin(folder, digests | {"recipe": _fingerprint(recipe)})
 
     def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
-        """Return the labels of a view, asking `label` for them if they are not there yet."""
+        """Return the labels of a view, asking `label` for them if they are not there yet, or damaged.
+
+        Raises ConversionError where they cannot be kept.
+        """
         path = self._folder / f"{'light' if light else 'strong'}-{number}.npy"
-        if not path.is_file():
-            part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, label())
-            part.replace(path)
-        said: NDArray[np.float16] = np.load(path)
-        return said
+        try:
+            kept: NDArray[np.float16] = np.load(path)
+        except (OSError, EOFError, ValueError):
+            said = label()
+            # Not into the file itself: where a disk is full, NumPy may lose the end and say nothing.
+            content = io.BytesIO()
+            np.save(content, said)
+            write_atomically(path, content.getvalue())
+            return said
+        return kept
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -176,8 +188,15 @@ def label_command(
                 progress.update(task, completed=steps * (number + 1 + (views if light else 0)))
             return np.stack(said)
 
-        labels = Labels(all_views(False, views), all_views(True, light_views))
-    save_labels(output, labels, recipe, split)
+        try:
+            labels = Labels(all_views(False, views), all_views(True, light_views))
+            save_labels(output, labels, recipe, split)
+        except ConversionError as error:
+            typer.echo(
+                f"error: {error}; when there is room, start again in the same way: what is labelled is kept",
+                err=True,
+            )
+            raise typer.Exit(1) from error
     labelled.remove()
     typer.echo(f"{output}: {output.stat().st_size:,} bytes")
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conversion.atomic import write_atomically
+from conversion.errors import ConversionError
 from models.dataset import DataError
 
 _SIGN = "made-by.json"
@@ -21,10 +23,12 @@ def begin(folder: Path, made_from: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
-            sign.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
+            write_atomically(sign, (json.dumps(wanted, indent=1) + "\n").encode())
             return
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from None
+    except ConversionError as error:
+        raise DataError(str(error)) from None
     try:
         noted = json.loads(sign.read_text("utf-8"))
     except (OSError, ValueError):

@@ -96,6 +96,21 @@ def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_a_view_that_was_cut_off_is_labelled_again(tmp_path: Path) -> None:
+    """A full disk or a power cut left half of its file, or an empty one."""
+    teacher, data = tmp_path / "teacher.keras", tmp_path / "data.npz"
+    teacher.write_bytes(b"a network")
+    data.write_bytes(b"faces")
+    views = LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+    wanted: np.ndarray = numbered(1, 40, 0)[0]
+    views.get(True, 0, lambda: wanted)
+    path = tmp_path / "views" / "light-0.npy"
+    for part in (0, 200):
+        path.write_bytes(path.read_bytes()[:part])
+        assert np.array_equal(views.get(True, 0, lambda: wanted), wanted)
+        assert np.array_equal(np.load(path), wanted)
+
+
 def test_views_of_other_teachers_are_not_mixed_in(tmp_path: Path) -> None:
     """Labels that another teacher, other faces or another recipe began are refused, with what to do."""
     teacher, data = tmp_path / "teacher.keras", tmp_path / "data.npz"

@@ -1,0 +1,43 @@
+"""Commands that find no room for what they made: one line tells it, and nothing is left cut off."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.__main__ import app
+from models.architecture import VARIANTS, build
+from tests.models.commands import RUNNER, files_of_at_most, said, write_faces
+
+# Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch of faces, and a network."""
+    made: Path = tmp_path_factory.mktemp("made")
+    write_faces(made / "faces.npz", 130)
+    build(VARIANTS["tiny"], "tiny").save(made / "tiny.keras")
+    return made
+
+
+@pytest.mark.parametrize("room", [0, 1024])
+def test_labels_that_find_no_room_are_made_when_there_is(room: int, folder: Path, tmp_path: Path) -> None:
+    """Whether the first file does not fit or the first view: the same command makes all of them afterwards."""
+    output = tmp_path / "labels.npz"
+    command = ["label", str(folder / "tiny.keras"), "--data", str(folder / "faces.npz"), "-o", str(output)]
+    command += ["--views", "1", "--light-views", "1"]
+    with files_of_at_most(room):
+        full = RUNNER.invoke(app, command)
+    assert full.exit_code == (1 if room else 2), full.output
+    assert "cannot write: File too large" in said(full.stderr)
+    if room:
+        assert full.stderr.startswith("error: ")
+        assert full.stderr.endswith("start again in the same way: what is labelled is kept\n")
+        assert full.stderr.count("\n") == 1
+    assert not output.exists()
+    labelled = RUNNER.invoke(app, command)
+    assert labelled.exit_code == 0, labelled.output
+    with np.load(output) as labels:
+        assert labels["strong"].shape == labels["light"].shape == (1, 128, 7)
