@@ -146,6 +146,7 @@ def _train(
     import tensorflow as tf
 
     from models.architecture import VARIANTS
+    from models.export import deflated
     from models.fetch import ensure_fetched
     from models.plots import plot_curves
     from models.pretrained import TEACHERS
@@ -202,12 +203,23 @@ def _train(
         begin(folder, made_from)
     except DataError as error:
         raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
-    checkpoints = tf.train.CheckpointManager(trainer.checkpoint, folder, max_to_keep=2)
     history: list[dict[str, float]] = []
-    if checkpoints.restore_or_initialize():
-        history = json.loads((run / HISTORY).read_text())[: int(trainer.epoch.numpy())]
-        console.print(f"Going on after epoch {len(history)} of {epochs}")
-    (run / "recipe.json").write_text(json.dumps({"networks": names, **asdict(recipe)}, indent=2) + "\n")
+    try:
+        checkpoints = tf.train.CheckpointManager(trainer.checkpoint, folder, max_to_keep=2)
+        if checkpoints.restore_or_initialize():
+            history = json.loads((run / HISTORY).read_text())[: int(trainer.epoch.numpy())]
+            console.print(f"Going on after epoch {len(history)} of {epochs}")
+    except (tf.errors.OpError, IndexError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise typer.BadParameter(
+            f"{run}: its last epoch cannot be read ({reason}); delete it to begin anew, or choose another --run",
+            param_hint="--run",
+        ) from error
+    try:
+        about = {"networks": names, **asdict(recipe)}
+        write_atomically(run / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
+    except ConversionError as error:
+        raise typer.BadParameter(str(error), param_hint="--run") from error
     console.print(
         f"{len(images)} faces, {steps} steps of {recipe.batch_size} per epoch, networks: {', '.join(names)}"
     )
@@ -238,11 +250,18 @@ def _train(
                 )
                 raise typer.Exit(1) from error
             console.print(" ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    for name, averaged in zip(names, trainer.averaged, strict=True):
-        size = sizes[name]
-        network = rounded_for_good(averaged, size) if isinstance(size, Quantized) else averaged
-        network.save(run / f"{name}.keras")
-    plot_curves(history, names, run / "curves.png")
+    try:
+        for name, averaged in zip(names, trainer.averaged, strict=True):
+            size = sizes[name]
+            network = rounded_for_good(averaged, size) if isinstance(size, Quantized) else averaged
+            write_atomically(run / f"{name}.keras", deflated(network))
+        plot_curves(history, names, run / "curves.png")
+    except (ConversionError, OSError) as error:
+        typer.echo(
+            f"error: {error}; when there is room, start again in the same way: no epoch is trained again",
+            err=True,
+        )
+        raise typer.Exit(1) from error
 
 
 def _validate(network: object, name: str, validation: Split) -> dict[str, float]:

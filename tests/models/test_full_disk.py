@@ -7,6 +7,7 @@ import pytest
 
 from models.__main__ import app
 from models.architecture import VARIANTS, build
+from models.networks import load_network
 from tests.models.commands import RUNNER, files_of_at_most, said, write_faces
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
@@ -41,3 +42,30 @@ def test_labels_that_find_no_room_are_made_when_there_is(room: int, folder: Path
     assert labelled.exit_code == 0, labelled.output
     with np.load(output) as labels:
         assert labels["strong"].shape == labels["light"].shape == (1, 128, 7)
+
+
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_networks_that_find_no_room_are_saved_when_there_is(room: int, folder: Path, tmp_path: Path) -> None:
+    """All epochs are kept: nothing is trained again, and neither recipe nor network is left cut off."""
+    command = ["train", "--data", str(folder / "faces.npz"), "--networks", "tiny", "--epochs", "1"]
+    command += ["--run", str(tmp_path)]
+    first = RUNNER.invoke(app, command)
+    assert first.exit_code == 0, first.output
+    for name in ("recipe.json", "tiny.keras", "curves.png"):
+        (tmp_path / name).unlink()
+    with files_of_at_most(room):
+        full = RUNNER.invoke(app, command)
+    if room == 100:
+        assert full.exit_code == 2, full.output
+        assert "recipe.json: cannot write: File too large" in said(full.stderr)
+    else:
+        assert full.exit_code == 1, full.output
+        assert full.stderr.startswith("error: ")
+        assert full.stderr.endswith("start again in the same way: no epoch is trained again\n")
+        assert full.stderr.count("\n") == 1
+    assert not (tmp_path / "tiny.keras").exists()
+    resumed = RUNNER.invoke(app, command)
+    assert resumed.exit_code == 0, resumed.output
+    assert "Going on after epoch 1 of 1" in resumed.output
+    assert (tmp_path / "curves.png").is_file()
+    load_network(tmp_path / "tiny.keras")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,34 @@ def test_an_epoch_that_finds_no_room_is_trained_again_when_there_is(
     resumed = RUNNER.invoke(app, command)
     assert resumed.exit_code == 0, resumed.output
     assert "Going on after epoch 1 of 2" in resumed.output
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_epoch_that_cannot_be_read_is_told(data: Path, tmp_path: Path) -> None:
+    """Whichever of its files is damaged or gone: a usage error says so, and how to begin anew."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    command = ["train", "--data", str(data), "--networks", "tiny", "--oversample", "1,1,1,4,1,4,1"]
+    command += ["--epochs", "1", "--run", str(run)]
+    trained = RUNNER.invoke(app, command)
+    assert trained.exit_code == 0, trained.output
+    run.rename(kept)
+    for name, size in (
+        ("checkpoints/checkpoint", 0),
+        ("checkpoints/ckpt-1.index", 0),
+        ("checkpoints/ckpt-1.data-00000-of-00001", 9000),
+        ("history.json", 5),
+        ("history.json", None),
+    ):
+        shutil.copytree(kept, run)
+        if size is None:
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes((run / name).read_bytes()[:size])
+        refused = RUNNER.invoke(app, command)
+        assert refused.exit_code == 2, refused.output
+        assert "its last epoch cannot be read (" in said(refused.output)
+        assert "delete it to begin anew, or choose another --run" in said(refused.output)
+        shutil.rmtree(run)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
