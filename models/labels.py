@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from conversion.errors import ConversionError
 from models.dataset import INPUT_SIDE, DataError, Split, load_split, soft_targets
 from models.networks import ModelError, load_trained
 from models.recipe import Recipe
-from models.resuming import begin
+from models.resuming import alone, begin
 
 # What the pixels of a view depend on, of all that a recipe says.
 _OF_VIEWS = ("batch_size", "oversample", "augmentation", "seed")
@@ -166,12 +167,14 @@ def label_command(
         ask = _asking([load_trained(path, INPUT_SIDE) for path in teachers])
     except ModelError as error:
         raise typer.BadParameter(str(error), param_hint="TEACHERS") from error
+    folder, held = output.with_name(f"{output.name}.views"), ExitStack()
     try:
-        labelled = LabelledViews(output.with_name(f"{output.name}.views"), teachers, data, recipe)
+        labelled = LabelledViews(folder, teachers, data, recipe)
+        held.enter_context(alone(folder))
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with held, Progress(*columns) as progress:
         task = progress.add_task("labelling", total=(views + light_views) * steps)
 
         def label(number: int, light: bool) -> NDArray[np.float16]:
@@ -197,7 +200,7 @@ def label_command(
                 err=True,
             )
             raise typer.Exit(1) from error
-    labelled.remove()
+        labelled.remove()
     typer.echo(f"{output}: {output.stat().st_size:,} bytes")
 
 

@@ -1,9 +1,15 @@
 """Folders of work that may be cut off and started again: what was begun goes on only with what it was begun with."""
 
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 from conversion.atomic import write_atomically
 from conversion.errors import ConversionError
@@ -36,3 +42,30 @@ def begin(folder: Path, made_from: Mapping[str, Any]) -> None:
     others = [name for name in {**noted, **wanted} if noted.get(name) != wanted.get(name)]
     if others:
         raise DataError(f"{folder}: begun with other {', '.join(others)}; delete it to begin anew")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have `folder` to oneself: what another process has begun there, and goes on with, is not to be mixed in.
+
+    However a process ends, its folder is free. Windows has no such lock on a folder, nor have some network drives:
+    there nothing is refused. Raises DataError.
+    """
+    if sys.platform == "win32":
+        yield
+    else:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DataError(f"{folder}: another process works there; wait until it has ended") from None
+        except OSError:
+            pass  # a drive without such locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)

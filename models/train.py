@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, s
 from models.labels import Labels, load_labels
 from models.networks import ModelError, load_network
 from models.recipe import FINE_TUNING, QUANTIZING, Recipe
-from models.resuming import begin
+from models.resuming import alone, begin
 
 HISTORY = "history.json"
 # The steps of INT8's activations are measured on at most this many.
@@ -125,10 +126,14 @@ def train_command(
         "starting networks": {name: sha256_of(path) for name, path in start.items()},
         "data": sha256_of(data),
     }
-    _train(console, train_split, validation, run, names, recipe, taught, start, int8, bf16, made_from)
+    with ExitStack() as held:
+        _train(
+            held, console, train_split, validation, run, names, recipe, taught, start, int8, bf16, made_from
+        )
 
 
 def _train(
+    held: ExitStack,
     console: Console,
     train_split: Split,
     validation: Split,
@@ -201,6 +206,7 @@ def _train(
     folder = run / "checkpoints"
     try:
         begin(folder, made_from)
+        held.enter_context(alone(folder))
     except DataError as error:
         raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
     history: list[dict[str, float]] = []

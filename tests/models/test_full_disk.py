@@ -57,7 +57,7 @@ def test_networks_that_find_no_room_are_saved_when_there_is(room: int, folder: P
         full = RUNNER.invoke(app, command)
     if room == 100:
         assert full.exit_code == 2, full.output
-        assert "recipe.json: cannot write: File too large" in said(full.stderr)
+        assert "cannot write: File too large" in said(full.stderr)
     else:
         assert full.exit_code == 1, full.output
         assert full.stderr.startswith("error: ")
