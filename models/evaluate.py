@@ -5,7 +5,8 @@ or has no votes are left out, and so are images that also occur in the train spl
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,8 @@ def evaluate_command(
     if plot is not None:
         from models.plots import plot_confusion
 
-        plot_confusion(np.array(result.confusion), EMOTIONS, plot)
+        with drawn(plot):
+            plot_confusion(np.array(result.confusion), EMOTIONS, plot)
 
 
 def check_plot(plot: Path) -> None:
@@ -109,6 +111,16 @@ def check_plot(plot: Path) -> None:
         check_picture(plot)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--plot") from None
+
+
+@contextmanager
+def drawn(plot: Path) -> Iterator[None]:
+    """Draw into `plot` within; where there is no room, one line says so. Raises typer.Exit."""
+    try:
+        yield
+    except OSError as error:
+        typer.echo(f"error: {plot}: cannot write: {error.strerror}", err=True)
+        raise typer.Exit(1) from error
 
 
 def _print(result: Evaluation, model: Path) -> None:

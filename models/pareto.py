@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from models.dataset import DataError, Split, load_split
-from models.evaluate import check_plot, evaluate
+from models.evaluate import check_plot, drawn, evaluate
 from models.networks import ModelError
 from models.predictor import Predictor, load_predictor
 
@@ -73,7 +73,8 @@ def pareto_command(
     if plot is not None:
         from models.plots import plot_pareto
 
-        plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
+        with drawn(plot):
+            plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
 
 
 def _print(variants: list[Variant]) -> None:
