@@ -17,6 +17,7 @@ from conversion.tensorflow_quietly import keras, tf
 _PREPROCESSING_LAYERS = ("Rescaling", "Normalization")
 # Layers that leave pixels pixels, beside `Random...`: what comes behind them still sees the input's range.
 _GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "InputLayer", "Resizing", "ZeroPadding2D")
+_ONE_AT_A_TIME = "takes one image at a time, not a batch; save it with its batch size left open"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def import_custom_layers(module: Path) -> None:
 def load(path: Path, options: Options) -> Source:
     """Load the classifier at `path`; `options` say what the network leaves open (input size, colour).
 
-    Guarantees that what is returned answers: it has been run once. Raises SourceError for what cannot be
-    loaded, has not one image input and one row of class scores as output, or fails on an image of its own
-    size; OptionError where an open size is not settled by the options.
+    Guarantees that what is returned answers: it has been run. Raises SourceError for what cannot be loaded, has not
+    one image input and one row of class scores for each image as output, or fails on images of its own size;
+    OptionError where an open size is not settled by the options.
     """
     source_format = identify(path)
     own_options = read_own_options(path, source_format)
@@ -190,7 +191,7 @@ def _load_savedmodel(path: Path, options: Options) -> _Loaded:
 
 
 def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int]) -> int:
-    """Run one black image and return the number of outputs."""
+    """Run one black image, and two, and return the number of outputs."""
     try:
         output = call(tf.zeros((1, *geometry), tf.float32))
     except Exception as error:  # Whatever a layer raises on the size that was given.
@@ -200,4 +201,11 @@ def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int
     if len(shape) != 2 or shape[0] != 1:
         found = _shown(shape) if shape else type(output).__name__
         raise SourceError(f"{path}: the output is {found}; expected one row of class scores per image")
+    try:
+        batch = tuple(call(tf.zeros((2, *geometry), tf.float32)).shape)
+    except Exception as error:  # As above.
+        text = " ".join(str(error).split())
+        raise SourceError(f"{path}: {_ONE_AT_A_TIME} ({text[:300]})") from error
+    if batch != (2, shape[1]):
+        raise SourceError(f"{path}: {_ONE_AT_A_TIME} (the output for two is {_shown(batch)})")
     return int(shape[1])

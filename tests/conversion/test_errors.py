@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conversion.cli import joined, main, thresholds_from
 from conversion.errors import OptionError
 from conversion.images import load_faces, load_labelled, portrait_variants
 from conversion.options import Options, read_sidecar
-from conversion.tensorflow_quietly import keras
+from conversion.tensorflow_quietly import keras, tf
 from tests.conversion.keras_models import LABELS, rgb_functional, subclassed
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +198,21 @@ def test_networks_that_are_no_image_classifiers(refused: Callable[..., str], tmp
     both = keras.Model([one, two], layers.Dense(7)(layers.Flatten()(layers.Add()([one, two]))))
     both.save(tmp_path / "both.keras")
     assert "has 2 inputs" in refused(tmp_path / "both.keras", *SCALED)
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_networks_that_take_one_image_at_a_time(
+    batch: int | None, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """A SavedModel whose batch size is fixed, or that makes one row of a batch, is told before it is converted."""
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec((batch, 16, 16, 3), tf.float32)])  # type: ignore[untyped-decorator]
+    def serve(images: Any) -> dict[str, Any]:
+        return {"scores": tf.nn.softmax(tf.reshape(images, (1, -1))[:, :7])}
+
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=serve)
+    assert "takes one image at a time, not a batch" in refused(tmp_path / "saved", *SCALED)
 
 
 def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
