@@ -112,7 +112,12 @@ class AsyncClient:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `connect` raises."""
-        await self.connect()
+        try:
+            await self.connect()
+        except asyncio.CancelledError:
+            # The attempt goes on for others who share it, and here nobody would be left to close what it opens.
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(

@@ -199,3 +199,24 @@ async def test_a_client_connects_again_after_an_attempt_failed(peer: Peer) -> No
     peer.refuse = None
     assert (await client.predict(image("sad"))).emotion_name == "sad"
     await client.aclose()
+
+
+async def test_a_context_that_is_given_up_while_it_connects_leaves_nothing_open() -> None:
+    """As within a timeout of the program's own: its body never runs, so that nobody could close the connection."""
+    asked, greet = asyncio.Event(), asyncio.Event()
+
+    async def greet_late(websocket: Any) -> None:
+        asked.set()
+        await greet.wait()
+        await websocket.send('{"type": "welcome", "commands": {}}')
+        await websocket.wait_closed()
+
+    async with serve(greet_late, "127.0.0.1", 0) as server:
+        client = AsyncClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        entering = asyncio.create_task(client.__aenter__())
+        await asked.wait()
+        entering.cancel()
+        greet.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("visionai client")] == []
