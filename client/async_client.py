@@ -219,7 +219,7 @@ class AsyncClient:
         try:
             for index, source in enumerate(images):
                 window.append(asyncio.create_task(settle(index, source)))
-                if len(window) == concurrency:
+                if len(window) >= concurrency:
                     yield await window[0]
                     window.popleft()
             while window:

@@ -140,7 +140,7 @@ class Client:
                     source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
                 )
                 window.append((index, source, self._start(prediction)))
-                if len(window) == concurrency:
+                if len(window) >= concurrency:
                     yield self._outcome(*window[0])
                     window.popleft()
             while window:

@@ -430,7 +430,7 @@ export class VisionAI extends EventTarget {
         const outcome = settle(index++, image, abort.signal);
         outcome.catch(() => {}); // it is thrown when its turn comes
         flight.push({ outcome, abort });
-        if (flight.length === concurrency) yield await flight.shift().outcome;
+        if (flight.length >= concurrency) yield await flight.shift().outcome;
       }
       while (flight.length) yield await flight.shift().outcome;
     } finally {

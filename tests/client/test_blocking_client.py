@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,19 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
             assert threads == {threading.current_thread()}
 
     await asyncio.to_thread(program)
+
+
+async def test_a_number_at_a_time_that_is_not_whole_is_a_limit_too(peer: Peer) -> None:
+    """As half of the cores may be: it is not one that is never reached."""
+    images = iter([image("sad", n=number) for number in range(8)])
+    halves: Any = 2.5
+
+    def program() -> None:
+        with Client(peer.url) as client:
+            next(client.predict_many(images, concurrency=halves))
+
+    await asyncio.to_thread(program)
+    assert len(list(images)) == 5
 
 
 async def test_many_images_stop_at_what_fails_all(peer: Peer) -> None:

@@ -72,6 +72,17 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
         await outcomes.aclose()
 
 
+async def test_a_number_at_a_time_that_is_not_whole_is_a_limit_too(peer: Peer) -> None:
+    """As half of the cores may be: it is not one that is never reached."""
+    images = iter([image("sad", n=number) for number in range(8)])
+    halves: Any = 2.5
+    async with connect(peer) as client:
+        outcomes = client.predict_many(images, concurrency=halves)
+        await anext(outcomes)
+        await outcomes.aclose()
+    assert len(list(images)) == 5
+
+
 async def test_many_images_need_at_least_one_at_a_time(peer: Peer) -> None:
     """A concurrency of 0 could never answer."""
     async with connect(peer) as client:

@@ -266,6 +266,17 @@ test("many images are drawn only as needed, and stop at what fails all", async (
   await assert.rejects(client.predictMany([], { concurrency: 0 }).next(), RangeError);
 });
 
+test("a concurrency that is text, as of a page's field, is a limit too", async () => {
+  for (const concurrency of ["3", 2.5]) {
+    let taken = 0;
+    function* some() {
+      while (taken < 8) yield image("sad", { taken: ++taken });
+    }
+    for await (const _ of connect(PEER).predictMany(some(), { concurrency })) break;
+    assert.equal(taken, 3);
+  }
+});
+
 test("a command that an old server lacks says so", async () => {
   await assert.rejects(connect(PEER_V1).history(), {
     code: "unknown_command",
