@@ -170,6 +170,8 @@ class Connection {
       entry.resolve = settled(resolve);
       entry.reject = settled(reject);
       signal?.addEventListener("abort", abandon, { once: true });
+      // Who is asked nothing says nothing, where it knows no ping: its silence begins with the question.
+      if (!this.#unanswered.size && command !== "ping") this.#heardOf = Date.now();
       this.#unanswered.set(id, entry);
       this.#socket.send(frame);
     });

@@ -366,6 +366,20 @@ test("a server that falls silent is noticed", async () => {
   });
 });
 
+test("a server that was asked nothing for a while was not silent", async (context) => {
+  const beats = [];
+  context.mock.method(globalThis, "setInterval", (beat) => beats.push(beat));
+  const client = connect(PEER_V1, { keepaliveMs: 1_000, retry: { attempts: 1 } });
+  await client.predict(image("sad"));
+  context.mock.restoreAll();
+  const later = Date.now() + 60_000;
+  context.mock.method(Date, "now", () => later);
+  const found = client.predict(image("fear"));
+  await new Promise(setImmediate); // it is sent
+  beats.forEach((beat) => beat());
+  assert.equal((await found).emotion_name, "fear");
+});
+
 /** The address of a line to PEER_LARGE that stops taking bytes in the middle of a large image, once, for `pauseMs`. */
 async function interruptedLine(context, pauseMs) {
   const { hostname, port } = new URL(PEER_LARGE);
