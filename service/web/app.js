@@ -22,6 +22,11 @@ function showProblem(error) {
   if ($("notice-text").textContent !== text) $("notice-text").textContent = text;
 }
 
+/** Take the error back that is shown, where it is one of those that are over. */
+function takeBack(isOver) {
+  if (problem !== null && isOver(problem)) showProblem(null);
+}
+
 function showState(link) {
   const { state, version } = link;
   $("status").dataset.state = state;
@@ -32,7 +37,7 @@ function showState(link) {
   $("token").hidden = state !== "refused";
   if (wasHidden && state === "refused") $("token-input").focus();
   if (state === "refused" && link.wrongToken) showProblem({ code: "unauthorized" });
-  if (state === "ready" && problem?.code === "unauthorized") showProblem(null);
+  if (state === "ready") takeBack(({ code }) => code === "unauthorized");
 }
 
 followTheme($("theme"));
@@ -43,7 +48,7 @@ $("language").value = currentLanguage();
 const link = new Link();
 const session = new Session();
 const views = {
-  live: new Live(link, session, showProblem),
+  live: new Live(link, session, showProblem, takeBack),
   photos: new Photos(link, session, new Announcer($("announcer")), () => select("photos")),
   history: new History(link),
 };

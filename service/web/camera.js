@@ -1,6 +1,6 @@
 /** The camera: asking for it, choosing among several, and what went wrong. */
 
-/** Why there is no picture. `code` is one of camera_refused, camera_missing, camera_busy, camera_insecure. */
+/** Why there is no picture. `code` is one of camera_refused, camera_missing, camera_busy, camera_insecure, camera_ended. */
 export class CameraError extends Error {
   constructor(code, message) {
     super(message);

@@ -2,7 +2,7 @@
 
 import { Announcer } from "./announcer.js";
 import { FaceList } from "./bars.js";
-import { Camera } from "./camera.js";
+import { Camera, CameraError } from "./camera.js";
 import { drawFaces, prepare } from "./drawing.js";
 import { FrameLoop } from "./frames.js";
 import { decimal, emotionName, languages, milliseconds, percent, t } from "./i18n.js";
@@ -18,6 +18,7 @@ export class Live {
   #link;
   #session;
   #fail; // shows an error
+  #over; // takes back the errors that it is given a test for
   #camera = new Camera($("video"));
   #loop = new FrameLoop($("video"), (blob, size) => this.#send(blob, size));
   #faces = new FaceList($("faces"));
@@ -32,10 +33,11 @@ export class Live {
   #busy = false; // the rest is because the server is
   #newest = 0; // when the frame was sent whose answer is shown
 
-  constructor(link, session, fail) {
+  constructor(link, session, fail, over) {
     this.#link = link;
     this.#session = session;
     this.#fail = fail;
+    this.#over = over;
     this.#timeline = new Timeline($("timeline"), $("session-legend"), session);
     $("start").addEventListener("click", () => this.#start());
     $("stop").addEventListener("click", () => this.#stop());
@@ -43,7 +45,7 @@ export class Live {
     $("cameras").addEventListener("change", ({ target }) => this.#start(target.value));
     this.#camera.addEventListener("ended", () => {
       this.#stop();
-      this.#fail({ code: "camera_ended" });
+      this.#fail(new CameraError("camera_ended", "the device went away"));
     });
     for (const event of ["state", "free"]) link.addEventListener(event, () => this.#update());
     document.addEventListener("visibilitychange", () => this.#update());
@@ -62,6 +64,7 @@ export class Live {
     $("start").disabled = true;
     try {
       if (!(await this.#camera.start(deviceId))) return;
+      this.#over((problem) => problem instanceof CameraError);
       await this.#listCameras();
       this.#pause(false);
     } catch (error) {
