@@ -75,6 +75,8 @@ export class Live {
     }
     this.#layOut();
     if (this.#camera.running && !deviceId) $("pause").focus();
+    // Disabled for a while, it lost the keyboard.
+    else if (!this.#camera.running && document.activeElement === document.body) $("start").focus();
     this.#update();
   }
 

@@ -142,12 +142,14 @@ async def test_a_view_without_a_face_says_so(open_page: OpenPage) -> None:
 
 
 async def test_a_refused_camera_is_explained(open_page: OpenPage) -> None:
-    """Without permission the page says how to give it, until the camera runs."""
+    """Without permission the page says how to give it, until the camera runs; the keyboard can start it again."""
     page = (await open_page(permissions=[])).page
-    await page.click("#start")
+    await page.focus("#start")
+    await page.keyboard.press("Enter")
     await expect(page.locator("#notice")).to_contain_text("The camera was refused.")
+    await expect(page.locator("#start")).to_be_focused()
     await page.context.grant_permissions(["camera"])
-    await page.click("#start")
+    await page.keyboard.press("Enter")
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     await expect(page.locator("#notice")).to_be_hidden()
 
