@@ -71,9 +71,9 @@ class Photo {
     return this.#settled;
   }
 
-  /** Whether it was not looked at for want of a token. */
+  /** Whether it was not looked at for want of a token, or of the server. */
   get refused() {
-    return ["unauthorized", "token_needed"].includes(this.#settled?.error?.code);
+    return ["unauthorized", "token_needed", "cannot_connect"].includes(this.#settled?.error?.code);
   }
 
   /** Draw it again, for another language or width. */

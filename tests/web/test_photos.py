@@ -11,6 +11,7 @@ import orjson
 import pytest
 from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
+from tests.client.harness import ServiceProcess
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, OpenPage
 
@@ -212,3 +213,22 @@ async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
     assert len(deadlines) == 1
     assert deadlines[0] > 60_000
+
+
+async def test_a_photo_that_found_no_server_is_looked_at_once_there_is_one(
+    open_page: OpenPage, web_service: ServiceProcess
+) -> None:
+    """It says that the page tries again, and so it does: nobody has to bring the photo once more."""
+    visit = await open_page()
+    page = visit.page
+    await page.click("#tab-photos")
+    web_service.stop()
+    await expect(page.locator("#status")).to_have_attribute("data-state", "gone")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".problem")).to_have_text(
+        "The server cannot be reached. The page tries again by itself."
+    )
+    web_service.start()
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+    # The browser itself writes each failed attempt to the console.
+    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONNECTION_REFUSED" not in problem]
