@@ -92,6 +92,7 @@ const EN = {
   error_camera_ended: "The camera was disconnected.",
   error_no_face: "No face was found in this photo.",
   error_invalid_image: "This is not an image that can be read. Use JPEG, PNG, WebP or BMP.",
+  error_unreadable: "This cannot be read. A file may have been moved or changed; of a folder, choose the photos in it.",
   error_image_too_large: "This image is too large for the server.",
   error_overloaded: "The server is overloaded. Try again in a moment.",
   error_rate_limited: "Too many requests in a short time. Try again in a moment.",
@@ -198,6 +199,8 @@ const ES = {
   error_camera_ended: "La cámara se desconectó.",
   error_no_face: "No se encontró ningún rostro en esta foto.",
   error_invalid_image: "No es una imagen que se pueda leer. Usa JPEG, PNG, WebP o BMP.",
+  error_unreadable:
+    "No se puede leer. Quizá el archivo se movió o cambió; si es una carpeta, elige las fotos que contiene.",
   error_image_too_large: "La imagen es demasiado grande para el servidor.",
   error_overloaded: "El servidor está sobrecargado. Inténtalo de nuevo en un momento.",
   error_rate_limited: "Demasiadas peticiones en poco tiempo. Inténtalo de nuevo en un momento.",

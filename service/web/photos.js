@@ -234,7 +234,8 @@ export class Photos {
       this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
       return prediction;
     } catch (error) {
-      throw this.#link.explain(error);
+      // The browser's own, in its own language: of a folder that was dropped, or a file that is gone since.
+      throw error instanceof DOMException ? { code: "unreadable" } : this.#link.explain(error);
     }
   }
 }

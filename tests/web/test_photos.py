@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -109,6 +110,18 @@ async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None
     await page.set_input_files("#files", [text, portrait])
     await expect(page.locator(".problem")).to_contain_text("This is not an image that can be read.")
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
+
+
+async def test_a_folder_that_is_dropped_is_explained(open_page: OpenPage, tmp_path: Path) -> None:
+    """In the page's words: the browser's own say that a file or directory could not be found."""
+    (tmp_path / "holidays").mkdir()
+    page = (await open_page()).page
+    devtools = await page.context.new_cdp_session(page)
+    dragged = {"items": [], "files": [str(tmp_path / "holidays")], "dragOperationsMask": 1}
+    for event in ("dragEnter", "dragOver", "drop"):
+        await devtools.send("Input.dispatchDragEvent", {"type": event, "x": 300, "y": 300, "data": dragged})
+    await expect(page.locator(".photo .name")).to_have_text("holidays")
+    await expect(page.locator(".problem")).to_contain_text("of a folder, choose the photos in it")
 
 
 async def test_large_photos_are_not_kept_in_memory(open_page: OpenPage) -> None:
