@@ -49,7 +49,7 @@ const link = new Link();
 const session = new Session();
 const views = {
   live: new Live(link, session, showProblem, takeBack),
-  photos: new Photos(link, session, new Announcer($("announcer")), () => select("photos")),
+  photos: new Photos(link, session, new Announcer($("announcer")), () => select("photos"), showProblem, takeBack),
   history: new History(link),
 };
 const select = makeTabs(document.querySelector("[role=tablist]"), (id) => {

@@ -92,6 +92,7 @@ const EN = {
   error_camera_ended: "The camera was disconnected.",
   error_no_face: "No face was found in this photo.",
   error_invalid_image: "This is not an image that can be read. Use JPEG, PNG, WebP or BMP.",
+  error_too_many_photos: "The page shows {most} photos. Add the others once these are done, from {name} on.",
   error_unreadable: "This cannot be read. A file may have been moved or changed; of a folder, choose the photos in it.",
   error_image_too_large: "This image is too large for the server.",
   error_overloaded: "The server is overloaded. Try again in a moment.",
@@ -199,6 +200,7 @@ const ES = {
   error_camera_ended: "La cámara se desconectó.",
   error_no_face: "No se encontró ningún rostro en esta foto.",
   error_invalid_image: "No es una imagen que se pueda leer. Usa JPEG, PNG, WebP o BMP.",
+  error_too_many_photos: "La página muestra {most} fotos. Añade las demás cuando estas estén listas, desde {name}.",
   error_unreadable:
     "No se puede leer. Quizá el archivo se movió o cambió; si es una carpeta, elige las fotos que contiene.",
   error_image_too_large: "La imagen es demasiado grande para el servidor.",
@@ -242,8 +244,9 @@ const EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surpri
 export const emotionName = (name) => (EMOTIONS.includes(name) ? t(name) : name);
 
 /** What an error means to the person at the page. */
-export function errorText({ code, message }) {
-  return `error_${code}` in TEXTS[language] ? t(`error_${code}`) : t("error_other", { message });
+export function errorText(error) {
+  const key = `error_${error.code}`;
+  return t(key in TEXTS[language] ? key : "error_other", error);
 }
 
 export const percent = (share) =>

@@ -146,14 +146,18 @@ export class Photos {
   #link;
   #session;
   #announce;
+  #fail; // shows an error
+  #over; // takes back the errors that it is given a test for
   #photos = []; // latest first
   #waiting = [];
   #working = 0;
 
   /** `reveal` brings its tab to the front. */
-  constructor(link, session, announcer, reveal) {
+  constructor(link, session, announcer, reveal, fail, over) {
     this.#link = link;
     this.#session = session;
+    this.#fail = fail;
+    this.#over = over;
     this.#announce = (text) => announcer.say(text);
     const add = (files) => {
       if (!files.length) return;
@@ -198,8 +202,13 @@ export class Photos {
     if (shown && !$("photos").hidden) for (const photo of this.#photos) photo.refresh();
   }
 
+  /** Add what there is room for beside the photos that still wait: none goes before it was looked at. */
   #add(files) {
-    const added = files.map((file) => new Photo(file, (image, options) => this.#predict(image, options)));
+    const room = MAX_SHOWN - this.#waiting.length;
+    const leftOut = files[room];
+    if (leftOut) this.#fail({ code: "too_many_photos", most: MAX_SHOWN, name: leftOut.name });
+    else this.#over(({ code }) => code === "too_many_photos");
+    const added = files.slice(0, room).map((file) => new Photo(file, (image, options) => this.#predict(image, options)));
     for (const photo of added) {
       this.#photos.unshift(photo);
       $("gallery").prepend(photo.element);

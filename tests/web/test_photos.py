@@ -124,6 +124,28 @@ async def test_a_folder_that_is_dropped_is_explained(open_page: OpenPage, tmp_pa
     await expect(page.locator(".problem")).to_contain_text("of a folder, choose the photos in it")
 
 
+async def test_of_more_photos_than_are_shown_the_rest_is_named(open_page: OpenPage) -> None:
+    """None is looked at and not shown, and the next ones take the first ones' places, and the notice's."""
+    portrait = ASTRONAUT.with_name("astronaut_face.jpg").read_bytes()
+    photos: list[FilePayload] = [
+        {"name": f"IMG_{number:03}.jpg", "mimeType": "image/jpeg", "buffer": portrait} for number in range(70)
+    ]
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", photos)
+    await expect(page.locator("#notice-text")).to_have_text(
+        "The page shows 60 photos. Add the others once these are done, from IMG_060.jpg on."
+    )
+    await expect(page.locator(".photo h3")).to_have_count(60)
+    assert set(await page.locator(".photo .name").all_text_contents()) == {
+        photo["name"] for photo in photos[:60]
+    }
+    await page.set_input_files("#files", photos[60:])
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(page.locator(".photo .name").first).to_have_text("IMG_069.jpg")
+    await expect(page.locator(".photo")).to_have_count(60)
+
+
 async def test_large_photos_are_not_kept_in_memory(open_page: OpenPage) -> None:
     """Of twelve megapixels only what is drawn is kept; the face is framed where it is."""
     keep = """
