@@ -39,11 +39,13 @@ class Photo {
   #preview = null; // what is drawn below the boxes
   #settled = null; // {prediction} or {error}
   #ask;
+  #announce;
 
-  /** `ask(file, options)` gets its prediction. */
-  constructor(file, ask) {
+  /** `ask(file, options)` gets its prediction, `announce(text)` tells of it. */
+  constructor(file, ask, announce) {
     this.#file = file;
     this.#ask = ask;
+    this.#announce = announce;
     this.#canvas.setAttribute("role", "img");
     this.#outcome.tabIndex = -1;
     const title = element("p", { className: "title" }, element("strong", { className: "name", text: this.name }), this.#heading);
@@ -68,7 +70,7 @@ class Photo {
       this.#settled = { error };
     }
     this.#render();
-    return this.#settled;
+    this.#announce(this.summary());
   }
 
   /** Whether it was not looked at for want of a token, or of the server. */
@@ -208,7 +210,8 @@ export class Photos {
     const leftOut = files[room];
     if (leftOut) this.#fail({ code: "too_many_photos", most: MAX_SHOWN, name: leftOut.name });
     else this.#over(({ code }) => code === "too_many_photos");
-    const added = files.slice(0, room).map((file) => new Photo(file, (image, options) => this.#predict(image, options)));
+    const ask = (file, options) => this.#predict(file, options);
+    const added = files.slice(0, room).map((file) => new Photo(file, ask, this.#announce));
     for (const photo of added) {
       this.#photos.unshift(photo);
       $("gallery").prepend(photo.element);
@@ -226,9 +229,7 @@ export class Photos {
     this.#working++;
     await this.#link.forPhotos(async () => {
       while (this.#waiting.length) {
-        const photo = this.#waiting.shift();
-        await photo.predict();
-        this.#announce(photo.summary());
+        await this.#waiting.shift().predict();
       }
     });
     this.#working--;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from pathlib import Path
 
 import cv2
@@ -71,13 +72,15 @@ async def test_a_photo_can_be_brought_from_anywhere(way: str, open_page: OpenPag
 
 
 async def test_a_photo_without_a_face_can_be_taken_whole(open_page: OpenPage) -> None:
-    """The error is beside the photo, with a button that takes the whole image as a face."""
+    """The error is beside the photo, with a button that takes the whole image as a face; both outcomes are read out."""
     page = (await open_page()).page
     await page.click("#tab-photos")
     await page.set_input_files("#files", [wall()])
     await expect(page.locator(".problem")).to_have_text("No face was found in this photo.")
+    await expect(page.locator("#announcer")).to_have_text("wall.png: No face was found in this photo.")
     await page.get_by_role("button", name="Take the whole photo as one face").click()
     await expect(page.locator(".photo")).to_contain_text("the whole photo, taken as one face")
+    await expect(page.locator("#announcer")).to_have_text(re.compile(r"^wall\.png: \w+, \d+%$"))
     await expect(page.locator(".photo .bars .number")).to_have_count(7)
 
 
