@@ -73,14 +73,15 @@ class AsyncClient:
     Args:
         url: the server's WebSocket address.
         token: a JSON Web Token or API key, for servers that ask for one.
-        timeout: seconds until a request fails with `DeadlineExceeded`, retries included.
+        timeout: seconds until a request fails with `DeadlineExceeded`, retries included; ``math.inf`` for no limit.
         connect_timeout: seconds for one attempt to connect.
         retry: how often and how soon to try again. Until a server has greeted, connecting is tried once.
         keepalive: seconds between pings, and until a missing pong means that the connection is lost; longer while
             images are unanswered, which may still be on their way. ``math.inf`` sends none.
 
     Raises:
-        ValueError: `url` is not a WebSocket address, `token` is no token, or `keepalive` is not above 0.
+        ValueError: `url` is not a WebSocket address, `token` is no token, `timeout` is None, or `keepalive` is not
+            above 0.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class AsyncClient:
         keepalive: float = 10.0,
     ) -> None:
         check_url(url)
+        if timeout is None:  # as elsewhere for no limit; here it would be one that is over at once
+            raise ValueError("timeout is a number of seconds, math.inf for no limit")
         if keepalive <= 0:
             raise ValueError(f"keepalive is above 0, or math.inf for no pings; not {keepalive}")
         self.url = url

@@ -165,6 +165,15 @@ def test_a_keepalive_of_nothing_is_refused(keepalive: float) -> None:
         AsyncClient(keepalive=keepalive)
 
 
+async def test_no_limit_of_time_is_infinity(peer: Peer) -> None:
+    """None would be a deadline that is over before anything is sent: it is refused, with what to write."""
+    none: Any = None
+    with pytest.raises(ValueError, match=r"timeout is a number of seconds, math\.inf for no limit"):
+        AsyncClient(timeout=none)
+    async with connect(peer, timeout=math.inf) as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
+
+
 async def test_a_client_that_pings_never_is_one(peer: Peer) -> None:
     """A keepalive of infinity is waited for in no way."""
     async with connect(peer, keepalive=math.inf) as client:
