@@ -288,7 +288,7 @@ class AsyncClient:
         return results.configuration(reply)
 
     async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
-        """Send any command, and return its reply as it came. `timeout`, `command` and `id` are no fields.
+        """Send any command, and return its reply as it came, within the client's timeout. `id` is no field.
 
         Raises:
             VisionAIError: see `client.errors`.
