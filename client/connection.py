@@ -338,6 +338,11 @@ def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
             )
         case 503:
             return ShuttingDown(f"{_where(url)} takes no connections now (HTTP 503)", retry_after=retry_after)
+        case 502 | 504:
+            return CannotConnect(
+                f"{_where(url)} is a proxy's, which does not reach the service (HTTP {status}): check that the service "
+                "runs, and where the proxy looks for it"
+            )
         case _:
             return CannotConnect(
                 f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /, and that "

@@ -94,6 +94,16 @@ async def test_a_page_in_place_of_the_upgrade_says_what_to_check(peer: Peer) -> 
         await connect(peer).connect()
 
 
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_whose_service_is_down_says_so(peer: Peer, status: int) -> None:
+    """The path and the upgrade are not at fault: the proxy found nobody behind it."""
+    peer.refuse = status
+    with pytest.raises(
+        CannotConnect, match=rf"does not reach the service \(HTTP {status}\): check that the service"
+    ):
+        await connect(peer).connect()
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(401, Unauthorized), (403, Unauthorized), (404, CannotConnect), (429, RateLimited), (503, ShuttingDown)],
