@@ -287,7 +287,8 @@ export class VisionAI extends EventTarget {
   health(): Promise<Health>;
   /** Without a token, of all clients without one; with scope "connection", of this connection. */
   stats(options?: { windowS?: number; buckets?: number; scope?: "all" | "connection" }): Promise<Stats>;
-  history(options?: { limit?: number; cursor?: string }): Promise<HistoryPage>;
+  /** `cursor` is the `next` of the page before; null is for the first. */
+  history(options?: { limit?: number; cursor?: string | null }): Promise<HistoryPage>;
   configure(options: Configuration): Promise<Configuration>;
   /** Any command; `command` and `id` are no fields. */
   request(command: string, fields?: Record<string, unknown>, options?: RequestOptions): Promise<Record<string, unknown>>;

@@ -475,7 +475,7 @@ export class VisionAI extends EventTarget {
 
   /** Stored predictions, latest first; `cursor` is the `next` of the page before. */
   history({ limit = 50, cursor } = {}) {
-    return this.request("history", { limit, cursor, token: this.#options.token });
+    return this.request("history", { limit, cursor: cursor ?? undefined, token: this.#options.token });
   }
 
   /** Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection. */

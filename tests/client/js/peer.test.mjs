@@ -86,6 +86,20 @@ test("the server describes itself", async () => {
   assert.equal((await client.request("ping")).type, "pong");
 });
 
+test("pages of history can be read from a cursor of null to one of null", async () => {
+  const client = connect(PEER);
+  const rows = [];
+  let cursor = null;
+  do {
+    const page = await client.history({ limit: 2, cursor });
+    rows.push(...page.predictions);
+    cursor = page.next;
+  } while (cursor !== null);
+  assert.equal(rows.length, 5);
+  const types = await readFile(new URL("../../../client/js/visionai.d.ts", import.meta.url), "utf8");
+  assert.match(types, /^  history\(.*cursor\?: string \| null }/m);
+});
+
 test("a request's id is the client's own", async () => {
   const client = connect(PEER);
   assert.equal((await client.request("ping", { id: "mine", command: "health" })).type, "pong");
