@@ -59,6 +59,10 @@ def test_a_client_with_costly_requests_does_not_hold_up_one_with_cheap_ones() ->
     small = [Waiting("small", number) for number in range(40)]
     taken = filled(*large, *small).take(33, now=0).requests
     assert sum(request.client == "large" for request in taken) in (2, 3)
+    half = [Waiting("half", number, cost=0.00025) for number in range(4)]
+    whole = [Waiting("whole", number, cost=0.0005) for number in range(2)]
+    taken = filled(*half, *whole).take(6, now=0).requests
+    assert taken == [*half[:2], whole[0], *half[2:], whole[1]]
 
 
 def test_a_client_alone_takes_all_places() -> None:
@@ -132,12 +136,36 @@ def test_what_one_client_has_waiting_turns_away_no_others() -> None:
     assert {request.client for request in batch.requests} > {f"quiet {number}" for number in range(5)}
 
 
+def test_a_deadline_counts_only_what_is_before_the_request() -> None:
+    """Also where all that waits is within the bound of the wait."""
+    queue = filled(*(Waiting("flood", number, cost=0.01) for number in range(20)))
+    queue.admit(Waiting("quiet", deadline=0.1, cost=0.01), now=0)
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(Waiting("flood", deadline=0.1, cost=0.01), now=0)
+    assert queue.take(3, now=0).requests[1].client == "quiet"
+
+
+def test_no_more_is_before_a_request_than_waits() -> None:
+    """However many rounds it takes, and whatever has been taken: a wait ends with what there is to wait for."""
+    queue = filled(
+        *(Waiting("a", number, cost=0.1) for number in range(2)),
+        Waiting("small", cost=0.01),
+        Waiting("low", priority=LOW, cost=0.01),
+    )
+    for client in ("a", "b"):
+        assert queue.predicted_wait(Waiting(client, cost=0.5)) == pytest.approx(0.22)
+    queue.worked(queue.take(2, now=0), 0.11, 0.11)
+    for client, priority in (("a", NORMAL), ("b", NORMAL), ("b", LOW)):
+        assert queue.predicted_wait(Waiting(client, priority=priority, cost=0.5)) == pytest.approx(0.11)
+
+
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
-    """Admission is bounded, and the refused request is not kept."""
+    """Admission is bounded, and the refused request is not kept; however soon it would have its turn, all must wait."""
     queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
-    with pytest.raises(Overloaded) as caught:
-        queue.admit(Waiting("c", priority=HIGH), now=0)
-    assert caught.value.retry_after_ms == 10
+    for refused in (Waiting("c", priority=HIGH), Waiting("c", deadline=0.001)):
+        with pytest.raises(Overloaded) as caught:
+            queue.admit(refused, now=0)
+        assert caught.value.retry_after_ms == 10
     assert len(queue) == 2
     with pytest.raises(Overloaded) as caught:
         filled(Waiting("a", cost=0.0001), capacity=1).admit(Waiting("b"), now=0)
@@ -227,7 +255,7 @@ def test_an_empty_queue_predicts_no_wait() -> None:
     queue = filled(*(Waiting("a", number, cost=0.01 * number) for number in range(50)))
     while batch := queue.take(7, now=0):
         queue.worked(batch, 0.1, 0.1)
-    assert queue.predicted_wait() == 0.0
+    assert queue.predicted_wait() == queue.predicted_wait(Waiting("b", priority=LOW)) == 0.0
 
 
 def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
