@@ -115,12 +115,14 @@ def test_a_large_message_is_put_together_read_by_read(step: int) -> None:
 
 @pytest.mark.parametrize(("size", "head"), [(40_000, 8), (80_000, 14)])
 def test_a_large_message_is_begun_once_its_head_is_there(size: int, head: int) -> None:
-    """Not with a part of its length or its mask, in either form of length."""
+    """Not with a part of its length or its mask, in either form of length; nor a short one, nor one that is whole."""
     data = frame(BINARY, bytes(size))
     for part in range(head):
         assert whole_messages(data[:part], 0, LIMIT) == ([], 0)
         assert begin_large_message(data[:part], 0, LIMIT) is None
     assert begin_large_message(data[:head], 0, LIMIT) is not None
+    for other in (frame(BINARY, bytes(1000))[:head], data):
+        assert begin_large_message(other, 0, LIMIT) is None
 
 
 def test_what_is_announced_too_large_is_not_begun() -> None:
@@ -132,8 +134,9 @@ def test_what_is_announced_too_large_is_not_begun() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_written_here_the_library_reads(size: int) -> None:
-    """A reply is one final text frame; the size of a client's frame is that on the wire."""
+    """A reply is one final text frame with the shortest form of its length; a client's size is that on the wire."""
     payload = b"x" * size
+    assert text_frame(payload) == frame(TEXT, payload, masked=False)
     frames = by_the_library(text_frame(payload), masked=False)
     assert frames is not None
     (read,) = frames
