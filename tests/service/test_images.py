@@ -133,6 +133,14 @@ def test_an_exif_orientation_is_read_in_either_byte_order(orientation: int, orde
     assert read_header(jpeg).orientation == orientation
 
 
+def test_a_thumbnail_is_not_the_picture() -> None:
+    """An Exif block may hold a small JPEG; the block is skipped as a whole, before a JFIF segment and behind it."""
+    jpeg = encode(corner_image(120, 80), ".jpg")
+    block = _segment(0xE1, b"Exif\0\0" + exif(6) + encode(corner_image(30, 20), ".jpg"))
+    for at in (2, jpeg.index(b"\xff\xdb")):
+        assert read_header(jpeg[:at] + block + jpeg[at:]) == ImageHeader(Format.JPEG, 120, 80, 6)
+
+
 def test_a_damaged_exif_block_means_upright() -> None:
     """The picture can be read without it."""
     jpeg = with_orientation(encode(corner_image(), ".jpg"), 6)
@@ -265,6 +273,7 @@ def test_segments_are_found_as_the_decoder_finds_them(mark: bytes) -> None:
         (FACE[:100], "cut"),
         (b"\xff\xd8\xff", "cut"),
         (b"\xff\xd8\xff\xe0\x00\x00" + bytes(50), "damaged"),
+        (b"\xff\xd8\xff\xe0\x00\x02" + bytes(50), "cut off"),
         (b"\x89PNG\r\n\x1a\n", "cut off"),
         (encode(corner_image(), ".png")[:-30], "cut off"),
         (png(64, 64, b"too short"), "PNG"),
