@@ -150,6 +150,8 @@ PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_
         (_flat(800, ".jpg"), True, False),
         (_flat(801, ".jpg"), True, True),
         (_flat(801, ".jpg"), False, False),
+        (encode(np.zeros((100, 801, 3), np.uint8), ".jpg"), True, True),
+        (encode(np.zeros((801, 100, 3), np.uint8), ".jpg"), True, True),
         (_flat(801, ".jpg")[:2] + PROFILE + _flat(801, ".jpg")[2:], False, False),
         (_flat(801, ".jpg")[:2] + PROFILE + _flat(801, ".jpg")[2:], True, True),
         (_flat(2001, ".jpg", channels=1), False, True),
@@ -165,7 +167,10 @@ PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_
     ],
 )
 def test_what_would_hold_up_others_is_told_by_its_header(image: bytes, searched: bool, held_up: bool) -> None:
-    """However small the file: pixels decide, of JPEGs that are decoded at reduced scale more than of others."""
+    """However small the file: pixels decide, of JPEGs that are decoded at reduced scale more than of others.
+
+    Where faces are looked for, so does the longer side.
+    """
     text = base64.b64encode(image).decode()
     for sent in (
         image,
