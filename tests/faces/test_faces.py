@@ -61,11 +61,27 @@ def test_overlapping_detections_become_one_weighted_by_score() -> None:
     np.testing.assert_allclose(scores, [0.9, 0.8, 0.7])
 
 
+@pytest.mark.parametrize(("distance", "faces"), [(5.0, 1), (5.5, 2)])
+def test_faces_that_overlap_by_little_are_two(distance: float, faces: int) -> None:
+    """Two that share a third of what they cover are one, and two that share 0.29 of it are not."""
+    points = np.stack([_square(0, 0, 10), _square(distance, 0, 10)])
+    assert len(suppress(points, np.array([0.9, 0.8], np.float32))[0]) == faces
+
+
+def test_a_box_without_a_size_is_no_face() -> None:
+    """A network may say so of anything; it takes nothing from the others."""
+    points = np.stack([_square(5, 5, 0), _square(0, 0, 10)])
+    faces = to_faces(*suppress(points, np.array([0.9, 0.8], np.float32)), 100, 100)
+    assert [face.box for face in faces] == [(0, 0, 10, 10)]
+
+
 def test_boxes_are_clipped_and_sorted_by_size() -> None:
-    """Largest first; what lies wholly outside the image is no face in it."""
-    points = np.stack([_square(-5, -5, 10), _square(20, 20, 60), _square(200, 200, 30)])
-    faces = to_faces(points, np.array([0.9, 0.8, 0.7], np.float32), 100, 70)
+    """Largest first, in whole pixels; what lies wholly outside the image, on whichever side, is no face in it."""
+    corners = [(-5, -5, 10), (20.4, 19.6, 60.2), (200, 20, 30), (20, 200, 30), (-40, 20, 30), (20, -40, 30)]
+    points = np.stack([_square(x, y, side) for x, y, side in corners])
+    faces = to_faces(points, np.linspace(0.9, 0.4, 6, dtype=np.float32), 100, 70)
     assert [face.box for face in faces] == [(20, 20, 60, 50), (0, 0, 5, 5)]
+    assert all(isinstance(number, int) for face in faces for number in face.box)
 
 
 def test_points_map_back_through_a_letterbox() -> None:
@@ -96,6 +112,29 @@ def test_a_tilted_face_is_cut_out_upright(degrees: float) -> None:
     assert 1 <= len(rows) <= 6
 
 
+@pytest.mark.parametrize("size", [64, 16])
+@pytest.mark.parametrize("box", [(100, 60, 40, 50), (100, 60, 50, 40), (5, 3, 40, 50), (210, 150, 40, 50)])
+@pytest.mark.parametrize(("tilt", "turned"), [(0, 0), (30, 30), (-30, -30), (60, 0), (-150, 0)])
+def test_a_crop_is_a_square_around_the_face_along_its_eyes(
+    tilt: int, turned: int, box: tuple[int, int, int, int], size: int
+) -> None:
+    """In longer sides of its box 1.2 wide and 0.05 above its middle; not turned where the eyes are hardly right."""
+    # Each pixel says where it is.
+    rows, columns = np.mgrid[:200, :250]
+    image = np.stack([columns, rows, rows], axis=2).astype(np.uint8)
+    crop = crop_face(image, _face(box, math.radians(tilt)), size, size, scale=1.2, lift=0.05).astype(float)
+    x, y, w, h = box
+    across = ((np.arange(size) + 0.5) / size - 0.5) * 60
+    u, v = np.meshgrid(across, across)
+    cos, sin = math.cos(math.radians(turned)), math.sin(math.radians(turned))
+    there = [
+        np.clip(x + w / 2 + u * cos - v * sin, 0, 249),
+        np.clip(y + h / 2 - 2.5 + u * sin + v * cos, 0, 199),
+    ]
+    half = 0.5 * (1 + 60 / size)  # of a pixel there and of one here
+    np.testing.assert_allclose(crop[:, :, :2], np.stack(there, axis=2), atol=half + 1)
+
+
 def test_a_face_at_the_edge_is_filled_with_the_edge() -> None:
     """No black bars that the network never saw."""
     image = np.full((100, 100, 3), 77, np.uint8)
@@ -109,7 +148,9 @@ def test_tiny_and_huge_faces_are_cut_out_to_size() -> None:
     """From a few pixels up, and from thousands down."""
     image = np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8)
     for side in (1, 7, 2900):
-        assert crop_face(image, _face((20, 20, side, side)), 64, 64).shape == (64, 64)
+        crop = crop_face(image, _face((20, 20, side, side)), 64, 64)
+        assert crop.shape == (64, 64)
+    assert crop.std() < 10  # the noise is averaged, and not sampled
 
 
 @pytest.fixture(scope="module")
