@@ -53,6 +53,39 @@ def test_a_face_elsewhere_or_of_another_size_is_another() -> None:
     assert ids(tracker, [(220, -70, 240, 240)], 0.2) == [3]
 
 
+@pytest.mark.parametrize(
+    ("box", "same"),
+    [
+        ((170, 200, 100, 100), True),
+        ((100, 130, 100, 100), True),
+        ((185, 200, 100, 100), False),
+        ((100, 285, 100, 100), False),
+        ((130, 220, 57, 57), True),
+        ((80, 150, 175, 175), True),
+        ((120, 230, 52, 52), False),
+        ((80, 150, 192, 192), False),
+    ],
+)
+def test_a_face_moves_by_less_than_its_size_or_still_covers_what_it_did(
+    box: tuple[int, int, int, int], same: bool
+) -> None:
+    """By 0.8 of its side at most; where it grows or shrinks by more than 1.6, a third of both is common."""
+    tracker = FaceTracker()
+    assert ids(tracker, [(100, 200, 100, 100)], 0) == [1]
+    assert ids(tracker, [box], 0.1) == [1 if same else 2]
+
+
+def test_a_face_is_the_nearest_of_those_that_it_may_be() -> None:
+    """Though another lies within its reach, beside it or below it."""
+    for first, second, one, other in (
+        ((0, 0, 50, 50), (55, 0, 50, 50), (15, 0, 50, 50), (70, 0, 50, 50)),
+        ((0, 0, 50, 50), (0, 55, 50, 50), (0, 15, 50, 50), (0, 70, 50, 50)),
+    ):
+        tracker = FaceTracker()
+        assert ids(tracker, [first, second], 0) == [1, 2]
+        assert ids(tracker, [other, one], 0.1) == [2, 1]
+
+
 def test_every_face_of_a_frame_has_an_id_of_its_own() -> None:
     """Also where boxes are the same; ids are not used twice."""
     tracker = FaceTracker()
@@ -110,3 +143,13 @@ def test_a_whole_image_has_no_id_but_is_smoothed() -> None:
     ((found, scores),) = tracker.follow([None], [HAPPY], 0.1, smoothing=1.0)
     assert found is None
     assert scores[0] > 0.8
+
+
+def test_a_face_is_not_the_whole_image_in_which_none_was_found() -> None:
+    """As a camera has it when somebody comes and goes: neither is smoothed by the other, and ids count faces only."""
+    tracker, face = FaceTracker(), (0, 0, 50, 50)
+    assert tracker.follow([None], [SAD], 0, smoothing=1.0) == [(None, SAD)]
+    assert tracker.follow([face], [HAPPY], 0.1, smoothing=1.0) == [(1, HAPPY)]
+    ((found, scores),) = tracker.follow([None], [SAD], 0.2, smoothing=1.0)
+    assert (found, scores) == (None, SAD)
+    assert ids(tracker, [face, (300, 0, 50, 50)], 0.3) == [1, 2]
