@@ -55,11 +55,12 @@ def test_a_token_signed_with_the_secret_names_its_user_until_it_expires() -> Non
 def test_a_public_key_checks_tokens_of_its_own_kind(
     tmp_path: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, algorithm: str
 ) -> None:
-    """From a PEM file, RS256 for RSA and ES256 for P-256; another key's signature is not accepted."""
+    """From a PEM file, RS256 for RSA and ES256 for P-256, whatever id the token names; no other key's signature."""
     path = tmp_path / "public.pem"
     path.write_bytes(pem(key))
     known = TokenVerifier(read_keys(path), TokenRules())
-    assert known.verify(jwt.encode(claims(), key, algorithm)).user == "anna"
+    for headers in (None, {"kid": "whatever"}):
+        assert known.verify(jwt.encode(claims(), key, algorithm, headers=headers)).user == "anna"
     other = (
         rsa.generate_private_key(65537, 2048)
         if algorithm == "RS256"
@@ -70,20 +71,40 @@ def test_a_public_key_checks_tokens_of_its_own_kind(
 
 
 def test_a_key_set_chooses_by_key_id(tmp_path: Path) -> None:
-    """Of a JWKS file's keys the one that the token names is used; what is not for signatures is left out."""
+    """Of a JWKS file's keys the one that the token names is used; what is for something else is left out."""
     rsa_jwk = jwt.algorithms.RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True) | {
         "kid": "r",
         "alg": "RS256",
     }
     ec_jwk = jwt.algorithms.ECAlgorithm.to_jwk(EC.public_key(), as_dict=True) | {"kid": "e", "use": "sig"}
     path = tmp_path / "jwks.json"
-    path.write_bytes(orjson.dumps({"keys": [rsa_jwk, ec_jwk, rsa_jwk | {"kid": "x", "use": "enc"}]}))
+    p384 = ec.generate_private_key(ec.SECP384R1()).public_key()
+    others = [
+        rsa_jwk | {"kid": "x", "use": "enc"},
+        rsa_jwk | {"kid": "y", "alg": "RS512"},
+        jwt.algorithms.ECAlgorithm.to_jwk(p384, as_dict=True),
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "o"},
+    ]
+    path.write_bytes(b"\n" + orjson.dumps({"keys": [rsa_jwk, ec_jwk, *others]}))
     known = TokenVerifier(read_keys(path), TokenRules())
-    for key, algorithm, key_id in ((RSA, "RS256", "r"), (EC, "ES256", "e"), (RSA, "RS256", None)):
+    for key, algorithm, key_id in (
+        (RSA, "RS256", "r"),
+        (EC, "ES256", "e"),
+        (RSA, "RS256", None),
+        (EC, "ES256", None),
+    ):
         headers = None if key_id is None else {"kid": key_id}
         assert known.verify(jwt.encode(claims(), key, algorithm, headers=headers)).user == "anna"
-    with pytest.raises(Unauthorized):
-        known.verify(jwt.encode(claims(), RSA, "RS256", headers={"kid": "x"}))
+    for key_id in ("x", "y"):
+        with pytest.raises(Unauthorized):
+            known.verify(jwt.encode(claims(), RSA, "RS256", headers={"kid": key_id}))
+
+
+def test_while_one_key_replaces_another_both_are_accepted() -> None:
+    """Of several keys of a kind, which have no id, each is tried."""
+    known = TokenVerifier([secret_key("o" * 32), secret_key(SECRET)], TokenRules())
+    for secret in ("o" * 32, SECRET):
+        assert known.verify(jwt.encode(claims(), secret, "HS256")).user == "anna"
 
 
 def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
@@ -118,6 +139,8 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
         ({"issuer": "https://me"}, {"iss": "https://you"}),
         ({"issuer": "https://me"}, {}),
         ({"user_claim": "email"}, {}),
+        ({"user_claim": "admin"}, {"admin": True}),
+        ({"user_claim": "groups"}, {"groups": ["anna"]}),
     ],
 )
 def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
@@ -162,8 +185,10 @@ def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
         secret_key("short")
     private = RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path = tmp_path / "key"
+    path.write_bytes(private)
+    with pytest.raises(StartupError, match="openssl pkey -pubout"):
+        read_keys(path)
     for content in (
-        private,
         pem(rsa.generate_private_key(65537, 1024)),
         pem(ec.generate_private_key(ec.SECP384R1())),
         b"no key",
