@@ -118,6 +118,12 @@ def test_every_container_is_confined(resources: list[Resource]) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_an_overlay_brings_the_namespace_that_its_resources_are_in(resources: list[Resource]) -> None:
+    """In a cluster that has it not yet nothing could be applied."""
+    there = {each["metadata"]["name"] for each in resources if each["kind"] == "Namespace"}
+    assert {each["metadata"]["namespace"] for each in resources if "namespace" in each["metadata"]} == there
+
+
 def test_names_that_resources_call_each_other_by_exist(resources: list[Resource]) -> None:
     """ConfigMap, service account, claim, scaled Deployment and the Ingress' Service."""
     names = {(each["kind"], each["metadata"]["name"]) for each in resources}
