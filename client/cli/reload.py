@@ -25,8 +25,9 @@ def reload(
 ) -> None:
     """Reload the service that was started in this folder, wait, and say how it went.
 
-    No request fails meanwhile. Exit code 4 where it goes on with what it had, 3 where no service is found. What is
-    read anew is the service's .env: that of its own folder.
+    No request fails meanwhile. Exit code 4 where it goes on with what it had, 3 where no service is found.
+
+    What is read anew is the service's .env: that of its own folder.
 
     Example: visionai reload
     """

@@ -124,3 +124,10 @@ def test_the_exit_codes_of_the_page_are_true() -> None:
     """The page's table lists exactly the exit codes that there are."""
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert listed == set(map(int, ExitCode))
+
+
+def test_the_help_breaks_no_paragraph() -> None:
+    """Lines of a docstring are shown as lines: a paragraph that goes on in the next would be torn on the page."""
+    group = cast("TyperGroup", get_command(app))
+    texts = {name: command.help or "" for name, command in group.commands.items()}
+    assert [name for name, text in texts.items() if re.search(r"\S\n\S", text)] == []
