@@ -13,14 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from service.errors import DeadlineExceeded, Internal, Overloaded, ShuttingDown
+from service.errors import DeadlineExceeded, Internal, Overloaded, RequestError, ShuttingDown
 from service.store.database import create_reading_engine, first_line
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ class Queries:
         self._closed = False
         self._lock = threading.Lock()
         self._unfinished = 0
-        self._threads = ThreadPoolExecutor(THREADS, "store-query", _give_way)
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = 0
         self._engine = create_reading_engine(url, timeout)
 
     def submit(self, query: Callable[[sa.Connection], T], request_id: str | int | None = None) -> Future[T]:
@@ -67,14 +70,32 @@ class Queries:
             if self._unfinished >= CAPACITY:
                 raise Overloaded("too many questions about stored predictions at once", _RETRY_AFTER_MS)
             self._unfinished += 1
-            return self._threads.submit(self._run, query, request_id)
+            if self._threads < min(self._unfinished, THREADS):
+                self._threads += 1
+                # A daemon, which those of a ThreadPoolExecutor are not: a database that accepts a query and never
+                # answers would keep the process from ending.
+                name = f"store-query-{self._threads}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            future: Future[T] = Future()
+            self._tasks.put((future, partial(self._run, query, request_id)))
+            return future
 
     def close(self) -> None:
         """Take no more queries, and do not wait for those that run."""
         with self._lock:
             self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        with suppress(Empty):
+            while (task := self._tasks.get_nowait()) is not None:
+                task[0].cancel()
+        for _ in range(self._threads):
+            self._tasks.put(None)
         self._engine.dispose()
+
+    def _work(self) -> None:
+        _give_way()
+        while (task := self._tasks.get()) is not None:
+            _answer(*task)
+            del task  # or the answer is kept until the next query
 
     def _run(self, query: Callable[[sa.Connection], T], request_id: str | int | None) -> T:
         about = {"request_ids": [] if request_id is None else [request_id]}
@@ -109,6 +130,17 @@ class Queries:
 
         driver: Any = connection.connection.driver_connection
         driver.set_progress_handler(is_over, _SQLITE_STEPS)
+
+
+def _answer(future: Future[T], run: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = run()
+    except RequestError as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _was_cut(error: exc.DBAPIError) -> bool:

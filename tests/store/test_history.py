@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -212,6 +215,29 @@ def test_more_queries_than_fit_are_refused(open_store: OpenStore) -> None:
     go.set()
     assert all(future.result(30) for future in waiting)
     assert ask(store, lambda _: True)
+
+
+SILENCE = """
+import sys, time
+from service.store.database import parse_url
+from service.store.queries import THREADS, Queries
+queries = Queries(parse_url(sys.argv[1]))
+asked = [queries.submit(lambda connection: None) for _ in range(THREADS + 1)]
+while not all(future.running() for future in asked[:THREADS]):
+    time.sleep(0.01)
+queries.close()
+print(asked[THREADS].cancelled())
+"""
+
+
+def test_a_database_that_never_answers_keeps_no_process_from_ending() -> None:
+    """Queries that wait for it are left behind, and those behind them cancelled."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://ana@127.0.0.1:{silent.getsockname()[1]}/vision?connect_timeout=0"
+        done = subprocess.run(
+            [sys.executable, "-c", SILENCE, url], check=True, capture_output=True, text=True, timeout=60
+        )
+    assert done.stdout.strip() == "True"
 
 
 def test_a_query_does_not_wait_for_a_writer_on_sqlite(open_store: OpenStore, tmp_path: Any) -> None:
