@@ -3,9 +3,10 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +28,7 @@ examples:
   python -m conversion verify model.onnx
 
 exit status: 0 converted; 2 wrong source or option; 3 graph or parity check failed; 1 anything else.
-Nothing is written unless the status is 0. See also: python -m conversion verify --help
+Nothing is written unless the status is 0, or the line says so. See also: python -m conversion verify --help
 """
 _VERIFY_EPILOGUE = """
 examples:
@@ -207,10 +208,8 @@ def _convert(arguments: Sequence[str]) -> int:
     with shown() as stage:
         converted = convert(request, stage, further)
     if parsed.json:
-        print(json.dumps(as_json(converted), indent=2))
-    else:
-        print_report(converted)
-    return 0
+        return _told(lambda: print(json.dumps(as_json(converted), indent=2)), "the models are written")
+    return _told(lambda: print_report(converted), "the models are written")
 
 
 def _verify(arguments: Sequence[str]) -> int:
@@ -225,14 +224,30 @@ def _verify(arguments: Sequence[str]) -> int:
     from conversion.verify import verify
 
     verified = verify(parsed.model, parsed.manifest, parsed.source)
-    if parsed.json:
-        print(json.dumps(verified.as_dict(), indent=2))
-    else:
-        print(
-            f"{parsed.model}: verified, {verified.version_tag} {verified.precision},"
-            f" sha256 {verified.model_sha256[:16]}, {verified.parity.images} reference images within"
-            f" {verified.parity.max_difference:.1e} of the source"
-        )
+    text = (
+        json.dumps(verified.as_dict(), indent=2)
+        if parsed.json
+        else f"{parsed.model}: verified, {verified.version_tag} {verified.precision},"
+        f" sha256 {verified.model_sha256[:16]}, {verified.parity.images} reference images within"
+        f" {verified.parity.max_difference:.1e} of the source"
+    )
+    return _told(lambda: print(text), "the model is verified")
+
+
+def _told(tell: Callable[[], None], done: str) -> int:
+    """Print what came of a command, and return its exit status. What is `done` does not depend on who reads it: where
+    `head` has gone, nothing is missing; on a full disk the report is.
+    """
+    try:
+        tell()
+        print(end="", flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0
+        print(f"error: {done}, but the report cannot be printed: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

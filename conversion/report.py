@@ -97,9 +97,15 @@ def _tables(converted: Converted) -> list[tuple[str, Sequence[str], Rows]]:
     return tables
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller, where rich would end the program as one that failed."""
+        raise BrokenPipeError
+
+
 def print_report(converted: Converted) -> None:
-    """Print the report as tables."""
-    console = Console(highlight=False, soft_wrap=False)
+    """Print the report as tables. Raises OSError where standard output cannot be written."""
+    console = _Console(highlight=False, soft_wrap=False)
     for line in headline(converted):
         console.print(line, soft_wrap=True)
     for title, header, rows in _tables(converted):
