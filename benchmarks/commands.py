@@ -47,6 +47,7 @@ from benchmarks.options import (
     print_grid,
     require_folder,
     show,
+    writing,
 )
 from benchmarks.profile import profile as measure_profile
 from benchmarks.report import write_report, write_results
@@ -109,8 +110,10 @@ def short(
     for part in parts:
         if isinstance(part, Grid):
             print_grid(part)
-    write_results(out, {"machine": machine, "settings": settings, **suite.to_json()})
-    console.print(f"written: {write_report(out, machine, settings, parts)}")
+    with writing(out):
+        write_results(out, {"machine": machine, "settings": settings, **suite.to_json()})
+        report = write_report(out, machine, settings, parts)
+    console.print(f"written: {report}")
 
 
 @app.command()
@@ -256,10 +259,12 @@ def sweep(
             raise RuntimeError(f"no request was answered: {', '.join(codes)}")
         rates = [share * saturation for share in SHARES]
         found = Sweep(size, saturation, closed, list(sweep_rates(target, workload, rates, seconds)))
-    path = OUT / f"sweep-{size}.svg"
-    path.write_text(plot_sweep(found))
-    path.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    # First: a disk that is full does not cost the figures.
     show(as_json, {"sweep": found}, sweep_grid(found))
+    path = OUT / f"sweep-{size}.svg"
+    with writing(OUT):
+        path.write_text(plot_sweep(found))
+        path.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     if not as_json:
         console.print(f"written: {path}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,8 +94,15 @@ def parse_numbers(text: str, option: str) -> list[int]:
 
 def require_folder(folder: Path) -> None:
     """Make the folder where results go. Raises typer.Exit, after one line on standard error, where that fails."""
-    try:
+    with writing(folder):
         make_folder(folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Write results into a folder within. Raises typer.Exit, after one line on standard error, where that fails."""
+    try:
+        yield
     except OSError as exc:
         print(f"benchmarks: cannot write results into {folder}: {exc.strerror}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None

@@ -23,6 +23,7 @@ from websockets.sync.server import ServerConnection, serve
 from benchmarks.commands import app
 from service.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
+from tests.benchmarks.test_figures import LOAD
 
 ROOT = Path(__file__).parents[2]
 
@@ -331,6 +332,18 @@ def test_a_folder_that_cannot_be_written_is_told_before_measuring(
     ended = CliRunner().invoke(app, [*command] if command else ["--out", str(out)])
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == f"benchmarks: cannot write results into {out}: Not a directory\n"
+
+
+def test_a_sweep_that_finds_no_room_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures first: what was measured for minutes is not lost with the disk; then one line and exit code 2."""
+    monkeypatch.setattr("benchmarks.commands.OUT", tmp_path)
+    monkeypatch.setattr("benchmarks.commands.sweep_clients", lambda *_: [LOAD])
+    monkeypatch.setattr("benchmarks.commands.sweep_rates", lambda *_: [LOAD])
+    (tmp_path / "sweep-64x64.svg").symlink_to("/dev/full")
+    ended = CliRunner().invoke(app, ["sweep", "--json", "--url", "ws://127.0.0.1:1"])
+    assert ended.exit_code == 2
+    assert json.loads(ended.stdout)["sweep"]["saturation"] == LOAD.throughput
+    assert ended.stderr == f"benchmarks: cannot write results into {tmp_path}: No space left on device\n"
 
 
 def test_a_sweep_goes_over_clients_and_rates() -> None:
