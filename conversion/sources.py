@@ -201,6 +201,11 @@ def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int
     if len(shape) != 2 or shape[0] != 1:
         found = _shown(shape) if shape else type(output).__name__
         raise SourceError(f"{path}: the output is {found}; expected one row of class scores per image")
+    if output.dtype != tf.float32:
+        raise SourceError(
+            f'{path}: answers in {output.dtype.name}; give its last layer dtype="float32", or convert the .keras'
+            " file, which computes in float32 here"
+        )
     try:
         batch = tuple(call(tf.zeros((2, *geometry), tf.float32)).shape)
     except Exception as error:  # As above.

@@ -215,6 +215,15 @@ def test_networks_that_take_one_image_at_a_time(
     assert "takes one image at a time, not a batch" in refused(tmp_path / "saved", *SCALED)
 
 
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_answers_that_are_not_float32(kind: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    """A SavedModel that ends in another precision, as in mixed precision without care, is told what to change."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((16, 16, 3)), layers.Flatten(), layers.Dense(7, dtype=kind)])
+    model.export(tmp_path / "saved", verbose=False)
+    assert f'answers in {kind}; give its last layer dtype="float32"' in refused(tmp_path / "saved", *SCALED)
+
+
 def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
     """On the command line and in a sidecar, an unknown option is named; a near miss is suggested."""
     assert "--scael" in refused(rgb_model, "--scael", "1")
