@@ -106,7 +106,7 @@ async def _predict(
     concurrency: int,
 ) -> int:
     """Predict and write all images; how many failed."""
-    failed = 0
+    answered = failed = 0
     started = time.perf_counter()
     async with client:
         labels = [emotion.name for emotion in await client.emotions()] if chosen is Format.CSV else []
@@ -118,23 +118,30 @@ async def _predict(
             detect=None if detect == "auto" else detect,
             max_faces=max_faces,
         )
-        with _progress(chosen, len(images)) as progress:
-            task = progress.add_task("predicting", total=len(images))
-            async with aclosing(outcomes):
-                async for outcome in outcomes:
-                    image = images[outcome.index]
-                    writer.write(image.name, outcome)
-                    if outcome.prediction is None:
-                        failed += 1
-                    elif annotator is not None:
-                        try:
-                            await asyncio.to_thread(annotator.draw, image, outcome.prediction)
-                        except OSError as error:
+        try:
+            with _progress(chosen, len(images)) as progress:
+                task = progress.add_task("predicting", total=len(images))
+                async with aclosing(outcomes):
+                    async for outcome in outcomes:
+                        image = images[outcome.index]
+                        writer.write(image.name, outcome)
+                        answered += 1
+                        if outcome.prediction is None:
                             failed += 1
-                            reason = error.strerror or error
-                            print(f"visionai: no annotated copy of {image.name}: {reason}", file=sys.stderr)
-                    progress.advance(task)
-        writer.close()
+                        elif annotator is not None:
+                            try:
+                                await asyncio.to_thread(annotator.draw, image, outcome.prediction)
+                            except OSError as error:
+                                failed += 1
+                                reason = error.strerror or error
+                                print(
+                                    f"visionai: no annotated copy of {image.name}: {reason}", file=sys.stderr
+                                )
+                        progress.advance(task)
+        finally:
+            # Also where something ended it: what was answered until then is not lost.
+            if answered:
+                writer.close()
     if len(images) > 1:
         seconds = time.perf_counter() - started
         print(
