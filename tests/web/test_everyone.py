@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, expect
+from playwright.async_api import FilePayload, Page, expect
 
 from tests.web.browser import ASTRONAUT, ROOT
 from tests.web.conftest import TIMEOUT_MS, OpenPage, until
@@ -141,6 +141,11 @@ async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
     """At 320 pixels of width every view fits, in both languages, and what is touched is large enough."""
     page = (await open_page(viewport={"width": 320, "height": 740}, has_touch=True)).page
     await show_everything(page)
+    # A notice with a word that is wider than the page: more photos than are shown, from one of this name on.
+    portrait = ASTRONAUT.with_name("astronaut_face.jpg").read_bytes()
+    named: FilePayload = {"name": f"{'long' * 30}.jpg", "mimeType": "image/jpeg", "buffer": portrait}
+    await page.set_input_files("#files", [named] * 61)
+    await expect(page.locator("#notice-text")).to_contain_text("longlong")
     for language in ("es", "en"):
         await page.select_option("#language", language)
         for view in ("history", "photos", "live"):
