@@ -140,6 +140,13 @@ async def test_colours_follow_the_system_until_somebody_chooses(open_page: OpenP
 async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
     """At 320 pixels of width every view fits, in both languages, and what is touched is large enough."""
     page = (await open_page(viewport={"width": 320, "height": 740}, has_touch=True)).page
+    for language in ("es", "en"):
+        await page.select_option("#language", language)
+        stage, start = [await page.locator(part).bounding_box() for part in ("#stage", "#start")]
+        assert stage is not None
+        assert start is not None
+        assert start["y"] + start["height"] <= stage["y"] + stage["height"], language
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 320, language
     await show_everything(page)
     # A notice with a word that is wider than the page: more photos than are shown, from one of this name on.
     portrait = ASTRONAUT.with_name("astronaut_face.jpg").read_bytes()
