@@ -309,7 +309,10 @@ async function bytesOf(image) {
   if (typeof Blob !== "undefined" && image instanceof Blob) return new Uint8Array(await image.arrayBuffer());
   if (image instanceof ArrayBuffer) return new Uint8Array(image);
   if (ArrayBuffer.isView(image)) return new Uint8Array(image.buffer, image.byteOffset, image.byteLength);
-  throw new TypeError("an image is a Blob, an ArrayBuffer or a typed array");
+  throw new TypeError(
+    `an image is a Blob, an ArrayBuffer or a typed array, not ${image?.constructor?.name ?? image}: canvas.toBlob() makes ` +
+      "one of what is drawn, fetch() of an address, and readFile() of a path; await what is a Promise",
+  );
 }
 
 const sleep = (ms, signal) =>

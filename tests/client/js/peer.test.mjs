@@ -244,6 +244,13 @@ test("many images come out in order with their errors", async () => {
   assert.deepEqual(found, [[0, "angry"], [1, "no_face"], [2, "TypeError"], [3, "happy"]]);
 });
 
+test("what is no image is told what to do with it", async () => {
+  const client = connect(PEER);
+  for (const [thing, kind] of [["face.jpg", "String"], [Promise.resolve(image("sad")), "Promise"], [{}, "Object"], [null, "null"]]) {
+    await assert.rejects(client.predict(thing), { name: "TypeError", message: new RegExp(`not ${kind}: canvas.toBlob`) });
+  }
+});
+
 test("a file that cannot be read any more fails alone", async (context) => {
   const folder = await mkdtemp(join(tmpdir(), "visionai-"));
   context.after(() => rm(folder, { recursive: true }));
