@@ -33,7 +33,15 @@ async def test_configure_replies_with_all_options(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("colour", '"red"'), ("ordered", '"no"'), ("stream", "1"), ("deadline_ms", "-5"), ("smoothing_ms", "0")],
+    [
+        ("colour", '"red"'),
+        ("ordered", '"no"'),
+        ("stream", "1"),
+        ("deadline_ms", "-5"),
+        ("smoothing_ms", "0"),
+        ("detect", '"maybe"'),
+        ("max_faces", "0"),
+    ],
 )
 async def test_a_wrong_option_is_named_and_changes_nothing(running: Running, field: str, value: str) -> None:
     """An unknown field, or a value of the wrong type, leaves the configuration as it was."""

@@ -17,6 +17,7 @@ from service import replies
 from service.errors import InvalidRequest, Overloaded
 from service.protocol import MAX_HEADER_BYTES, FrameError, Options, Predict, Query, parse_frame
 from service.replies import PredictionReplies, ScoredFace, Timing
+from service.scheduler import LOW
 from service.security.credentials import MAX_LENGTH
 
 JSON_VALUES = st.recursive(
@@ -58,6 +59,33 @@ def test_an_id_is_read_from_any_request() -> None:
     """The id comes back with every kind of request."""
     assert parse_frame('{"id": "a-1", "image": "aGk="}') == Predict("a-1", "aGk=")
     assert parse_frame('{"id": 7, "command": "health"}') == Query(7, "health")
+    for identifier in ("x" * 128, 2**53 - 1, 1 - 2**53):
+        assert parse_frame(orjson.dumps({"id": identifier, "image": ""}).decode()) == Predict(identifier, "")
+
+
+def test_each_field_of_a_prediction_is_read() -> None:
+    """All at once, beside an image in base64 and behind a binary frame's header."""
+    fields = {
+        "command": "predict",
+        "id": 1,
+        "deadline_ms": 20,
+        "priority": "low",
+        "detect": "never",
+        "max_faces": 64,
+        "token": "t",
+    }
+    text = Predict(1, "aGk=", 20.0, LOW, "never", 64, "t")
+    assert parse_frame(orjson.dumps(fields | {"image": "aGk="}).decode()) == text
+    assert parse_frame(orjson.dumps(fields) + b"\nhi") == replace(text, image=b"hi")
+
+
+@pytest.mark.parametrize("command", ["predict", "health", "configure", "history"])
+def test_a_request_does_not_show_its_token(command: str) -> None:
+    """However it comes into a log."""
+    image = {"image": ""} if command == "predict" else {}
+    request = parse_frame(orjson.dumps({"command": command, "token": "s3cret"} | image).decode())
+    assert request.token == "s3cret"
+    assert "s3cret" not in repr(request)
 
 
 @pytest.mark.parametrize("command", ["emotions", "model_info", "health"])
@@ -111,6 +139,7 @@ def test_unknown_fields_are_passed_over() -> None:
         ('{"id": [1], "image": ""}', "invalid_request", "'id'"),
         (f'{{"id": "{"x" * 129}", "image": ""}}', "invalid_request", "'id'"),
         (f'{{"id": {2**53}, "image": ""}}', "invalid_request", "'id'"),
+        (f'{{"id": {-(2**53)}, "image": ""}}', "invalid_request", "'id'"),
         (b'{"id": 1}', "invalid_request", "newline"),
         (b'{"id": 1' + b" " * 20_000 + b"}\n", "invalid_request", "newline"),
         (b"{nothing}\n\xff\xd8\xff", "invalid_json", "not JSON"),
