@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,15 +54,19 @@ def test_every_bit_of_the_last_frame_flipped() -> None:
             assert damages == [Damage(LAST, len(SEGMENT), tail=True)]
 
 
-def test_every_byte_of_a_frame_in_the_middle_changed() -> None:
-    """Damage costs the frame that it is in; those after it are found again."""
-    begin = len(FRAMES[0]) + len(FRAMES[1])
-    for position in range(begin, begin + len(FRAMES[2])):
+@pytest.mark.parametrize("number", [0, 2])
+def test_every_byte_of_a_frame_before_others_changed(number: int) -> None:
+    """Damage costs the frame that it is in; those after it are found again, and a byte too many costs none."""
+    begin = sum(len(data) for data in FRAMES[:number])
+    for position in range(begin, begin + len(FRAMES[number])):
         damaged = bytearray(SEGMENT)
         damaged[position] ^= 0xFF
         frames, damages = parse(bytes(damaged))
-        assert [found.payload for found in frames] == PAYLOADS[:2] + PAYLOADS[3:]
-        assert damages == [Damage(begin, begin + len(FRAMES[2]), tail=False)]
+        assert [found.payload for found in frames] == PAYLOADS[:number] + PAYLOADS[number + 1 :]
+        assert damages == [Damage(begin, begin + len(FRAMES[number]), tail=False)]
+    frames, damages = parse(SEGMENT[:begin] + b"x" + SEGMENT[begin:])
+    assert [found.payload for found in frames] == PAYLOADS
+    assert damages == [Damage(begin, begin + 1, tail=False)]
 
 
 def test_zeros_are_not_frames() -> None:
