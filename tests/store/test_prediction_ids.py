@@ -14,9 +14,10 @@ def test_ids_count_up_within_the_range_of_their_connection() -> None:
     made = [UUID(ids.next()) for _ in range(1000)]
     assert len(set(made)) == 1000
     assert made == sorted(made)
+    made += [UUID(PredictionIds().next()) for _ in range(100)]
     assert {(identifier.version, identifier.variant) for identifier in made} == {(8, RFC_4122)}
     assert ids.first == made[0]
-    assert made[-1] < ids.last
+    assert str(ids.last) == ids.next()[:-10] + 10 * "f"
 
 
 def test_the_ranges_of_connections_lie_apart() -> None:
