@@ -23,7 +23,7 @@ SHORTEST: Final = timedelta(hours=1)
 def apply(window: timedelta, buckets: int) -> bool:
     """Whether a window, and each of its buckets, is made of whole minutes and long enough."""
     parts = window / (buckets * MINUTE) if buckets else window / MINUTE
-    return window >= SHORTEST and parts >= 1 and parts.is_integer()
+    return window >= SHORTEST and parts.is_integer()
 
 
 def end_of(moment: datetime) -> datetime:

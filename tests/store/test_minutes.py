@@ -72,7 +72,9 @@ def test_counts_are_what_the_rows_say(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine
 ) -> None:
     """Emotions, confidences, buckets and latencies, of a user and of everybody without one."""
-    fill(open_store(), make_record)
+    store = fill(open_store(), make_record)
+    store.record([make_record(timestamp=SINCE + WINDOW)])  # the window ends before it
+    written(store, 501)
     assert sum(tally.count for tally in assert_counted(engine).emotions.values()) > 100
 
 
@@ -190,6 +192,7 @@ def test_writers_at_once_count_everything(
         (3600, 48, False),
         (3599, 0, False),
         (3630, 0, False),
+        (1800, 30, False),
         (86400, 48, True),
         (86400, 500, False),
         (604800, 56, True),
