@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.capacity import Costs, Needs, Sizes, needs
 
 COSTS = Costs(
@@ -32,6 +34,23 @@ def test_what_is_stored_grows_with_the_retention() -> None:
     """A row of 200 bytes, once a second for a day."""
     assert plan(1, retention_days=1).stored_bytes == 200 * 86_400
     assert plan(1, retention_days=30).stored_bytes == 30 * 200 * 86_400
+
+
+def test_loads_are_shares_of_what_one_machine_may_do() -> None:
+    """Half of it: 20 000 requests a second take 0.4 cores of the database, 0.2 of the load balancer, 640 Mbit/s."""
+    found = plan(
+        10_000,
+        rate=2.0,
+        busy_share=0.5,
+        database_cores=8,
+        balancer_cores=2,
+        balancer_bits=1.6e9,
+        retention_days=1,
+        database_bytes=200 * 86_400 * 20_000 / 0.3,
+    )
+    assert (found.requests_per_s, found.network_bits) == (20_000, 640e6)
+    assert [found.database_cores, found.balancer_cores] == pytest.approx([0.8, 0.4])
+    assert list(found.loads.values()) == pytest.approx([0.1, 0.3, 0.2, 0.8])
 
 
 def test_what_is_most_used_of_what_there_is_one_of_gives_way_first() -> None:
