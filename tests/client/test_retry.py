@@ -27,6 +27,11 @@ def test_a_very_late_retry_still_has_a_delay() -> None:
     assert Retry().delay(10**6) <= Retry().max_delay
 
 
+def test_once_and_without_a_pause_is_a_policy() -> None:
+    """The least that may be asked for."""
+    assert Retry(attempts=1, first_delay=0, max_delay=0).delay(0) == 0
+
+
 @pytest.mark.parametrize(
     "arguments", [{"attempts": 0}, {"first_delay": -1}, {"first_delay": 2, "max_delay": 1}]
 )
