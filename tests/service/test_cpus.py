@@ -67,6 +67,10 @@ def test_a_units_quota_of_the_first_version_counts(groups: Path) -> None:
     (groups / "v1/visionai/cpu.cfs_quota_us").write_text("200000\n")
     (groups / "v1/visionai/cpu.cfs_period_us").write_text("100000\n")
     assert cpus.available_cpus() == 2
+    (groups / "v1/elsewhere").mkdir()
+    (groups / "v1/elsewhere/cpu.cfs_quota_us").write_text("100000\n")
+    (groups / "v1/elsewhere/cpu.cfs_period_us").write_text("100000\n")
+    assert cpus.available_cpus() == 2
 
 
 def test_a_group_that_is_not_seen_is_passed_over(groups: Path) -> None:
