@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -112,12 +113,68 @@ def test_all_wrong_values_are_told_with_what_was_expected(
     )
 
 
+# Values other than the default, where not any text is one.
+OTHERS = {
+    "journal_fsync": "always",
+    "detect": "never",
+    "small_faces": "never",
+    "provider": "auto",
+    "emotions_language": "en",
+    "auth": "optional",
+    "origins": "https://shop.example",
+    "trusted_proxies": "10.0.0.0/8",
+    "log_level": "DEBUG",
+    "log_format": "json",
+}
+
+
+@pytest.mark.parametrize("name", Settings.__dataclass_fields__)
+def test_each_setting_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In capitals; it is the only one that changes, but for the two files of TLS, which are set together."""
+    before = load_settings()
+    names = {"tls_certificate", "tls_key"} if name.startswith("tls_") else {name}
+    for each in names:
+        match getattr(before, each):
+            case bool(value):
+                other = str(not value)
+            case int(number) | float(number):
+                other = str(number + 1)
+            case _:
+                other = OTHERS.get(each, "other")
+        monkeypatch.setenv(each.upper(), other)
+    after = load_settings()
+    assert {
+        each for each in Settings.__dataclass_fields__ if getattr(before, each) != getattr(after, each)
+    } == names
+
+
 def test_the_layout_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set is not second-guessed."""
     monkeypatch.setenv("WORKERS", "3")
     monkeypatch.setenv("EXECUTORS", "2")
     settings = load_settings()
     assert (settings.workers, settings.executors) == (3, 2)
+
+
+def test_lists_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With spaces, capitals and a slash at the end, none of which a browser's Origin has; or set to nothing."""
+    monkeypatch.setenv("ORIGINS", " https://Shop.Example/ , same-origin")
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32")
+    settings = load_settings()
+    assert settings.origins == ("https://shop.example", "same-origin")
+    assert settings.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+    for name in ("ORIGINS", "TRUSTED_PROXIES"):
+        monkeypatch.setenv(name, "")
+    assert (load_settings().origins, load_settings().trusted_proxies) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["JWT_SECRET", "JWT_AUDIENCE", "JWT_ISSUER"])
+def test_what_a_token_must_say_is_left_open_where_it_is_set_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An empty text is no secret, and no audience that a token could name."""
+    monkeypatch.setenv(name, "")
+    assert getattr(load_settings(), name.lower()) is None
 
 
 @pytest.mark.parametrize(
