@@ -134,6 +134,7 @@ class Guard:
 
     def _verify(self, checks: Credentials, token: str, now: float) -> Identity:
         if self._last is not None and self._last[0] == token and self._last[1].expires > now:
+            self._wrong = 0
             return self._last[1]
         try:
             identity = checks.verify(token)

@@ -1,0 +1,137 @@
+"""What one connection may ask for, with credentials that are known and a clock that is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from service.errors import InvalidJSON, RateLimited, Unauthorized
+from service.protocol import Configure, Predict, Query
+from service.security.credentials import Credentials
+from service.security.guard import MAX_WRONG, Guard, Rules
+from service.security.identity import Identity
+
+ANNA, BRUNO = Identity("anna", expires=100.0), Identity("bruno", expires=50.0)
+
+
+class Known(Credentials):
+    """Credentials of some users, by their names, until they are forgotten."""
+
+    def __init__(self, *identities: Identity, required: bool = True) -> None:
+        self.required = required
+        self.known = {identity.user: identity for identity in identities}
+        self.now = 0.0
+
+    def verify(self, credential: str) -> Identity:
+        """Who has this name."""
+        identity = self.known.get(credential)
+        if identity is None or identity.expires <= self.now:
+            raise Unauthorized("nobody")
+        return identity
+
+    def holds(self, identity: Identity) -> bool:
+        """Whether the name is known."""
+        return identity in self.known.values()
+
+
+def predict(token: str | None = None) -> Predict:
+    """A request, which may bring a token."""
+    return Predict(None, b"", token=token)
+
+
+def test_a_token_that_a_request_brings_again_is_checked_again() -> None:
+    """Once it has expired, or the keys have changed, it is not accepted for having been."""
+    credentials = Known(ANNA, BRUNO)
+    guard = Guard(Rules(credentials=credentials), None, 0.0)
+    assert guard.user_of(predict("bruno"), 49.0) == "bruno"
+    credentials.now = 50.0
+    with pytest.raises(Unauthorized):
+        guard.user_of(predict("bruno"), 50.0)
+    assert guard.user_of(predict("anna"), 50.0) == "anna"
+    del credentials.known["anna"]
+    guard.recheck()
+    with pytest.raises(Unauthorized):
+        guard.user_of(predict("anna"), 50.0)
+    assert guard.holds_until == -math.inf
+
+
+def test_a_token_is_its_requests_and_that_of_configure_the_connections() -> None:
+    """Until that expires, or is no longer known; what brings one of its own goes on."""
+    credentials = Known(ANNA, BRUNO, required=False)
+    guard = Guard(Rules(credentials=credentials), None, 0.0)
+    assert guard.user_of(predict("anna"), 0.0) == "anna"
+    assert guard.user_of(predict(), 0.0) is None
+    assert guard.user_of(Configure(None, {}, "bruno"), 0.0) == "bruno"
+    assert [guard.user_of(predict(token), 49.0) for token in (None, "anna", None)] == [
+        "bruno",
+        "anna",
+        "bruno",
+    ]
+    with pytest.raises(Unauthorized, match="expired"):
+        guard.user_of(predict(), 50.0)
+    guard.user_of(Configure(None, {}, "anna"), 50.0)
+    guard.recheck()
+    assert guard.user_of(predict(), 50.0) == "anna"
+    del credentials.known["anna"]
+    guard.recheck()
+    with pytest.raises(Unauthorized):
+        guard.user_of(predict(), 50.0)
+    assert guard.user_of(predict("bruno"), 49.0) == "bruno"
+
+
+def test_a_credential_that_ends_earlier_does_not_end_one_that_was_shown_before() -> None:
+    """A connection is open for as long as the longest of them holds."""
+    guard = Guard(Rules(credentials=Known(ANNA, BRUNO)), None, 0.0)
+    assert guard.holds_until == -math.inf
+    for token in ("anna", "bruno"):
+        guard.user_of(predict(token), 0.0)
+        assert guard.holds_until == 100.0
+
+
+def test_without_a_credential_there_is_only_health_where_one_is_required() -> None:
+    """Where one is optional everything is anybody's, and where nobody asks tokens are not looked at."""
+    required, optional = (Rules(credentials=Known(required=each)) for each in (True, False))
+    assert [rules.required for rules in (required, optional, Rules())] == [True, False, False]
+    messages = (predict(), Query(None, "emotions"), Configure(None, {}))
+    for message in messages:
+        with pytest.raises(Unauthorized):
+            Guard(required, None, 0.0).user_of(message, 0.0)
+        assert Guard(optional, None, 0.0).user_of(message, 0.0) is None
+    assert Guard(required, None, 0.0).user_of(Query(None, "health"), 0.0) is None
+    assert Guard(Rules(), None, 0.0).user_of(predict("nonsense"), 0.0) is None
+
+
+def test_wrong_credentials_in_a_row_are_guesses() -> None:
+    """One that is right in between begins the row anew, and the last that is allowed is not one too many."""
+    guard = Guard(Rules(credentials=Known(ANNA)), None, 0.0)
+    for wrong in (MAX_WRONG - 1, MAX_WRONG):
+        assert guard.user_of(predict("anna"), 0.0) == "anna"
+        for _ in range(wrong):
+            assert not guard.is_guessing
+            with pytest.raises(Unauthorized):
+                guard.user_of(predict("guess"), 0.0)
+    assert guard.is_guessing
+
+
+def test_what_cannot_be_read_is_charged_as_well() -> None:
+    """Its own error is told as long as it is not one too many."""
+    guard = Guard(Rules(requests_per_second=2.0), None, 0.0)
+    error = InvalidJSON("no")
+    assert [guard.charged(error, 1, 0.0) for _ in range(2)] == [error, error]
+    assert isinstance(guard.charged(error, 1, 0.0), RateLimited)
+    assert guard.charged(error, 1, 0.5) is error
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (Rules(), False),
+        (Rules(credentials=Known(required=False)), True),
+        (Rules(requests_per_second=0.1), True),
+        (Rules(bytes_per_second=0.1), True),
+    ],
+)
+def test_a_connection_is_guarded_where_anything_is_asked_of_it(rules: Rules, expected: bool) -> None:
+    """A credential, or either of the rates."""
+    assert rules.ask_anything is expected
