@@ -124,9 +124,14 @@ def test_a_journal_that_can_be_written_later(
     assert store.status().written == 1
 
 
-def test_lone_surrogates(open_store: OpenStore, make_record: MakeRecord, tmp_path: Path) -> None:
+def test_lone_surrogates(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, tmp_path: Path
+) -> None:
     """A text that no encoding can hold is stored with a question mark, and stops nothing."""
     store = open_store(journal_dir=tmp_path / "journal")
-    assert store.record([make_record(user="a\ud800b")])
+    assert store.record([make_record(user="a\ud800b", request_id="half \udc00")])
     assert store.close(timeout=10) == 0
     assert store.status().written == 1
+    with engine.connect() as connection:
+        stored = connection.execute(sa.select(predictions_log.c.user_id, predictions_log.c.request_id)).one()
+    assert tuple(stored) == ("a?b", "half ?")
