@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import Overloaded
 from service.scheduler import HIGH, LOW, NORMAL, CostModel, MicroBatchQueue, share
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A request, as far as the queue is concerned."""
-
-    client: str
-    number: int = 0
-    deadline: float | None = None
-    priority: int = NORMAL
-    cost: float = 0.0005
-
-
-def filled(*requests: Waiting, capacity: int = 100) -> MicroBatchQueue[Waiting]:
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(capacity, max_wait=100.0)
-    for request in requests:
-        queue.admit(request, now=0.0)
-    return queue
+from tests.service.waiting import Waiting, filled
 
 
 def test_an_empty_queue_gives_an_empty_batch() -> None:
@@ -102,126 +84,6 @@ def test_a_priority_between_two_others_is_not_starved() -> None:
     assert (taken[HIGH], taken[NORMAL], taken[LOW]) == (224, 28, 4)
 
 
-def test_a_backlog_of_low_priority_turns_away_no_others() -> None:
-    """They go before it: neither the bound of the wait nor deadlines count it, but for its share of the places."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(100, max_wait=1.0)
-    for number in range(11):
-        queue.admit(Waiting("backlog", number, priority=LOW, cost=0.1), now=0)
-    with pytest.raises(Overloaded):
-        queue.admit(Waiting("backlog", priority=LOW), now=0)
-    queue.admit(Waiting("live", deadline=0.25, cost=0.2), now=0)
-    assert queue.predicted_wait(Waiting("live", priority=HIGH)) == 0
-    assert queue.predicted_wait(Waiting("live")) == pytest.approx(0.2 * 8 / 7)
-    assert queue.predicted_wait() == pytest.approx(1.3)
-    assert queue.take(1, now=0).requests[0].client == "live"
-
-
-def test_what_one_client_has_waiting_turns_away_no_others() -> None:
-    """They have their turn before most of it: neither the bound of the wait nor deadlines count all of it."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=1.0)
-    with pytest.raises(Overloaded):
-        for number in range(1000):
-            queue.admit(Waiting("flood", number, cost=0.01), now=0)
-    assert queue.predicted_wait() > 1.0
-    for number in range(5):
-        queue.admit(Waiting(f"quiet {number}", deadline=0.1, cost=0.01), now=0)
-    with pytest.raises(DeadlineExceeded):
-        queue.admit(
-            Waiting("quiet 0", deadline=0.1, cost=0.01), now=0
-        )  # a second one of a client waits two rounds
-    with pytest.raises(Overloaded):
-        queue.admit(Waiting("flood", cost=0.01), now=0)
-    batch = queue.take(10, now=0)
-    assert not batch.expired
-    assert {request.client for request in batch.requests} > {f"quiet {number}" for number in range(5)}
-
-
-def test_a_deadline_counts_only_what_is_before_the_request() -> None:
-    """Also where all that waits is within the bound of the wait."""
-    queue = filled(*(Waiting("flood", number, cost=0.01) for number in range(20)))
-    queue.admit(Waiting("quiet", deadline=0.1, cost=0.01), now=0)
-    with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("flood", deadline=0.1, cost=0.01), now=0)
-    assert queue.take(3, now=0).requests[1].client == "quiet"
-
-
-def test_no_more_is_before_a_request_than_waits() -> None:
-    """However many rounds it takes, and whatever has been taken: a wait ends with what there is to wait for."""
-    queue = filled(
-        *(Waiting("a", number, cost=0.1) for number in range(2)),
-        Waiting("small", cost=0.01),
-        Waiting("low", priority=LOW, cost=0.01),
-    )
-    for client in ("a", "b"):
-        assert queue.predicted_wait(Waiting(client, cost=0.5)) == pytest.approx(0.22)
-    queue.worked(queue.take(2, now=0), 0.11, 0.11)
-    for client, priority in (("a", NORMAL), ("b", NORMAL), ("b", LOW)):
-        assert queue.predicted_wait(Waiting(client, priority=priority, cost=0.5)) == pytest.approx(0.11)
-
-
-def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
-    """Admission is bounded, and the refused request is not kept; however soon it would have its turn, all must wait."""
-    queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
-    for refused in (Waiting("c", priority=HIGH), Waiting("c", deadline=0.001)):
-        with pytest.raises(Overloaded) as caught:
-            queue.admit(refused, now=0)
-        assert caught.value.retry_after_ms == 10
-    assert len(queue) == 2
-    with pytest.raises(Overloaded) as caught:
-        filled(Waiting("a", cost=0.0001), capacity=1).admit(Waiting("b"), now=0)
-    assert caught.value.retry_after_ms == 1  # at once, it would be refused again
-
-
-def test_a_wait_that_would_be_too_long_is_refused() -> None:
-    """What waits is counted in predicted work, shared by the executors that work it off."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(100, max_wait=1.0, executors=2)
-    for _ in range(3):
-        queue.admit(Waiting("a", cost=0.9), now=0)
-    assert queue.predicted_wait() == pytest.approx(1.35)
-    with pytest.raises(Overloaded):
-        queue.admit(Waiting("a"), now=0)
-    batch = queue.take(1, now=0)
-    assert queue.predicted_wait() == pytest.approx(1.125)
-    queue.worked(batch, 0.9, 0.9)
-    assert queue.predicted_wait() == pytest.approx(0.9)
-    queue.admit(Waiting("a"), now=0)
-
-
-def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
-    """An executor that takes twice the predicted time, with all that is round its work, makes waits twice as long."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=100.0)
-    for _ in range(20):
-        for number in range(10):
-            queue.admit(Waiting("a", number, cost=0.001), now=0)
-        queue.worked(queue.take(10, now=0), 0.01, 0.02)
-    assert queue.predicted_wait() == 0.0
-    queue.admit(Waiting("a", cost=1.0), now=0)
-    assert queue.predicted_wait() == pytest.approx(2.0, rel=0.01)
-    with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("a", deadline=1.5), now=0.0)
-
-
-def test_a_standstill_does_not_spoil_the_prediction() -> None:
-    """One batch that took a second, on a machine that stood still, moves the wait by little, and not for long."""
-    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=100.0)
-    for seconds in (0.001, 1.0, *[0.001] * 200):
-        queue.admit(Waiting("a", cost=0.001), now=0)
-        queue.worked(queue.take(1, now=0), 0.001, seconds)
-        queue.admit(Waiting("a", cost=0.1), now=0)
-        assert queue.predicted_wait() < 0.11
-        queue.drain()
-    queue.admit(Waiting("a", cost=0.1), now=0)
-    assert queue.predicted_wait() == pytest.approx(0.1, rel=0.01)
-
-
-def test_one_long_batch_does_not_tell_the_pace_alone() -> None:
-    """It counts for half, however long it was: the wait is never taken for longer than it, nor for less than before."""
-    queue = filled(Waiting("a", cost=1.0))
-    queue.worked(queue.take(1, now=0), 1.0, 3.0)
-    queue.admit(Waiting("a", cost=1.0), now=0)
-    assert queue.predicted_wait() == pytest.approx(2.0)
-
-
 def test_a_batch_is_bounded_by_predicted_work() -> None:
     """As many as fit a slice of time; what is larger than a slice goes alone; expired ones take no part of it."""
     small = [Waiting("a", number, cost=0.0005) for number in range(10)]
@@ -237,25 +99,6 @@ def test_a_batch_is_bounded_by_predicted_work() -> None:
     batch = queue.take(8, now=1.0, budget=0.002)
     assert len(batch.expired) == 1
     assert batch.requests == small[:4]
-
-
-def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
-    """A request that would be done too late does not wait in vain; one of high priority may overtake, and does."""
-    queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
-    with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("a", deadline=5.5), now=5.0)
-    queue.admit(Waiting("a", deadline=6.5), now=5.0)
-    queue.admit(Waiting("a", deadline=5.5, priority=HIGH, cost=0.4), now=5.0)
-    queue.admit(Waiting("b", deadline=5.5, priority=HIGH, cost=0.3), now=5.0)  # the benefit of the doubt
-    assert len(queue) == 13
-
-
-def test_an_empty_queue_predicts_no_wait() -> None:
-    """Sums of predictions do not drift once everything has left."""
-    queue = filled(*(Waiting("a", number, cost=0.01 * number) for number in range(50)))
-    while batch := queue.take(7, now=0):
-        queue.worked(batch, 0.1, 0.1)
-    assert queue.predicted_wait() == queue.predicted_wait(Waiting("b", priority=LOW)) == 0.0
 
 
 def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
@@ -317,15 +160,6 @@ def test_a_batch_is_done_by_the_earliest_deadline_in_it() -> None:
     batch = queue.take(8, now=0.0)
     assert tight in batch.expired
     assert len(batch.requests) == 3
-
-
-def test_a_deadline_counts_to_the_end_of_the_slice() -> None:
-    """Who is admitted into a slice of work is answered at its end, but never waits for more than there is."""
-    queue = filled(*(Waiting("a", number, cost=0.1) for number in range(10)))
-    with pytest.raises(DeadlineExceeded):
-        queue.admit(Waiting("a", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
-    queue.admit(Waiting("a", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
-    filled().admit(Waiting("b", deadline=0.2, cost=0.1), now=0.0, slice_work=0.5)
 
 
 def test_a_round_is_one_request_of_each_client() -> None:

@@ -1,0 +1,117 @@
+"""A reload that the system or a worker fails leaves who serves, and is told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import resource
+from pathlib import Path
+
+import psutil
+
+from service.reload import request_reload
+from tests.service.harness import TIMEOUT, StartProcess, metric
+from tests.service.reloading import OTHER_VERSION, VERSION, change, copy_model, reload
+
+# No process can be started, as long as a file is there.
+FAILING_FORK = """
+import errno, os
+from pathlib import Path
+fork = os.fork
+def fail_while_told_so():
+    if Path("fault").exists():
+        raise OSError(errno.EAGAIN, "injected")
+    return fork()
+os.fork = fail_while_told_so
+"""
+
+
+async def test_a_worker_that_cannot_be_started_costs_no_other(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """A dead worker is replaced when the system can, and a reload that it cannot do leaves who serves."""
+    service = start_process(faults=FAILING_FORK, WORKERS="2", MAX_BATCH="8", THREADS="1")
+    dead, alive = psutil.Process(service.process.pid).children()
+    fault = tmp_path / "fault"
+    fault.touch()
+    dead.kill()
+    await asyncio.to_thread(dead.wait, TIMEOUT)
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "a worker cannot be started: injected" in said
+    assert [each for each in psutil.Process(service.process.pid).children() if each != dead] == [alive]
+    fault.unlink()
+    async with asyncio.timeout(TIMEOUT):
+        while await asyncio.to_thread(metric, service, "visionai_workers_ready") != 2:
+            await asyncio.sleep(0.05)
+    assert (await reload(tmp_path))[0] == 0
+
+
+async def test_a_worker_that_cannot_be_started_leaves_no_file_open(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """However often it is tried: the supervisor would have none left for the time when the system can again."""
+    service = start_process(faults=FAILING_FORK, WORKERS="1", MAX_BATCH="8", THREADS="1")
+    supervisor = psutil.Process(service.process.pid)
+    opened = supervisor.num_fds()
+    (tmp_path / "fault").touch()
+    supervisor.children()[0].kill()
+    assert service.process.stderr is not None
+    failed = 0
+    while failed < 3:
+        failed += "cannot be started" in await asyncio.to_thread(service.process.stderr.readline)
+    async with asyncio.timeout(TIMEOUT):
+        while supervisor.num_fds() > opened:  # more while it tries
+            await asyncio.sleep(0.01)
+
+
+def next_descriptor(pid: int) -> int:
+    """What a process' next open file will be numbered."""
+    taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in itertools.count() if number not in taken)
+
+
+async def test_a_request_to_reload_waits_while_no_file_can_be_opened(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The supervisor says so, and goes on; the request is served when it can be."""
+    service = start_process(WORKERS="1")
+    pid = service.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next_descriptor(pid), limits[1]))
+    asked = asyncio.create_task(asyncio.to_thread(request_reload, tmp_path / "visionai.sock"))
+    assert service.process.stderr is not None
+    assert "cannot be taken" in await asyncio.to_thread(service.process.stderr.readline)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert (await asyncio.wait_for(asked, TIMEOUT)).error is None
+
+
+# As long as a file is there, the first worker starts that is started, and no other.
+FAILING_LATER = """
+from pathlib import Path
+import service.worker
+from service.errors import StartupError
+load_engine = service.worker.load_engine
+def fail_later(settings):
+    if Path("fault").exists():
+        if Path("first").exists():
+            raise StartupError("injected")
+        Path("first").touch()
+    return load_engine(settings)
+service.worker.load_engine = fail_later
+"""
+
+
+async def test_a_reload_that_fails_half_way_tells_what_is_served(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """One worker serves the new model already, and the other the old one."""
+    model = copy_model(tmp_path)
+    service = start_process(faults=FAILING_LATER, MODEL_PATH=str(model), WORKERS="2")
+    (tmp_path / "fault").touch()
+    change(model, VERSION, OTHER_VERSION)
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert f"model {VERSION} is still served: injected" in said
+    assert f"1 of 2 workers had been replaced, by model {OTHER_VERSION}" in said
+    assert await asyncio.to_thread(metric, service, "visionai_workers_ready") == 2
