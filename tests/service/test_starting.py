@@ -86,8 +86,9 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
         ],
         cwd=tmp_path,
         env=os.environ
-        | {"PORT": "0", "WORKERS": "1", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL)}
-        | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path.parent / "cache")},
+        | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
+        # All of it, or calibration would have a process of its own, before there is a worker.
+        | {"WORKERS": "1", "THREADS": "1", "MAX_BATCH": "8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
