@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from client import ConnectionLost, InvalidRequest, Overloaded, RateLimited, Retry
+from client import ConnectionLost, DeadlineExceeded, InvalidRequest, Overloaded, RateLimited, Retry
 from tests.client.harness import QUICK, connect
 from tests.client.peer import Peer, image
 
@@ -49,7 +49,7 @@ async def test_a_policy_that_closes_a_connection_is_not_taken_for_one_about_toke
 
 
 async def test_a_server_that_comes_back_is_found_again(peer: Peer) -> None:
-    """While the server is away the client keeps trying; its requests are answered by the new one."""
+    """While it is away the client keeps trying; its requests are answered by the new one, and that it was is over."""
     async with connect(peer, retry=Retry(attempts=200, first_delay=0.01, max_delay=0.05)) as client:
         await client.predict(image("happy"))
         peer.refuse = 503
@@ -58,6 +58,28 @@ async def test_a_server_that_comes_back_is_found_again(peer: Peer) -> None:
             await asyncio.sleep(0.01)
         peer.refuse = None
         assert (await waiting).emotion_name == "sad"
+        with pytest.raises(DeadlineExceeded) as late:
+            await client.predict(image("fear", first=[{"silent": True}]), timeout=0.3)
+    assert "503" not in str(late.value)
+
+
+class Patient(Retry):
+    """Tries again in an hour."""
+
+    def delay(self, retry: int, at_least: float | None = None) -> float:
+        """Longer than any test waits."""
+        return 3600.0
+
+
+async def test_a_server_that_refuses_connections_is_left_alone_for_the_pause(peer: Peer) -> None:
+    """It is not asked again at once; who waits no longer is told what it was that refused."""
+    async with connect(peer, retry=Patient(attempts=5)) as client:
+        with pytest.raises(ConnectionLost):
+            await client.predict(image("sad", first=[{"drop": True}]))
+        peer.refuse = 503
+        with pytest.raises(DeadlineExceeded, match="503"):
+            await client.predict(image("happy"), timeout=0.5)
+    assert len(peer.handshakes) == 2
 
 
 async def test_giving_up_says_what_happened(peer: Peer) -> None:
