@@ -106,6 +106,9 @@ def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
     assert queue.predicted_wait() == pytest.approx(2.0, rel=0.01)
     with pytest.raises(DeadlineExceeded):
         queue.admit(Waiting("a", deadline=1.5), now=0.0)
+    urgent = Waiting("b", deadline=0.15, priority=HIGH, cost=0.1)
+    queue.admit(urgent, now=0.0)
+    assert queue.take(1, now=0.0).expired == [urgent]
 
 
 def test_a_standstill_does_not_spoil_the_prediction() -> None:

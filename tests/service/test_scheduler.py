@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -186,6 +187,18 @@ def test_what_a_gone_client_left_is_forgotten() -> None:
     assert queue.discard("gone") == 0
     assert len(queue) == 1
     assert [request.client for request in queue.take(8, now=0).requests] == ["here"]
+
+
+def test_a_client_that_has_gone_is_kept_by_nothing() -> None:
+    """Nor one that has been served: a queue lives for months, and sees a connection a second."""
+    client: Any = type("Client", (), {})()
+    known = weakref.ref(client)
+    queue = filled(Waiting(client), Waiting("here"))
+    assert len(queue.take(2, now=0).requests) == 2
+    queue.admit(Waiting(client), now=0)
+    queue.discard(client)
+    del client
+    assert known() is None
 
 
 def test_a_request_can_be_withdrawn_while_it_waits() -> None:
