@@ -94,7 +94,8 @@ ENV PYTHONPATH=/packages \
     PORT=8000 \
     MODEL_PATH=/models/modelo_emociones.onnx \
     DATABASE_URL=sqlite:////data/visionai.db \
-    JOURNAL_DIR=/data/journal
+    JOURNAL_DIR=/data/journal \
+    XDG_CACHE_HOME=/data/cache
 WORKDIR /data
 VOLUME /data
 USER 65532:65532

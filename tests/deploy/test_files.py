@@ -137,6 +137,15 @@ def test_the_dockerfile_copies_only_what_its_context_has() -> None:
     assert {name for line in copied for name in line.split()} == set(kept)
 
 
+def test_what_the_calibration_finds_outlives_the_process() -> None:
+    """Neither user has a home to keep it in: image and unit name a folder that both may write to."""
+    assert "\nVOLUME /data\n" in (dockerfile := (ROOT / "Dockerfile").read_text())
+    assert re.search(r"^    XDG_CACHE_HOME=/data/\w+$", dockerfile, re.MULTILINE)
+    unit = (ROOT / "deploy/systemd/visionai.service").read_text()
+    (folder,) = re.findall(r"^CacheDirectory=(\w+)$", unit, re.MULTILINE)
+    assert f"\nEnvironment=XDG_CACHE_HOME=/var/cache/{folder}\n" in unit
+
+
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """With the program that it starts replaced by one that is there."""
     unit = (ROOT / "deploy/systemd/visionai.service").read_text()
