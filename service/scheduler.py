@@ -101,7 +101,9 @@ class CostModel:
         price that it had when it came is to be priced anew (`MicroBatchQueue.reprice`).
         """
         magnitude = size.bit_length()
-        told = self._told.setdefault((kind, magnitude), self.predict(kind, size))
+        told = self._told.get((kind, magnitude))
+        if told is None:
+            told = self._told[kind, magnitude] = self.predict(kind, size)
         averages = self._averages.setdefault(kind, {})
         known = averages.get(magnitude, seconds)
         average = averages[magnitude] = known + self._WEIGHT * (min(seconds, self._OUTLIER * known) - known)
