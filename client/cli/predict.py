@@ -29,6 +29,7 @@ from client.cli.annotate import Annotator
 from client.cli.exit_codes import ExitCode
 from client.cli.inputs import Image, InputError, collect
 from client.cli.output import Format, Writer, writer_for
+from client.results import Prediction
 
 
 def predict(
@@ -96,6 +97,16 @@ def _read_stdin() -> bytes:
         raise InputError(f"standard input cannot be read: {error.strerror}") from None
 
 
+async def _annotated(annotator: Annotator, image: Image, prediction: Prediction) -> bool:
+    """Write the annotated copy of an image. False, and a line on standard error, where that fails."""
+    try:
+        await asyncio.to_thread(annotator.draw, image, prediction)
+    except OSError as error:
+        print(f"visionai: no annotated copy of {image.name}: {error.strerror or error}", file=sys.stderr)
+        return False
+    return True
+
+
 async def _predict(
     client: AsyncClient,
     images: Sequence[Image],
@@ -129,14 +140,7 @@ async def _predict(
                         if outcome.prediction is None:
                             failed += 1
                         elif annotator is not None:
-                            try:
-                                await asyncio.to_thread(annotator.draw, image, outcome.prediction)
-                            except OSError as error:
-                                failed += 1
-                                reason = error.strerror or error
-                                print(
-                                    f"visionai: no annotated copy of {image.name}: {reason}", file=sys.stderr
-                                )
+                            failed += not await _annotated(annotator, image, outcome.prediction)
                         progress.advance(task)
         finally:
             # Also where something ended it: what was answered until then is not lost.
