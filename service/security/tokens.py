@@ -22,6 +22,8 @@ from service.security.identity import Identity
 # RFC 7518, sections 3.2 and 3.3: an HS256 secret is as long as the hash, an RSA modulus has 2048 bits at least.
 MIN_SECRET_BYTES: Final = 32
 MIN_RSA_BITS: Final = 2048
+# OpenID Connect Core 1.0, section 2: so long may a `sub` be. The database's column has room for as many.
+MAX_USER_CHARACTERS: Final = 255
 
 _PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
@@ -108,6 +110,11 @@ class TokenVerifier:
         if not isinstance(user, str) or not user:
             raise Unauthorized(f"the token's '{self._rules.user_claim}' does not name a user")
         user.encode()  # a lone surrogate could be neither told nor stored
+        # The store cuts a name and leaves NUL out: two users would then see each other's predictions.
+        if len(user) > MAX_USER_CHARACTERS or "\0" in user:
+            raise Unauthorized(
+                f"the token's '{self._rules.user_claim}' has more than {MAX_USER_CHARACTERS} characters, or NUL in it"
+            )
         expires = claims.get("exp")
         return Identity(user) if expires is None else Identity(user, float(expires) + self._rules.leeway)
 

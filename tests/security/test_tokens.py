@@ -134,6 +134,8 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
         ({}, {"exp": "soon"}),
         ({}, {"exp": 10**400}),
         ({}, {"sub": "\ud800"}),
+        ({}, {"sub": "a" * 256}),
+        ({}, {"sub": "an\0na"}),
         ({"audience": "visionai"}, {"aud": "other"}),
         ({"audience": "visionai"}, {}),
         ({"issuer": "https://me"}, {"iss": "https://you"}),
@@ -146,7 +148,8 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
 def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
     rules: dict[str, Any], body: dict[str, Any]
 ) -> None:
-    """Expired, without an expiry, not valid yet, without a user, for another audience, by another issuer."""
+    """Expired, without an expiry, not valid yet, without a user or with one whom the store would not tell from
+    another, for another audience, by another issuer."""
     merged = {name: value for name, value in claims(**body).items() if value is not None}
     with pytest.raises(Unauthorized):
         verifier(**rules).verify(jwt.encode(merged, SECRET, "HS256"))
@@ -159,6 +162,7 @@ def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
         ({"issuer": "https://me"}, {"iss": "https://me"}, "anna"),
         ({"user_claim": "email"}, {"email": "a@b.c"}, "a@b.c"),
         ({"user_claim": "user_id"}, {"user_id": 7}, "7"),
+        ({}, {"sub": "á" * 255}, "á" * 255),
         ({}, {"aud": "anything"}, "anna"),
         ({"leeway": 86_400.0}, {"exp": time.time() - 5}, "anna"),
         ({"require_expiry": False}, {"exp": None}, "anna"),
