@@ -136,7 +136,7 @@ def _postgresql() -> list[str]:
         "UPDATE": "OLD TABLE AS removed NEW TABLE AS added",
     }
     return [
-        f"CREATE FUNCTION {FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f"CREATE OR REPLACE FUNCTION {FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         f" IF TG_OP = 'TRUNCATE' THEN DELETE FROM {EMOTIONS}; DELETE FROM {LATENCIES}; RETURN NULL; END IF;"
         f" IF TG_OP <> 'DELETE' THEN {add}; END IF;"
         f" IF TG_OP <> 'INSERT' THEN {remove}; END IF;"
