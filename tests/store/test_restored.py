@@ -1,12 +1,14 @@
-"""Databases whose tables were dropped, or replaced."""
+"""Databases whose tables were dropped, or replaced by those of a copy from before the upgrade."""
 
 from __future__ import annotations
 
+import pytest
 import sqlalchemy as sa
 
+from service.errors import StartupError
 from service.store.migrate import migrate
 from service.store.schema import HEAD
-from tests.store.test_migrate import execute, revision
+from tests.store.test_migrate import execute, make_older_server, older_columns, revision
 
 OURS = ("alembic_version", "emotion_minutes", "latency_minutes")
 OLDER = ("predictions_log", "emotion_class", "model_version")
@@ -21,4 +23,18 @@ def test_tables_that_were_dropped_one_by_one_are_made_again(engine: sa.Engine) -
     migrate(engine)
     drop(engine, *OURS, *OLDER)
     migrate(engine)
+    assert revision(engine) == HEAD
+
+
+def test_older_tables_beside_the_newer_version_are_not_taken_for_migrated(engine: sa.Engine) -> None:
+    """The start says what to drop; after that the copy is upgraded, and no row is lost."""
+    migrate(engine)
+    drop(engine, *OLDER)
+    make_older_server(engine, ["happy"])
+    before = older_columns(engine)
+    with pytest.raises(StartupError, match=r"has no column prediction_uuid: .* drop the tables"):
+        migrate(engine)
+    drop(engine, *OURS)
+    migrate(engine)
+    assert older_columns(engine) == before
     assert revision(engine) == HEAD
