@@ -92,7 +92,6 @@ export class Live {
     const video = $("video");
     if (paused) video.pause();
     else if (this.#camera.running) video.play();
-    $("pause").setAttribute("aria-pressed", paused);
     this.#translate();
     this.#update();
   }

@@ -72,7 +72,7 @@ async def test_the_keyboard_alone_is_enough(open_page: OpenPage) -> None:
     await press("Enter")
     await expect(focused).to_have_id("pause")
     await press("Space")
-    await expect(page.locator("#pause")).to_have_attribute("aria-pressed", "true")
+    await expect(page.locator("#pause")).to_have_text("Resume")
     await press("Tab")
     await press("Enter")
     await expect(focused).to_have_id("start")
@@ -95,6 +95,16 @@ async def test_a_screen_reader_hears_what_lasts(open_page: OpenPage) -> None:
     said = await page.evaluate("window.said")
     assert len(said) == 1
     assert said[0].startswith("Happy, ")
+
+
+async def test_the_pause_is_not_a_switch_and_a_command_at_once(open_page: OpenPage) -> None:
+    """Its name says what it does next; "Resume, pressed" would say that it goes on already."""
+    page = (await open_page()).page
+    await page.click("#start")
+    for name in ("Pause", "Resume", "Pause"):
+        button = page.get_by_role("button", name=name, exact=True)
+        assert await button.get_attribute("aria-pressed") is None
+        await button.click()
 
 
 async def test_the_browser_s_language_is_spoken_and_can_be_switched(open_page: OpenPage) -> None:
