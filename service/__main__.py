@@ -92,6 +92,16 @@ def main() -> int:
     except StartupError as exc:
         print(f"VisionAI cannot start: {exc}", file=sys.stderr)
         return _EXIT_CANNOT_START
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "service").partition(".")[0]
+        if package == "service":
+            raise
+        print(
+            f"VisionAI cannot start: {package} is not installed for {sys.executable}: use the Python of .venv, which "
+            "`make run` makes (README.md)",
+            file=sys.stderr,
+        )
+        return _EXIT_CANNOT_START
     except KeyboardInterrupt:
         return 130  # Ctrl-C before the service listened for signals: 128 + SIGINT
 
