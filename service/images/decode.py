@@ -35,6 +35,13 @@ PHOTO_SIDE = 1280
 # markers, say, which some cameras write) leave a picture that is worth reading.
 _JPEG_CUT_OFF = "Premature end"
 
+# The scales that OpenCV has for JPEGs, beside the full one. Each of its flags is a bit, which goes with colour too.
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class InputShape:
@@ -147,36 +154,32 @@ class ImageDecoder:
         # Sideways pictures (orientation 5-8) are turned after decoding, so the sides swap.
         if header.orientation >= 5:
             min_height, min_width = min_width, min_height
-        if header.cmyk:
-            # libjpeg-turbo does not convert CMYK; OpenCV does.
-            return self._decode_other(data, header)
-        strict = True
-        while True:
+        if not header.cmyk:  # which libjpeg-turbo does not convert; OpenCV does
             try:
                 pixels: Pixels = simplejpeg.decode_jpeg(
-                    data,
-                    "GRAY" if gray else "RGB",
-                    min_height=min_height,
-                    min_width=min_width,
-                    strict=strict,
+                    data, "GRAY" if gray else "RGB", min_height=min_height, min_width=min_width
                 )
-                break
+                return upright(pixels, header.orientation)
             except ValueError as exc:
+                # libjpeg warns, or fails. OpenCV, with the same libjpeg behind it, goes on after a warning. simplejpeg
+                # would too, if not strict, but takes a failure behind one for another: the picture is then what its
+                # memory held before. And it forgives no stray bytes before the picture.
                 if _JPEG_CUT_OFF in str(exc):
                     raise InvalidImage("the JPEG is cut off: its end is missing") from None
-                if not strict:
-                    # It forgives no stray bytes before the picture; OpenCV, with the same libjpeg behind it, does.
-                    return self._decode_other(data, header)
-                strict = False
             except KeyError:  # a sampling that libjpeg-turbo has no name for
                 raise InvalidImage("the JPEG's header is damaged") from None
-        return upright(pixels, header.orientation)
+        reduced = 0
+        for scale, flag in _REDUCED.items():
+            if header.height >= scale * min_height and header.width >= scale * min_width:
+                reduced = flag
+        return self._decode_other(data, header, reduced)
 
-    def _decode_other(self, data: ImageFile, header: ImageHeader) -> Pixels:
-        """Decode with OpenCV, which reduces 16 bits to 8 and drops alpha, and turn upright."""
+    def _decode_other(self, data: ImageFile, header: ImageHeader, reduced: int = 0) -> Pixels:
+        """Decode with OpenCV, which reduces 16 bits to 8 and drops alpha, at a scale of `_REDUCED`; turn upright."""
         color = cv2.IMREAD_GRAYSCALE if self.shape.color == "gray" else cv2.IMREAD_COLOR_RGB
+        flags = color | reduced | cv2.IMREAD_IGNORE_ORIENTATION
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as exc:
             raise InvalidImage(f"the {header.format.value} cannot be read: {exc.err}") from None
         if pixels is None:
