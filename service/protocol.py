@@ -155,7 +155,9 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
                     "behind it; JSON alone is sent as text"
                 )
             )
-        return _parse_object(_load(frame[:end]), frame[end + 1 :])
+        return _parse_object(
+            _load(frame[:end], "a binary frame's header, up to its first newline,"), frame[end + 1 :]
+        )
     # Anything else is an image, or is found not to be one where images are read.
     return Predict(None, frame)
 
@@ -164,11 +166,11 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
 _PLAIN = frozenset(("command", "id", "image"))
 
 
-def _load(text: str | ImageFile) -> dict[str, Any]:
+def _load(text: str | ImageFile, what: str = "the message") -> dict[str, Any]:
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
-        raise FrameError(InvalidJSON(f"the message is not JSON: {exc}")) from None
+        raise FrameError(InvalidJSON(f"{what} is not JSON: {exc}")) from None
     if not isinstance(message, dict):
         raise FrameError(InvalidRequest(f"a message is a JSON object, not {_json_type(message)}"))
     return message

@@ -142,7 +142,9 @@ def test_unknown_fields_are_passed_over() -> None:
         (f'{{"id": {-(2**53)}, "image": ""}}', "invalid_request", "'id'"),
         (b'{"id": 1}', "invalid_request", "newline"),
         (b'{"id": 1' + b" " * 20_000 + b"}\n", "invalid_request", "newline"),
-        (b"{nothing}\n\xff\xd8\xff", "invalid_json", "not JSON"),
+        (b"{nothing}\n\xff\xd8\xff", "invalid_json", "header, up to its first newline, is not JSON"),
+        (b'{"id": 1}\xff\xd8\xff\n\x11', "invalid_json", "header, up to its first newline, is not JSON"),
+        (b'{\n"id": 1\n}\n\xff\xd8\xff', "invalid_json", "header, up to its first newline, is not JSON"),
     ],
 )
 def test_a_bad_frame_is_named_by_its_code(frame: str | bytes, code: str, hint: str) -> None:
