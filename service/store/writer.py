@@ -143,8 +143,7 @@ class Writer:
                 # A thread that ended here would leave predictions to pile up unseen.
                 logger.exception("the writer of predictions failed, and tries again")
                 self._failed(f"{type(error).__name__}: {error}")
-                self._closing.wait(_RETRY_AFTER_FAULT_S)
-                if self._closing.is_set() and time.monotonic() >= self._deadline:
+                if not self._pause(_RETRY_AFTER_FAULT_S):
                     return
                 self._arrived.set()
             else:
@@ -204,13 +203,19 @@ class Writer:
             # What is wrong may be this connection: a server that was demoted, or was read-only for a while, keeps its
             # sessions so.
             self._engine.dispose()
-            self._closing.wait(delay * random.uniform(0.75, 1.25))
+            if not self._pause(delay * random.uniform(0.75, 1.25)):
+                return False
             delay = min(2 * delay, _LONGEST_RETRY_S)
-            if self._closing.is_set():
-                remaining = self._deadline - time.monotonic()
-                if remaining <= 0:
-                    return False
-                time.sleep(min(_RETRY_WHILE_CLOSING_S, remaining))
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before the next attempt, less long while the store closes. False when the time to close ran out."""
+        self._closing.wait(seconds)
+        if self._closing.is_set():
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            time.sleep(min(_RETRY_WHILE_CLOSING_S, remaining))
+        return True
 
     def _failed(self, reason: str) -> None:
         self.state = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
 from service.store import PredictionRecord, Store, database
+from service.store.backlog import Batch, MemoryBacklog
 from service.store.database import parse_url
 from service.store.framing import parse
+from service.store.reference import Model
 from service.store.schema import emotion_class, metadata, predictions_log
+from service.store.writer import Writer
 from tests.store.harness import PATIENCE_S, eventually, ids
 
 if TYPE_CHECKING:
@@ -248,3 +252,23 @@ def test_a_database_that_is_not_in_utf_8(
     assert store.close(timeout=PATIENCE_S) == 0
     assert (store.status().written, store.status().rejected) == (3 - rejected, rejected)
     postgres_server.drop_database(name)
+
+
+def test_a_fault_while_closing_does_not_flood_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Closing tries again as long as it may, with a pause after each attempt that fails."""
+
+    class Unreadable(MemoryBacklog):
+        """A journal whose disk fails."""
+
+        def take(self, limit: int) -> Batch | None:
+            raise OSError(errno.EIO, "injected")
+
+    model = Model("v1", "emotion.onnx", ("happy", "sad"))
+    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    writer = Writer(engine, Unreadable(model, limit=10), {}, {}, prepare=lambda: None)
+    writer.start()
+    eventually(lambda: writer.state.failing)
+    writer.close(timeout=1.0)
+    assert 1 < len(caplog.records) < 20
