@@ -27,9 +27,11 @@ from client.errors import (
     CannotConnect,
     ConnectionFailed,
     DeadlineExceeded,
+    InternalError,
     ProtocolViolation,
     Unauthorized,
     Unavailable,
+    VisionAIError,
 )
 from client.results import Stats
 
@@ -61,7 +63,7 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
     rates: deque[float] = deque(maxlen=_HISTORY)
     console = Console()
     async with client:
-        has_stats = "stats" in (await client.connect()).commands
+        has_stats = not as_json and "stats" in (await client.connect()).commands
         before, taken = await _read(address, token)
         # The whole screen while it is watched; a single reading stays in the terminal.
         with (
@@ -73,8 +75,8 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
                 await asyncio.sleep(interval)
                 try:
                     after, now = await _read(address, token)
-                    stats = await client.stats(window_s=_STATS_WINDOW_S) if has_stats else None
-                except (ConnectionFailed, Unavailable, DeadlineExceeded) as error:
+                    stats = await _stats(client) if has_stats else None
+                except ConnectionFailed as error:
                     if live is None:
                         raise
                     # Who watches a server wants to see it come back.
@@ -91,6 +93,14 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
                     live.update(dashboard(client.url, current, rates, stats), refresh=True)
                 if once:
                     return
+
+
+async def _stats(client: AsyncClient) -> Stats | VisionAIError:
+    """The statistics, or why there are none now: the rest is told all the same, as while a database is down."""
+    try:
+        return await client.stats(window_s=_STATS_WINDOW_S)
+    except (DeadlineExceeded, InternalError, Unavailable) as error:
+        return error
 
 
 def metrics_address(url: str) -> str:
@@ -132,7 +142,7 @@ def _get(address: str, token: str | None) -> tuple[int, bytes]:
         connection.close()
 
 
-def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | None) -> Group:
+def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | VisionAIError | None) -> Group:
     """What the terminal shows."""
     head = Table.grid(padding=(0, 3))
     cells = [
@@ -167,7 +177,9 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | None)
             f"{code} {count / now.seconds:.1f}/s" for code, count in sorted(now.errors.items())
         )
         parts.append(Text(f"errors  {errors}", style="red"))
-    if stats is not None:
+    if isinstance(stats, VisionAIError):
+        parts.append(Text(f"last hour  {stats.message}", style="red"))
+    elif stats is not None:
         mean = (
             f", mean confidence {percent(stats.mean_confidence)}" if stats.mean_confidence is not None else ""
         )

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -104,6 +105,18 @@ async def test_top_on_the_real_service(service: ServiceProcess, visionai: Vision
     assert document["clients"] == 1
     assert None not in (document["queue_depth"], document["store_pending"], document["memory_bytes"])
     assert document["cpu_share"] is not None
+
+
+async def test_top_while_the_database_cannot_be_read(service: ServiceProcess, visionai: VisionAI) -> None:
+    """What the metrics tell is shown all the same, with the reason in the place of the statistics."""
+    with contextlib.closing(sqlite3.connect(service.database)) as database:
+        database.execute("DROP TABLE emotion_minutes")
+    done = await visionai("top", "--once", "--interval", "0.1", "--url", service.url)
+    assert done.code == 0, done.err
+    assert "predictions/s" in done.out
+    assert "last hour  stored predictions cannot be read now" in done.out
+    done = await visionai("top", "--once", "--json", "--interval", "0.1", "--url", service.url)
+    assert (done.code, json.loads(done.out)["clients"]) == (0, 1)
 
 
 async def test_top_outlives_a_restart_of_the_server() -> None:
