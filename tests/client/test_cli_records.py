@@ -11,6 +11,8 @@ import pty
 import signal
 import sqlite3
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 
 from client.cli.exit_codes import ExitCode
+from client.cli.watch import Watched
+from client.results import Prediction
 from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI
 from tests.client.peer import V1_COMMANDS, Peer
 
@@ -206,6 +210,16 @@ async def test_watch_shows_the_emotions(service: ServiceProcess, visionai: Visio
     assert done.code == 0, done.err
     assert "happy" in done.out
     assert "surprise" in done.out
+
+
+def test_watch_tells_answers_apart_that_come_within_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers within one step of a coarse clock, as Windows has it, have a rate."""
+    monkeypatch.setattr(time, "monotonic", lambda: 15.625)
+    view = Watched()
+    prediction = Prediction("happy", 0.9, "v1", 3, datetime.now(UTC))
+    for _ in range(2):
+        view.answer(prediction, 0.001)
+    assert view.rate() > 0
 
 
 @pytest.mark.parametrize("camera", ["nowhere.mp4", "notes.txt", "99"])
