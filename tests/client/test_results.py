@@ -101,3 +101,50 @@ def test_stats_without_a_percentile_leave_it_out() -> None:
         {"window_s": 60, "count": 0, "mean_confidence": None, "emotions": {}, "latency_ms": {"p99": None}}
     )
     assert (found.count, found.mean_confidence, found.latency_ms) == (0, None, {})
+
+
+def test_a_row_of_the_history_has_what_was_stored() -> None:
+    """All that the server tells of a row is typed; what an older row has no column for is None, its face the first."""
+    row = {"timestamp": "2026-11-22T10:30:45", "emotion_name": "happy", "confidence": 0.9}
+    details: dict[str, Any] = {
+        "prediction_id": "0191d2a0-0000-7000-8000-000000000001",
+        "face_index": 1,
+        "box": [1, 2, 30, 40],
+        "request_id": "7",
+        "model_version_tag": "v1",
+        "processing_time_ms": 2.5,
+    }
+    found = results.history({"predictions": [row | details, row | {"prediction_id": None, "box": None}]})
+    full, old = found.predictions
+    assert (full.prediction_id, full.box) == (UUID(details["prediction_id"]), results.Box(1, 2, 30, 40))
+    assert (full.face_index, full.request_id, full.model_version_tag) == (1, "7", "v1")
+    assert full.processing_time_ms == 2.5
+    assert (old.prediction_id, old.box, old.face_index) == (None, None, 0)
+    assert (found.next, found.pending) == (None, 0)
+
+
+def test_stats_without_buckets_have_none() -> None:
+    """Those of a server that sends null for them, or nothing, are empty; nothing is pending unless it says so."""
+    reply: dict[str, Any] = {
+        "window_s": 60,
+        "count": 0,
+        "mean_confidence": None,
+        "emotions": {},
+        "latency_ms": {},
+    }
+    for found in (results.stats(reply), results.stats(reply | {"buckets": None})):
+        assert (found.buckets, found.since, found.pending) == ((), None, 0)
+
+
+def test_a_model_of_a_server_without_canaries_has_all_connections() -> None:
+    """Its share is the whole where the server tells of none."""
+    model = {"version_tag": "v1", "active": True, "precision": "fp32", "labels": ["happy"]}
+    (found,) = results.models({"models": [model]})
+    assert found.share == 1.0
+
+
+def test_results_are_equal_whatever_else_the_server_sent() -> None:
+    """`raw` takes no part in comparing results, nor in showing them."""
+    one, other = (results.prediction(V1_PREDICTION | {"newer": number}) for number in (1, 2))
+    assert one == other
+    assert "newer" not in repr(one)
