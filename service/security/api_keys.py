@@ -21,7 +21,8 @@ from service.security.identity import Identity
 # It tells a key from a token, and tells people and secret scanners what they have found.
 PREFIX: Final = "visionai_"
 
-_USER = re.compile(r"[^\s#]{1,255}")
+# A surrogate is what Python makes of a byte of the command line that is no UTF-8.
+_USER = re.compile(r"[^\s#\ud800-\udfff]{1,255}")
 
 
 def create(path: Path, user: str, days: int | None = None) -> str:
@@ -34,7 +35,7 @@ def create(path: Path, user: str, days: int | None = None) -> str:
         StartupError: the name cannot be a user's, there is no such last day, or the file cannot be written.
     """
     if not _USER.fullmatch(user):
-        raise StartupError("a user's name has 1 to 255 characters, and neither spaces nor '#'")
+        raise StartupError("a user's name has 1 to 255 characters of UTF-8, and neither spaces nor '#'")
     today = datetime.now(UTC).date()
     if days is not None and not 0 <= days <= (date.max - today).days:
         raise StartupError(

@@ -92,7 +92,7 @@ def test_a_wrong_line_is_told(tmp_path: Path, content: str) -> None:
         ApiKeys.read(path)
 
 
-@pytest.mark.parametrize("user", ["", "two words", "x#y", "x" * 256])
+@pytest.mark.parametrize("user", ["", "two words", "x#y", "x" * 256, "an\udcffna"])
 def test_a_name_that_a_line_cannot_hold_is_refused(tmp_path: Path, user: str) -> None:
     """Before a key is made."""
     with pytest.raises(StartupError):
