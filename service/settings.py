@@ -282,7 +282,7 @@ def _read(env: Env) -> Settings:
         raise StartupError(f"a setting is wrong: {_said_of(exc, written)}") from None
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
-    values["origins"] = tuple(origin.strip().lower().rstrip("/") for origin in values["origins"])
+    values["origins"] = tuple(_as_sent(origin) for origin in values["origins"])
     values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
     return Settings(**values)
 
@@ -302,6 +302,11 @@ def _optional_path(env: Env, name: str, default: Path | None = None) -> Path | N
     if value is None:
         return default
     return Path(value) if value else None
+
+
+def _as_sent(origin: str) -> str:
+    """An origin as browsers send it: in small letters, without a slash at its end and without its scheme's own port."""
+    return re.sub(r"^(https://.+):443$|^(http://.+):80$", r"\1\2", origin.strip().lower().rstrip("/"))
 
 
 def _check_origins(origins: Sequence[str]) -> None:

@@ -168,6 +168,19 @@ def test_lists_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) ->
     assert (load_settings().origins, load_settings().trusted_proxies) == ((), ())
 
 
+def test_an_origin_is_one_with_and_without_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Browsers leave out 443 of https and 80 of http, and no other port."""
+    monkeypatch.setenv(
+        "ORIGINS", "https://a.example:443/,http://b.example:80,https://c.example:80,http://[::1]:443"
+    )
+    assert load_settings().origins == (
+        "https://a.example",
+        "http://b.example",
+        "https://c.example:80",
+        "http://[::1]:443",
+    )
+
+
 @pytest.mark.parametrize("name", ["JWT_SECRET", "JWT_AUDIENCE", "JWT_ISSUER"])
 def test_what_a_token_must_say_is_left_open_where_it_is_set_to_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str
