@@ -14,8 +14,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,17 +47,28 @@ class Folder:
         """The segments that exist, oldest first."""
         return sorted(self.path.glob(f"*{_SUFFIX}"))
 
+    def delete(self, segments: Iterable[Path]) -> None:
+        """Delete segments that hold nothing that the database lacks.
+
+        One that cannot be deleted, since the disk is read-only by now say, does no harm: whoever reads it again stores
+        nothing twice.
+        """
+        for path in segments:
+            with suppress(OSError):
+                path.unlink()
+
     def release(self) -> None:
-        """Let another process take what is in it. Removed when no segment is left, unless somebody has done that."""
-        if not self.path.exists():
-            os.close(self._lock)
-            return
-        with _exclusively(self.path.parent):
-            # First, because Windows does not delete what is open. Nobody looks before the outer lock is free.
-            os.close(self._lock)
-            if not self.segments():
-                (self.path / _LOCK).unlink()
-                self.path.rmdir()
+        """Let another process take what is in it. Removed when no segment is left, if it can be removed."""
+        with suppress(OSError), ExitStack() as held:
+            held.callback(os.close, self._lock)
+            if not self.path.exists():
+                return
+            with _exclusively(self.path.parent):
+                # First, because Windows does not delete what is open. Nobody looks before the outer lock is free.
+                held.close()
+                if not self.segments():
+                    (self.path / _LOCK).unlink()
+                    self.path.rmdir()
 
 
 def create(root: Path) -> Folder:

@@ -192,8 +192,7 @@ class JournalBacklog:
             done = [number for number in self._sizes if number < needed]
             for number in done:
                 self._bytes -= self._sizes.pop(number)
-        for number in done:
-            self._folder.segment(number).unlink(missing_ok=True)
+        self._folder.delete(self._folder.segment(number) for number in done)
 
     def seal(self) -> None:
         """See :class:`Backlog`."""
@@ -214,8 +213,7 @@ class JournalBacklog:
             except OSError as error:
                 self._append_error = _reason(error)
             if self._pending == 0:
-                for path in self._folder.segments():
-                    path.unlink()
+                self._folder.delete(self._folder.segments())
         self._orphans.close()
         self._folder.release()
 
@@ -254,8 +252,7 @@ class JournalBacklog:
         """Delete the segments, which hold nothing that the database lacks: on a full disk they may be what fills it."""
         with suppress(OSError):
             self._writer.close()
-        for path in self._folder.segments():
-            path.unlink(missing_ok=True)
+        self._folder.delete(self._folder.segments())
         self._sizes.clear()
         self._bytes = 0
 

@@ -31,6 +31,8 @@ class Orphans:
         self._folders: deque[Folder] = deque()
         self._given_up: list[Folder] = []
         self._told: set[Path] = set()
+        # Whether the last look failed, which is told once.
+        self._blind = False
         self._frames: deque[Frame] = deque()
         self._segment: Path | None = None
         self._ours = model
@@ -43,8 +45,11 @@ class Orphans:
         try:
             adopted = folders.adopt(self._root, self._told)
         except OSError as error:
-            logger.warning("cannot look for journals of other processes: %s", error)
+            if not self._blind:
+                logger.warning("cannot look for journals of other processes: %s", error)
+            self._blind = True
             return
+        self._blind = False
         for folder in adopted:
             try:
                 count = sum(frame.count for path in folder.segments() for frame in segments.read(path).frames)
@@ -84,8 +89,11 @@ class Orphans:
     def _next_segment(self) -> bool:
         """Done with one segment, on to the next; False when there is none."""
         if self._segment is not None:
-            self._segment.unlink(missing_ok=True)
-            self._segment = None
+            done, self._segment = self._segment, None
+            try:
+                done.unlink(missing_ok=True)
+            except OSError as error:
+                self._give_up(self._folders.popleft(), error)  # or it would be read for ever
         while self._folders:
             folder = self._folders[0]
             remaining = folder.segments()
@@ -108,5 +116,5 @@ class Orphans:
 
     def _give_up(self, folder: Folder, error: Exception) -> None:
         """Keep it locked, so that it is not taken up again and again, and keep its files."""
-        logger.error("the journal %s cannot be read and is left as it is: %s", folder.path, error)
+        logger.error("the journal %s cannot be read or deleted and is left as it is: %s", folder.path, error)
         self._given_up.append(folder)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from service.store import folders, journal, segments
 from service.store.journal import JournalBacklog
 from service.store.segments import SegmentWriter
-from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, payload
+from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, files, payload
 
 # A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
 FULL_DISK = """
@@ -170,6 +172,67 @@ def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     assert [path.name for path in folder.segments()] == ["00000001.segment", "00000002.segment"]
     writer.close()
     folder.release()
+
+
+@contextmanager
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a disk becomes that has failed: what is open for writing stays so, and nothing can be changed."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    open_file = os.open
+
+    def open_to_read(path: str, flags: int, mode: int = 0o777, **arguments: int) -> int:
+        return refuse() if flags & (os.O_WRONLY | os.O_RDWR) else open_file(path, flags, mode, **arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "open", open_to_read)
+        for name in ("write", "ftruncate", "unlink", "rmdir", "mkdir"):
+            context.setattr(os, name, refuse)
+        yield
+
+
+def test_a_disk_that_is_read_only_by_now(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records are refused, told once, and the journal can be closed: what it leaves there is stored by the next."""
+    backlog = open_journal()
+    assert backlog.append(payload(1), 1)
+    with read_only(monkeypatch):
+        assert not backlog.append(payload(2), 1)
+        assert drain(backlog) == [payload(1)]
+        for _ in range(3):
+            assert backlog.take(1) is None
+            monkeypatch.setattr(backlog, "_next_look", 0.0)
+        assert backlog.error == f"journal: {os.strerror(errno.EROFS)}"
+        backlog.close()
+    refused, blind = [record.message for record in caplog.records]
+    assert "predictions are answered and not stored" in refused
+    assert "cannot look for journals of other processes" in blind
+    assert drain(open_journal()) == [payload(1)]
+
+
+def test_a_journal_that_was_taken_over_and_cannot_be_deleted_holds_up_no_other(
+    open_journal: OpenJournal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is stored, told and left; what this process has recorded comes after it."""
+    dead = open_journal()
+    dead.append(payload(1), 1)
+    dead.close()
+    (left,) = files(tmp_path)
+    backlog = open_journal()
+    backlog.append(payload(2), 1)
+    batch = backlog.take(7)
+    assert batch is not None
+    backlog.acknowledge(batch)
+    with read_only(monkeypatch):
+        assert drain(backlog) == [payload(2)]
+    assert batch.payloads == [payload(1)]
+    assert f"the journal {left.parent} cannot be read or deleted and is left as it is" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
