@@ -142,9 +142,12 @@ class ControlSocket:
             connection.close()
 
     def remove(self) -> None:
-        """Close, and remove the file, unless another service has taken its place."""
+        """Close, and remove the file, unless another service has taken its place, or its folder lets nothing go.
+
+        The next service replaces one that stays.
+        """
         self.close()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
 

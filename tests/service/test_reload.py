@@ -241,6 +241,17 @@ def test_a_control_socket_that_cannot_be_made_is_logged(start_process: StartProc
     assert service.process.returncode == 0
 
 
+def test_a_control_socket_that_cannot_be_removed_is_left(start_process: StartProcess, tmp_path: Path) -> None:
+    """As on a disk that has become read-only: the end is as good as any."""
+    (tmp_path / "folder").mkdir()
+    service = start_process(WORKERS="1", CONTROL_SOCKET="folder/visionai.sock")
+    (tmp_path / "folder").rename(tmp_path / "elsewhere")
+    (tmp_path / "folder").touch()
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert (service.process.returncode, log) == (0, "")
+
+
 def test_a_file_in_the_place_of_the_control_socket_stays(start_process: StartProcess, tmp_path: Path) -> None:
     """It may be a database: what is no socket is not replaced, and the log says which setting to check."""
     (tmp_path / "kept").write_text("data")
