@@ -94,6 +94,13 @@ def test_the_database_and_the_replicas_are_not_reachable_from_outside(compose: d
     )
 
 
+def test_the_largest_images_fit_the_memory_of_a_replica(compose: dict[str, Any]) -> None:
+    """A worker for each CPU decodes one, 9 bytes a pixel (docs/operations.md), beside what it takes by itself."""
+    limits = compose["services"]["visionai"]["deploy"]["resources"]["limits"]
+    decoding = int(limits["cpus"]) * 9 * Settings().max_image_pixels
+    assert int(limits["memory"].removesuffix("M")) * 2**20 > 256 * 2**20 + decoding
+
+
 def test_replicas_wait_for_the_migration(compose: dict[str, Any]) -> None:
     """Which runs once, when the database is healthy."""
     replicas = compose["services"]["visionai"]

@@ -22,6 +22,8 @@ VARIANTS = {
     "gpu": (FOLDER / "overlays/gpu", ()),
     "journal volume": (FOLDER / "base", (FOLDER / "components/journal-volume",)),
 }
+# What decoding takes for a gray model, see MAX_IMAGE_PIXELS in docs/operations.md.
+PIXEL_BYTES = 9
 # The oldest that has preStop's `sleep` switched on, and the newest whose schemas are installed.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
@@ -93,6 +95,15 @@ def test_the_journals_fit_the_volume() -> None:
     workers = int(only(resources, "ConfigMap")["data"]["WORKERS"])
     gigabytes = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
     assert gigabytes * 1024**3 >= (workers + 1) * JOURNAL_BYTES
+
+
+def test_the_largest_images_fit_the_memory() -> None:
+    """Each worker may decode one, of few bytes, beside what it takes by itself: else one client ends the pod."""
+    resources = render(FOLDER / "base")
+    (container,) = containers(only(resources, "Deployment"))
+    workers = int(only(resources, "ConfigMap")["data"]["WORKERS"])
+    limit = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+    assert limit * 2**20 > 256 * 2**20 + workers * PIXEL_BYTES * Settings().max_image_pixels
 
 
 def test_settings_are_settings_of_the_service(resources: list[Resource]) -> None:

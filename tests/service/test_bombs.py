@@ -1,9 +1,11 @@
-"""Small files that would crash a decoder, or keep it busy for seconds."""
+"""Small files that would crash a decoder, keep it busy for seconds, or fill the memory."""
 
 from __future__ import annotations
 
 import base64
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -207,3 +209,48 @@ def test_a_small_jpeg_in_base64_is_one_in_bytes(image: bytes) -> None:
             # But for the end of the word JFIF, which tells nothing.
             assert position == 10 or in_text <= _is_small_jpeg(bytes(changed))
     assert _is_small_jpeg(base64.b64encode(image).decode())
+
+
+def animated_webp(width: int, height: int) -> bytes:
+    """An animation of one frame of 16x16 pixels, on a canvas of this size."""
+    frame = encode(np.zeros((16, 16, 3), np.uint8), ".webp")[12:]
+    sides = [(side - 1).to_bytes(3, "little") for side in (width, height, 16, 16)]
+    chunks = (
+        (b"VP8X", b"\2\0\0\0" + sides[0] + sides[1]),
+        (b"ANIM", bytes(6)),
+        (b"ANMF", bytes(6) + sides[2] + sides[3] + b"\x64\0\0\0" + frame),
+    )
+    body = b"WEBP" + b"".join(kind + struct.pack("<I", len(data)) + data for kind, data in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+# Decodes what it reads, and says how far that raised the peak of its memory, in bytes.
+MEASURE = """
+import resource, sys
+from service.images.decode import ImageDecoder, InputShape
+decoder, image = ImageDecoder(InputShape(64, 64, sys.argv[1]), 50_000_000), sys.stdin.buffer.read()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+decoder.decode_photo(image)
+print((peak() - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.parametrize(("color", "pixel_bytes"), [("gray", 9), ("rgb", 11)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        jpeg_of_scans(20, 0xC2, 3, 3000),
+        jpeg_of_scans(20, 0xC2, 4, 3000),
+        encode(np.zeros((3000, 3000, 4), np.uint8), ".png"),
+        encode(np.zeros((3000, 3000, 4), np.uint8), ".webp"),
+        animated_webp(3000, 3000),
+    ],
+    ids=["progressive JPEG", "CMYK", "PNG", "WebP", "animated WebP"],
+)
+def test_a_pixel_takes_no_more_memory_than_is_said(image: bytes, color: str, pixel_bytes: int) -> None:
+    """So many bytes as docs/operations.md has beside MAX_IMAGE_PIXELS, and those that deployments leave room for."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, color], input=image, capture_output=True, check=True
+    )
+    assert int(done.stdout) < (pixel_bytes + 0.5) * 3000 * 3000
