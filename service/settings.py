@@ -311,6 +311,8 @@ def _as_sent(origin: str) -> str:
 
 def _check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
+        if "*" in origin:  # as it stands it would be the origin of no page
+            raise ValidationError(f"'{origin}' is a pattern: name each origin, or leave it unset for all")
         if not re.fullmatch(r"same-origin|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", origin.strip().lower()):
             raise ValidationError(f"'{origin}' is neither an origin such as https://HOST nor same-origin")
 

@@ -104,6 +104,8 @@ def test_a_key_is_made_on_the_command_line(tmp_path: Path) -> None:
         ({"TLS_CERTIFICATE": "cert.pem"}, "TLS_KEY"),
         ({"TLS_CERTIFICATE": "cert.pem", "TLS_KEY": "key.pem"}, "TLS_CERTIFICATE"),
         ({"ORIGINS": "shop.example"}, "same-origin"),
+        ({"ORIGINS": "*"}, "unset for all"),
+        ({"ORIGINS": "https://*.shop.example"}, "name each origin"),
         ({"TRUSTED_PROXIES": "proxy"}, "10.0.0.0/8"),
     ],
 )
