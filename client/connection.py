@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
+from websockets.http11 import Response
 from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
@@ -331,7 +332,10 @@ def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
     retry_after = float(header) if header.isdigit() else None
     match status:
         case 401 | 403:
-            return Unauthorized(f"{_where(url)} refuses the connection (HTTP {status}): check the token")
+            said = _said(error.response)
+            return Unauthorized(
+                f"{_where(url)} refuses the connection (HTTP {status}{said}): check the token"
+            )
         case 429:
             return RateLimited(
                 f"{_where(url)} refuses the connection: too many from here", retry_after=retry_after
@@ -348,3 +352,10 @@ def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
                 f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /, and that "
                 "a proxy in front passes WebSocket upgrades on"
             )
+
+
+def _said(response: Response) -> str:
+    """The reason in a refusal, such as that the token has expired; empty where it is none: a proxy's page, say."""
+    reason = (response.body or b"").decode(errors="replace").strip()
+    is_line = response.headers.get("Content-Type", "").startswith("text/plain") and reason.isprintable()
+    return f": {reason}" if reason and is_line and len(reason) <= 200 else ""

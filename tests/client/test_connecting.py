@@ -6,10 +6,12 @@ import asyncio
 import gc
 import math
 import re
+from http import HTTPStatus
 from typing import Any
 
 import pytest
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Response
 
 from client import (
     AsyncClient,
@@ -113,6 +115,31 @@ async def test_a_refused_handshake_is_told_apart(status: int, expected: type[Vis
     async with Peer(refuse=status).running() as peer:
         with pytest.raises(expected):
             await connect(peer).connect()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        ("text/plain; charset=utf-8", "the API key has expired\n", r"\(HTTP 401: the API key has expired\)"),
+        ("text/html", "<h1>Unauthorized</h1>", r"\(HTTP 401\)"),
+        ("text/plain", "one\ntwo", r"\(HTTP 401\)"),
+        ("text/plain", "x" * 1000, r"\(HTTP 401\)"),
+        ("text/plain", "", r"\(HTTP 401\)"),
+    ],
+)
+async def test_why_a_credential_is_refused_is_told(kind: str, body: str, told: str) -> None:
+    """In the server's words, where they are a line for people; a proxy's page is not."""
+
+    def refuse(connection: ServerConnection, _: object) -> Response:
+        response = connection.respond(HTTPStatus.UNAUTHORIZED, body)
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = kind
+        return response
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unauthorized, match=f"{told}: check the token"):
+            await AsyncClient(url).connect()
 
 
 async def test_a_server_that_is_not_visionai_is_recognised() -> None:
