@@ -17,6 +17,8 @@ from service.store.reference import Model
 from service.store.segments import Fsync
 from tests.store.journals import MODEL, OpenJournal, drain, files, payload
 
+OPEN_FILES = Path("/proc/self/fd")
+
 
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
 def test_in_order_and_gone_when_acknowledged(open_journal: OpenJournal, tmp_path: Path, fsync: Fsync) -> None:
@@ -73,6 +75,23 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     for data in late:
         assert backlog.append(data, 1)
     assert drain(backlog) == late
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="the system does not list a process's open files")
+def test_only_the_newest_segment_is_open(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """A deleted one that was open still would keep its place on the disk for as long as the process lives."""
+
+    def open_segments() -> list[Path]:
+        opened = [path.readlink() for path in OPEN_FILES.iterdir() if path.is_symlink()]
+        return [path for path in opened if path.suffix == ".segment"]
+
+    backlog = open_journal(segment_bytes=1000)
+    for number in range(50):
+        assert backlog.append(payload(number), 1)
+    assert len(files(tmp_path)) > 3
+    assert open_segments() == [files(tmp_path)[-1]]
+    backlog.close()
+    assert open_segments() == []
 
 
 def test_segments_that_somebody_deletes(
