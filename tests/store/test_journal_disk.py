@@ -17,7 +17,7 @@ import pytest
 
 from service.store import folders, journal, segments
 from service.store.journal import JournalBacklog
-from service.store.segments import SegmentWriter
+from service.store.segments import Fsync, SegmentWriter
 from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, files, payload
 
 # A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
@@ -115,6 +115,34 @@ def test_a_disk_that_the_journal_itself_has_filled_has_room_again(
         f"predictions are answered and not stored, since the journal in {tmp_path} cannot be written: injected",
         "the journal can be written again: predictions are stored",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems flush by other calls")
+@pytest.mark.parametrize(("fsync", "flushes", "folders_flushed"), [("always", 3, 1), ("never", 0, 0)])
+def test_what_is_acknowledged_is_on_the_disk(
+    open_journal: OpenJournal,
+    monkeypatch: pytest.MonkeyPatch,
+    fsync: Fsync,
+    flushes: int,
+    folders_flushed: int,
+) -> None:
+    """With "always" each append is flushed, once, before it returns, and so is a segment's name; "never" flushes
+    nothing.
+    """
+    sizes: list[int] = []
+    folders_of_segments: list[int] = []
+
+    def flush_data(descriptor: int) -> None:
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", flush_data)
+    monkeypatch.setattr(os, "fsync", folders_of_segments.append)
+    backlog = open_journal(fsync=fsync)
+    for number in range(3):
+        assert backlog.append(payload(number), 1)
+        assert not sizes or sizes[-1] == backlog.size_bytes
+    backlog.close()
+    assert (len(sizes), len(folders_of_segments)) == (flushes, folders_flushed)
 
 
 def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
