@@ -16,6 +16,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from service.errors import StartupError
 from service.store import records, reference
 from service.store.backlog import Backlog, Batch
 from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
@@ -174,7 +175,7 @@ class Writer:
             self._attempt_began = time.monotonic()
             try:
                 rejected = self._write(batch)
-            except (exc.DBAPIError, FileReplaced) as error:
+            except (exc.DBAPIError, FileReplaced, StartupError) as error:
                 reason = first_line(error) if isinstance(error, exc.DBAPIError) else str(error)
                 if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False

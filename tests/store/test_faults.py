@@ -205,6 +205,31 @@ def test_opened_while_a_sqlite_file_is_locked(
     eventually(lambda: store.status().written == 1)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_newer_releases_database_that_answers_late_is_told_once(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker that started without it says in one line why nothing can be written, and tries again."""
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.1)
+    other = sqlite3.connect(tmp_path / "predictions.db", isolation_level=None)
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("CREATE TABLE alembic_version AS SELECT '9999' AS version_num")
+    other.execute("BEGIN IMMEDIATE")
+    store = open_store(url=f"sqlite:///{tmp_path / 'predictions.db'}", during_outage=True)
+    other.execute("COMMIT")
+    other.close()
+    assert store.record([make_record()])
+    eventually(lambda: store.status().failed_attempts >= 4)
+    told = [record for record in caplog.records if "at revision 9999" in record.getMessage()]
+    assert [(record.levelname, record.exc_info) for record in told] == [("WARNING", None)]
+    assert "install that release" in str(store.status().last_error)
+    assert store.close(timeout=0) == 1
+
+
 def test_a_damaged_head_of_a_model_with_other_labels(
     open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, tmp_path: Path
 ) -> None:
