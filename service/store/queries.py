@@ -40,6 +40,8 @@ _NICE: Final = 10
 # Instructions of SQLite's machine between two looks at the clock: some milliseconds.
 _SQLITE_STEPS: Final = 500_000
 _QUERY_CANCELED: Final = "57014"
+# Of one outage the log has no more reasons than these: there may be a number in each.
+_REASONS_TOLD: Final = 10
 
 
 class Queries:
@@ -52,6 +54,8 @@ class Queries:
         self._unfinished = 0
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads = 0
+        # Why reading fails, as the log has it already: during an outage each question of each client does.
+        self._told: set[str] = set()
         self._engine = create_reading_engine(url, timeout)
 
     def submit(self, query: Callable[[sa.Connection], T], request_id: str | int | None = None) -> Future[T]:
@@ -103,13 +107,20 @@ class Queries:
             with self._engine.connect() as connection:
                 if connection.dialect.name == "sqlite":
                     self._watch(connection)
-                return query(connection)
+                found = query(connection)
+            self._told.clear()
+            return found
         except exc.DBAPIError as error:
             if _was_cut(error):
                 raise DeadlineExceeded(
                     f"the database took longer than {self._timeout:g} s: ask for a shorter time"
                 ) from None
-            logger.warning("reading stored predictions failed: %s", first_line(error), extra=about)
+            reason = first_line(error)
+            told = reason in self._told or len(self._told) >= _REASONS_TOLD
+            if not told:
+                self._told.add(reason)
+            level = logging.DEBUG if told else logging.WARNING
+            logger.log(level, "reading stored predictions failed: %s", reason, extra=about)
             raise Internal("stored predictions cannot be read now") from None
         except Exception:
             logger.exception("a query failed", extra=about)

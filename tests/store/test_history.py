@@ -17,7 +17,7 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, Internal, Overloaded
 from service.lookups import Stats, reader
 from service.store import Store
 from service.store.database import parse_url
@@ -203,6 +203,22 @@ def test_queries_cannot_write(open_store: OpenStore) -> None:
     store = open_store()
     with pytest.raises(Exception, match="cannot be read now"):
         ask(store, lambda connection: connection.exec_driver_sql("DELETE FROM predictions_log").rowcount)
+
+
+def test_the_log_has_each_reason_why_reading_fails_once(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every question fails while the database is away; what fails after one that did not is told again."""
+    caplog.set_level("INFO")
+    store = open_store()
+    for _ in range(2):
+        for table in ("nowhere", "elsewhere", "nowhere", "elsewhere"):
+            query = partial(sa.Connection.exec_driver_sql, statement=f"SELECT * FROM {table}")
+            with pytest.raises(Internal, match="cannot be read now"):
+                ask(store, query)
+        assert ask(store, lambda _: True)
+    told = [record.message for record in caplog.records if "reading stored" in record.message]
+    assert ["nowhere" in message for message in told] == [True, False, True, False]
 
 
 def test_more_queries_than_fit_are_refused(open_store: OpenStore) -> None:
