@@ -151,6 +151,7 @@ class Supervisor:
                 if worker.process.sentinel in fired:
                     code = self._bury(slot, worker)
                     if self._stops and code not in (EXIT_OK, EXIT_OK if worker.ready else -signal.SIGTERM):
+                        log.error("worker %d ended with exit code %d instead of stopping", slot.index, code)
                         exit_code = EXIT_FAILED
                 elif time.monotonic() > worker.deadline:
                     log.error("a worker did not %s in time; it is killed", "stop" if worker.told else "start")
@@ -259,7 +260,7 @@ class Supervisor:
         self.shared.forget(worker.row)
         if worker is slot.predecessor:
             slot.predecessor = None
-            if code != EXIT_OK:
+            if code != EXIT_OK and not self._stops:
                 log.error("worker %d, which was to be replaced, ended with exit code %d", slot.index, code)
         elif worker is slot.successor:
             slot.successor = None
@@ -277,8 +278,7 @@ class Supervisor:
             raise StartupError(
                 f"a worker ended while it started, with exit code {code}; the log has the cause"
             )
-        quick = time.monotonic() - worker.started < _QUICK_DEATH_SECONDS
-        slot.plan(quick)
+        slot.plan(quick=time.monotonic() - worker.started < _QUICK_DEATH_SECONDS)
         log.error("worker %d ended with exit code %d; it is replaced", slot.index, code)
 
     # Reloading

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -188,3 +189,21 @@ async def test_a_drain_of_a_year_is_a_drain(start_process: StartProcess) -> None
         service.process.terminate()
         assert await closed_with(websocket) == 1001
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+# As the kernel does where memory runs out.
+KILLED_WHILE_STOPPING = """
+import os, signal, service.worker
+service.worker._close_stores = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked, and lack the fault")
+def test_a_worker_that_dies_instead_of_stopping_is_told(start_process: StartProcess) -> None:
+    """The exit code is 1, and the log says why."""
+    service = start_process(faults=KILLED_WHILE_STOPPING, WORKERS="1")
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert service.process.returncode == 1
+    assert log.count("\n") == 1
+    assert "worker 0 ended with exit code -9 instead of stopping" in log
