@@ -61,7 +61,10 @@ def predict(
         ),
     ] = "auto",
     max_faces: Annotated[
-        int | None, typer.Option("--max-faces", min=1, help="At most this many faces, largest first.")
+        int | None,
+        typer.Option(
+            "--max-faces", min=1, max=64, help="At most this many faces, largest first: 16 by itself."
+        ),
     ] = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, max=256, help="Images in flight at once.")

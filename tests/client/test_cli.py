@@ -200,6 +200,7 @@ async def test_options_reach_the_server(peer: Peer, visionai: VisionAI, photos: 
         ("predict", "a.jpg", "--url", "http://example.com"),
         ("predict", "a.jpg", "--format", "xml"),
         ("predict", "a.jpg", "--concurrency", "0"),
+        ("predict", "a.jpg", "--max-faces", "65"),
         ("nonsense",),
     ],
 )
