@@ -44,7 +44,10 @@ def seconds_of(duration: str) -> float:
 
 def stats(
     window: Annotated[
-        str, typer.Option("--window", help="How far back: 90s, 30m, 1h, 7d.", metavar="DURATION")
+        str,
+        typer.Option(
+            "--window", help="How far back: 90s, 30m, 1h, 7d; without a unit seconds.", metavar="DURATION"
+        ),
     ] = "1h",
     buckets: Annotated[
         int,
@@ -84,8 +87,9 @@ def stats(
         table.add_row(name, str(entry.count), percent(share), bar, confidence, *over_time)
     console.print(table)
     latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())
+    span = window if window[-1] in _UNITS else f"{window}s"
     console.print(
-        Text(f"{found.count} predictions in the last {window}" + (f"; latency {latency}" if latency else ""))
+        Text(f"{found.count} predictions in the last {span}" + (f"; latency {latency}" if latency else ""))
     )
 
 

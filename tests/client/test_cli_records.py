@@ -39,6 +39,15 @@ async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> 
     assert (document["count"], document["window_s"]) == (4, 3600)
 
 
+async def test_stats_of_a_window_without_a_unit_say_that_it_is_seconds(
+    peer: Peer, visionai: VisionAI
+) -> None:
+    """Who meant days or hours sees it."""
+    done = await visionai("stats", "--window", "7", "--url", peer.url)
+    assert peer.received[-1].message["window_s"] == 7
+    assert "predictions in the last 7s" in done.out
+
+
 async def test_stats_show_how_counts_changed(service: ServiceProcess, visionai: VisionAI) -> None:
     """--buckets draws the parts of the time, as high as their counts; the last of them is now."""
     done = await visionai("predict", FACE, "--url", service.url)
