@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_the_example_secret_is_valid(version: str) -> None:
     """It is not applied by any variant, and must not rot for that."""
     secret = yaml.safe_load((FOLDER / "base/secret.example.yaml").read_text())
     kubernetes_validate.validate(secret, version, strict=True)
+
+
+@pytest.mark.parametrize("file", ["docs/deployment.md", "deploy/kubernetes/base/migrate.yaml"])
+def test_commands_are_for_the_namespace_of_what_they_name(file: str) -> None:
+    """In another namespace `--ignore-not-found` finds nothing and says nothing, and the old Job stays in the way."""
+    commands = re.findall(r"kubectl [^`\n]+", (FOLDER.parents[1] / file).read_text())
+    named = [command for command in commands if not command.startswith("kubectl apply ")]
+    (namespace,) = {
+        each["metadata"]["namespace"] for each in render(*VARIANTS["production"]) if each["kind"] == "Job"
+    }
+    assert named
+    assert [command for command in named if f" -n {namespace} " not in command] == []
 
 
 def test_a_wrong_field_would_be_noticed() -> None:
