@@ -154,6 +154,24 @@ def test_a_bad_frame_is_named_by_its_code(frame: str | bytes, code: str, hint: s
     assert hint in error.message
 
 
+@pytest.mark.parametrize("values", ["[]," * 140_000, '"x",' * 110_000, ("[" * 900 + "]" * 900 + ",") * 300])
+def test_a_large_message_of_many_values_is_not_parsed(values: str) -> None:
+    """Making objects of 16 MB of them would take seconds, for which all others wait."""
+    error = error_of(f'{{"id": 1, "image": "", "more": [{values} 0]}}')
+    assert error.error.code == "invalid_request"
+    assert "values" in error.error.message
+    assert error.id is None
+
+
+def test_a_large_image_may_have_some_thousand_values_beside_it() -> None:
+    """Such as landmarks, which are ignored."""
+    more = [[x, 2 * x] for x in range(4000)]
+    image = "A" * 500_000
+    assert parse_frame(orjson.dumps({"id": 1, "image": image, "landmarks": more}).decode()) == Predict(
+        1, image
+    )
+
+
 def test_an_error_carries_the_id_where_it_could_be_read() -> None:
     """A client that pipelines can tell which request failed."""
     assert error_of('{"id": "q", "command": "dance"}').id == "q"
