@@ -10,6 +10,8 @@ from service.errors import InvalidBase64
 _DATA_URI_MARK = ";base64,"
 _DATA_URI_MAX_PREFIX = 128
 
+_WHITESPACE = b" \t\n\r\v\f"
+
 
 def decode_base64(text: str) -> bytes:
     """The bytes of a base64 text, which may be a ``data:`` URI and may be broken into lines.
@@ -28,7 +30,7 @@ def decode_base64(text: str) -> bytes:
         pass
     try:
         # Some encoders (Android's default, MIME) break lines. Looked at second: most texts have none.
-        return pybase64.b64decode("".join(text.split()), validate=True)
+        return pybase64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except ValueError:
         # The decoder's own words are the same for a wrong letter and for padding that is missing.
         raise InvalidBase64(

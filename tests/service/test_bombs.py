@@ -6,15 +6,18 @@ import base64
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import cv2
 import numpy as np
 import psutil
+import pybase64
 import pytest
 from websockets.asyncio.client import connect
 
 from service.errors import InvalidImage
+from service.images.base64text import decode_base64
 from service.images.decode import Color, ImageDecoder, InputShape
 from service.images.header import check_scans
 from service.images.peek import _is_small_jpeg, holds_up
@@ -254,3 +257,14 @@ def test_a_pixel_takes_no_more_memory_than_is_said(image: bytes, color: str, pix
         [sys.executable, "-c", MEASURE, color], input=image, capture_output=True, check=True
     )
     assert int(done.stdout) < (pixel_bytes + 0.5) * 3000 * 3000
+
+
+def test_base64_in_many_lines_takes_no_memory_for_each() -> None:
+    """An object for each line would take twenty times the text, and nobody else is served while they are made."""
+    text = "AB\n" * 400_000
+    tracemalloc.start()
+    try:
+        assert decode_base64(text) == pybase64.b64decode("AB" * 400_000)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()
