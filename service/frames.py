@@ -9,6 +9,7 @@ closes, what breaks the protocol) is left to the library, which knows all of RFC
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,15 +69,22 @@ def _read_head(data: bytes, position: int, max_size: int) -> _Head | None:
     return _Head(first == _TEXT, data[start - _MASK_BYTES : start], start, start + size)
 
 
-def whole_messages(data: bytes, position: int, max_size: int) -> tuple[list[tuple[bool, bytes]], int]:
+def whole_messages(
+    data: bytes, position: int, max_size: int, most: int = sys.maxsize
+) -> tuple[list[tuple[bool, bytes]], int]:
     """The whole messages of one frame each that a client sent, from `position` on, where a frame begins.
+
+    At most so many of them.
 
     Returns:
         Whether each is text, and its bytes; and where the first byte lies that is of none of them: of a frame that is
         not whole, of one that is no message, of one that is longer than `max_size`, or the end.
     """
     messages: list[tuple[bool, bytes]] = []
-    while (head := _read_head(data, position, max_size)) is not None and head.end <= len(data):
+    while len(messages) < most:
+        head = _read_head(data, position, max_size)
+        if head is None or head.end > len(data):
+            break
         messages.append((head.text, apply_mask(data[head.start : head.end], head.mask)))
         position = head.end
     return messages, position

@@ -20,6 +20,11 @@ from service.opening import OpeningConnection
 # large message is read so many bytes at a turn of the event loop.
 _BYTES_PER_TURN = 512 * 1024
 
+# Small messages, and frames of a few bytes that the library reads, are thousands in one read, and take seconds in reads
+# that come in a row. What so many messages leave, or so many bytes for the library, waits for the next turn.
+_MESSAGES_PER_TURN = 256
+_PARSED_PER_TURN = 8192
+
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -39,6 +44,7 @@ class MessageConnection(OpeningConnection):
         "_message_timer",
         "_text_check",
         "_unparsed",
+        "_waiting",
         "reading_paused",
     )
 
@@ -51,6 +57,8 @@ class MessageConnection(OpeningConnection):
         self._unparsed = 0
         self._large: LargeMessage | None = None
         self._bytes_this_turn = 0
+        # What came in one read and is for later turns of the event loop.
+        self._waiting = b""
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
         # When a message began to come in that is not complete.
@@ -85,6 +93,7 @@ class MessageConnection(OpeningConnection):
         super().connection_lost(exc)
         # What a message has of memory must not wait for the collector: a connection refers to itself.
         self._large = self._fragments = None
+        self._waiting = b""
         if self._message_timer is not None:
             self._message_timer.cancel()
 
@@ -94,11 +103,24 @@ class MessageConnection(OpeningConnection):
             self.opening_received(data)
             return
         self._heard = True
-        position = self._read_messages(data)
-        if position < len(data):
-            rest = data[position:] if position else data
-            self._unparsed += len(rest)
-            super().data_received(rest)
+        if self._waiting:
+            self._waiting += data  # TLS may have more, though it is not to read
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take what came, as far as it does not hold up others; the rest waits."""
+        assert self._message_seconds is not None
+        position, for_library = self._read_messages(data)
+        if for_library and position < len(data):
+            part = data[position : position + _PARSED_PER_TURN]
+            position += len(part)
+            self._unparsed += len(part)
+            super().data_received(part)
+        if position < len(data) and not self.transport.is_closing():
+            self._waiting = data[position:]
+            self.transport.pause_reading()
+            self.loop.call_soon(self._take_waiting)
         if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
             self._incomplete_since = math.inf
         elif self._incomplete_since == math.inf:
@@ -106,28 +128,41 @@ class MessageConnection(OpeningConnection):
             if self._message_timer is None:
                 self._message_timer = self.loop.call_later(self._message_seconds, self._check_message)
 
-    def _read_messages(self, data: bytes) -> int:
-        """Take the messages that the library need not see. Returns where its part begins."""
+    def _take_waiting(self) -> None:
+        """Take more of what waits, unless it is for when the client has caught up."""
+        if self._waiting and not self.reading_paused:
+            data, self._waiting = self._waiting, b""
+            self._take(data)
+            self._read_on()
+
+    def _read_messages(self, data: bytes) -> tuple[int, bool]:
+        """Take the messages that the library need not see, up to a number.
+
+        Returns:
+            Where what is left of `data` begins, and whether it is the library's.
+        """
         position = 0
         if self._large is not None:
             # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
             position = self._large.take(data)
             self._let_others_go_first(position)
             if not self._large.done:
-                return position
+                return position, False
             large, self._large = self._large, None
             if self.protocol.state is State.OPEN:
                 self._message(large.payload, text=large.text)
         if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
-            return position
-        messages, position = whole_messages(data, position, self._max_size)
+            return position, True
+        messages, position = whole_messages(data, position, self._max_size, _MESSAGES_PER_TURN)
         for text, message in messages:
             if self.protocol.state is not State.OPEN:
-                return position  # the peer's close may follow, which the library waits for
+                return position, True  # the peer's close may follow, which the library waits for
             self._message(message, text=text)
+        if len(messages) == _MESSAGES_PER_TURN:
+            return position, False
         if position < len(data):
             self._large = begin_large_message(data, position, self._max_size)
-        return position if self._large is None else len(data)
+        return (position, True) if self._large is None else (len(data), True)
 
     def pause_reading(self) -> None:
         """Read nothing from the network until `resume_reading`. Of what was read already, messages may still come."""
@@ -139,7 +174,14 @@ class MessageConnection(OpeningConnection):
         """Read on."""
         self.reading_paused = False
         self._heard = True  # what came meanwhile is read only now
-        if not self.transport.is_closing():
+        if self._waiting:
+            self.loop.call_soon(self._take_waiting)
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read from the network, if nothing is against it."""
+        if not (self.reading_paused or self._waiting or self.transport.is_closing()):
             self.transport.resume_reading()
 
     async def keepalive(self) -> None:
@@ -168,8 +210,7 @@ class MessageConnection(OpeningConnection):
 
     def _next_turn(self) -> None:
         self._bytes_this_turn = 0
-        if not self.reading_paused and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._read_on()
 
     def _check_message(self) -> None:
         """The timer outlives the message that it was set for: one per message would cost more than it watches for."""

@@ -1,0 +1,48 @@
+"""What one client sends at once is worked off in turns of the event loop, between which the others have theirs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from wsproto.events import Pong, TextMessage
+
+from tests.service.harness import Serve
+from tests.service.raw_peer import CONT, PING, PONG, TEXT, connected, frame
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(PONG) * 40_000,
+        frame(TEXT, b"{", fin=False) + frame(CONT, b" ", fin=False) * 35_000 + frame(CONT, b"}"),
+        frame(PONG) * 20_000 + frame(TEXT, b"{") * 10 + frame(PONG) * 20_000,
+    ],
+    ids=["pongs", "fragments", "pongs around messages"],
+)
+async def test_small_frames_are_read_in_many_turns(serve: Serve, flood: bytes) -> None:
+    """Of some bytes each, there are tens of thousands in one read: hundreds of milliseconds."""
+    async with serve() as running, connected(running.port) as peer:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        counting = asyncio.create_task(count())
+        peer.send(flood, frame(PING, b"the end"))
+        while not isinstance(event := await peer.event(), Pong):
+            assert isinstance(event, TextMessage)
+        counting.cancel()
+        assert event.payload == b"the end"
+        assert turns > 20
+
+
+async def test_small_messages_are_answered_in_many_turns(serve: Serve) -> None:
+    """As many as come in one read, and none is lost."""
+    async with serve() as running, connected(running.port) as peer:
+        peer.send(*(frame(TEXT, b'{"command": "ping", "id": %d}' % number) for number in range(3000)))
+        assert [(await peer.reply())["id"] for _ in range(3000)] == list(range(3000))
+        await peer.is_served()
