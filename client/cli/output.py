@@ -150,7 +150,7 @@ class TableWriter:
     """A table, at the end: a line for each face, or for the image where the server names no faces."""
 
     def __init__(self, out: TextIO) -> None:
-        self._console = Console(file=out)
+        self._console = Console(file=out, markup=False)
         self._table = Table(box=None, pad_edge=False, header_style="bold")
         self._table.add_column("Image", overflow="fold")
         self._table.add_column("Emotion")

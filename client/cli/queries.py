@@ -10,7 +10,6 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from client.async_client import AsyncClient
 from client.cli import options
@@ -38,7 +37,7 @@ def emotions(
     table = plain_table("Id", "Emotion", "Description")
     for entry in found:
         table.add_row(str(entry.id), entry.name, entry.description)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def model_info(
@@ -82,7 +81,7 @@ def ask(client: AsyncClient, question: Callable[[AsyncClient], Awaitable[T]]) ->
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines."""
+    """A table without lines. For a console without markup: what the server names may have brackets."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -103,6 +102,5 @@ def show(document: Mapping[str, Any], as_json: bool) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in document.items():
-        # As text: rich would read the brackets of an array as markup.
-        table.add_row(key, Text(value if isinstance(value, str) else orjson.dumps(value).decode()))
-    Console().print(table)
+        table.add_row(key, value if isinstance(value, str) else orjson.dumps(value).decode())
+    Console(markup=False).print(table)

@@ -73,7 +73,7 @@ def stats(
     if as_json:
         print_json({key: value for key, value in found.raw.items() if key not in ("id", "type", "status")})
         return
-    console = Console()
+    console = Console(markup=False)
     columns = ["Emotion", "Count", "Share", "", "Confidence", *(["Over time"] if buckets else [])]
     table = plain_table(*columns)
     table.columns[3].max_width = _BAR_WIDTH
@@ -123,7 +123,7 @@ def history(
                 row.model_version_tag or "",
                 str(row.prediction_id or ""),
             )
-        Console().print(table)
+        Console(markup=False).print(table)
     else:
         write_rows(chosen, sys.stdout, [dict(row.raw) for row in rows])
 

@@ -61,7 +61,7 @@ def top(
 async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, token: str | None) -> None:
     address = metrics_address(client.url)
     rates: deque[float] = deque(maxlen=_HISTORY)
-    console = Console()
+    console = Console(markup=False)
     async with client:
         has_stats = not as_json and "stats" in (await client.connect()).commands
         before, taken = await _read(address, token)

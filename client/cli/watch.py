@@ -109,7 +109,7 @@ async def _watch(client: AsyncClient, source: str, as_json: bool, view: Watched)
     loop = asyncio.get_running_loop()
     newest = Newest()
     camera = Camera(source, lambda frame: loop.call_soon_threadsafe(newest.offer, frame))
-    console = Console()
+    console = Console(markup=False)
     try:
         async with client:
             if "configure" in (await client.connect()).commands:

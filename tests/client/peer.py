@@ -94,6 +94,7 @@ class Peer:
     turns_away: int | None = None
     leaving: int = 0
     status: str = "healthy"
+    version_tag: str = "peer-1"
     metrics: str | None = METRICS
     fixed_faces: list[tuple[int, int, int, int]] | None = None
     max_size: int = 2**20
@@ -242,7 +243,7 @@ class Peer:
             "status": "success",
             "emotion_name": emotion,
             "confidence": 0.94,
-            "model_version_tag": "peer-1",
+            "model_version_tag": self.version_tag,
             "processing_time_ms": 3,
             "timestamp": "2026-11-22T10:30:45.123456",
         }
@@ -298,7 +299,7 @@ class Peer:
                 return _success("configuration", configuration=known | options)
             case "models":
                 version = {
-                    "version_tag": "peer-1",
+                    "version_tag": self.version_tag,
                     "active": True,
                     "precision": "fp32",
                     "labels": list(EMOTIONS),
@@ -332,7 +333,7 @@ class Peer:
                 "timestamp": f"2026-11-22T10:30:4{number}",
                 "emotion_name": "happy" if number % 2 == 0 else "sad",
                 "confidence": 0.9,
-                "model_version_tag": "peer-1",
+                "model_version_tag": self.version_tag,
                 "processing_time_ms": 2,
             }
             for number in range(start, stop)

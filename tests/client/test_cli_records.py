@@ -90,6 +90,13 @@ async def test_history_pages_until_it_has_enough(peer: Peer, visionai: VisionAI)
     assert len(table.out.splitlines()) == 6
 
 
+async def test_names_with_brackets_are_shown_whole(visionai: VisionAI) -> None:
+    """A version's tag is the operator's own text, and no markup."""
+    async with Peer(version_tag="v2 [beta] [/]").running() as peer:
+        done = await visionai("history", "--limit", "1", "--url", peer.url, environment={"COLUMNS": "120"})
+    assert "  v2 [beta] [/]  " in done.out, done
+
+
 async def test_an_old_server_has_no_history(visionai: VisionAI) -> None:
     """The message names the command and what the server has instead."""
     async with Peer(1, V1_COMMANDS).running() as peer:
