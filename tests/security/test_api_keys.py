@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,15 @@ def test_a_key_that_was_made_names_its_user_and_is_not_in_the_file(tmp_path: Pat
         keys.verify(first + "x")
 
 
-def test_a_key_may_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("days", [0, 90])
+def test_a_key_may_end(tmp_path: Path, days: int) -> None:
     """At the end of its last day, which is in its line."""
     path = tmp_path / "keys"
-    key = create(path, "anna", days=0)
+    before = time.time()
+    key = create(path, "anna", days=days)
     expires = ApiKeys.read(path).verify(key).expires
     assert expires % 86_400 == 0
+    assert before < expires - days * 86_400 <= time.time() + 86_400
 
 
 def test_lines_may_be_commented_and_deleted(tmp_path: Path) -> None:
@@ -82,7 +86,14 @@ def test_a_file_that_is_missing_is_told_with_what_makes_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "content", ["abc anna 2026-01-01", f"{'0' * 64} anna", f"{'0' * 64} anna today", "\xff"]
+    "content",
+    [
+        "abc anna 2026-01-01",
+        f"{'0' * 64} anna",
+        f"{'0' * 64} anna today",
+        f"{'0' * 64} anna{' 2026-01-01' * 3}",
+        "\xff",
+    ],
 )
 def test_a_wrong_line_is_told(tmp_path: Path, content: str) -> None:
     """With the file's name and what is expected."""
