@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import cast
 from urllib.parse import urlsplit
 
-from benchmarks.wire import ConnectionLost
+from benchmarks.wire import Connection, ConnectionLost
 
 
 def build_post(path: str, body: bytes) -> bytes:
@@ -24,14 +23,8 @@ def build_post(path: str, body: bytes) -> bytes:
     )
 
 
-class HTTPClient(asyncio.Protocol):
-    """One connection. `on_reply` is called with the body of each reply, in the order of the requests."""
-
-    def __init__(self, on_reply: Callable[[bytes], None]) -> None:
-        self.on_reply = on_reply
-        self.on_lost: Callable[[], None] = lambda: None
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
+class HTTPClient(Connection):
+    """One kept connection. `on_reply` is called with the body of each reply, in the order of the requests."""
 
     @classmethod
     async def connect(cls, url: str, on_reply: Callable[[bytes], None]) -> HTTPClient:
@@ -50,26 +43,7 @@ class HTTPClient(asyncio.Protocol):
             raise ConnectionLost(f"cannot connect to {url}: {exc.strerror or exc}") from None
         return client
 
-    def send(self, frame: bytes) -> None:
-        """Write a request that `build_post` made."""
-        assert self._transport is not None
-        self._transport.write(frame)
-
-    def close(self) -> None:
-        """Drop the connection."""
-        if self._transport is not None:
-            self.on_lost = lambda: None
-            self._transport.abort()
-
     # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
-        self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Take the replies out of the stream."""

@@ -27,7 +27,7 @@ from benchmarks.http_wire import HTTPClient
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.target import Target, Usage
-from benchmarks.wire import WireClient
+from benchmarks.wire import Connection, WireClient
 from benchmarks.workload import Workload
 
 _CONNECT_AT_ONCE = 64
@@ -147,7 +147,7 @@ class _Client:
         self._finished: asyncio.Event | None = None
         self._sent: deque[float] = deque()
         self.succeeded = 0
-        self.wire: WireClient | HTTPClient
+        self.wire: Connection
 
     @property
     def waiting(self) -> int:
@@ -207,7 +207,7 @@ def allow_open_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def open_wire(url: str, on_reply: Callable[[bytes], None]) -> WireClient | HTTPClient:
+async def open_wire(url: str, on_reply: Callable[[bytes], None]) -> Connection:
     """Connect by the URL's scheme: ``ws`` or ``http``.
 
     Raises:

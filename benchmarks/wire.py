@@ -39,17 +39,45 @@ class ConnectionLost(Exception):
     """The server closed the connection, or refused it."""
 
 
-class WireClient(asyncio.Protocol):
-    """One connection. `on_reply` is called with the payload of each message, the welcome apart."""
+class Connection(asyncio.Protocol):
+    """One connection. `on_reply` is called with each reply, `on_lost` when it ends before `close`."""
 
     def __init__(self, on_reply: Callable[[bytes], None]) -> None:
         self.on_reply = on_reply
         self.on_lost: Callable[[], None] = lambda: None
         self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, request: bytes) -> None:
+        """Write a complete request: one that `build_frame` made, or `build_post`."""
+        assert self._transport is not None
+        self._transport.write(request)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self.on_lost = lambda: None
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        self.on_lost()
+
+
+class WireClient(Connection):
+    """A WebSocket. `on_reply` is called with the payload of each message, the welcome apart."""
+
+    def __init__(self, on_reply: Callable[[bytes], None]) -> None:
+        super().__init__(on_reply)
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._shook_hands = False
         self._welcomed = False
-        self._transport: asyncio.Transport | None = None
 
     @classmethod
     async def connect(cls, url: str, on_reply: Callable[[bytes], None]) -> WireClient:
@@ -82,28 +110,13 @@ class WireClient(asyncio.Protocol):
             ) from None
         return client
 
-    def send(self, frame: bytes) -> None:
-        """Write a frame that `build_frame` made."""
-        assert self._transport is not None
-        self._transport.write(frame)
-
-    def close(self) -> None:
-        """Drop the connection."""
-        if self._transport is not None:
-            self.on_lost = lambda: None
-            self._transport.abort()
-
     # asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Tell whoever waits, also for the welcome."""
         if not self._ready.done():
             self._ready.set_exception(ConnectionLost("the connection was closed during the handshake"))
-        self.on_lost()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take the messages out of the stream."""
