@@ -127,9 +127,8 @@ OFFENCES: dict[str, Callable[[tuple[str, int]], Coroutine[Any, Any, None]]] = {
 
 
 def _offend(offence: str, address: tuple[str, int]) -> None:
-    os.nice(
-        10
-    )  # it stands for another machine: what the service does for it counts, what it does itself does not
+    # It stands for another machine: what the service does for it counts, what it does itself does not.
+    os.nice(10)
     asyncio.run(OFFENCES[offence](address))
 
 
