@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -22,6 +22,13 @@ from models.labels import Labels, load_labels
 from models.networks import ModelError, load_network
 from models.recipe import FINE_TUNING, QUANTIZING, Recipe
 from models.resuming import alone, begin
+
+if TYPE_CHECKING:
+    # TensorFlow takes seconds to import: not before the arguments have proven good.
+    import keras
+    import tensorflow as tf
+
+    from models.training import Size, Trainer
 
 HISTORY = "history.json"
 # The steps of INT8's activations are measured on at most this many.
@@ -146,29 +153,12 @@ def _train(
     bf16: bool,
     made_from: Mapping[str, Any],
 ) -> None:
-    # TensorFlow takes seconds to import: not before the arguments have proven good.
     import keras
     import tensorflow as tf
 
-    from models.architecture import VARIANTS
-    from models.export import deflated
-    from models.fetch import ensure_fetched
-    from models.plots import plot_curves
-    from models.pretrained import TEACHERS
-    from models.quantization import Quantized, quantize, rounded_for_good
-    from models.sources import ModelSourceError, read_source
-    from models.training import Size, Trainer, batches, steps_per_epoch
+    from models.training import Trainer, batches, steps_per_epoch
 
-    sizes: dict[str, Size] = {**VARIANTS, **TEACHERS}
-    unknown = [name for name in names if name not in sizes]
-    if unknown:
-        raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(sizes)}")
-    if TEACHERS.keys() & set(names) and len(names) > 1:
-        raise typer.BadParameter("a teacher is trained alone: its rates are not the others'")
-    try:
-        weights = ensure_fetched(read_source("faceres")) if TEACHERS.keys() & set(names) else None
-    except ModelSourceError as error:
-        raise typer.BadParameter(str(error), param_hint="--networks") from error
+    sizes, weights = _sizes(names)
     # The graph rewrite keeps weights, batch statistics and losses in float32 and was 1.3x faster than Keras's
     # own mixed_bfloat16 policy on a CPU with AVX512-BF16.
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
@@ -180,21 +170,10 @@ def _train(
         steps = steps_per_epoch(targets, recipe)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
-    try:
-        # One that was exported has the same weights.
-        trained = {name: load_network(path, INPUT_SIDE) for name, path in start.items()}
-    except ModelError as error:
-        raise typer.BadParameter(str(error), param_hint="--continue-from") from error
+    trained = _trained(start)
     if int8:
-        try:
-            faces = images[:: len(images) // CALIBRATION_FACES + 1]
-            for name in names:
-                sizes[name], trained[name] = quantize(trained[name], VARIANTS[name], faces, name)
-        except (KeyError, ValueError) as error:
-            raise typer.BadParameter(f"no network of this kind to make INT8 of: {error}") from error
-    trainer = Trainer(
-        {name: sizes[name] for name in names}, recipe, labelled=labels is not None, weights=weights
-    )
+        sizes = _quantize(trained, names, images)
+    trainer = Trainer(sizes, recipe, labelled=labels is not None, weights=weights)
     if start:
         try:
             trainer.start_from(trained)
@@ -209,18 +188,9 @@ def _train(
         held.enter_context(alone(folder))
     except DataError as error:
         raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
-    history: list[dict[str, float]] = []
-    try:
-        checkpoints = tf.train.CheckpointManager(trainer.checkpoint, folder, max_to_keep=2)
-        if checkpoints.restore_or_initialize():
-            history = json.loads((run / HISTORY).read_text())[: int(trainer.epoch.numpy())]
-            console.print(f"Going on after epoch {len(history)} of {epochs}")
-    except (tf.errors.OpError, IndexError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise typer.BadParameter(
-            f"{run}: its last epoch cannot be read ({reason}); delete it to begin anew, or choose another --run",
-            param_hint="--run",
-        ) from error
+    checkpoints, history = _restore(run, trainer, folder)
+    if history:
+        console.print(f"Going on after epoch {len(history)} of {epochs}")
     try:
         about = {"networks": names, **asdict(recipe)}
         write_atomically(run / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
@@ -243,25 +213,107 @@ def _train(
                 figures |= _validate(trainer.averaged[index], name, validation)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
-            try:
-                # History first: a checkpoint whose history is missing could not be resumed.
-                write_atomically(run / HISTORY, (json.dumps(history, indent=1) + "\n").encode())
-                checkpoints.save()
-            except (ConversionError, tf.errors.OpError) as error:
-                reason = " ".join(str(error).split()).rpartition("; ")[2]
-                typer.echo(
-                    f"error: epoch {epoch + 1} could not be kept ({reason}); when there is room, start again in the"
-                    f" same way: the run goes on after epoch {epoch}",
-                    err=True,
-                )
-                raise typer.Exit(1) from error
+            _keep_epoch(run, history, checkpoints)
             console.print(" ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    _save_networks(run, trainer, sizes, history)
+
+
+def _sizes(names: list[str]) -> tuple[dict[str, "Size"], Path | None]:
+    """The sizes of the networks, and the file that a teacher's weights come from."""
+    from models.architecture import VARIANTS
+    from models.fetch import ensure_fetched
+    from models.pretrained import TEACHERS
+    from models.sources import ModelSourceError, read_source
+
+    known: dict[str, Size] = {**VARIANTS, **TEACHERS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(known)}")
+    teachers = TEACHERS.keys() & set(names)
+    if teachers and len(names) > 1:
+        raise typer.BadParameter("a teacher is trained alone: its rates are not the others'")
     try:
-        for name, averaged in zip(names, trainer.averaged, strict=True):
-            size = sizes[name]
+        weights = ensure_fetched(read_source("faceres")) if teachers else None
+    except ModelSourceError as error:
+        raise typer.BadParameter(str(error), param_hint="--networks") from error
+    return {name: known[name] for name in names}, weights
+
+
+def _trained(start: Mapping[str, Path]) -> dict[str, "keras.Model"]:
+    try:
+        # One that was exported has the same weights.
+        return {name: load_network(path, INPUT_SIDE) for name, path in start.items()}
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--continue-from") from error
+
+
+def _quantize(
+    trained: dict[str, "keras.Model"], names: list[str], images: NDArray[np.uint8]
+) -> dict[str, "Size"]:
+    """Put the INT8 forms of the trained networks in their places; return their sizes."""
+    from models.architecture import VARIANTS
+    from models.quantization import quantize
+
+    faces = images[:: len(images) // CALIBRATION_FACES + 1]
+    sizes: dict[str, Size] = {}
+    try:
+        for name in names:
+            sizes[name], trained[name] = quantize(trained[name], VARIANTS[name], faces, name)
+    except (KeyError, ValueError) as error:
+        raise typer.BadParameter(f"no network of this kind to make INT8 of: {error}") from error
+    return sizes
+
+
+def _restore(
+    run: Path, trainer: "Trainer", folder: Path
+) -> tuple["tf.train.CheckpointManager", list[dict[str, float]]]:
+    """Put the trainer where the run's last epoch left it. Returns what keeps epochs, and the figures until then."""
+    import tensorflow as tf
+
+    try:
+        checkpoints = tf.train.CheckpointManager(trainer.checkpoint, folder, max_to_keep=2)
+        if not checkpoints.restore_or_initialize():
+            return checkpoints, []
+        return checkpoints, json.loads((run / HISTORY).read_text())[: int(trainer.epoch.numpy())]
+    except (tf.errors.OpError, IndexError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise typer.BadParameter(
+            f"{run}: its last epoch cannot be read ({reason}); delete it to begin anew, or choose another --run",
+            param_hint="--run",
+        ) from error
+
+
+def _keep_epoch(
+    run: Path, history: list[dict[str, float]], checkpoints: "tf.train.CheckpointManager"
+) -> None:
+    import tensorflow as tf
+
+    try:
+        # History first: a checkpoint whose history is missing could not be resumed.
+        write_atomically(run / HISTORY, (json.dumps(history, indent=1) + "\n").encode())
+        checkpoints.save()
+    except (ConversionError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split()).rpartition("; ")[2]
+        typer.echo(
+            f"error: epoch {len(history)} could not be kept ({reason}); when there is room, start again in the same"
+            f" way: the run goes on after epoch {len(history) - 1}",
+            err=True,
+        )
+        raise typer.Exit(1) from error
+
+
+def _save_networks(
+    run: Path, trainer: "Trainer", sizes: Mapping[str, "Size"], history: list[dict[str, float]]
+) -> None:
+    from models.export import deflated
+    from models.plots import plot_curves
+    from models.quantization import Quantized, rounded_for_good
+
+    try:
+        for (name, size), averaged in zip(sizes.items(), trainer.averaged, strict=True):
             network = rounded_for_good(averaged, size) if isinstance(size, Quantized) else averaged
             write_atomically(run / f"{name}.keras", deflated(network))
-        plot_curves(history, names, run / "curves.png")
+        plot_curves(history, list(sizes), run / "curves.png")
     except (ConversionError, OSError) as error:
         typer.echo(
             f"error: {error}; when there is room, start again in the same way: no epoch is trained again",
