@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import sys
@@ -13,7 +12,8 @@ import orjson
 from service.errors import ERROR_CODES
 from service.protocol import COMMANDS
 from tests.contract import description
-from tests.service.harness import FACE, ROOT, TIMEOUT, Running
+from tests.service.examples import run_example
+from tests.service.harness import FACE, ROOT, Running
 from tests.web.browser import launch
 
 PAGE = (ROOT / "docs/protocol.md").read_text()
@@ -31,24 +31,12 @@ def table(first_column: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`?([a-z_0-9]+)`?", row.split("|")[1])}
 
 
-async def run(running: Running, folder: Path, name: str, code: str, *command: str) -> str:
-    """What an example prints, with the page's address replaced by the test's."""
-    assert "ws://127.0.0.1:8000/ws" in code
-    (folder / name).write_text(code.replace("ws://127.0.0.1:8000/ws", f"{running.url}ws"))
-    (folder / "face.jpg").write_bytes(FACE)
-    process = await asyncio.create_subprocess_exec(
-        *command, name, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(TIMEOUT):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
-
-
 async def test_the_python_example_runs(running: Running, tmp_path: Path) -> None:
     """It sends a header and bytes, and prints the id and the emotion."""
     (code,) = blocks("python")
-    assert (await run(running, tmp_path, "session.py", code, sys.executable)).startswith("first happy")
+    assert (await run_example(running, tmp_path, "session.py", code, sys.executable)).startswith(
+        "first happy"
+    )
 
 
 async def test_the_javascript_example_runs(running: Running, tmp_path: Path) -> None:
@@ -56,7 +44,7 @@ async def test_the_javascript_example_runs(running: Running, tmp_path: Path) -> 
     (code,) = blocks("js")
     node = shutil.which("node")
     assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
-    output = await run(running, tmp_path, "session.mjs", code, node, "--experimental-websocket")
+    output = await run_example(running, tmp_path, "session.mjs", code, node, "--experimental-websocket")
     assert output.startswith("happy 0.")
 
 

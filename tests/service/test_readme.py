@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import sys
 from pathlib import Path
 
 from service.settings import Settings
-from tests.service.harness import FACE, ROOT, TIMEOUT, Running
+from tests.service.examples import run_example
+from tests.service.harness import ROOT, Running
 
 README = (ROOT / "README.md").read_text()
 
@@ -18,20 +18,6 @@ def example(language: str) -> str:
     """The README's only code block in a language."""
     (block,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     return str(block)
-
-
-async def run_example(running: Running, folder: Path, name: str, code: str, *command: str) -> str:
-    """What an example prints, with the README's address replaced by the test's."""
-    assert "ws://127.0.0.1:8000" in code
-    (folder / name).write_text(code.replace("ws://127.0.0.1:8000", running.url))
-    (folder / "face.jpg").write_bytes(FACE)
-    process = await asyncio.create_subprocess_exec(
-        *command, name, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(TIMEOUT):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
 
 
 async def test_the_python_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
