@@ -16,9 +16,9 @@ from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
+from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE
 from tests.service.test_bad_input import encode
-from tests.service.test_executors import FaultyEngine, Inbox, Ledger, Peer, fail
 
 
 def slow(engine: Engine, seconds: float) -> Any:

@@ -16,8 +16,8 @@ from service.executors import InlineExecutor
 from service.images.decode import ImageDecoder
 from service.lingering import LINGER, Lingering
 from service.predictor import Predictor, Request
+from tests.service.doubles import Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE
-from tests.service.test_executors import Inbox, Ledger, Peer, fail
 
 # The clock of these tests is far ahead of the machine's, so that no moment passes by itself.
 NOW = time.perf_counter() + 1000.0

@@ -12,9 +12,9 @@ from service.engine import Engine
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
 from service.predictor import Predictor, Request
+from tests.service.doubles import Ledger, Peer
 from tests.service.harness import FACE
 from tests.service.test_bad_input import encode
-from tests.service.test_executors import Ledger, Peer
 
 
 class Crowd(FaceDetector):
