@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from tests.service.harness import FACE
-from tests.service.test_bombs import animated_png, jpeg_of_scans
+from tests.service.pictures import animated_png, jpeg_of_scans
 from tests.service.test_images import oriented
 
 _NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message
+from tests.service.pictures import chunk, encode, face_pixels
 
 PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 
@@ -33,20 +34,6 @@ async def error(running: Running, message: str | bytes, code: str) -> str:
     assert reply["code"] == code
     assert isinstance(reply["message"], str)
     return str(reply["message"])
-
-
-def encode(image: np.ndarray[Any, Any], suffix: str) -> bytes:
-    """The image as a file."""
-    ok, data = cv2.imencode(suffix, image)
-    assert ok
-    return data.tobytes()
-
-
-def face_pixels() -> np.ndarray[Any, Any]:
-    """The face in OpenCV's colour order."""
-    image = cv2.imdecode(np.frombuffer(FACE, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return image
 
 
 async def test_invalid_json(running: Running) -> None:
@@ -115,10 +102,6 @@ async def test_an_image_of_one_pixel(running: Running) -> None:
 
 async def test_a_png_bomb(running: Running) -> None:
     """20000 x 20000 pixels in a small file, refused by its header."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     side = 20_000
     rows = zlib.compress(bytes(side * (side + 1)), 9)
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)

@@ -23,22 +23,7 @@ from service.images.header import check_scans
 from service.images.peek import _is_small_jpeg, holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
-from tests.service.test_bad_input import encode, face_pixels
-from tests.service.test_images import chunk
-
-
-def animated_png() -> bytes:
-    """A picture of 20x20 pixels, and an animation beside it, whose only frame has a row of a filter that is not."""
-    row = bytes(1 + 3 * 20)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 0))
-        + chunk(b"acTL", struct.pack(">II", 2, 0))
-        + chunk(b"IDAT", zlib.compress(row * 20))
-        + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 20, 20, 0, 0, 1, 10, 0, 0))
-        + chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress((b"\x09" + row[1:]) * 20))
-        + chunk(b"IEND", b"")
-    )
+from tests.service.pictures import animated_png, chunk, encode, face_pixels, jpeg_of_scans
 
 
 @pytest.mark.parametrize("detect", ["auto", "always", "never"])
@@ -79,32 +64,6 @@ def test_a_palette_is_part_of_the_picture() -> None:
     pixels = cv2.imdecode(np.frombuffer(kept, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     assert pixels[0, :2].tolist() == [[10, 20, 30], [200, 100, 50]]
-
-
-def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> bytes:
-    """A JPEG whose scans, of one component each, have no data: the picture is gray."""
-
-    def segment(marker: int, body: bytes) -> bytes:
-        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-    numbers = range(1, components + 1)
-    progressive = frame == 0xC2
-    table = bytes([1, 1, *[0] * 14, 0, 1])
-    return (
-        b"\xff\xd8"
-        + segment(0xDB, b"\0" + bytes([1] * 64))
-        + segment(0xC4, b"\x00" + table + b"\x10" + table)
-        + segment(
-            frame,
-            struct.pack(">BHHB", 8, side, side, components)
-            + b"".join(bytes([number, 0x11, 0]) for number in numbers),
-        )
-        + b"".join(
-            segment(0xDA, bytes([1, index % components + 1, 0, 0, 0 if progressive else 63, 0]))
-            for index in range(count)
-        )
-        + b"\xff\xd9"
-    )
 
 
 @pytest.mark.parametrize(("frame", "components"), [(0xC0, 3), (0xC2, 1), (0xC2, 3)])

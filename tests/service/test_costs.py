@@ -18,7 +18,7 @@ from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE
-from tests.service.test_bad_input import encode
+from tests.service.pictures import encode
 
 
 def slow(engine: Engine, seconds: float) -> Any:

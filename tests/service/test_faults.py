@@ -32,7 +32,7 @@ from tests.service.harness import (
     predict_message,
     read,
 )
-from tests.service.test_bad_input import encode
+from tests.service.pictures import encode
 
 # What is tested here is noticed after 3 and after 10 seconds.
 PATIENCE = 2 * TIMEOUT

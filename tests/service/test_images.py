@@ -20,6 +20,7 @@ from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestEr
 from service.images.base64text import decode_base64
 from service.images.decode import ImageDecoder, InputShape
 from service.images.header import Format, ImageHeader, read_header
+from tests.service.pictures import chunk, encode
 
 DATA = Path(__file__).parents[1] / "data"
 FACE = (DATA / "astronaut_face.jpg").read_bytes()
@@ -40,12 +41,6 @@ def corner_image(width: int = 120, height: int = 80) -> Pixels:
     return image
 
 
-def encode(image: Pixels, suffix: str) -> bytes:
-    ok, data = cv2.imencode(suffix, image)
-    assert ok
-    return data.tobytes()
-
-
 def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
     shape = decoder.shape
     out = np.full((shape.height, shape.width, shape.channels), 7, np.uint8)
@@ -63,11 +58,6 @@ def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
     """Put an Exif block with an orientation into a JPEG file."""
     segment = b"Exif\0\0" + exif(orientation, order)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def oriented(suffix: str, orientation: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.service.harness import Running, Serve, ask, predict_message, read
-from tests.service.test_session import large_bitmap
+from tests.service.pictures import large_bitmap
 
 DEFAULTS = {
     "detect": "auto",

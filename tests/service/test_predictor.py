@@ -14,7 +14,7 @@ from service.images.decode import ImageDecoder, Pixels
 from service.predictor import Predictor, Request
 from tests.service.doubles import Ledger, Peer
 from tests.service.harness import FACE
-from tests.service.test_bad_input import encode
+from tests.service.pictures import encode
 
 
 class Crowd(FaceDetector):

@@ -6,8 +6,6 @@ import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 
-import cv2
-import numpy as np
 import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -17,14 +15,9 @@ from websockets.typing import Subprotocol
 from service.errors import InvalidJSON
 from service.replies import error_reply
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
+from tests.service.pictures import large_bitmap
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
-
-
-def large_bitmap() -> bytes:
-    """An uncompressed image of 2 MB, in noise."""
-    pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
-    return cv2.imencode(".bmp", pixels)[1].tobytes()
 
 
 async def test_the_v1_session_of_an_existing_client(running: Running) -> None:
