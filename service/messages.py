@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import math
 import sys
+import time
 from abc import abstractmethod
 from typing import Any
 
@@ -21,9 +22,11 @@ from service.opening import OpeningConnection
 _BYTES_PER_TURN = 512 * 1024
 
 # Small messages, and frames of a few bytes that the library reads, are thousands in one read, and take seconds in reads
-# that come in a row. What so many messages leave, or so many bytes for the library, waits for the next turn.
-_MESSAGES_PER_TURN = 256
-_PARSED_PER_TURN = 8192
+# that come in a row. What is left after so many seconds waits for the next turn. The clock is looked at after so many
+# messages, or so many bytes for the library.
+_SECONDS_PER_TURN = 0.001
+_MESSAGES_AT_ONCE = 256
+_PARSED_AT_ONCE = 8192
 
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -111,14 +114,13 @@ class MessageConnection(OpeningConnection):
     def _take(self, data: bytes) -> None:
         """Take what came, as far as it does not hold up others; the rest waits."""
         assert self._message_seconds is not None
-        position, for_library = self._read_messages(data)
-        if for_library and position < len(data):
-            part = data[position : position + _PARSED_PER_TURN]
-            position += len(part)
-            self._unparsed += len(part)
-            super().data_received(part)
-        if position < len(data) and not self.transport.is_closing():
-            self._waiting = data[position:]
+        # Not the loop's time, which stands still within a turn.
+        until = time.monotonic() + _SECONDS_PER_TURN
+        rest = self._take_part(data)
+        while rest and not self.reading_paused and time.monotonic() < until:
+            rest = self._take_part(rest)
+        if rest and not self.transport.is_closing():
+            self._waiting = rest
             self.transport.pause_reading()
             self.loop.call_soon(self._take_waiting)
         if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
@@ -127,6 +129,16 @@ class MessageConnection(OpeningConnection):
             self._incomplete_since = self.loop.time()
             if self._message_timer is None:
                 self._message_timer = self.loop.call_later(self._message_seconds, self._check_message)
+
+    def _take_part(self, data: bytes) -> bytes:
+        """Take some of what came. Returns the rest."""
+        position, for_library = self._read_messages(data)
+        if for_library and position < len(data):
+            part = data[position : position + _PARSED_AT_ONCE]
+            position += len(part)
+            self._unparsed += len(part)
+            super().data_received(part)
+        return data[position:]
 
     def _take_waiting(self) -> None:
         """Take more of what waits, unless it is for when the client has caught up."""
@@ -153,12 +165,12 @@ class MessageConnection(OpeningConnection):
                 self._message(large.payload, text=large.text)
         if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
             return position, True
-        messages, position = whole_messages(data, position, self._max_size, _MESSAGES_PER_TURN)
+        messages, position = whole_messages(data, position, self._max_size, _MESSAGES_AT_ONCE)
         for text, message in messages:
             if self.protocol.state is not State.OPEN:
                 return position, True  # the peer's close may follow, which the library waits for
             self._message(message, text=text)
-        if len(messages) == _MESSAGES_PER_TURN:
+        if len(messages) == _MESSAGES_AT_ONCE:
             return position, False
         if position < len(data):
             self._large = begin_large_message(data, position, self._max_size)

@@ -8,7 +8,26 @@ import pytest
 from wsproto.events import Pong, TextMessage
 
 from tests.service.harness import Serve
-from tests.service.raw_peer import CONT, PING, PONG, TEXT, connected, frame
+from tests.service.raw_peer import CONT, PING, PONG, TEXT, Peer, connected, frame
+
+
+async def turns_until_read(peer: Peer, data: bytes) -> int:
+    """How many turns the event loop has until what was sent is read, and a ping behind it answered."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    peer.send(data, frame(PING, b"the end"))
+    while not isinstance(event := await peer.event(), Pong):
+        assert isinstance(event, TextMessage)
+    counting.cancel()
+    assert event.payload == b"the end"
+    return turns
 
 
 @pytest.mark.parametrize(
@@ -23,21 +42,15 @@ from tests.service.raw_peer import CONT, PING, PONG, TEXT, connected, frame
 async def test_small_frames_are_read_in_many_turns(serve: Serve, flood: bytes) -> None:
     """Of some bytes each, there are tens of thousands in one read: hundreds of milliseconds."""
     async with serve() as running, connected(running.port) as peer:
-        turns = 0
+        assert await turns_until_read(peer, flood) > 20
 
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
 
-        counting = asyncio.create_task(count())
-        peer.send(flood, frame(PING, b"the end"))
-        while not isinstance(event := await peer.event(), Pong):
-            assert isinstance(event, TextMessage)
-        counting.cancel()
-        assert event.payload == b"the end"
-        assert turns > 20
+async def test_a_large_message_in_many_fragments_is_read_in_few_turns(serve: Serve) -> None:
+    """Each turn of a busy worker takes as long as a batch: browsers send their photos in such fragments."""
+    fragments = [frame(CONT, bytes(65_536), fin=False) for _ in range(64)]
+    photo = b"".join([frame(TEXT, b"{", fin=False), *fragments, frame(CONT, b"}")])
+    async with serve() as running, connected(running.port) as peer:
+        assert await turns_until_read(peer, photo) < 250
 
 
 async def test_small_messages_are_answered_in_many_turns(serve: Serve) -> None:
