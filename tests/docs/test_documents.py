@@ -119,7 +119,7 @@ def test_the_upgrade_of_an_sqlite_database(tmp_path: Path) -> None:
     engine = sa.create_engine(url)
     make_older_server(engine, ["angry", "happy"])
     before = older_columns(engine)
-    run_steps(upgrade_steps("visionai.db"), tmp_path, url)
+    run_steps(upgrade_steps("cp visionai.db visionai.db.before"), tmp_path, url)
     assert older_columns(engine) == before
     engine.dispose()
     copy = sa.create_engine(f"sqlite:///{tmp_path / 'visionai.db.before'}")
@@ -127,6 +127,27 @@ def test_the_upgrade_of_an_sqlite_database(tmp_path: Path) -> None:
         column["name"] for column in sa.inspect(copy).get_columns("predictions_log")
     }
     copy.dispose()
+
+
+def test_the_way_back_on_sqlite_leaves_the_upgrade_open(tmp_path: Path) -> None:
+    """As written, with what a killed process left beside the database: the older server's rows, and no others."""
+    url = f"sqlite:///{tmp_path / 'visionai.db'}"
+    engine = sa.create_engine(url)
+    make_older_server(engine, ["angry", "happy"])
+    tables, before = set(sa.inspect(engine).get_table_names()), older_columns(engine)
+    engine.dispose()
+    run_steps(upgrade_steps("cp visionai.db visionai.db.before"), tmp_path, url)
+    (tmp_path / "visionai.db-wal").write_bytes(b"left")
+    (back,) = re.findall(
+        r"```sh\n(rm -f visionai.db-wal .*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL
+    )
+    run_steps(str(back).splitlines(), tmp_path, url)
+    assert not (tmp_path / "visionai.db-wal").exists()
+    engine = sa.create_engine(url)
+    assert set(sa.inspect(engine).get_table_names()) == tables
+    assert older_columns(engine) == before
+    engine.dispose()
+    run_steps(upgrade_steps("cp visionai.db visionai.db.before"), tmp_path, url)
 
 
 def test_the_upgrade_of_a_postgresql_database(tmp_path: Path, postgres_url: str) -> None:
