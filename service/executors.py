@@ -47,15 +47,14 @@ def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Re
 
     The search that finds no face is work as any other; an image that cannot be read says nothing of those that can.
     """
-    work, news = 0.0, False
-    for request in requests:
-        if request.decoded:
-            seconds = request.decoded - request.started + request.model_seconds
-            news |= cost.observe(request.detect, request.size, seconds)
-            work += seconds
-    if news:
+    took = [
+        (request.detect, request.size, request.decoded - request.started + request.model_seconds)
+        for request in requests
+        if request.decoded
+    ]
+    if cost.observe(took):
         queue.reprice(lambda request: cost.predict(request.detect, request.size))
-    return work
+    return sum(seconds for _, _, seconds in took)
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -69,11 +69,12 @@ class CostModel:
 
     Sizes in bytes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted
     as the nearest one of its kind that was. What took much longer than predicted was held up, by a machine that
-    stood still, say: it counts for no more than `_OUTLIER` times the prediction, or one stall would turn away requests
-    for long after it.
+    stood still, say: a batch, however large, moves a prediction by half of the way at most, towards no more than
+    `_OUTLIER` times what it was, or one stall would turn away requests for long after it.
     """
 
     _WEIGHT = 0.1
+    _MOST = 0.5
     _FIRST_GUESS = 0.001
     _OUTLIER = 4.0
     # From which factor on another prediction is news, see `observe`.
@@ -86,7 +87,10 @@ class CostModel:
 
     def predict(self, kind: Hashable, size: int) -> float:
         """Seconds for a request of this kind and size."""
-        averages, magnitude = self._averages.get(kind), size.bit_length()
+        return self._predict(kind, size.bit_length())
+
+    def _predict(self, kind: Hashable, magnitude: int) -> float:
+        averages = self._averages.get(kind)
         if not averages:
             return self._FIRST_GUESS
         known = averages.get(magnitude)
@@ -94,22 +98,34 @@ class CostModel:
             return known
         return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
 
-    def observe(self, kind: Hashable, size: int, seconds: float) -> bool:
-        """Take in what a request of this kind and size took.
+    def observe(self, batch: Iterable[tuple[Hashable, int, float]]) -> bool:
+        """Take in what the requests of one batch took: their kind, size in bytes, and seconds.
 
         Returns whether the prediction for such is far from what it was when this said so last: then what waits at the
         price that it had when it came is to be priced anew (`MicroBatchQueue.reprice`).
         """
-        magnitude = size.bit_length()
-        told = self._told.get((kind, magnitude))
+        alike: dict[tuple[Hashable, int], list[float]] = {}
+        for kind, size, seconds in batch:
+            alike.setdefault((kind, size.bit_length()), []).append(seconds)
+        news = False
+        for of_what, took in alike.items():
+            news |= self._take_in(of_what, took)
+        return news
+
+    def _take_in(self, of_what: tuple[Hashable, int], took: list[float]) -> bool:
+        """Learn from requests of one batch, of one kind and size. They share the run, and what held it up."""
+        kind, magnitude = of_what
+        told = self._told.get(of_what)
         if told is None:
-            told = self._told[kind, magnitude] = self.predict(kind, size)
+            told = self._told[of_what] = self._predict(kind, magnitude)
         averages = self._averages.setdefault(kind, {})
-        known = averages.get(magnitude, seconds)
-        average = averages[magnitude] = known + self._WEIGHT * (min(seconds, self._OUTLIER * known) - known)
+        mean = sum(took) / len(took)
+        known = averages.get(magnitude, mean)
+        weight = min(self._MOST, len(took) * self._WEIGHT)
+        average = averages[magnitude] = known + weight * (min(mean, self._OUTLIER * known) - known)
         if told / self._NEWS <= average <= told * self._NEWS:
             return False
-        self._told[kind, magnitude] = average
+        self._told[of_what] = average
         return True
 
 
