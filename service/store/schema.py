@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 #: The revision that this code works with: the last file in ``migrations/versions`` (a test compares them).
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 #: ``model_status`` of the version that is served; any other text is not active.
 ACTIVE: Final = "01"

@@ -117,6 +117,46 @@ def test_a_row_that_is_changed_is_counted_as_it_is_now(
     assert_counted(engine)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("path", ["''", "another"])
+def test_what_is_written_on_another_search_path_is_counted(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, path: str
+) -> None:
+    """Rows that pg_restore copies, on an empty path, and an administrator takes away, beside another's counts, are."""
+    fill(open_store(), make_record)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE SCHEMA another; CREATE TABLE another.emotion_minutes (LIKE emotion_minutes INCLUDING ALL);"
+            "CREATE TABLE another.latency_minutes (LIKE latency_minutes INCLUDING ALL);"
+            "CREATE TEMP TABLE copies ON COMMIT DROP AS SELECT * FROM predictions_log WHERE predic_id <= 20;"
+            f"SET LOCAL search_path = {path};"
+            "DELETE FROM public.predictions_log WHERE predic_id <= 30;"
+            "INSERT INTO public.predictions_log SELECT * FROM pg_temp.copies;"
+            "UPDATE public.predictions_log SET user_id = NULL WHERE predic_id <= 10"
+        )
+        assert connection.exec_driver_sql("SHOW search_path").scalar() == path.replace("''", '""')
+    assert_counted(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"SET LOCAL search_path = {path}; TRUNCATE public.predictions_log")
+    assert not assert_counted(engine).emotions
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM another.emotion_minutes").scalar() == 0
+
+
+def test_one_revision_back_and_forth(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine
+) -> None:
+    """The release before counts on, and the next start has this one's counting again."""
+    store = fill(open_store(), make_record)
+    for change, target in ((command.downgrade, "0003"), (command.upgrade, "head")):
+        with engine.begin() as connection:
+            change(alembic_config(connection), target)
+        before = store.status().written
+        store.record([make_record(timestamp=NOW)])
+        written(store, before + 1)
+        assert_counted(engine)
+
+
 def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     """Those from before the migration, and those that it still writes beside us, without anything it does not know."""
     insert = (

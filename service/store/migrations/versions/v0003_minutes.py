@@ -127,20 +127,27 @@ def _drop_empty(source: str) -> list[str]:
     ]
 
 
-def _postgresql() -> list[str]:
+def counting_function(name: str = FUNCTION, settings: str = "", first: str = "") -> str:
+    """The statement that makes the function of PostgreSQL's triggers, as it is here or with what 0004 adds to it."""
     add = "; ".join(_count("added", "postgresql"))
     remove = "; ".join([*_count("removed", "postgresql", "-"), *_drop_empty("removed")])
+    return (
+        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql{settings} AS $$ BEGIN{first}"
+        f" IF TG_OP = 'TRUNCATE' THEN DELETE FROM {EMOTIONS}; DELETE FROM {LATENCIES}; RETURN NULL; END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {add}; END IF;"
+        f" IF TG_OP <> 'INSERT' THEN {remove}; END IF;"
+        " RETURN NULL; END $$"
+    )
+
+
+def _postgresql() -> list[str]:
     tables = {
         "INSERT": "NEW TABLE AS added",
         "DELETE": "OLD TABLE AS removed",
         "UPDATE": "OLD TABLE AS removed NEW TABLE AS added",
     }
     return [
-        f"CREATE OR REPLACE FUNCTION {FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" IF TG_OP = 'TRUNCATE' THEN DELETE FROM {EMOTIONS}; DELETE FROM {LATENCIES}; RETURN NULL; END IF;"
-        f" IF TG_OP <> 'DELETE' THEN {add}; END IF;"
-        f" IF TG_OP <> 'INSERT' THEN {remove}; END IF;"
-        " RETURN NULL; END $$",
+        counting_function(),
         *(
             f"CREATE TRIGGER {name} AFTER {event} ON predictions_log REFERENCING {tables[event]}"
             f" FOR EACH STATEMENT EXECUTE FUNCTION {FUNCTION}()"
