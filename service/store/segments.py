@@ -182,9 +182,14 @@ def report(path: Path, damages: list[Damage]) -> None:
             logger.error("the journal %s is damaged: %d bytes at %d are lost", path, size, damage.start)
     if not all(damage.tail for damage in damages):
         copy = path.parent.parent / f"damaged-{path.parent.name}-{path.name}"
-        copy.touch(mode=0o600)  # before there is anything in it: addresses and users, as in the journal
-        shutil.copyfile(path, copy)
-        logger.error("a copy of it is kept as %s", copy)
+        try:
+            copy.touch(mode=0o600)  # before there is anything in it: addresses and users, as in the journal
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            # A full disk: what is intact must not wait for it.
+            logger.error("no copy of it can be kept: %s", error.strerror)
+        else:
+            logger.error("a copy of it is kept as %s", copy)
 
 
 def _encode_head(model: Model) -> bytes:

@@ -140,16 +140,25 @@ class Writer:
             try:
                 if not self._round():
                     return
+            except OSError as error:
+                # The journal's disk; or somebody took the right to read it.
+                reason = f"journal: {error.strerror}"
+                if self._is_news(reason):
+                    logger.error("the journal cannot be read, and is tried again: %s", error)
             except Exception as error:
                 # A thread that ended here would leave predictions to pile up unseen.
-                logger.exception("the writer of predictions failed, and tries again")
-                self._failed(f"{type(error).__name__}: {error}")
-                if not self._pause(_RETRY_AFTER_FAULT_S):
-                    return
-                self._arrived.set()
+                reason = f"{type(error).__name__}: {error}"
+                if self._is_news(reason):
+                    logger.exception("the writer of predictions failed, and tries again")
             else:
                 if self.state.failing:
+                    self._told.clear()
                     self.state = replace(self.state, failing=False)
+                continue
+            self._failed(reason)
+            if not self._pause(_RETRY_AFTER_FAULT_S):
+                return
+            self._arrived.set()
 
     def _round(self) -> bool:
         """Wait for records and write what there is. False to end: the store closes, and nothing more can be done."""
@@ -180,13 +189,13 @@ class Writer:
                 if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False
                     self._references.clear()
-                if reason not in self._told and len(self._told) < _REASONS_TOLD:
-                    self._told.add(reason)
+                if self._is_news(reason):
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:
                 # A mistake of ours must not end the thread silently: predictions would pile up unseen.
                 reason = f"{type(error).__name__}: {error}"
-                logger.exception("storing predictions fails and is retried")
+                if self._is_news(reason):
+                    logger.exception("storing predictions fails and is retried")
             else:
                 if self.state.failing:
                     logger.info("storing predictions works again; %d are waiting", self._backlog.pending)
@@ -207,6 +216,13 @@ class Writer:
             if not self._pause(delay * random.uniform(0.75, 1.25)):
                 return False
             delay = min(2 * delay, _LONGEST_RETRY_S)
+
+    def _is_news(self, reason: str) -> bool:
+        """Whether this is to be told: once in an outage, and not too many of them."""
+        if reason in self._told or len(self._told) >= _REASONS_TOLD:
+            return False
+        self._told.add(reason)
+        return True
 
     def _pause(self, seconds: float) -> bool:
         """Wait before the next attempt, less long while the store closes. False when the time to close ran out."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -14,13 +16,16 @@ import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
 from service.store import PredictionRecord, Store, database
-from service.store.backlog import Batch, MemoryBacklog
+from service.store.backlog import Backlog, Batch, MemoryBacklog
 from service.store.database import parse_url
 from service.store.framing import parse
-from service.store.reference import Model
+from service.store.journal import JournalBacklog
+from service.store.migrate import migrate
+from service.store.records import encode
 from service.store.schema import emotion_class, metadata, predictions_log
 from service.store.writer import Writer
 from tests.store.harness import PATIENCE_S, eventually, ids
+from tests.store.journals import MODEL, files
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -279,21 +284,48 @@ def test_a_database_that_is_not_in_utf_8(
     postgres_server.drop_database(name)
 
 
-def test_a_fault_while_closing_does_not_flood_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def open_writer(tmp_path: Path, backlog: Backlog) -> Writer:
+    """Writes to a SQLite file of the test's, which is prepared with the first write."""
+    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    writer = Writer(engine, backlog, {}, {}, prepare=partial(migrate, engine))
+    writer.start()
+    return writer
+
+
+def test_a_fault_while_closing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Closing tries again as long as it may, with a pause after each attempt that fails."""
 
-    class Unreadable(MemoryBacklog):
-        """A journal whose disk fails."""
+    class Faulty(MemoryBacklog):
+        """One with a mistake of ours in it."""
 
         def take(self, limit: int) -> Batch | None:
-            raise OSError(errno.EIO, "injected")
+            raise ValueError("injected")
 
-    model = Model("v1", "emotion.onnx", ("happy", "sad"))
-    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
-    writer = Writer(engine, Unreadable(model, limit=10), {}, {}, prepare=lambda: None)
-    writer.start()
+    writer = open_writer(tmp_path, Faulty(MODEL, limit=10))
     eventually(lambda: writer.state.failing)
     writer.close(timeout=1.0)
-    assert 1 < len(caplog.records) < 20
+    assert 1 < writer.state.attempts_failed < 20
+    [told] = caplog.records
+    assert told.exc_info is not None
+
+
+def test_a_journal_that_cannot_be_read_for_a_while(
+    tmp_path: Path, make_record: MakeRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, in a line that names the file; nothing in it is given up, and it is read when it can be."""
+    backlog = JournalBacklog(tmp_path / "journal", MODEL, memory_records=2, segment_bytes=2000)
+    for _ in range(20):
+        assert backlog.append(encode([make_record(emotion="happy")]), 1)
+    spilled = files(tmp_path / "journal")[1]
+    aside = spilled.rename(tmp_path / "aside")
+    spilled.symlink_to(spilled)
+    writer = open_writer(tmp_path, backlog)
+    eventually(lambda: writer.state.failing and writer.state.attempts_failed >= 3)
+    assert writer.state.last_error == f"journal: {os.strerror(errno.ELOOP)}"
+    [told] = caplog.records
+    assert (told.levelname, told.exc_info) == ("ERROR", None)
+    assert str(spilled) in told.getMessage()
+    aside.replace(spilled)
+    eventually(lambda: writer.state.written == 20 and not writer.state.failing)
+    writer.close(timeout=PATIENCE_S)
+    backlog.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -261,6 +262,24 @@ def test_a_journal_that_was_taken_over_and_cannot_be_deleted_holds_up_no_other(
         assert drain(backlog) == [payload(2)]
     assert batch.payloads == [payload(1)]
     assert f"the journal {left.parent} cannot be read or deleted and is left as it is" in caplog.text
+
+
+def test_a_damaged_journal_on_a_full_disk(
+    open_journal: OpenJournal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is intact of a segment is read though there is no room for a copy of it, which is told."""
+    backlog = open_journal(memory_records=1, segment_bytes=1000)
+    assert all(backlog.append(payload(number), 1) for number in range(20))
+    segment = files(tmp_path)[1]
+    data = bytearray(segment.read_bytes())
+    data[data.index(b'"pad"')] ^= 0xFF
+    segment.write_bytes(data)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    assert len(drain(backlog)) == 19
+    assert [record.message for record in caplog.records][1:] == ["no copy of it can be kept: injected"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
