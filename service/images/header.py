@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from enum import Enum
 from itertools import islice
 from typing import NamedTuple
@@ -23,14 +24,15 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 _SERVED = frozenset({0xFFC0, 0xFFC1, 0xFFC2})
 _PROGRESSIVE = 0xFFC2
-_START_OF_SCAN, _APP1 = 0xFFDA, 0xFFE1
+_START_OF_SCAN, _END, _APP1 = 0xFFDA, 0xFFD9, 0xFFE1
 _SKIPPED = frozenset({0xFFC4, 0xFFCC, 0xFFDB, 0xFFDC, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_APP1}
 _ALONE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
 
 _SEGMENT = struct.Struct(">HH")  # a marker and its segment's length, which counts its own two bytes
 _FRAME = struct.Struct(">HHB")  # height, width and number of components
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_SCAN = re.compile(rb"\xff\xda")
+# Those that may end a scan: behind 0xFF coded data have a zero, or a restart, of which there may be thousands.
+_MARKER_BEHIND_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 # Segments before the picture. A profile or a depth map of megabytes takes some hundreds; more is walking for nothing.
 _MAX_SEGMENTS = 1000
@@ -150,10 +152,32 @@ def check_scans(data: ImageFile, pixels: int) -> None:
     Raises:
         InvalidImage: there are more than any encoder writes.
     """
-    # Behind 0xFF coded data have a zero: what looks like a scan's beginning is one, but for chance in a few segments.
     most = max(_USUAL_SCANS, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels)))
-    if next(islice(_SCAN.finditer(data), most, None), None) is not None:
+    if next(islice(_scans(data), most, None), None) is not None:
         raise InvalidImage(f"the JPEG has more than {most} scans: save it anew")
+
+
+def _scans(data: ImageFile) -> Iterator[int]:
+    """Where the scans of the picture begin.
+
+    What lies in segments, or behind its end, is no part of it: a thumbnail; the film of a motion photo, where enough
+    bytes look like anything.
+    """
+    position = 2
+    for _ in range(2 * _MAX_SEGMENTS):
+        found = _MARKER_BEHIND_DATA.search(data, position)
+        if found is None:
+            return
+        position = found.start()
+        marker = int.from_bytes(data[position : position + 2], "big")
+        if marker == _END:
+            return
+        if marker == _START_OF_SCAN:
+            yield position
+        position += 2
+        if marker not in _ALONE:
+            position += int.from_bytes(data[position : position + 2], "big")
+    raise InvalidImage("the JPEG has more segments than any encoder writes: save it anew")
 
 
 def _read_webp(data: ImageFile) -> ImageHeader:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -82,6 +83,38 @@ def test_the_larger_a_jpeg_the_fewer_scans_it_may_have(pixels: int, most: int) -
     check_scans(jpeg_of_scans(most, 0xC2, 1), pixels)
     with pytest.raises(InvalidImage, match=f"more than {most} scans"):
         check_scans(jpeg_of_scans(most + 1, 0xC2, 1), pixels)
+
+
+def segments(marker: int, body: bytes, count: int = 1) -> bytes:
+    return (bytes([0xFF, marker]) + struct.pack(">H", 2 + len(body)) + body) * count
+
+
+@pytest.mark.parametrize("view", [bytes, memoryview])
+def test_what_is_no_part_of_a_jpegs_picture_has_no_scans(view: Callable[[bytes], bytes | memoryview]) -> None:
+    """A thumbnail before it, or the film of a motion photo behind it, may look like any number of them."""
+    decoder = ImageDecoder(InputShape(64, 64, "gray"), 50_000_000)
+    image, other = jpeg_of_scans(100, 0xC2, 3), b"\xff\xda\0\0" * 101
+    assert decoder.decode_photo(view(image[:2] + segments(0xE2, other) + image[2:] + other)).width == 64
+
+
+@pytest.mark.parametrize(
+    ("hidden", "reason"),
+    [
+        (segments(0xFE, b"\xff\xd9"), "more than 100 scans"),
+        (segments(0xFE, b"", 3_000), "more segments"),
+        (b"\xff\x01" * 3_000, "more segments"),
+        (b"\xff\xd0" * 3_000, "more than 100 scans"),
+        (b"\xff\xff", "more than 100 scans"),
+        (b"stray", "more than 100 scans"),
+    ],
+    ids=["an end in a comment", "comments", "markers", "restarts", "fill bytes", "stray bytes"],
+)
+def test_no_scan_hides_behind_what_a_decoder_skips(hidden: bytes, reason: str) -> None:
+    """Neither do segments by the million: each is a step to us."""
+    image = jpeg_of_scans(101, 0xC2, 1)
+    first = image.index(b"\xff\xda")
+    with pytest.raises(InvalidImage, match=reason):
+        check_scans(image[: first + 10] + hidden + image[first + 10 :], 4096)
 
 
 @pytest.mark.parametrize("color", ["gray", "rgb"])
