@@ -25,6 +25,9 @@ Pixels = npt.NDArray[np.uint8]
 # An image of fewer pixels a side than this holds no face that any network could read.
 MIN_SIDE = 8
 
+# Decoders take no longer sides: libjpeg's limit, and libpng's; OpenCV's for the others is hardly larger.
+MAX_JPEG_SIDE, MAX_SIDE = 65_500, 1_000_000
+
 # Workers share the cores by themselves; OpenCV's threads would take others' cores, and spin while they wait.
 cv2.setNumThreads(1)
 
@@ -142,6 +145,11 @@ class ImageDecoder:
         if width * height > self.max_pixels:
             raise ImageTooLarge(
                 f"the image has {width} x {height} pixels; at most {self.max_pixels:,} are accepted: send it smaller"
+            )
+        longest = MAX_JPEG_SIDE if header.format is Format.JPEG else MAX_SIDE
+        if width > longest or height > longest:
+            raise ImageTooLarge(
+                f"the image has {width} x {height} pixels; at most {longest:,} a side are accepted: send it smaller"
             )
         if width < MIN_SIDE or height < MIN_SIDE:
             raise InvalidImage(

@@ -289,6 +289,25 @@ def test_a_bomb_is_refused_by_its_header(image: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("image", "longest"),
+    [
+        (
+            encode(np.zeros((8, 9), np.uint8), ".jpg").replace(
+                struct.pack(">HH", 8, 9), struct.pack(">HH", 8, 65_501)
+            ),
+            "65,500",
+        ),
+        (png(8, 1_000_001, bytes(9 * 1_000_001)), "1,000,000"),
+        (b"BM" + struct.pack("<IHHIIii", 1080, 0, 0, 54, 40, 1_100_000, 8) + bytes(1000), "1,000,000"),
+    ],
+)
+def test_a_side_that_no_decoder_takes_is_told(image: bytes, longest: str) -> None:
+    """In our words, and as what it is: the file is not damaged."""
+    with pytest.raises(ImageTooLarge, match=f"at most {longest} a side"):
+        decode(GRAY, image)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         base64.b64encode(FACE).decode(),
