@@ -357,8 +357,8 @@ class Connection(MessageConnection):
             self._write(reply)
 
     def _write(self, reply: bytes) -> None:
-        """Write one text frame; nothing if the connection is closing."""
-        if self.protocol.state is State.OPEN:
+        """Write one text frame; nothing if the connection is closing, which TLS knows first, and logs of each write."""
+        if self.protocol.state is State.OPEN and not self.transport.is_closing():
             self.transport.write(text_frame(reply))
 
     # Flow control

@@ -141,8 +141,11 @@ class MessageConnection(OpeningConnection):
         return data[position:]
 
     def _take_waiting(self) -> None:
-        """Take more of what waits, unless it is for when the client has caught up."""
-        if self._waiting and not self.reading_paused:
+        """Take more of what waits, unless it is for when the client has caught up, or nobody can be answered.
+
+        The end of a TLS connection comes though it is not to read, and behind it the library's parser takes nothing.
+        """
+        if self._waiting and not (self.reading_paused or self.transport.is_closing()):
             data, self._waiting = self._waiting, b""
             self._take(data)
             self._read_on()

@@ -63,6 +63,26 @@ async def test_wss_and_a_certificate_that_is_replaced_in_every_worker(
         assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
+async def test_a_client_that_leaves_amid_its_answers_leaves_no_line_in_the_log(
+    start_process: StartProcess, authority: trustme.CA, certificate: tuple[Path, Path]
+) -> None:
+    """Thousands of its questions have been read by then: their answers are written to nobody."""
+    chain, key = certificate
+    service = start_process(TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS="1")
+    for _ in range(10):
+        async with connect(service.url, ssl=trusting(authority)) as websocket:
+            await read(websocket)
+            for _ in range(3000):
+                await websocket.send('{"command": "emotions"}')
+            websocket.transport.close()
+    async with connect(service.url, ssl=trusting(authority)) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, FACE))["status"] == "success"
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert log == ""
+
+
 async def test_a_reload_swaps_the_certificate_under_load_without_a_failed_request(
     start_process: StartProcess,
     authority: trustme.CA,
