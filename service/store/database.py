@@ -114,7 +114,9 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
     option ``isolation_level="AUTOCOMMIT"``.
     """
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2)
+        # What closes connections that are idle, a proxy or the server, would make a failure of each first prediction
+        # after a lull: told, and counted, where nothing is wrong.
+        return sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2, pool_pre_ping=True)
 
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
 

@@ -124,6 +124,24 @@ def test_a_session_that_is_read_only(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_connection_that_is_closed_while_it_is_idle(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a proxy or the server closes it after a lull: the next prediction finds another, and nothing has failed."""
+    store = open_store()
+    for _ in range(3):
+        assert store.record([make_record()])
+        eventually(lambda: store.status().pending == 0)
+        execute(
+            engine,
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+    assert (store.status().written, store.status().failed_attempts) == (3, 0)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_the_log_has_each_reason_of_an_outage_once(
     open_store: OpenStore,
     make_record: MakeRecord,
@@ -131,19 +149,24 @@ def test_the_log_has_each_reason_of_an_outage_once(
     postgres_url: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What begins with a connection that breaks may go on for another reason: that is what has to be mended."""
+    """What begins with a server that lets nobody in may go on for another reason: that is what has to be mended."""
     name = parse_url(postgres_url).database or ""
     store = open_store(url=postgres_url)
     assert store.record([make_record()])
     eventually(lambda: store.status().written == 1)
-    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     postgres_server.execute(
         f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
     )
     assert store.record([make_record()])
-    eventually(lambda: store.status().failed_attempts >= 4)
+    eventually(lambda: store.status().failed_attempts >= 2)
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    eventually(lambda: "read-only" in (store.status().last_error or ""))
+    failed = store.status().failed_attempts
+    eventually(lambda: store.status().failed_attempts >= failed + 2)
     first, *others = [record.message for record in caplog.records if "is retried" in record.message]
-    assert "connection" in first
+    assert "not currently accepting connections" in first
     assert others == [
         "storing predictions fails and is retried: cannot execute INSERT in a read-only transaction"
     ]
