@@ -32,7 +32,8 @@ _SEQUENCE_AT_ITS_END: Final = "2200H"
 _REMEDIES: Final = {
     "42501": "give this user the rights that SECURITY.md lists; migrate as the owner of the tables (--migrate-only)",
     "55P03": "another session holds a lock: stop the older server, or end that session, and start again",
-    "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL",
+    "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL "
+    "(of several hosts &target_session_attrs=read-write finds it)",
 }
 _MENDING: Final = (
     "put a copy back in its place, or recover what can be read (`sqlite3 FILE .recover`); "
@@ -148,10 +149,9 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
         operators = url.query.get("options") or os.environ.get("PGOPTIONS", "")
         # One core for a question: its answer may take longer, and predictions on the same machine are left more.
         session = (
-            f"{operators} -c statement_timeout={round(timeout * 1000)} -c default_transaction_read_only=on"
-            " -c max_parallel_workers_per_gather=0"
+            f"{operators} -c statement_timeout={round(timeout * 1000)} -c max_parallel_workers_per_gather=0"
         )
-        return sa.create_engine(
+        engine = sa.create_engine(
             url,
             connect_args=_postgres_arguments(url) | {"options": session},
             pool_size=2,
@@ -159,6 +159,8 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
             isolation_level="AUTOCOMMIT",
             json_deserializer=orjson.loads,
         )
+        event.listen(engine, "connect", _read_only)
+        return engine
 
     engine = sa.create_engine(
         url,
@@ -173,6 +175,17 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
 
     event.listen(engine, "connect", set_up)
     return engine
+
+
+def _read_only(connection: Any, _: object) -> None:
+    """Let a session of PostgreSQL write nothing.
+
+    Not by an option: where `target_session_attrs=read-write` asks for the one of several servers that takes writes, the
+    driver would take it for one that does not.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    connection.commit()
 
 
 def _enter_wal(connection: sqlite3.Connection) -> None:

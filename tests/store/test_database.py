@@ -17,6 +17,7 @@ from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
+from tests.store.harness import PATIENCE_S, eventually
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
@@ -137,6 +138,17 @@ def test_what_the_url_says_of_a_connection(postgres_url: str) -> None:
             with engine.connect() as connection:
                 assert connection.scalar(name) == expected
             engine.dispose()
+
+
+def test_the_one_of_several_servers_that_takes_writes(
+    open_store: OpenStore, make_record: MakeRecord, postgres_url: str
+) -> None:
+    """Asked for in the URL, it is found by those who only read, too."""
+    store = open_store(url=f"{postgres_url}&target_session_attrs=read-write")
+    assert store.record([make_record(user="ana")])
+    eventually(lambda: store.status().written == 1)
+    query = store.queries.submit(lambda connection: latest(connection, ByUser("ana"), 1))
+    assert len(query.result(PATIENCE_S)) == 1
 
 
 def test_the_folder_of_a_sqlite_file_is_made(open_store: OpenStore, tmp_path: Path) -> None:
