@@ -114,6 +114,8 @@ class Store:
         self._retention = retention
         self._labels = frozenset(labels)
         self._refused = 0
+        # Whether the log has it that the database does not answer: the writer, which waits for it, cannot say so.
+        self._told_stalled = False
 
     @classmethod
     def open(
@@ -206,12 +208,18 @@ class Store:
         return False
 
     def status(self) -> StoreStatus:
-        """A snapshot; cheap, from any thread."""
+        """A snapshot; cheap, from any thread. To be asked for regularly: it also tells the log of a silent database."""
         state = self._writer.state
         waiting = self._writer.attempt_seconds
         refusal = self._backlog.error
         stalled = waiting > STALLED_S
         silence = f"the database has not answered for {waiting:.0f} s" if stalled else None
+        if silence and not self._told_stalled:
+            self._told_stalled = True
+            logger.warning("storing predictions waits: %s", silence)
+        elif self._told_stalled and not stalled and not state.failing:
+            self._told_stalled = False
+            logger.info("the database answers again: predictions are stored")
         return StoreStatus(
             pending=self._backlog.pending,
             written=state.written,

@@ -144,6 +144,31 @@ def test_a_server_that_hangs(
             backend.resume()
 
 
+def test_a_table_that_somebody_keeps_locked(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing fails then, and nothing is stored: the log says so once, and when it is over."""
+    monkeypatch.setattr("service.store.STALLED_S", 0.2)
+    caplog.set_level("INFO", "service.store")
+    store = open_store()
+    engine = create_engine(parse_url(database_url))
+    with engine.begin() as other:
+        other.exec_driver_sql("LOCK TABLE predictions_log")
+        caplog.clear()
+        assert store.record([make_record()])
+        eventually(lambda: not store.status().writing)
+        assert "has not answered" in str(store.status().last_error)
+    engine.dispose()
+    eventually(lambda: store.status().written == 1 and store.status().writing)
+    waits, works = [record.message for record in caplog.records]
+    assert waits.startswith("storing predictions waits: the database has not answered for")
+    assert works == "the database answers again: predictions are stored"
+
+
 def test_memory_that_has_room_again_says_so() -> None:
     """As soon as records have left it, whether or not others come."""
     backlog = MemoryBacklog(Model("v1", "emotion.onnx", ("happy", "sad")), limit=2)
