@@ -166,7 +166,7 @@ def request_reload(path: Path | None) -> Outcome:
             line = connection.makefile("rb").readline()
     except OSError as exc:
         raise StartupError(
-            f"no service answers at {path} ({exc.strerror}): start this where it was started, "
+            f"no service answers at {path} ({exc.strerror or exc}): start this where it was started, "
             "or set CONTROL_SOCKET as it was set"
         ) from None
     if not line:

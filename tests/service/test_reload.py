@@ -311,6 +311,16 @@ async def test_a_reload_with_no_service_says_so(tmp_path: Path) -> None:
     assert "no service answers at visionai.sock" in said
 
 
+async def test_a_path_that_is_too_long_for_a_socket_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system has no number for it, and the reason was None."""
+    monkeypatch.setenv("CONTROL_SOCKET", f"{'d' * 120}/visionai.sock")
+    code, said = await reload(tmp_path)
+    assert code == 2
+    assert "visionai.sock (AF_UNIX path too long)" in said
+
+
 @pytest.mark.parametrize("named", [False, True])
 async def test_the_clients_command_reloads(start_process: StartProcess, tmp_path: Path, named: bool) -> None:
     """`visionai reload`, where the service was started, or by its socket; exit code 4 if refused, 3 with no service."""
