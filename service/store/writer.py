@@ -198,7 +198,8 @@ class Writer:
                     logger.exception("storing predictions fails and is retried")
             else:
                 if self.state.failing:
-                    logger.info("storing predictions works again; %d are waiting", self._backlog.pending)
+                    waiting = self._backlog.pending - batch.count
+                    logger.info("storing predictions works again; %d are waiting", waiting)
                 self._told.clear()
                 self.state = replace(
                     self.state,

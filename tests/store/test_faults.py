@@ -149,29 +149,43 @@ def test_the_log_has_each_reason_of_an_outage_once(
     postgres_url: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What begins with a server that lets nobody in may go on for another reason: that is what has to be mended."""
+    """What begins with a server that lets nobody in may go on for another reason: that is what has to be mended.
+
+    Its end is told, and the next outage as the first one.
+    """
+    caplog.set_level("INFO")
     name = parse_url(postgres_url).database or ""
     store = open_store(url=postgres_url)
     assert store.record([make_record()])
     eventually(lambda: store.status().written == 1)
-    postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    postgres_server.execute(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
-    )
-    assert store.record([make_record()])
-    eventually(lambda: store.status().failed_attempts >= 2)
-    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-    eventually(lambda: "read-only" in (store.status().last_error or ""))
-    failed = store.status().failed_attempts
-    eventually(lambda: store.status().failed_attempts >= failed + 2)
-    first, *others = [record.message for record in caplog.records if "is retried" in record.message]
-    assert "not currently accepting connections" in first
-    assert others == [
-        "storing predictions fails and is retried: cannot execute INSERT in a read-only transaction"
-    ]
-    postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-    eventually(lambda: store.status().written == 2)
+
+    def said_of_an_outage() -> list[str]:
+        caplog.clear()
+        before = store.status()
+        postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        postgres_server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        )
+        assert store.record([make_record()])
+        eventually(lambda: store.status().failed_attempts >= before.failed_attempts + 2)
+        postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        eventually(lambda: "read-only" in (store.status().last_error or ""))
+        failed = store.status().failed_attempts
+        eventually(lambda: store.status().failed_attempts >= failed + 2)
+        assert store.record([make_record()])
+        postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        eventually(lambda: store.status().written == before.written + 2)
+        return [record.message for record in caplog.records if "storing" in record.message]
+
+    for _ in range(2):
+        first, *others = said_of_an_outage()
+        assert "not currently accepting connections" in first
+        assert others == [
+            "storing predictions fails and is retried: cannot execute INSERT in a read-only transaction",
+            "storing predictions works again; 1 are waiting",
+        ]
 
 
 def test_tables_that_are_gone_are_made_again(
