@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from service.store import PredictionRecord, Store
-from service.store.retention import delete_before
+from service.store import PredictionRecord, Store, retention
+from service.store.retention import CHUNK_ROWS, delete_before
 from service.store.schema import predictions_log
 from tests.store.harness import eventually
 
@@ -56,6 +56,45 @@ def test_the_oldest_go_first(open_store: OpenStore, engine: sa.Engine, make_reco
     with engine.begin() as connection:
         assert delete_before(connection, now - timedelta(days=10), limit=5) == 2
     assert ages(engine) == [5]
+
+
+def test_all_that_is_old_is_deleted_however_many_transactions_that_takes(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after the other, without an hour between them; the log tells how many rows there were in all."""
+    caplog.set_level("INFO")
+    store = open_store()
+    now = datetime.now(UTC)
+    old = [make_record(timestamp=now - timedelta(days=40)) for _ in range(2 * CHUNK_ROWS + 1)]
+    store.record([*old, make_record(timestamp=now)])
+    assert store.close(timeout=30) == 0
+    open_store(retention_days=30)
+    eventually(lambda: f"deleted {len(old)} predictions older than 30 days" in caplog.text)
+    assert ages(engine) == [0]
+
+
+def test_a_deletion_that_fails_is_told_and_tried_again(
+    open_store: OpenStore,
+    engine: sa.Engine,
+    make_record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A database that refuses, or is away, at one hour is asked again at the next."""
+    monkeypatch.setattr(retention, "_PERIOD_S", 0.05)
+    store = open_store()
+    store.record([make_record(timestamp=datetime.now(UTC) - timedelta(days=40))])
+    assert store.close(timeout=10) == 0
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE predictions_log RENAME TO elsewhere")
+    deleting = retention.Retention(engine, 30)
+    try:
+        eventually(lambda: "deleting old predictions failed, and is tried again later" in caplog.text)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO predictions_log")
+        eventually(lambda: not ages(engine))
+    finally:
+        deleting.close(10)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
