@@ -139,6 +139,17 @@ def test_figures_of_nothing_are_empty(open_store: OpenStore) -> None:
     assert (found.emotions, found.latency_ms, found.buckets) == ({}, {}, [{}, {}])
 
 
+def test_the_last_moment_of_a_window_is_in_its_last_bucket(
+    open_store: OpenStore, make_record: MakeRecord
+) -> None:
+    """Sevenths of an hour are rounded to microseconds, and end before the hour does."""
+    store = open_store()
+    store.record([make_record(emotion="sad", timestamp=NOW + HOUR - timedelta(microseconds=1))])
+    written(store, 1)
+    found = ask(store, lambda connection: figures(connection, Anonymous(), NOW, HOUR, buckets=7))
+    assert found.buckets == [*[{}] * 6, {"sad": 1}]
+
+
 @pytest.mark.parametrize("window_s", [600.0, 86400.0])
 def test_an_emotion_without_a_name_is_left_out(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float

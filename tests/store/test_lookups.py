@@ -1,0 +1,158 @@
+"""What `history` and `stats` answer, of rows that are known, on both databases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+
+from service.lookups import History, Lookup, Stats, parse_lookup, reader
+from service.store import Store
+from service.store.prediction_ids import PredictionIds
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.test_history import ask, written
+
+NOW = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
+
+
+def answer(store: Store, lookup: Lookup, user: str | None, ids: PredictionIds) -> dict[str, Any]:
+    """The reply, with five predictions on their way to the database."""
+    reply: dict[str, Any] = orjson.loads(ask(store, reader(lookup, user, ids, NOW, 5)))
+    return reply
+
+
+def test_a_page_tells_each_field_of_its_rows(open_store: OpenStore, make_record: MakeRecord) -> None:
+    """What a row does not have is null; times are in UTC, without an offset."""
+    store, ids = open_store(), PredictionIds()
+    full, bare = ids.next(), ids.next()
+    boxed = {"request_id": "x", "face_index": 1, "face_box": (1, 2, 3, 4), "processing_ms": 2.5}
+    store.record(
+        [
+            make_record(prediction_id=full, emotion="sad", confidence=0.75, timestamp=NOW, **boxed),
+            make_record(prediction_id=bare, emotion="happy", timestamp=NOW.replace(microsecond=0)),
+        ]
+    )
+    written(store, 2)
+    reply = answer(store, History("mine"), None, ids)
+    assert [reply.pop(name) for name in ("type", "status", "id", "next", "pending")] == [
+        *("history", "success", "mine", None, 5)
+    ]
+    (newest, oldest) = reply.pop("predictions")
+    assert reply == {}
+    assert oldest == {
+        "prediction_id": str(full),
+        "face_index": 1,
+        "timestamp": "2026-11-22T10:30:45.123456",
+        "emotion_name": "sad",
+        "confidence": 0.75,
+        "model_version_tag": "v1.0.0",
+        "processing_time_ms": 2.5,
+        "request_id": "x",
+        "box": [1, 2, 3, 4],
+    }
+    assert newest["timestamp"] == "2026-11-22T10:30:45.000000"
+    assert (newest["request_id"], newest["box"], newest["face_index"]) == (None, None, 0)
+
+
+@pytest.mark.parametrize("user", [None, "ana"])
+def test_pages_follow_each_other_by_what_they_name(
+    open_store: OpenStore, make_record: MakeRecord, user: str | None
+) -> None:
+    """Of a connection, and of a user whose rows share a moment: each row comes once, and the last page names none."""
+    store, ids = open_store(), PredictionIds()
+    made = [ids.next() for _ in range(6)]
+    rows = [
+        make_record(prediction_id=made[number // 2], face_index=number % 2, user=user, timestamp=NOW)
+        for number in range(12)
+    ]
+    store.record(rows)
+    written(store, 12)
+    pages: list[list[tuple[str, int]]] = []
+    cursor = None
+    while not pages or cursor is not None:
+        page = answer(store, History(None, 4, cursor), user, ids)
+        assert "id" not in page
+        pages.append([(row["prediction_id"], row["face_index"]) for row in page["predictions"]])
+        cursor = page["next"]
+    assert [len(page) for page in pages] == [4, 4, 4]
+    found = [row for page in pages for row in page]
+    assert found == [(str(row["prediction_id"]), row["face_index"]) for row in reversed(rows)]
+
+
+@pytest.mark.parametrize(
+    ("window", "since"),
+    [
+        (timedelta(minutes=10), NOW - timedelta(minutes=10)),
+        (timedelta(hours=2), datetime(2026, 11, 22, 8, 31, tzinfo=UTC)),
+    ],
+    ids=["rows", "minutes"],
+)
+def test_figures_tell_whose_they_are(
+    open_store: OpenStore, make_record: MakeRecord, window: timedelta, since: datetime
+) -> None:
+    """A user's, everybody's without a user, or a connection's, from the moment that the reply names, in its buckets."""
+    store, ids = open_store(), PredictionIds()
+    middle, late = since + window / 2 + timedelta(seconds=1), NOW - timedelta(seconds=1)
+    store.record(
+        [
+            make_record(user="ana", emotion="sad", confidence=0.5, processing_ms=40.0, timestamp=since),
+            make_record(user="ana", emotion="sad", confidence=0.75, processing_ms=40.0, timestamp=late),
+            make_record(user="ana", emotion="happy", confidence=1.0, processing_ms=40.0, timestamp=late),
+            make_record(user="ana", emotion="happy", timestamp=since - timedelta(microseconds=1)),
+            make_record(prediction_id=ids.next(), emotion="fear", confidence=0.5, timestamp=middle),
+            make_record(emotion="happy", confidence=1.0, timestamp=late),
+        ]
+    )
+    written(store, 6)
+    seconds = window.total_seconds()
+
+    def told(user: str | None, **fields: Any) -> dict[str, Any]:
+        return answer(store, Stats("q", seconds, **fields), user, ids)
+
+    reply = told("ana", buckets=4)
+    assert reply.pop("latency_ms") == {f"p{each}": pytest.approx(40, rel=0.03) for each in (50, 90, 99)}
+    assert reply == {
+        "type": "stats",
+        "status": "success",
+        "id": "q",
+        "scope": "user",
+        "since": since.replace(tzinfo=None).isoformat(timespec="microseconds"),
+        "window_s": seconds,
+        "count": 3,
+        "mean_confidence": 0.75,
+        "emotions": {
+            "happy": {"count": 1, "mean_confidence": 1.0},
+            "sad": {"count": 2, "mean_confidence": 0.625},
+        },
+        "pending": 5,
+        "bucket_s": seconds / 4,
+        "buckets": [{"sad": 1}, {}, {}, {"happy": 1, "sad": 1}],
+    }
+    everybody = told(None)
+    assert (everybody["scope"], everybody["count"]) == ("anonymous", 2)
+    assert list(everybody["emotions"]) == ["fear", "happy"]
+    assert "buckets" not in everybody
+    for user in (None, "ana"):
+        own = told(user, scope="connection", buckets=2)
+        assert (own["scope"], own["count"], own["mean_confidence"]) == ("connection", 1, 0.5)
+        assert own["buckets"] == [{}, {"fear": 1}]
+
+
+def test_a_field_that_is_null_is_one_left_out() -> None:
+    """As clients send what they have no value for: the latest fifty, or an hour of all."""
+    for named in (False, True):
+        fields = ("limit", "cursor", "window_s", "buckets", "scope") if named else ()
+        assert parse_lookup("history", 1, dict.fromkeys(fields)) == History(1, 50, None)
+        assert parse_lookup("stats", 1, dict.fromkeys(fields)) == Stats(1, 3600.0, 0, "all")
+
+
+def test_the_least_and_the_most_that_may_be_asked_for() -> None:
+    """What the error names as the bounds is still allowed."""
+    assert [parse_lookup("history", 1, {"limit": limit}) for limit in (1, 1000)] == [
+        History(1, 1),
+        History(1, 1000),
+    ]
+    for fields in ({"window_s": 0.001}, {"window_s": 316224000}, {"window_s": 0.5, "buckets": 500}):
+        assert parse_lookup("stats", 1, fields) == Stats(1, **fields)
