@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sqlite3
 from collections import Counter
@@ -139,10 +140,13 @@ async def test_a_model_that_fails_verification_leaves_the_old_one_serving(
 
 
 async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProcess, tmp_path: Path) -> None:
-    """What an earlier version of .env said is forgotten; what is wrong in it leaves the old settings."""
+    """What an earlier version of .env said is forgotten; what is wrong in it leaves the old settings.
+
+    The log names what has changed, and no values: one is a password.
+    """
     dotenv = tmp_path / ".env"
     dotenv.write_text("EMOTIONS_LANGUAGE=es\nDETECT=always\n")
-    service = start_process(WORKERS="1")
+    service = start_process(WORKERS="1", LOG_LEVEL="INFO")
 
     async def description() -> str:
         async with connect(service.url) as websocket:
@@ -171,6 +175,9 @@ async def test_settings_come_from_the_file_as_it_is_now(start_process: StartProc
     code, said = await reload(elsewhere, CONTROL_SOCKET=str(tmp_path / "visionai.sock"))
     assert (code, ".env cannot be read" in said) == (1, True)
     assert await description() == english
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert re.findall(r"changed: (.*)", log) == ["DETECT, EMOTIONS_LANGUAGE"]
 
 
 async def test_what_is_stored_is_counted_through_a_reload(
