@@ -342,7 +342,7 @@ async def test_the_clients_command_reloads(start_process: StartProcess, tmp_path
     assert (await visionai(*options, folder=folder))[0] == 3
     start_process(WORKERS="1")
     assert await visionai(*options, folder=folder) == (0, f"reloaded: model {VERSION}\n")
-    for wrong in ("CANARY_MODEL_PATH=missing.onnx", "DETECT=perhaps"):
+    for wrong in ("CANARY_MODEL_PATH=missing.onnx", "DETECT=perhaps", "EXECUTORS=1000"):
         (tmp_path / ".env").write_text(f"{wrong}\n")
         code, said = await visionai(*options, folder=folder)
         assert code == 4
