@@ -17,13 +17,13 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from service.errors import DeadlineExceeded, Internal, Overloaded
+from service.errors import DeadlineExceeded, Internal, Overloaded, ShuttingDown
 from service.lookups import Stats, reader
 from service.store import Store
 from service.store.database import parse_url
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
 from service.store.prediction_ids import PredictionIds
-from service.store.queries import CAPACITY, Queries
+from service.store.queries import CAPACITY, THREADS, Queries
 from tests.store.conftest import MakeRecord, OpenStore
 
 T = TypeVar("T")
@@ -230,6 +230,39 @@ def test_the_log_has_each_reason_why_reading_fails_once(
         assert ask(store, lambda _: True)
     told = [record.message for record in caplog.records if "reading stored" in record.message]
     assert ["nowhere" in message for message in told] == [True, False, True, False]
+
+
+def test_an_outage_of_many_reasons_does_not_fill_the_log(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There may be a number in each: ten are told."""
+    store = open_store()
+    for number in range(12):
+        with pytest.raises(Internal):
+            ask(store, partial(sa.Connection.exec_driver_sql, statement=f"SELECT * FROM nowhere{number}"))
+    assert len([record for record in caplog.records if "reading stored" in record.message]) == 10
+
+
+def test_a_query_that_fails_by_a_fault_of_ours_costs_no_thread(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever asked is told, the log has where it was and which request, and what comes next is answered."""
+    store = open_store()
+    for number in range(THREADS + 1):
+        with pytest.raises(Internal, match="the fault is ours"):
+            store.queries.submit(lambda _: 1 // 0, number).result(30)
+    told = [(record.exc_info is not None, vars(record)["request_ids"]) for record in caplog.records]
+    assert told == [(True, [number]) for number in range(THREADS + 1)]
+    assert ask(store, lambda _: True)
+
+
+def test_no_query_is_taken_after_close(open_store: OpenStore) -> None:
+    """Whoever asks is told that the service shuts down, and does not wait."""
+    store = open_store()
+    assert ask(store, lambda _: True)
+    store.close(timeout=10)
+    with pytest.raises(ShuttingDown):
+        ask(store, lambda _: True)
 
 
 def test_more_queries_than_fit_are_refused(open_store: OpenStore) -> None:
