@@ -136,6 +136,22 @@ async def test_both_languages_have_every_text() -> None:
     assert named <= english
 
 
+async def test_without_javascript_the_page_says_what_it_needs(open_page: OpenPage) -> None:
+    """In both languages, and it does not seem to connect; its other texts are those that it has with JavaScript."""
+    page = (await open_page(java_script_enabled=False)).page
+    notice = page.locator("noscript .notice")
+    await expect(notice).to_be_visible()
+    await expect(notice).to_contain_text("This page needs JavaScript.")
+    await expect(notice.locator("[lang=es]")).to_contain_text("Esta página necesita JavaScript.")
+    await expect(page.locator("#status")).to_have_text("")
+    texts = {
+        element: await page.locator(element).text_content() for element in ("#live .empty p", "footer p")
+    }
+    page = (await open_page()).page
+    for element, text in texts.items():
+        assert await page.locator(element).text_content() == text
+
+
 async def test_colours_follow_the_system_until_somebody_chooses(open_page: OpenPage) -> None:
     """Dark with a dark system, light after the switch, and still so after a reload."""
     page = (await open_page(color_scheme="dark")).page
