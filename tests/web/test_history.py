@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -13,6 +14,7 @@ import orjson
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
+from service.security.api_keys import create
 from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, OpenPage
@@ -186,7 +188,7 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
     page = (await open_page(before=answering(guarded))).page
     await page.click("#tab-photos")
     await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".problem")).to_have_text("The server asks for a token.")
+    await expect(page.locator(".problem")).to_have_text("The server asks for a token or an API key.")
     await expect(page.locator("#token-input")).to_be_focused()
     await page.keyboard.type("secret")
     await page.keyboard.press("Enter")
@@ -207,7 +209,9 @@ async def test_a_service_with_required_tokens_is_used_from_the_page(
     await expect(page.locator("#token-input")).to_be_focused()
     await page.keyboard.type("wrong")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#notice-text")).to_have_text("The server did not accept the token.")
+    await expect(page.locator("#notice-text")).to_have_text(
+        "The server did not accept the token or API key. It may be mistyped, or have expired."
+    )
     await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
     await page.keyboard.press("Enter")
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
@@ -222,6 +226,21 @@ async def test_a_service_with_required_tokens_is_used_from_the_page(
     await page.context.close()  # before its service goes
 
 
+async def test_an_api_key_is_asked_for_and_taken(
+    open_page: OpenPage, start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Where the service knows keys and no tokens, the page's words lead to it, in both languages."""
+    keys = tmp_path / "keys"
+    key = create(keys, "ana")
+    page = (await open_page(service=start_process(AUTH="required", API_KEYS_FILE=str(keys)).url)).page
+    await expect(page.get_by_label("This server asks for a token or an API key")).to_be_focused()
+    await page.select_option("#language", "es")
+    await page.get_by_label("Este servidor pide un token o una clave de API").fill(key)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    await page.context.close()  # before its service goes
+
+
 async def test_what_waited_for_a_token_is_asked_again_with_it(
     open_page: OpenPage, start_process: StartProcess
 ) -> None:
@@ -232,13 +251,15 @@ async def test_what_waited_for_a_token_is_asked_again_with_it(
     await expect(page.locator("#token")).to_be_visible()
     await page.click("#tab-photos")
     await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".problem")).to_have_text("The server asks for a token.")
+    await expect(page.locator(".problem")).to_have_text("The server asks for a token or an API key.")
     await page.click("#tab-history")
-    await expect(page.locator("#history-empty")).to_have_text("The server asks for a token.")
+    await expect(page.locator("#history-empty")).to_have_text("The server asks for a token or an API key.")
     await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
     await page.keyboard.press("Enter")
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
-    await expect(page.locator("#history-empty")).not_to_contain_text("The server asks for a token.")
+    await expect(page.locator("#history-empty")).not_to_contain_text(
+        "The server asks for a token or an API key."
+    )
     await page.click("#tab-photos")
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
     await page.context.close()  # before its service goes
