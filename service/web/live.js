@@ -32,6 +32,7 @@ export class Live {
   #restUntil = 0; // no frames before
   #busy = false; // the rest is because the server is
   #newest = 0; // when the frame was sent whose answer is shown
+  #seen = null; // what is shown of it: {faces, size}
 
   constructor(link, session, fail, over) {
     this.#link = link;
@@ -57,7 +58,7 @@ export class Live {
   show(shown) {
     this.#shown = shown;
     this.#update();
-    if (shown) this.#timeline.draw(performance.now() / 1_000);
+    if (shown) this.#draw();
   }
 
   async #start(deviceId) {
@@ -168,8 +169,8 @@ export class Live {
     this.#session.add(faces, performance.now() / 1_000);
     if (sent < this.#newest || !this.#running) return; // a newer frame's answer is shown, or nobody looks
     this.#newest = sent;
-    drawFaces($("boxes"), faces, size, { mirrored: this.#camera.mirrored });
-    this.#faces.show(faces.slice(0, MAX_CARDS));
+    this.#seen = { faces, size };
+    this.#drawFaces();
     $("faces-empty").hidden = faces.length > 0;
     $("face-count").textContent = decimal(faces.length);
     this.#hint(faces.length ? "" : t("noFaceInView"));
@@ -233,7 +234,20 @@ export class Live {
     if (this.#running) this.#timeline.draw(now / 1_000);
   }
 
+  /** Draw again what has words in it, for another language, or after another tab. */
+  #draw() {
+    if (this.#seen) this.#drawFaces();
+    this.#timeline.draw(performance.now() / 1_000);
+  }
+
+  #drawFaces() {
+    const { faces, size } = this.#seen;
+    drawFaces($("boxes"), faces, size, { mirrored: this.#camera.mirrored });
+    this.#faces.show(faces.slice(0, MAX_CARDS));
+  }
+
   #clear() {
+    this.#seen = null;
     prepare($("boxes"));
     this.#faces.show([]);
     $("faces-empty").hidden = false;
@@ -244,6 +258,6 @@ export class Live {
   #translate() {
     $("pause").textContent = t(this.#paused ? "resume" : "pause");
     this.#hint();
-    this.#timeline.draw(performance.now() / 1_000);
+    if (this.#shown) this.#draw();
   }
 }

@@ -118,6 +118,27 @@ async def test_a_pause_stops_the_frames_and_a_stop_the_camera(open_page: OpenPag
     assert (await page.evaluate(_HAPPY_PIXELS))["count"] == 0
 
 
+async def test_a_paused_picture_speaks_the_language_that_is_switched_to(open_page: OpenPage) -> None:
+    """The faces' names and the labels on the boxes change with it, also where the switch was on another tab."""
+    page = (await open_page()).page
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    await page.click("#pause")
+    await expect(page.locator("#rate")).not_to_contain_text("/s")  # the last answer has come
+    drawn = "document.getElementById('boxes').toDataURL()"
+    english = await page.evaluate(drawn)
+    await page.select_option("#language", "es")
+    await expect(page.locator("#faces h3")).to_contain_text("Alegría")
+    spanish = await page.evaluate(drawn)
+    assert spanish != english
+    await page.click("#tab-photos")
+    await page.select_option("#language", "en")
+    await page.click("#tab-live")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    assert await page.evaluate(drawn) == english
+    await expect(page.locator("#hint")).to_have_text("Paused")
+
+
 async def test_a_page_that_nobody_looks_at_sends_nothing(open_page: OpenPage) -> None:
     """On another tab of the page the frames stop; back on the live view they go on."""
     page = (await open_page(before=count_replies)).page
