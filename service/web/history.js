@@ -120,6 +120,9 @@ export class History {
     }
     $("shares").replaceChildren(...inOrder(Object.keys(stats.emotions)).map((name) => this.#share(name)));
     $("latest").replaceChildren(...this.#latest.map(latestRow));
+    // Of clients without a user the server counts all, and lists to each what its connection has made.
+    $("latest-empty").hidden = this.#latest.length > 0;
+    $("latest-table").hidden = this.#latest.length === 0;
     $("more").hidden = this.#next === null;
     this.#drawChart();
   }

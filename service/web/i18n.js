@@ -69,6 +69,9 @@ const EN = {
   overTime: "Shares over time",
   overTimeShares: "Shares of the emotions, from {from} to {to}",
   latest: "Latest predictions",
+  latestEmpty:
+    "None since this page connected. What was predicted without a token or an API key is listed only to the connection " +
+    "that asked for it.",
   when: "When",
   confidence: "Confidence",
   more: "Show more",
@@ -175,6 +178,9 @@ const ES = {
   overTime: "Proporción en el tiempo",
   overTimeShares: "Proporción de las emociones, de {from} a {to}",
   latest: "Últimas predicciones",
+  latestEmpty:
+    "Ninguna desde que esta página se conectó. Lo que se predijo sin token ni clave de API solo se muestra a la " +
+    "conexión que lo pidió.",
   when: "Cuándo",
   confidence: "Confianza",
   more: "Ver más",

@@ -280,6 +280,22 @@ async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) ->
         await expect(page.locator("#history-content")).to_be_visible()
 
 
+async def test_a_list_that_is_empty_beside_counts_says_why(open_page: OpenPage) -> None:
+    """Loaded anew, the page still counts what it made before, and says who is shown a list of it."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+    await page.click("#tab-history")
+    await expect(page.locator("#latest tr")).to_have_count(1)
+    await expect(page.locator("#latest-empty")).to_be_hidden()
+    await page.reload()
+    await page.click("#tab-history")
+    await expect(page.locator("#stats-count")).to_have_text(re.compile(r"^\d"))
+    await expect(page.locator("#latest-empty")).to_contain_text("None since this page connected.")
+    await expect(page.locator("#latest-table")).to_be_hidden()
+
+
 async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
     """A median and a rate over a span, shares per column of time, order and names of labels of another model."""
     page = (await open_page()).page
