@@ -94,7 +94,8 @@ const EN = {
   error_camera_insecure: "Browsers give the camera only to pages from https:// or localhost. Use photos, or set up TLS.",
   error_camera_ended: "The camera was disconnected.",
   error_no_face: "No face was found in this photo.",
-  error_invalid_image: "This is not an image that can be read. Use JPEG, PNG, WebP or BMP.",
+  error_invalid_image:
+    "This image cannot be read: it is cut off, damaged or tiny, or neither JPEG, PNG, WebP nor BMP. Save it anew as JPEG.",
   error_too_many_photos: "The page shows {most} photos. Add the others once these are done, from {name} on.",
   error_unreadable: "This cannot be read. A file may have been moved or changed; of a folder, choose the photos in it.",
   error_image_too_large: "This image is too large for the server.",
@@ -205,7 +206,8 @@ const ES = {
     "Los navegadores solo dan la cámara a páginas de https:// o localhost. Usa fotos, o configura TLS.",
   error_camera_ended: "La cámara se desconectó.",
   error_no_face: "No se encontró ningún rostro en esta foto.",
-  error_invalid_image: "No es una imagen que se pueda leer. Usa JPEG, PNG, WebP o BMP.",
+  error_invalid_image:
+    "Esta imagen no se puede leer: está cortada o dañada, es diminuta, o no es JPEG, PNG, WebP ni BMP. Guárdala de nuevo como JPEG.",
   error_too_many_photos: "La página muestra {most} fotos. Añade las demás cuando estas estén listas, desde {name}.",
   error_unreadable:
     "No se puede leer. Quizá el archivo se movió o cambió; si es una carpeta, elige las fotos que contiene.",

@@ -101,17 +101,23 @@ async def test_the_keyboard_stays_at_its_photo(open_page: OpenPage) -> None:
 
 
 async def test_a_file_that_is_no_image_is_explained(open_page: OpenPage) -> None:
-    """It does not disturb the photo beside it."""
+    """It does not disturb the photo beside it; a JPEG that was cut off is not told to be a JPEG."""
     page = (await open_page()).page
     await page.click("#tab-photos")
+    cut: FilePayload = {
+        "name": "cut.jpg",
+        "mimeType": "image/jpeg",
+        "buffer": ASTRONAUT.read_bytes()[:20_000],
+    }
     text: FilePayload = {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"not an image"}
     portrait: FilePayload = {
         "name": "astronaut.jpg",
         "mimeType": "image/jpeg",
         "buffer": ASTRONAUT.read_bytes(),
     }
-    await page.set_input_files("#files", [text, portrait])
-    await expect(page.locator(".problem")).to_contain_text("This is not an image that can be read.")
+    await page.set_input_files("#files", [text, cut, portrait])
+    problem = "This image cannot be read: it is cut off, damaged or tiny, or neither JPEG"
+    await expect(page.locator(".problem")).to_contain_text([problem, problem])
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
 
 
