@@ -163,6 +163,24 @@ async def test_colours_follow_the_system_until_somebody_chooses(open_page: OpenP
     await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
 
 
+async def test_colours_that_the_system_forces_leave_the_emotions_theirs(open_page: OpenPage) -> None:
+    """In Windows' contrast themes, say: what the charts' colours mean, bars, and the tab that is chosen are seen."""
+    page = (await open_page(forced_colors="active")).page
+    await page.click("#start")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    colour = "(element, pseudo) => getComputedStyle(element, pseudo).backgroundColor"
+    for shown, pseudo in (
+        (".face-name .swatch", None),
+        ("#session-legend .swatch", None),
+        (".bar", "::before"),
+    ):
+        happy = page.locator(shown).first
+        await expect(happy).to_be_visible()
+        assert await happy.evaluate(colour, pseudo) == "rgb(204, 187, 68)", shown
+    line = "(tab) => getComputedStyle(tab).borderBottomWidth"
+    assert [await tab.evaluate(line) for tab in await page.get_by_role("tab").all()] == ["2px", "0px", "0px"]
+
+
 async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
     """At 320 pixels of width every view fits, in both languages, and what is touched is large enough."""
     page = (await open_page(viewport={"width": 320, "height": 740}, has_touch=True)).page
