@@ -80,6 +80,11 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 prediction``, ``2 predictions``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class NdjsonWriter:
     """One JSON object a line, as outcomes come in."""
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from client.async_client import AsyncClient
 from client.cli import options
-from client.cli.output import Format, percent, sparkline
+from client.cli.output import Format, counted, percent, sparkline
 from client.cli.queries import ask, plain_table, print_json
 from client.cli.rows import write_rows
 from client.results import Stats, StoredPrediction
@@ -88,9 +88,8 @@ def stats(
     console.print(table)
     latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())
     span = window if window[-1] in _UNITS else f"{window}s"
-    console.print(
-        Text(f"{found.count} predictions in the last {span}" + (f"; latency {latency}" if latency else ""))
-    )
+    total = f"{counted(found.count, 'prediction')} in the last {span}"
+    console.print(Text(total + (f"; latency {latency}" if latency else "")))
 
 
 def history(

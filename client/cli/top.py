@@ -22,7 +22,7 @@ from rich.text import Text
 from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.metrics import STAGES, Interval, Reading, between
-from client.cli.output import percent, sparkline
+from client.cli.output import counted, percent, sparkline
 from client.errors import (
     CannotConnect,
     ConnectionFailed,
@@ -183,7 +183,7 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | Visio
         mean = (
             f", mean confidence {percent(stats.mean_confidence)}" if stats.mean_confidence is not None else ""
         )
-        parts.append(Text(f"last hour  {stats.count} predictions{mean}"))
+        parts.append(Text(f"last hour  {counted(stats.count, 'prediction')}{mean}"))
     return Group(*parts)
 
 

@@ -22,7 +22,7 @@ from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.camera import Camera
 from client.cli.inputs import InputError
-from client.cli.output import percent
+from client.cli.output import counted, percent
 from client.errors import ConnectionFailed, ConnectionLost, Superseded, Unauthorized, VisionAIError
 from client.results import Prediction
 
@@ -100,7 +100,7 @@ class Watched:
         """One line at the end."""
         dropped = self.frames - self.answered - self.superseded - self.failed
         return (
-            f"{self.frames} frames, {self.answered} answered, {self.superseded + dropped} overtaken, "
+            f"{counted(self.frames, 'frame')}, {self.answered} answered, {self.superseded + dropped} overtaken, "
             f"{self.failed} failed; median {self.round_trip_ms():.1f} ms"
         )
 

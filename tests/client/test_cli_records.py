@@ -79,6 +79,22 @@ async def test_a_window_is_a_duration(visionai: VisionAI, window: str) -> None:
     assert (done.code, "is not a duration" in done.err) == (ExitCode.USAGE, True)
 
 
+async def test_one_is_not_many(visionai: VisionAI, tmp_path: Path) -> None:
+    """Where a line counts one prediction, or one frame, it names one."""
+    service = ServiceProcess(tmp_path)
+    service.start()
+    try:
+        assert "0 predictions in the last 1h" in (await visionai("stats", "--url", service.url)).out
+        assert (await visionai("predict", FACE, "--url", service.url)).code == 0
+        async with asyncio.timeout(TIMEOUT):  # until it is stored
+            while "1 prediction in the last 1h" not in (await visionai("stats", "--url", service.url)).out:
+                pass
+        assert "last hour  1 prediction, mean" in (await visionai("top", "--once", "--url", service.url)).out
+    finally:
+        service.stop()
+    assert Watched(frames=1).summary().startswith("1 frame, ")
+
+
 async def test_history_pages_until_it_has_enough(peer: Peer, visionai: VisionAI) -> None:
     """--limit may be more than there is; CSV has the server's fields as columns."""
     done = await visionai("history", "--limit", "3", "-f", "csv", "--url", peer.url)
