@@ -588,7 +588,7 @@ export class VisionAI extends EventTarget {
       // message: browsers cannot set headers.
       const token = welcome.authentication ? this.#options.token : undefined;
       const options = { ordered: false, ...this.#configuration, token };
-      const signal = AbortSignal.timeout(timeoutMs);
+      const signal = AbortSignal.timeout(Math.ceil(timeoutMs)); // Node takes whole milliseconds only
       try {
         await connection.exchange("configure", options, undefined, undefined, signal);
       } catch (error) {
