@@ -409,6 +409,11 @@ export class VisionAI extends EventTarget {
    */
   async *predictMany(images, { concurrency = 16, ...options } = {}) {
     if (!(concurrency >= 1)) throw new RangeError(`concurrency is at least 1, not ${concurrency}`);
+    const sequence = images?.[Symbol.asyncIterator] ?? images?.[Symbol.iterator];
+    // The bytes of one image are a sequence as well, of numbers.
+    if (!sequence || typeof images === "string" || ArrayBuffer.isView(images)) {
+      throw new TypeError("predictMany takes several images, as in an array; predict takes one");
+    }
     const settle = async (index, image, signal) => {
       let bytes;
       try {

@@ -279,6 +279,13 @@ test("time limits may be fractions, as of seconds that were multiplied", async (
   assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
 });
 
+test("one image is not many, nor is none", async () => {
+  const client = connect(PEER);
+  for (const one of [image("sad"), image("sad").buffer, new Blob([image("sad")]), "face.jpg", undefined, null]) {
+    await assert.rejects(client.predictMany(one).next(), { name: "TypeError", message: /several images.*predict takes one/ });
+  }
+});
+
 test("a concurrency that is text, as of a page's field, is a limit too", async () => {
   for (const concurrency of ["3", 2.5]) {
     let taken = 0;
