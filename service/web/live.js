@@ -48,6 +48,7 @@ export class Live {
       this.#stop();
       this.#fail(new CameraError("camera_ended", "the device went away"));
     });
+    $("video").addEventListener("resize", () => this.#shape()); // as of a phone that is turned
     for (const event of ["state", "free"]) link.addEventListener(event, () => this.#update());
     document.addEventListener("visibilitychange", () => this.#update());
     languages.addEventListener("change", () => this.#translate());
@@ -102,9 +103,13 @@ export class Live {
     $("stage-empty").hidden = running;
     $("controls").hidden = !running;
     $("stage").classList.toggle("mirrored", running && mirrored);
-    const { videoWidth, videoHeight } = $("video");
-    $("stage").style.aspectRatio = running && videoWidth ? `${videoWidth} / ${videoHeight}` : "";
+    this.#shape();
     if (!running) this.#clear();
+  }
+
+  #shape() {
+    const { videoWidth, videoHeight } = $("video");
+    $("stage").style.aspectRatio = this.#camera.running && videoWidth ? `${videoWidth} / ${videoHeight}` : "";
   }
 
   async #listCameras() {

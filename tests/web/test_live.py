@@ -150,6 +150,31 @@ async def test_a_page_that_nobody_looks_at_sends_nothing(open_page: OpenPage) ->
     await until(page, f"window.replies.prediction > {answered}")
 
 
+async def test_a_phone_that_is_turned_has_its_whole_width(open_page: OpenPage) -> None:
+    """The picture that was wide, and is high now, is not shown as a strip in the middle of a wide stage."""
+    turning = """
+      navigator.mediaDevices.getUserMedia = async () => {
+        const canvas = document.createElement("canvas");
+        window.turn = (width, height) => Object.assign(canvas, { width, height });
+        window.turn(640, 360);
+        setInterval(() => canvas.getContext("2d").fillRect(0, 0, canvas.width, canvas.height), 50);
+        return canvas.captureStream(20);
+      };
+    """
+
+    async def before(page: Page) -> None:
+        await page.add_init_script(turning)
+
+    page = (await open_page(before=before, viewport={"width": 360, "height": 740})).page
+    await page.click("#start")
+    stage = page.locator("#stage")
+    await expect(stage).to_have_css("aspect-ratio", "640 / 360")
+    await page.evaluate("window.turn(360, 640)")
+    await expect(stage).to_have_css("aspect-ratio", "360 / 640")
+    await page.click("#stop")
+    await expect(stage).to_have_css("aspect-ratio", "4 / 3")
+
+
 async def test_a_view_without_a_face_says_so(open_page: OpenPage) -> None:
     """The hint is over the picture, and no face is listed."""
 
