@@ -228,9 +228,13 @@ const TEXTS = { en: EN, es: ES };
 /** Fires "change" after the language was changed. */
 export const languages = new EventTarget();
 
-let language = (navigator.languages ?? [navigator.language])
-  .map((tag) => tag.slice(0, 2).toLowerCase())
-  .find((tag) => tag in TEXTS) ?? "en";
+const TAGS = navigator.languages ?? [navigator.language]; // the person's, such as es-MX, best first
+const languageOf = (tag) => tag.slice(0, 2).toLowerCase();
+
+let language = TAGS.map(languageOf).find((tag) => tag in TEXTS) ?? "en";
+
+/** As the person's own country writes numbers and times in the language of the page. */
+const locale = () => TAGS.find((tag) => languageOf(tag) === language) ?? language;
 
 export const currentLanguage = () => language;
 
@@ -258,16 +262,16 @@ export function errorText(error) {
 }
 
 export const percent = (share) =>
-  new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 0 }).format(share);
+  new Intl.NumberFormat(locale(), { style: "percent", maximumFractionDigits: 0 }).format(share);
 
 export const decimal = (number, digits = 0) =>
-  new Intl.NumberFormat(language, { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(number);
+  new Intl.NumberFormat(locale(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(number);
 
 /** Milliseconds, with as many digits as say something. */
 export const milliseconds = (ms) => `${decimal(ms, ms < 10 ? 1 : 0)} ms`;
 
 export const clock = (date, withDay) =>
-  date.toLocaleString(language, {
+  date.toLocaleString(locale(), {
     ...(withDay ? { day: "numeric", month: "short" } : {}),
     hour: "2-digit",
     minute: "2-digit",

@@ -121,6 +121,29 @@ async def test_the_browser_s_language_is_spoken_and_can_be_switched(open_page: O
     await expect(page.get_by_role("tab", name="Photos")).to_be_visible()
 
 
+@pytest.mark.parametrize(
+    ("locale", "times", "decimals"),
+    [
+        ("en-GB", r"\d\d:\d\d:\d\d", "."),
+        ("en-US", r"\d\d:\d\d:\d\d [AP]M", "."),
+        ("es-ES", r"\d\d?:\d\d:\d\d", ","),
+        ("es-MX", r".+", "."),
+    ],
+)
+async def test_numbers_and_times_are_those_of_the_person_s_country(
+    open_page: OpenPage, locale: str, times: str, decimals: str
+) -> None:
+    """One language is not one way to write them: 24 hours in London, and in Mexico a decimal point."""
+    page = (await open_page(locale=locale)).page
+    await page.click("#start")
+    await expect(page.locator("#rate")).to_have_text(re.compile(rf"^\d+\{decimals}\d/s$"))
+    await page.click("#tab-history")
+    await expect(page.locator("#over-time-from")).to_have_text(re.compile(rf"^{times}$"))
+    other = "es" if locale.startswith("en") else "en"
+    await page.select_option("#language", other)
+    await expect(page.locator("#over-time-from")).to_have_text(re.compile(r"^\d\d?:\d\d:\d\d"))
+
+
 async def test_both_languages_have_every_text() -> None:
     """What the page and its modules name is there in English and in Spanish."""
     web = ROOT / "service/web"
