@@ -16,13 +16,16 @@ from websockets.http11 import Response
 from client import (
     AsyncClient,
     CannotConnect,
+    ConnectionLost,
+    Overloaded,
     ProtocolViolation,
     RateLimited,
     ShuttingDown,
     Unauthorized,
+    Unavailable,
     VisionAIError,
 )
-from tests.client.harness import connect
+from tests.client.harness import TIMEOUT, connect
 from tests.client.peer import Peer, image
 
 
@@ -47,6 +50,16 @@ async def test_a_policy_that_closes_in_place_of_a_welcome_is_about_who_asks(peer
     """As gateways do that cannot refuse the handshake: nothing was sent yet that could be at fault."""
     peer.turns_away = 1008
     with pytest.raises(Unauthorized, match="not you"):
+        await connect(peer).connect()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1013, Overloaded), (1011, ConnectionLost)])
+async def test_a_server_that_closes_in_place_of_a_welcome_is_not_about_who_asks(
+    peer: Peer, code: int, expected: type[VisionAIError]
+) -> None:
+    """One that is full, or at fault, says so by its code; it may be tried again."""
+    peer.turns_away = code
+    with pytest.raises(expected, match="not you"):
         await connect(peer).connect()
 
 
@@ -80,6 +93,20 @@ async def test_a_proxy_that_does_not_answer_is_named(
     with pytest.raises(CannotConnect, match=r"the proxy.+NO_PROXY=vision\.example") as caught:
         await AsyncClient("ws://vision.example/ws").connect()
     assert "secret" not in str(caught.value)
+
+
+async def test_this_machine_is_not_looked_for_behind_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, peer: Peer, unused_url: str
+) -> None:
+    """A proxy that is set for the web has no part in it, nor in what is said where nothing answers."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ws_proxy", unused_url.replace("ws://", "http://").removesuffix("/ws"))
+    async with connect(peer) as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
+    with pytest.raises(CannotConnect) as caught:
+        await AsyncClient(unused_url).connect()
+    assert "proxy" not in caught.value.message
 
 
 async def test_an_address_is_named_as_it_was_given(unused_url: str) -> None:
@@ -117,6 +144,22 @@ async def test_a_refused_handshake_is_told_apart(status: int, expected: type[Vis
             await connect(peer).connect()
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_refusal_says_when_to_come_back(status: int) -> None:
+    """The header Retry-After is the error's `retry_after`, in seconds."""
+
+    def refuse(connection: ServerConnection, _: object) -> Response:
+        response = connection.respond(HTTPStatus(status), "")
+        response.headers["Retry-After"] = "7"
+        return response
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unavailable) as caught:
+            await AsyncClient(url).connect()
+    assert caught.value.retry_after == 7
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "told"),
     [
@@ -143,10 +186,22 @@ async def test_why_a_credential_is_refused_is_told(kind: str, body: str, told: s
 
 
 async def test_a_server_that_is_not_visionai_is_recognised() -> None:
-    """A WebSocket server with another first message is not taken for ours."""
-    async with Peer(bad_welcome='{"type":"chat"}').running() as peer:
+    """A WebSocket server with another first message is not taken for ours, and is hung up on."""
+    gone = asyncio.Event()
+
+    async def chat(websocket: ServerConnection) -> None:
+        await websocket.send('{"type":"chat"}')
+        await websocket.wait_closed()
+        gone.set()
+
+    async with serve(chat, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = AsyncClient(url)
         with pytest.raises(ProtocolViolation, match="is not a VisionAI server"):
-            await connect(peer).connect()
+            await client.connect()
+        async with asyncio.timeout(TIMEOUT):
+            await gone.wait()
+        await client.aclose()
 
 
 async def test_a_server_that_says_nothing_is_not_waited_for_forever() -> None:

@@ -7,8 +7,10 @@ import gc
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from client import (
+    AsyncClient,
     ConnectionLost,
     DeadlineExceeded,
     ImageTooLarge,
@@ -22,7 +24,7 @@ from client import (
     UnknownError,
     VisionAIError,
 )
-from tests.client.harness import connect
+from tests.client.harness import TIMEOUT, connect
 from tests.client.peer import V1_COMMANDS, Peer, image
 
 
@@ -119,6 +121,26 @@ async def test_nonsense_from_the_server_ends_the_connection(peer: Peer, text: st
         )
         assert [type(outcome) for outcome in outcomes] == [ProtocolViolation, ProtocolViolation]
         assert (await client.predict(image("happy"))).emotion_name == "happy"
+
+
+async def test_a_server_that_talks_nonsense_is_hung_up_on() -> None:
+    """The connection is closed, and not only left: also where nobody makes another."""
+    gone = asyncio.Event()
+
+    async def babble(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome", "protocol": 2, "commands": {"ping": ""}}')
+        await websocket.recv()
+        await websocket.send("not JSON")
+        await websocket.wait_closed()
+        gone.set()
+
+    async with serve(babble, "127.0.0.1", 0) as server:
+        client = AsyncClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(ProtocolViolation):
+            await client.ping()
+        async with asyncio.timeout(TIMEOUT):
+            await gone.wait()
+        await client.aclose()
 
 
 async def test_a_reply_that_lacks_a_field_is_a_violation(peer: Peer) -> None:
