@@ -63,8 +63,7 @@ class AsyncClient:
             prediction = await client.predict("face.jpg")
             print(prediction.emotion_name, prediction.confidence)
 
-    Tasks may share a client: their requests are in flight together on its one connection, each reply finds its
-    request. Every method may be cancelled.
+    Tasks may share a client: their requests are in flight together on one connection. Every method may be cancelled.
 
     When the connection is lost, the next request restores it, and requests without an answer are sent again; so
     an image whose reply was lost may be stored twice by the server. Requests that the server refuses for load
@@ -80,8 +79,7 @@ class AsyncClient:
             images are unanswered, which may still be on their way. ``math.inf`` sends none.
 
     Raises:
-        ValueError: `url` is not a WebSocket address, `token` is no token, `timeout` is None, or `keepalive` is not
-            above 0.
+        ValueError: `url` is no WebSocket address, `token` no token, `timeout` None, or `keepalive` not above 0.
     """
 
     def __init__(
@@ -112,6 +110,7 @@ class AsyncClient:
         self._configuration: dict[str, Any] = {}
         self._was_connected = False
         self._closed = False
+        self._ending: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `connect` raises."""
@@ -142,16 +141,18 @@ class AsyncClient:
         return (await self._connected()).welcome
 
     async def aclose(self) -> None:
-        """Close the connection. Requests in flight fail with `ConnectionLost`. May be called again."""
+        """Close the connection. Requests in flight fail with `ConnectionLost`. May be called again, and cancelled."""
         self._closed = True
+        self._ending = self._ending or asyncio.create_task(self._end(), name="visionai client closing")
+        # Where this is cancelled, as by a timeout that is over just now, it goes on: nobody may call again.
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
         connections = [*self._leaving, *([self._connection] if self._connection else [])]
         await asyncio.gather(*(connection.aclose() for connection in connections))
-        # Only now: where this is cancelled, the next call closes them.
-        self._leaving.clear()
-        self._connection = None
 
     async def predict(
         self,

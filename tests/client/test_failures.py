@@ -172,6 +172,27 @@ async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
     assert peer.connections == 1
 
 
+async def test_a_context_that_is_given_up_while_it_closes_leaves_nothing_open(peer: Peer) -> None:
+    """As by a timeout that is over just then: nobody could close the connection any more, and its pings went on."""
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def use() -> None:
+        async with connect(peer):
+            entered.set()
+            await leave.wait()
+
+    using = asyncio.create_task(use())
+    await entered.wait()
+    leave.set()
+    await asyncio.sleep(0)  # it has begun to close, and nothing of that is done
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    async with asyncio.timeout(TIMEOUT):
+        while [task for task in asyncio.all_tasks() if task.get_name().startswith("visionai client")]:
+            await asyncio.sleep(0.001)
+
+
 async def test_a_close_that_was_cancelled_can_be_done_again(peer: Peer) -> None:
     """Nothing of the connection is left after the second one, however far the first one came."""
     client = connect(peer)
