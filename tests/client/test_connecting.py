@@ -17,6 +17,7 @@ from client import (
     AsyncClient,
     CannotConnect,
     ConnectionLost,
+    DeadlineExceeded,
     Overloaded,
     ProtocolViolation,
     RateLimited,
@@ -69,6 +70,29 @@ async def test_a_first_connection_to_a_server_that_leaves_is_made_again(peer: Pe
     async with connect(peer) as client:
         assert (await client.predict(image("sad"))).emotion_name == "sad"
     assert peer.connections == 3
+
+
+async def test_until_a_server_has_greeted_it_is_tried_once(peer: Peer) -> None:
+    """It may be the wrong address: whoever gave it is told at once, whatever the policy says of later."""
+    peer.refuse = 503
+    with pytest.raises(ShuttingDown):
+        await connect(peer).connect()
+    assert len(peer.handshakes) == 1
+
+
+async def test_the_time_of_a_request_includes_connecting() -> None:
+    """A server that does not greet is waited for no longer than the request may take."""
+
+    async def silent(websocket: ServerConnection) -> None:
+        await websocket.wait_closed()
+
+    async with serve(silent, "127.0.0.1", 0) as server:
+        client = AsyncClient(
+            f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.05, connect_timeout=TIMEOUT
+        )
+        with pytest.raises(DeadlineExceeded, match=r"no answer to 'predict' within 0.05 s$"):
+            await client.predict(image())
+        await client.aclose()
 
 
 async def test_a_refused_connection_says_where_and_what_to_check(unused_url: str) -> None:

@@ -172,6 +172,35 @@ async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
     assert peer.connections == 1
 
 
+async def test_closing_tells_requests_on_a_connection_that_was_left(peer: Peer) -> None:
+    """Of a server that shuts down: its connection stays open for them, and is closed with the other."""
+    client = connect(peer)
+    waiting = asyncio.create_task(client.predict(image(first=[{"silent": True}])))
+    assert (await client.predict(image("sad", first=[{"error": "shutting_down"}]))).emotion_name == "sad"
+    assert peer.connections == 2
+    assert not waiting.done()
+    await client.aclose()
+    with pytest.raises(ConnectionLost, match="the client is closed"):
+        await waiting
+
+
+async def test_closing_tells_requests_that_wait_for_a_connection() -> None:
+    """A server that does not greet keeps nobody: neither who closes the client, nor who asked for something."""
+    asked = asyncio.Event()
+
+    async def silent(websocket: ServerConnection) -> None:
+        asked.set()
+        await websocket.wait_closed()
+
+    async with serve(silent, "127.0.0.1", 0) as server:
+        client = AsyncClient(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", connect_timeout=TIMEOUT)
+        waiting = asyncio.create_task(client.predict(image()))
+        await asked.wait()
+        await client.aclose()
+        with pytest.raises(ConnectionLost, match="the client is closed"):
+            await waiting
+
+
 async def test_a_context_that_is_given_up_while_it_closes_leaves_nothing_open(peer: Peer) -> None:
     """As by a timeout that is over just then: nobody could close the connection any more, and its pings went on."""
     entered, leave = asyncio.Event(), asyncio.Event()
