@@ -31,6 +31,23 @@ async def test_a_program_without_asyncio_predicts(peer: Peer, tmp_path: Path) ->
     assert peer.connections == 1
 
 
+async def test_the_end_of_its_context_is_the_end_of_a_client(peer: Peer, tmp_path: Path) -> None:
+    """Its threads have ended, also those that read files, and it stays closed."""
+    path = tmp_path / "face.jpg"
+    path.write_bytes(image("sad"))
+
+    def program() -> None:
+        before = set(threading.enumerate())
+        with Client(peer.url) as client:
+            assert client.predict(path).emotion_name == "sad"
+            assert set(threading.enumerate()) > before
+        assert set(threading.enumerate()) == before
+        with pytest.raises(ConnectionLost, match="the client is closed"):
+            client.ping()
+
+    await asyncio.to_thread(program)
+
+
 async def test_the_server_describes_itself(peer: Peer) -> None:
     """Every query of the asynchronous client is here too."""
 
