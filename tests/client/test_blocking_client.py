@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from client import CannotConnect, Client, ConnectionLost, InvalidImage, Retry, Unauthorized
+from client import AsyncClient, CannotConnect, Client, ConnectionLost, InvalidImage, Retry, Unauthorized
 from tests.client.harness import QUICK, run_command
 from tests.client.peer import Peer, image
 
@@ -46,6 +47,29 @@ async def test_the_end_of_its_context_is_the_end_of_a_client(peer: Peer, tmp_pat
             client.ping()
 
     await asyncio.to_thread(program)
+
+
+async def test_it_takes_what_the_asynchronous_client_takes(peer: Peer) -> None:
+    """The same options with the same defaults, and each of them holds."""
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+    def program() -> None:
+        with (
+            Client(peer.url, token="secret", retry=Retry(attempts=1)) as client,
+            pytest.raises(ConnectionLost),
+        ):
+            client.predict(image("sad", first=[{"drop": True}]))
+        with pytest.raises(ValueError, match="keepalive"):
+            Client(peer.url, keepalive=0)
+        with (
+            pytest.raises(CannotConnect, match=r"no answer within 1e-06 s"),
+            Client(peer.url, connect_timeout=1e-6),
+        ):
+            pass
+
+    await asyncio.to_thread(program)
+    assert peer.handshakes[0].headers["Authorization"] == "Bearer secret"
+    assert len(peer.predictions_received) == 1
 
 
 async def test_the_server_describes_itself(peer: Peer) -> None:
