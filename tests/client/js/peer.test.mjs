@@ -274,18 +274,6 @@ test("many images are drawn only as needed, and stop at what fails all", async (
   await assert.rejects(client.predictMany([], { concurrency: 0 }).next(), RangeError);
 });
 
-test("time limits may be fractions, as of seconds that were multiplied", async () => {
-  const client = connect(PEER, { timeoutMs: 60.0001 * 1000, connectTimeoutMs: 60.0001 * 1000, keepaliveMs: 60.0001 * 1000 });
-  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
-});
-
-test("one image is not many, nor is none", async () => {
-  const client = connect(PEER);
-  for (const one of [image("sad"), image("sad").buffer, new Blob([image("sad")]), "face.jpg", undefined, null]) {
-    await assert.rejects(client.predictMany(one).next(), { name: "TypeError", message: /several images.*predict takes one/ });
-  }
-});
-
 test("a concurrency that is text, as of a page's field, is a limit too", async () => {
   for (const concurrency of ["3", 2.5]) {
     let taken = 0;

@@ -24,6 +24,12 @@ test("many faces with a bad one", async () => {
   assert.deepEqual(found, [...Array(40).fill("happy"), "invalid_image", ...Array(40).fill("happy")]);
 });
 
+test("one image is not many, nor is none", async () => {
+  for (const one of [face, face.buffer, new Blob([face]), "face.jpg", undefined, null]) {
+    await assert.rejects(client.predictMany(one).next(), { name: "TypeError", message: /several images.*predict takes one/ });
+  }
+});
+
 test("the service describes itself", async () => {
   assert.equal((await client.emotions()).length, 7);
   assert.equal((await client.modelInfo()).status, "loaded");

@@ -80,3 +80,8 @@ test("a slow answer on a live connection is waited for", async () => {
 test("a keepalive of nothing is refused: it would take every server for a silent one", () => {
   for (const keepaliveMs of [0, -1]) assert.throws(() => connect(PEER, { keepaliveMs }), RangeError);
 });
+
+test("time limits may be fractions, as of seconds that were multiplied", async () => {
+  const client = connect(PEER, { timeoutMs: 60.0001 * 1000, connectTimeoutMs: 60.0001 * 1000, keepaliveMs: 60.0001 * 1000 });
+  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+});
