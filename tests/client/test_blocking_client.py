@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from client import AsyncClient, CannotConnect, Client, ConnectionLost, InvalidImage, Retry, Unauthorized
+from client import (
+    AsyncClient,
+    CannotConnect,
+    Client,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidImage,
+    Retry,
+    Unauthorized,
+)
 from tests.client.harness import QUICK, run_command
 from tests.client.peer import Peer, image
 
@@ -66,10 +75,16 @@ async def test_it_takes_what_the_asynchronous_client_takes(peer: Peer) -> None:
             Client(peer.url, connect_timeout=1e-6),
         ):
             pass
+        with Client(peer.url) as client:
+            with pytest.raises(DeadlineExceeded, match=r"within 0.05 s"):
+                client.predict(image(first=[{"silent": True}]), timeout=0.05)
+            client.stats(window_s=60, buckets=3, connection_only=True)
 
     await asyncio.to_thread(program)
     assert peer.handshakes[0].headers["Authorization"] == "Bearer secret"
-    assert len(peer.predictions_received) == 1
+    assert len([request for request in peer.predictions_received if request.connection == 1]) == 1
+    asked = peer.received[-1].message
+    assert (asked["window_s"], asked["buckets"], asked["scope"]) == (60, 3, "connection")
 
 
 async def test_the_server_describes_itself(peer: Peer) -> None:
