@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
-from service.store import PredictionRecord, Store, database
+from service.store import PredictionRecord, Store, database, writer
 from service.store.backlog import Backlog, Batch, MemoryBacklog
 from service.store.database import parse_url
 from service.store.framing import parse
@@ -242,6 +242,25 @@ def test_opened_while_a_sqlite_file_is_locked(
     store = open_store(url=url, during_outage=True)
     assert store.record([make_record()])
     eventually(lambda: not store.status().writing)
+    other.execute("COMMIT")
+    other.close()
+    eventually(lambda: store.status().written == 1)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_after_a_long_outage_what_waits_is_not_stored_late(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it failed, an attempt is made every few seconds: here, every few hundredths of one."""
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(writer, "_FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(writer, "_LONGEST_RETRY_S", 0.02)
+    url = f"sqlite:///{tmp_path / 'predictions.db'}"
+    store = open_store(url=url)
+    other = sqlite3.connect(tmp_path / "predictions.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert store.record([make_record()])
+    eventually(lambda: store.status().failed_attempts >= 25)  # of doubling it would be nine hours later
     other.execute("COMMIT")
     other.close()
     eventually(lambda: store.status().written == 1)
