@@ -39,7 +39,7 @@ class Admission:
         return 0 < self._total <= sum(row[Gauge.ADMITTED] for row in self._rows)
 
     def has_enough(self, address: str | None) -> bool:
-        """Whether an address has as many connections as it may have. None, a Unix socket's, has no limit."""
+        """Whether an address has as many connections as it may have. None, a client's that has gone, has no limit."""
         if not self._per_address or address is None:
             return False
         first, second = self._cells(address)
