@@ -11,6 +11,7 @@ from service.protocol import Configure, Predict, Query
 from service.security.credentials import Credentials
 from service.security.guard import MAX_WRONG, Guard, Rules
 from service.security.identity import Identity
+from service.security.rates import TokenBucket
 
 ANNA, BRUNO = Identity("anna", expires=100.0), Identity("bruno", expires=50.0)
 
@@ -135,3 +136,15 @@ def test_what_cannot_be_read_is_charged_as_well() -> None:
 def test_a_connection_is_guarded_where_anything_is_asked_of_it(rules: Rules, expected: bool) -> None:
     """A credential, or either of the rates."""
     assert rules.ask_anything is expected
+
+
+@pytest.mark.parametrize(("rate", "at_most"), [(10.0, 110), (0.5, 6)])
+def test_over_any_time_a_bucket_allows_no_more_than_its_rate(rate: float, at_most: int) -> None:
+    """Whoever asks again and again for ten seconds has the first second's worth at once, and ten more; one at least."""
+    began = 1000.0
+    bucket, taken = TokenBucket(rate, began), 0
+    for step in range(1001):
+        if bucket.wait(1, began + step / 100) < 1e-9:
+            bucket.take(1)
+            taken += 1
+    assert taken == at_most
