@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
+from service.errors import StartupError
 from service.store import PredictionRecord, Store, database, writer
 from service.store.backlog import Backlog, Batch, MemoryBacklog
 from service.store.database import parse_url
@@ -385,3 +387,24 @@ def test_a_journal_that_cannot_be_read_for_a_while(
     eventually(lambda: writer.state.written == 20 and not writer.state.failing)
     writer.close(timeout=PATIENCE_S)
     backlog.close()
+
+
+def test_an_outage_of_many_reasons_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There may be a number in each: ten are told, and the state has the newest."""
+    monkeypatch.setattr(writer, "_LONGEST_RETRY_S", 0.001)
+    reasons = (f"refused for the {number}th time" for number in itertools.count())
+
+    def refuse() -> None:
+        raise StartupError(next(reasons))
+
+    backlog = MemoryBacklog(MODEL, limit=10)
+    assert backlog.append(b"", 1)
+    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    refused = Writer(engine, backlog, {}, {}, prepare=refuse)
+    refused.start()
+    eventually(lambda: refused.state.attempts_failed >= 20)
+    refused.close(timeout=0)
+    assert f"{refused.state.attempts_failed - 1}th" in (refused.state.last_error or "")
+    assert len([record for record in caplog.records if "is retried" in record.message]) == 10
