@@ -74,6 +74,7 @@ def test_a_token_is_its_requests_and_that_of_configure_the_connections() -> None
     guard.user_of(Configure(None, {}, "anna"), 50.0)
     guard.recheck()
     assert guard.user_of(predict(), 50.0) == "anna"
+    assert guard.holds_until == 100.0  # it is not closed for keys that others have lost
     del credentials.known["anna"]
     guard.recheck()
     with pytest.raises(Unauthorized):
