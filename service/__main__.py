@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__
 from service.errors import StartupError
@@ -133,6 +133,9 @@ def _start(arguments: argparse.Namespace) -> int:
     for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
         if value is not None:
             os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
+    if arguments.command is None and not arguments.migrate_only:
+        # Until the supervisor listens. Process 1 of a container gets no signal that it has no handler for.
+        signal.signal(signal.SIGTERM, _stop_starting)
     settings = load_settings()
     from service.logs import configure_logging
     from service.modelfile import resolve_model
@@ -166,6 +169,11 @@ def _start(arguments: argparse.Namespace) -> int:
     check_canary(settings)
     make_room(settings)
     return Supervisor(settings).run()
+
+
+def _stop_starting(number: int, frame: object) -> NoReturn:
+    """Nothing is served and nothing is stored yet: what was begun, as calibration, ends, and so does this process."""
+    sys.exit(0)
 
 
 def _reload() -> int:
