@@ -9,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    # A Python that has none of our packages, such as the system's.
+    print(
+        f"error: typer is not installed for {sys.executable}: run this in .venv-build, which `make convert` makes"
+        " (.venv-build/bin/python -m models ...)",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 app = typer.Typer(
     name="models",

@@ -320,6 +320,18 @@ def test_the_serving_environment_names_the_one_to_use(missing: str, rgb_model: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_python_without_the_packages_is_one_line() -> None:
+    """As the system's own is, which people type by habit: it names that Python, and the one to use, even for --help."""
+    code = "import sys; sys.modules['numpy'] = None; from conversion.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(
+        f"error: numpy is not installed for {sys.executable}: run this in .venv-build"
+    )
+    assert ran.stderr.count("\n") == 1
+
+
 def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -> None:
     """Image files and .npz arrays are scaled to the model; labels become the model's class numbers."""
     assert load_faces(str(face_folder), (48, 48, 1), 1000).shape == (98, 48, 48, 1)

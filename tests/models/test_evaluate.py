@@ -229,6 +229,18 @@ def test_the_serving_environment_names_the_one_to_use(
     assert ran.stderr.count("\n") == 1
 
 
+def test_a_python_without_the_packages_is_one_line() -> None:
+    """As the system's own is, which people type by habit: it names that Python, and the one to use, even for --help."""
+    code = "import sys; sys.modules['typer'] = None; from models.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(
+        f"error: typer is not installed for {sys.executable}: run this in .venv-build"
+    )
+    assert ran.stderr.count("\n") == 1
+
+
 def test_the_table_fits_in_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
