@@ -199,7 +199,16 @@ def _create_key(settings: Settings, user: str, days: int | None) -> int:
 
     if settings.api_keys_file is None:
         raise StartupError("API_KEYS_FILE is not set: name a file, which is made where there is none")
-    print(api_keys.create(settings.api_keys_file, user, days))
+    key = api_keys.create(settings.api_keys_file, user, days)
+    try:
+        print(key, flush=True)
+    except OSError as exc:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StartupError(
+            f"the key cannot be printed ({exc.strerror}), and nobody knows it: delete the last line of"
+            f" {settings.api_keys_file}, and make another"
+        ) from None
     return 0
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,3 +120,22 @@ def test_a_last_day_that_is_past_or_beyond_the_calendar_is_refused(tmp_path: Pat
     with pytest.raises(StartupError, match=str(days)):
         create(tmp_path / "keys", "anna", days)
     assert not (tmp_path / "keys").exists()
+
+
+def test_a_key_that_cannot_be_shown_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """On a full disk: its line is in the file, and nobody has seen the key."""
+    path = tmp_path / "keys"
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "service", "create-key", "anna"],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"API_KEYS_FILE": str(path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert ended.returncode == 2
+    assert f"delete the last line of {path}, and make another" in ended.stderr
+    assert ended.stderr.count("\n") == 1
