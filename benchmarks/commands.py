@@ -28,6 +28,7 @@ from benchmarks.options import (
     ALL_SIZES,
     EXIT_MISSED,
     EXIT_NO_SERVER,
+    EXIT_USAGE,
     EXIT_WRONG,
     ClientsOption,
     DetectOption,
@@ -58,6 +59,7 @@ from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_g
 from benchmarks.target import Target, started_service
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, make_workload
+from client.cli.stdout import OutputFailed, checked_output
 from service.cpus import available_cpus
 from service.errors import StartupError
 from service.settings import DEFAULT_MODEL
@@ -322,7 +324,12 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
     try:
-        app()
+        with checked_output():
+            app()
+    except OutputFailed as exc:
+        if exc.reason:
+            print(f"benchmarks: the output cannot be written: {exc.reason}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
     except (ConnectionLost, StartupError, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         sys.exit(EXIT_NO_SERVER)

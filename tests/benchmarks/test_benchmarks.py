@@ -180,6 +180,17 @@ def test_what_is_not_installed_is_one_line(missing: str, arguments: tuple[str, .
     assert ended.stderr.count("\n") == 1
 
 
+def test_results_that_cannot_be_printed_are_one_line() -> None:
+    """On a full disk it says so, with the exit code of results that cannot be written to their folder."""
+    command = [sys.executable, "-m", "benchmarks", "limit", "--seconds", "0.2"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == "benchmarks: the output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize("command", ["", " limit", " load", " idle", ".faces ."])
 def test_a_model_that_is_not_converted_yet_is_one_line(command: str, tmp_path: Path) -> None:
     """It says how the served model is built, and nothing is started."""
