@@ -124,7 +124,7 @@ def drawn(plot: Path) -> Iterator[None]:
 
 
 def _print(result: Evaluation, model: Path) -> None:
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{model.name}: FER+ accuracy {result.ferplus_accuracy:.4f} on {result.n} faces, FER2013 labels "
         f"{result.fer2013_accuracy:.4f}, calibration error {result.ece:.4f}, macro F1 {result.macro_f1:.4f}, "

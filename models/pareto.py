@@ -85,7 +85,7 @@ def _print(variants: list[Variant]) -> None:
         table.add_row(
             each.name, *(f"{figure:.3f}" for figure in figures), "*" if on_front(each, variants) else ""
         )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

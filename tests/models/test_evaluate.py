@@ -249,10 +249,11 @@ def test_the_table_fits_in_a_narrow_terminal(
     figures = dict.fromkeys(EMOTIONS, ClassFigures(n=1234, precision=0.875, recall=0.75, f1=0.625))
     confusion = [[1000 + 10 * row + column for column in range(7)] for row in range(7)]
     models.evaluate._print(
-        Evaluation(7 * 1234, 0.8, 0.6, 0.01, 0.7, figures, confusion, 0.2), Path("model.onnx")
+        Evaluation(7 * 1234, 0.8, 0.6, 0.01, 0.7, figures, confusion, 0.2), Path("model[v2].onnx")
     )
     output = capsys.readouterr().out
     assert "…" not in output
+    assert output.startswith("model[v2].onnx: ")  # and not taken for markup
     for name, row in zip(EMOTIONS, confusion, strict=True):
         assert f"{name} 1234 0.875 0.750 0.625 {' '.join(map(str, row))}" in " ".join(output.split())
 
@@ -262,7 +263,7 @@ def test_long_names_are_whole_in_a_narrow_terminal(
 ) -> None:
     """`pareto` writes on in the next line."""
     monkeypatch.setenv("COLUMNS", "80")
-    name = "a_network_with_a_name_that_is_longer_than_its_column"
+    name = "a_network_with_a_name_that_is_longer_than_its_column[v2]"
     monkeypatch.setattr("models.pareto.load_predictor", lambda *_, **__: None)
     monkeypatch.setattr("models.pareto.compare", lambda *_: [Variant(name, 0.8, 0.01, 0.5, 0.5, 0.2)])
     models.pareto.pareto_command([Path(f"{name}.onnx")], data)
