@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,28 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from benchmarks.commands import app
 from service.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
-from tests.benchmarks.test_figures import LOAD
-
-ROOT = Path(__file__).parents[2]
-
-
-def benchmark(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run `python -m benchmarks`."""
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def results(*arguments: str) -> Any:
-    """The JSON of a run that must end well."""
-    ended = benchmark(*arguments, "--json")
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+from tests.benchmarks.harness import LOAD, ROOT, benchmark, results
 
 
 @pytest.mark.parametrize(

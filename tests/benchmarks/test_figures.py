@@ -17,7 +17,7 @@ from benchmarks.compare import Paired
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
 from benchmarks.options import print_grid
-from benchmarks.percentiles import Latency, latency
+from benchmarks.percentiles import latency
 from benchmarks.persistence import Storing, StoringResult
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
 from benchmarks.profile import Profile
@@ -28,29 +28,8 @@ from benchmarks.spread import spread
 from benchmarks.stages import Stages
 from benchmarks.sweep import Sweep, find_knee
 from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
-from benchmarks.target import Usage
+from tests.benchmarks.harness import LOAD
 
-LOAD = LoadResult(
-    size="64x64",
-    framing="json",
-    detect="never",
-    clients=64,
-    rate=None,
-    seconds=2.0,
-    succeeded=4000,
-    errors={},
-    wrong=0,
-    throughput=2000.0,
-    goodput=2000.0,
-    latency=Latency(p50=10.0, p90=20.0, p99=30.0, p999=40.0, worst=50.0),
-    bursts_ms=[],
-    slowest_client_share=0.9,
-    server_cpu_seconds=2.0,
-    server_cpu_per_request_us=500.0,
-    server=Usage(3.0, 200.0, 150.0),
-    generator_cpu_seconds=1.0,
-    others_cores=0.0,
-)
 LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0, 0.0)
 PROFILE = Profile(
     "64x64",

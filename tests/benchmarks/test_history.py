@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.test_benchmarks import results
+from tests.benchmarks.harness import results
 
 ROWS = 50_000
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.store.test_migrate import make_older_server, older_columns
+from tests.store.older_server import make_older_server, older_columns
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/build/modelo_emociones.onnx"

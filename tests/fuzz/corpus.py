@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import random
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -13,8 +12,7 @@ import numpy as np
 import orjson
 
 from tests.service.harness import FACE
-from tests.service.pictures import animated_png, jpeg_of_scans
-from tests.service.test_images import oriented
+from tests.service.pictures import animated_png, jpeg_of_scans, oriented, with_orientation
 
 _NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _PIECES: Final = (
@@ -76,13 +74,6 @@ def _encoded(image: np.ndarray[Any, Any], suffix: str, *parameters: int) -> byte
     return data.tobytes()
 
 
-def _with_exif(jpeg: bytes, order: str) -> bytes:
-    mark = b"II" if order == "<" else b"MM"
-    tiff = mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    segment = b"Exif\0\0" + tiff
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-
-
 def images() -> list[bytes]:
     """Small image files of every kind: a mutant of each is quickly decoded."""
     face = cv2.imdecode(np.frombuffer(FACE, np.uint8), cv2.IMREAD_COLOR)
@@ -95,8 +86,8 @@ def images() -> list[bytes]:
         _encoded(gray, ".jpg"),
         _encoded(small, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
         _encoded(small, ".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
-        _with_exif(jpeg, "<"),
-        _with_exif(jpeg, ">"),
+        with_orientation(jpeg, 6, "<"),
+        with_orientation(jpeg, 6, ">"),
         _encoded(small, ".png"),
         _encoded(gray, ".png"),
         _encoded(cv2.cvtColor(small, cv2.COLOR_BGR2BGRA), ".png"),

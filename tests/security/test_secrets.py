@@ -16,8 +16,7 @@ from websockets.exceptions import InvalidStatus
 from service.security.api_keys import create
 from service.security.exposure import warn_if_exposed
 from service.settings import Settings
-from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read
-from tests.service.test_process import run
+from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read, run
 
 
 async def test_no_secret_is_in_the_log_of_a_process_at_debug(

@@ -7,6 +7,7 @@ import base64
 import os
 import re
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -99,3 +100,18 @@ def metric(service: ServiceProcess, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", fetch(service, "/metrics"), re.MULTILINE)
     assert found is not None, name
     return float(found.group(1))
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m service` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT * 2,
+        check=False,
+    )

@@ -1,15 +1,24 @@
-"""Images that tests make, good and bad."""
+"""Images that tests make, good and bad, and what decodes them."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+import simplejpeg
 
-from tests.service.harness import FACE
+from service.images.decode import ImageDecoder, InputShape
+from tests.service.harness import FACE, ROOT
+
+PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
+
+GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
+RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 
 def encode(image: np.ndarray[Any, Any], suffix: str) -> bytes:
@@ -51,12 +60,13 @@ def animated_png() -> bytes:
     )
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    """One segment of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
 def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> bytes:
     """A JPEG whose scans, of one component each, have no data: the picture is gray."""
-
-    def segment(marker: int, body: bytes) -> bytes:
-        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
     numbers = range(1, components + 1)
     progressive = frame == 0xC2
     table = bytes([1, 1, *[0] * 14, 0, 1])
@@ -75,3 +85,68 @@ def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> by
         )
         + b"\xff\xd9"
     )
+
+
+def corner_image(width: int = 120, height: int = 80) -> npt.NDArray[np.uint8]:
+    """Black, with a white top left corner: [h, w, 3]. Which way is up can be told from it."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = 255
+    return image
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    """A TIFF directory with an orientation."""
+    mark = b"II" if order == "<" else b"MM"
+    return mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
+    """Put an Exif block with an orientation into a JPEG file."""
+    return jpeg[:2] + segment(0xE1, b"Exif\0\0" + exif(orientation, order)) + jpeg[2:]
+
+
+def oriented(suffix: str, orientation: int) -> bytes:
+    """The corner image as a file with an Exif orientation, where its format keeps it."""
+    image = encode(corner_image(), suffix)
+    if suffix == ".jpg":
+        return with_orientation(image, orientation)
+    if suffix == ".png":
+        return image[:-12] + chunk(b"eXIf", exif(orientation)) + image[-12:]
+    parts = struct.pack("<4sIB3x", b"VP8X", 10, 8) + b"".join(
+        (side - 1).to_bytes(3, "little") for side in (120, 80)
+    )
+    parts += image[12:] + b"EXIF" + struct.pack("<I", len(exif(orientation))) + exif(orientation)
+    return b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WEBP" + parts
+
+
+def _cmyk_jpeg() -> bytes:
+    """An Adobe CMYK JPEG of the corner image. No encoder at hand writes one, so its segments are put together.
+
+    Four identical-sampling components, each coded as in a gray JPEG, one scan per component.
+    """
+    gray = simplejpeg.encode_jpeg(corner_image()[:, :, :1].copy(), 95, "GRAY")
+    segments: list[tuple[int, bytes]] = []
+    stream = io.BytesIO(gray)
+    stream.seek(2)
+    while True:
+        _, marker = stream.read(2)
+        (length,) = struct.unpack(">H", stream.read(2))
+        body = stream.read(length - 2)
+        if marker == 0xDA:
+            break
+        segments.append((marker, body))
+    scan = stream.read()[:-2]
+    out = b"\xff\xd8" + segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, 0))
+    for marker, body in segments:
+        if marker == 0xE0:
+            continue
+        if marker == 0xC0:
+            components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3, 4))
+            body = body[:5] + bytes([4]) + components
+        out += segment(marker, body)
+    for number in (1, 2, 3, 4):
+        out += segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + scan
+    return out + b"\xff\xd9"
+
+
+CMYK = _cmyk_jpeg()

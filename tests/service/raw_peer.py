@@ -19,6 +19,9 @@ from tests.service.harness import FACE, TIMEOUT, predict_message
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
+# Payloads on both sides of where the length is written otherwise.
+SIZES = (0, 1, 125, 126, 127, 128, 65535, 65536)
+
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
     """A client's frame (RFC 6455, section 5.2), also one that must not be sent."""

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message
-from tests.service.pictures import chunk, encode, face_pixels
+from tests.service.pictures import chunk, encode, face_pixels, with_orientation
 
 PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 
@@ -138,10 +138,7 @@ async def test_a_webp(running: Running) -> None:
 async def test_a_photo_that_was_rotated_by_exif(running: Running) -> None:
     """A phone's sideways photo is answered as the upright one."""
     sideways = cv2.rotate(face_pixels(), cv2.ROTATE_90_COUNTERCLOCKWISE)
-    jpeg = encode(sideways, ".jpg")
-    tiff = b"II" + struct.pack("<HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    segment = b"Exif\0\0" + tiff
-    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+    jpeg = with_orientation(encode(sideways, ".jpg"), 6)
     upright = await answer(running, predict_message(encode(face_pixels(), ".jpg")))
     turned = await answer(running, predict_message(jpeg))
     assert turned["emotion_name"] == upright["emotion_name"] == "happy"

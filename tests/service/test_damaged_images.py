@@ -8,8 +8,7 @@ import pytest
 
 from service.errors import InvalidImage
 from service.images.decode import ImageDecoder, InputShape
-from tests.service.pictures import encode
-from tests.service.test_images import CMYK, GRAY, PHOTO, RGB
+from tests.service.pictures import CMYK, GRAY, PHOTO, RGB, encode
 
 SCAN = b"\xff\xda"
 STRAY = b"\x00\x00\x11\x12"

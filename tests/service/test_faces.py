@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import struct
 from contextlib import closing
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve, ask, predict_message
+from tests.service.pictures import with_orientation
 
 PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 Pixels = npt.NDArray[np.uint8]
@@ -74,9 +74,7 @@ async def test_boxes_are_in_pixels_of_the_sent_image(running: Running) -> None:
 async def test_a_rotated_photo_has_its_boxes_upright(running: Running) -> None:
     """A phone's sideways photo is answered as a viewer shows it."""
     sideways = jpeg(np.asarray(cv2.rotate(pixels(PHOTO), cv2.ROTATE_90_COUNTERCLOCKWISE), np.uint8))
-    segment = b"Exif\0\0II" + struct.pack("<HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    rotated = sideways[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + sideways[2:]
-    assert overlap((await predict(running, rotated))["faces"][0]["box"], FACE_BOX) > 0.6
+    assert overlap((await predict(running, with_orientation(sideways, 6)))["faces"][0]["box"], FACE_BOX) > 0.6
 
 
 async def test_a_gray_photo_is_searched_too(running: Running) -> None:

@@ -12,8 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from service.frames import begin_large_message, text_frame, whole_messages, wire_size
-from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, TEXT, frame
-from tests.service.test_rfc6455 import SIZES
+from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, SIZES, TEXT, frame
 
 LIMIT = 100_000
 

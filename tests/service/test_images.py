@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import struct
 import zlib
 from pathlib import Path
@@ -18,27 +17,29 @@ from hypothesis import strategies as st
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestError
 from service.images.base64text import decode_base64
-from service.images.decode import ImageDecoder, InputShape
+from service.images.decode import ImageDecoder
 from service.images.header import Format, ImageHeader, read_header
-from tests.service.pictures import chunk, encode
+from tests.service.pictures import (
+    CMYK,
+    GRAY,
+    PHOTO,
+    RGB,
+    chunk,
+    corner_image,
+    encode,
+    exif,
+    oriented,
+    segment,
+    with_orientation,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 FACE = (DATA / "astronaut_face.jpg").read_bytes()
-PHOTO = (DATA / "astronaut.jpg").read_bytes()
 
 GRAIN = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
 
-GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
-RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 Pixels = npt.NDArray[np.uint8]
-
-
-def corner_image(width: int = 120, height: int = 80) -> Pixels:
-    """Black, with a white top left corner: [h, w, 3]. Which way is up can be told from it."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[: height // 2, : width // 2] = 255
-    return image
 
 
 def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
@@ -46,32 +47,6 @@ def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
     out = np.full((shape.height, shape.width, shape.channels), 7, np.uint8)
     decoder.decode_into(image, out)
     return out
-
-
-def exif(orientation: int, order: str = "<") -> bytes:
-    """A TIFF directory with an orientation."""
-    mark = b"II" if order == "<" else b"MM"
-    return mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-
-
-def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
-    """Put an Exif block with an orientation into a JPEG file."""
-    segment = b"Exif\0\0" + exif(orientation, order)
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-
-
-def oriented(suffix: str, orientation: int) -> bytes:
-    """The corner image as a file with an Exif orientation, where its format keeps it."""
-    image = encode(corner_image(), suffix)
-    if suffix == ".jpg":
-        return with_orientation(image, orientation)
-    if suffix == ".png":
-        return image[:-12] + chunk(b"eXIf", exif(orientation)) + image[-12:]
-    parts = struct.pack("<4sIB3x", b"VP8X", 10, 8) + b"".join(
-        (side - 1).to_bytes(3, "little") for side in (120, 80)
-    )
-    parts += image[12:] + b"EXIF" + struct.pack("<I", len(exif(orientation))) + exif(orientation)
-    return b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WEBP" + parts
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
@@ -126,7 +101,7 @@ def test_an_exif_orientation_is_read_in_either_byte_order(orientation: int, orde
 def test_a_thumbnail_is_not_the_picture() -> None:
     """An Exif block may hold a small JPEG; the block is skipped as a whole, before a JFIF segment and behind it."""
     jpeg = encode(corner_image(120, 80), ".jpg")
-    block = _segment(0xE1, b"Exif\0\0" + exif(6) + encode(corner_image(30, 20), ".jpg"))
+    block = segment(0xE1, b"Exif\0\0" + exif(6) + encode(corner_image(30, 20), ".jpg"))
     for at in (2, jpeg.index(b"\xff\xdb")):
         assert read_header(jpeg[:at] + block + jpeg[at:]) == ImageHeader(Format.JPEG, 120, 80, 6)
 
@@ -343,43 +318,6 @@ def test_any_bytes_decode_or_raise_a_request_error(data: bytes) -> None:
         decode(GRAY, data)
     except RequestError as exc:
         assert exc.code in {"invalid_image", "image_too_large"}
-
-
-def _cmyk_jpeg() -> bytes:
-    """An Adobe CMYK JPEG of the corner image. No encoder at hand writes one, so its segments are put together.
-
-    Four identical-sampling components, each coded as in a gray JPEG, one scan per component.
-    """
-    gray = simplejpeg.encode_jpeg(corner_image()[:, :, :1].copy(), 95, "GRAY")
-    segments: list[tuple[int, bytes]] = []
-    stream = io.BytesIO(gray)
-    stream.seek(2)
-    while True:
-        _, marker = stream.read(2)
-        (length,) = struct.unpack(">H", stream.read(2))
-        body = stream.read(length - 2)
-        if marker == 0xDA:
-            break
-        segments.append((marker, body))
-    scan = stream.read()[:-2]
-    out = b"\xff\xd8" + _segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, 0))
-    for marker, body in segments:
-        if marker == 0xE0:
-            continue
-        if marker == 0xC0:
-            components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3, 4))
-            body = body[:5] + bytes([4]) + components
-        out += _segment(marker, body)
-    for number in (1, 2, 3, 4):
-        out += _segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + scan
-    return out + b"\xff\xd9"
-
-
-def _segment(marker: int, body: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-CMYK = _cmyk_jpeg()
 
 
 @pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 100_000])

@@ -26,23 +26,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
-from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read, run
 from tests.service.reloading import reload
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m service` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
-        | environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT * 2,
-        check=False,
-    )
 
 
 def stored(database: Path) -> list[tuple[str, str]]:

@@ -14,9 +14,7 @@ import orjson
 import pytest
 
 from tests.service.harness import FACE, Serve, ServiceProcess, predict_message
-from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, PONG, TEXT, Peer, close, connected, frame
-
-SIZES = (0, 1, 125, 126, 127, 128, 65535, 65536)
+from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, PONG, SIZES, TEXT, Peer, close, connected, frame
 
 
 @pytest.fixture

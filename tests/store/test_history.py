@@ -7,11 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import pytest
@@ -19,31 +17,12 @@ import sqlalchemy as sa
 
 from service.errors import DeadlineExceeded, Internal, Overloaded, ShuttingDown
 from service.lookups import Stats, reader
-from service.store import Store
 from service.store.database import parse_url
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
 from service.store.prediction_ids import PredictionIds
 from service.store.queries import CAPACITY, THREADS, Queries
 from tests.store.conftest import MakeRecord, OpenStore
-
-T = TypeVar("T")
-
-NOW = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-
-
-def written(store: Store, count: int) -> Store:
-    """The store, once it has written so many records."""
-    deadline = time.monotonic() + 30
-    while store.status().written < count:
-        assert time.monotonic() < deadline, store.status()
-        time.sleep(0.005)
-    return store
-
-
-def ask(store: Store, query: Callable[[sa.Connection], T]) -> T:
-    """The answer of a query."""
-    return store.queries.submit(query).result(30)
+from tests.store.harness import HOUR, NOW, ask, written
 
 
 def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, make_record: MakeRecord) -> None:

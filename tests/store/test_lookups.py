@@ -12,7 +12,7 @@ from service.lookups import History, Lookup, Stats, parse_lookup, reader
 from service.store import Store
 from service.store.prediction_ids import PredictionIds
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.test_history import ask, written
+from tests.store.harness import ask, written
 
 NOW = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
 

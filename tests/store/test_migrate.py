@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,79 +20,12 @@ from service.emotions import DESCRIPTIONS
 from service.errors import StartupError
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
-from service.store.migrate import alembic_config, current_revision, migrate
+from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
+from tests.store.older_server import OLDER_SERVER, execute, make_older_server, older_columns, revision
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]
-
-# The older server's own statements, as they are in the field.
-OLDER_SERVER = {
-    "postgresql": """
-        CREATE TABLE emotion_class (
-            emotion_id SERIAL PRIMARY KEY, emotion_name VARCHAR(50) UNIQUE, emotion_desc TEXT);
-        CREATE TABLE model_version (
-            model_id SERIAL PRIMARY KEY, model_version_tag VARCHAR(100) UNIQUE, model_filename VARCHAR(255),
-            model_status VARCHAR(2), creation_date TIMESTAMPTZ);
-        CREATE TABLE predictions_log (
-            predic_id BIGSERIAL PRIMARY KEY, emotion_id INTEGER REFERENCES emotion_class(emotion_id),
-            confidence FLOAT, model_id INTEGER REFERENCES model_version(model_id), processing_time_ms INTEGER,
-            source_ip INET, timestamp TIMESTAMPTZ DEFAULT now())""",
-    "sqlite": """
-        CREATE TABLE emotion_class (
-            emotion_id INTEGER NOT NULL PRIMARY KEY, emotion_name VARCHAR(50), emotion_desc TEXT,
-            CONSTRAINT emotion_class_emotion_name_key UNIQUE (emotion_name));
-        CREATE TABLE model_version (
-            model_id INTEGER NOT NULL PRIMARY KEY, model_version_tag VARCHAR(100), model_filename VARCHAR(255),
-            model_status VARCHAR(2), creation_date DATETIME,
-            CONSTRAINT model_version_model_version_tag_key UNIQUE (model_version_tag));
-        CREATE TABLE predictions_log (
-            predic_id INTEGER NOT NULL PRIMARY KEY, emotion_id INTEGER REFERENCES emotion_class(emotion_id),
-            confidence FLOAT, model_id INTEGER REFERENCES model_version(model_id), processing_time_ms INTEGER,
-            source_ip VARCHAR(45), timestamp DATETIME DEFAULT CURRENT_TIMESTAMP)""",
-}
-
-
-def execute(engine: sa.Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for text in statements:
-            for statement in text.split(";"):
-                connection.exec_driver_sql(statement)
-
-
-def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
-    execute(
-        engine,
-        OLDER_SERVER[engine.dialect.name],
-        *(
-            f"INSERT INTO emotion_class (emotion_name, emotion_desc) VALUES ('{name}', 'mine')"
-            for name in emotions
-        ),
-        "INSERT INTO model_version (model_version_tag, model_filename, model_status, creation_date)"
-        " VALUES ('v0.9', 'modelo_emociones.keras', '01', '2025-01-01 00:00:00+00:00')",
-        *(
-            "INSERT INTO predictions_log (emotion_id, confidence, model_id, processing_time_ms, source_ip)"
-            f" VALUES ({1 + number % len(emotions)}, 0.5, 1, {number}, '192.0.2.{number}')"
-            for number in range(20)
-        ),
-    )
-
-
-def older_columns(engine: sa.Engine) -> list[tuple[object, ...]]:
-    columns = (
-        "predic_id",
-        "emotion_id",
-        "confidence",
-        "model_id",
-        "processing_time_ms",
-        "source_ip",
-        "timestamp",
-    )
-    with engine.connect() as connection:
-        query = sa.select(*(predictions_log.c[name] for name in columns)).order_by(
-            predictions_log.c.predic_id
-        )
-        return [tuple(row) for row in connection.execute(query)]
 
 
 def emotions(engine: sa.Engine) -> dict[str, tuple[int, str]]:
@@ -101,11 +34,6 @@ def emotions(engine: sa.Engine) -> dict[str, tuple[int, str]]:
             row.emotion_name: (row.emotion_id, row.emotion_desc)
             for row in connection.execute(emotion_class.select())
         }
-
-
-def revision(engine: sa.Engine) -> str | None:
-    with engine.connect() as connection:
-        return current_revision(connection)
 
 
 def test_an_empty_database(engine: sa.Engine) -> None:

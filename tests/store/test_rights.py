@@ -15,7 +15,7 @@ from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from tests.conftest import PostgresServer
 from tests.store.harness import eventually, ids
-from tests.store.test_migrate import execute, make_older_server
+from tests.store.older_server import execute, make_older_server
 
 MakeRecord = Callable[..., PredictionRecord]
 OpenStore = Callable[..., Store]

@@ -19,7 +19,7 @@ from service.store.schema import HEAD
 from tests.conftest import PostgresServer
 from tests.service.harness import MODEL
 from tests.store.harness import PATIENCE_S, eventually
-from tests.store.test_migrate import make_older_server, revision
+from tests.store.older_server import make_older_server, revision
 
 
 def test_a_migration_that_takes_long_is_waited_for(
