@@ -80,7 +80,7 @@ def measure_faces(
         table.add_row(
             path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{median(times):.2f}", emotion
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     if labels:
         console.print(f"emotion right: {right} of {len(labels)}, {right / len(labels):.1%}")

@@ -23,8 +23,8 @@ from benchmarks.workload import SIZES, Detect
 EXIT_WRONG, EXIT_USAGE, EXIT_NO_SERVER, EXIT_MISSED = 1, 2, 3, 4
 
 # Wide enough for the load table also where output goes to a file.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 230)
-errors = Console(stderr=True, highlight=False)
+console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 230)
+errors = Console(stderr=True, markup=False, highlight=False)
 ALL_SIZES = ",".join(SIZES)
 
 SizesOption = Annotated[str, typer.Option("--size", help=f"Image sizes, of {', '.join(SIZES)}; by commas.")]

@@ -105,7 +105,7 @@ class _Console(Console):
 
 def print_report(converted: Converted) -> None:
     """Print the report as tables. Raises OSError where standard output cannot be written."""
-    console = _Console(highlight=False, soft_wrap=False)
+    console = _Console(markup=False, highlight=False, soft_wrap=False)
     for line in headline(converted):
         console.print(line, soft_wrap=True)
     for title, header, rows in _tables(converted):

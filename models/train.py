@@ -91,7 +91,7 @@ def train_command(
 
     Example: python -m models train --data fer2013_train_val.npz --networks small --labels models/runs/labels.npz
     """
-    console = Console()
+    console = Console(markup=False)
     try:
         train_split, validation = (load_split(data, split, INPUT_SIDE) for split in ("train", "val"))
         scored_rows(validation)

@@ -28,7 +28,7 @@ def tune(settings: Settings) -> None:
         found = measure_apart(path, settings.provider, cpus, thorough=True, progress=progress)
     cache = cache_file(path, settings.provider, cpus)
     reason = keep(cache, found.chosen)
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(table(found))
     for provider, said in {**found.agreements, **found.left_out}.items():
         console.print(f"{provider}: {said}")

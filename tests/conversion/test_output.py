@@ -52,3 +52,14 @@ def test_a_report_that_nobody_reads_is_no_failure(
     assert lost.returncode == 1
     done = "the models are written" if command == "convert" else "the model is verified"
     assert lost.stderr == f"error: {done}, but the report cannot be printed: No space left on device\n"
+
+
+def test_names_with_brackets_are_shown_whole(rgb_model: Path, tmp_path: Path) -> None:
+    """Square brackets in a file's name are no markup of the table."""
+    source = tmp_path / "m[red].keras"
+    source.write_bytes(rgb_model.read_bytes())
+    arguments = [str(source), "-o", str(tmp_path / "n[b].onnx"), "--source-labels", ",".join(LABELS)]
+    shown = _run([*arguments, "--scale", "0.00392", "--offset", "0"], subprocess.PIPE)
+    assert shown.returncode == 0, shown.stderr
+    assert "m[red].keras" in shown.stdout
+    assert "n[b].onnx" in shown.stdout
