@@ -1,1 +1,37 @@
-"""The served models: architecture, training, evaluation, sources."""
+"""The served models: architecture, training, evaluation, sources.
+
+============ ==============================================================================
+sources/     a description of each model: where it comes from, how it is converted
+fetch        third-party files: downloaded, checked
+convert      `models convert`: the conversion of what is served
+detector     face detectors, from TensorFlow Lite
+blocks       their channels, filled up for ONNX Runtime
+============ ==============================================================================
+
+Training:
+
+============ ==============================================================================
+dataset      FER2013 with FER+ votes
+augmentation what is done to a face before it is learnt from
+architecture the emotion network, and its sizes
+pretrained   the teacher: a network that knows faces already
+quantization the network's INT8 form
+recipe       rates, epochs, weights of the losses
+training     the loop
+train        `models train`: its options, and going on with a run
+labels       `models label`: what a teacher says of every face
+resuming     folders of work that may be cut off
+networks     trained files, loaded
+export       `models export`: one file that ships, calibrated
+============ ==============================================================================
+
+Figures:
+
+============ ==============================================================================
+predictor    a model file as a function from faces to probabilities
+metrics      accuracy, calibration and so on
+evaluate     `models evaluate`
+pareto       `models pareto`: accuracy against time
+plots        pictures for the model card
+============ ==============================================================================
+"""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,89 +133,119 @@ def train_command(
         "starting networks": {name: sha256_of(path) for name, path in start.items()},
         "data": sha256_of(data),
     }
-    with ExitStack() as held:
-        _train(
-            held, console, train_split, validation, run, names, recipe, taught, start, int8, bf16, made_from
-        )
+    plan = _Plan(
+        run=run,
+        names=names,
+        recipe=recipe,
+        faces=train_split,
+        validation=validation,
+        labels=taught,
+        start=start,
+        int8=int8,
+        bf16=bf16,
+        made_from=made_from,
+    )
+    _train(console, plan)
 
 
-def _train(
-    held: ExitStack,
-    console: Console,
-    train_split: Split,
-    validation: Split,
-    run: Path,
-    names: list[str],
-    recipe: Recipe,
-    labels: Labels | None,
-    start: dict[str, Path],
-    int8: bool,
-    bf16: bool,
-    made_from: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the command was asked for, checked. `run` is the folder of its results, `start` the files of the networks to
+    start from; what was cut off goes on only where it was `made_from` the same."""
+
+    run: Path
+    names: list[str]
+    recipe: Recipe
+    faces: Split
+    validation: Split
+    labels: Labels | None
+    start: dict[str, Path]
+    int8: bool
+    bf16: bool
+    made_from: Mapping[str, Any]
+
+
+def _train(console: Console, plan: _Plan) -> None:
     import keras
     import tensorflow as tf
 
-    from models.training import Trainer, batches, steps_per_epoch
+    from models.training import Trainer, steps_per_epoch
 
-    sizes, weights = _sizes(names)
+    recipe = plan.recipe
+    sizes, weights = _sizes(plan.names)
     # The graph rewrite keeps weights, batch statistics and losses in float32 and was 1.3x faster than Keras's
     # own mixed_bfloat16 policy on a CPU with AVX512-BF16.
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
-    epochs = recipe.epochs
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": plan.bf16})
     keras.utils.set_random_seed(recipe.seed)
-    targets, keep = soft_targets(train_split.votes)
-    images, targets = train_split.images[keep], targets[keep]
+    targets, keep = soft_targets(plan.faces.votes)
+    images, targets = plan.faces.images[keep], targets[keep]
     try:
         steps = steps_per_epoch(targets, recipe)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
-    trained = _trained(start)
-    if int8:
-        sizes = _quantize(trained, names, images)
-    trainer = Trainer(sizes, recipe, labelled=labels is not None, weights=weights)
-    if start:
+    trained = _trained(plan.start)
+    if plan.int8:
+        sizes = _quantize(trained, plan.names, images)
+    trainer = Trainer(sizes, recipe, labelled=plan.labels is not None, weights=weights)
+    if plan.start:
         try:
             trainer.start_from(trained)
         except ValueError as error:
             raise typer.BadParameter(
                 f"no networks of these sizes: {error}", param_hint="--continue-from"
             ) from error
-        console.print(f"Starting from trained networks: {', '.join(start)}")
-    folder = run / "checkpoints"
-    try:
-        begin(folder, made_from)
-        held.enter_context(alone(folder))
-    except DataError as error:
-        raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
-    checkpoints, history = _restore(run, trainer, folder)
-    if history:
-        console.print(f"Going on after epoch {len(history)} of {epochs}")
-    try:
-        about = {"networks": names, **asdict(recipe)}
-        write_atomically(run / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
-    except ConversionError as error:
-        raise typer.BadParameter(str(error), param_hint="--run") from error
-    console.print(
-        f"{len(images)} faces, {steps} steps of {recipe.batch_size} per epoch, networks: {', '.join(names)}"
-    )
+        console.print(f"Starting from trained networks: {', '.join(plan.start)}")
+    checkpoint_folder = plan.run / "checkpoints"
+    with ExitStack() as held:
+        try:
+            begin(checkpoint_folder, plan.made_from)
+            held.enter_context(alone(checkpoint_folder))
+        except DataError as error:
+            raise typer.BadParameter(f"{error}, or choose another --run", param_hint="--run") from error
+        checkpoints, history = _restore(plan.run, trainer, checkpoint_folder)
+        if history:
+            console.print(f"Going on after epoch {len(history)} of {recipe.epochs}")
+        try:
+            about = {"networks": plan.names, **asdict(recipe)}
+            write_atomically(plan.run / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
+        except ConversionError as error:
+            raise typer.BadParameter(str(error), param_hint="--run") from error
+        console.print(
+            f"{len(images)} faces, {steps} steps of {recipe.batch_size} per epoch, networks: {', '.join(plan.names)}"
+        )
+        _train_epochs(console, plan, trainer, images, targets, checkpoints, history)
+        _save_networks(plan.run, trainer, sizes, history)
+
+
+def _train_epochs(
+    console: Console,
+    plan: _Plan,
+    trainer: "Trainer",
+    images: NDArray[np.uint8],
+    targets: NDArray[np.float32],
+    checkpoints: "tf.train.CheckpointManager",
+    history: list[dict[str, float]],
+) -> None:
+    """Train the epochs that `history` lacks, and add the figures of each to it."""
+    from models.training import batches, steps_per_epoch
+
+    epochs, steps = plan.recipe.epochs, steps_per_epoch(targets, plan.recipe)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=epochs * steps, completed=len(history) * steps)
         for epoch in range(len(history), epochs):
             losses = []
-            for number, batch in enumerate(batches(images, targets, recipe, epoch, labels)):
+            for number, batch in enumerate(batches(images, targets, plan.recipe, epoch, plan.labels)):
                 losses.append(trainer.train_step(*batch, progress=(epoch + number / steps) / epochs))
                 progress.advance(task)
             figures = {"epoch": epoch + 1.0}
-            for index, name in enumerate(names):
+            for index, name in enumerate(plan.names):
                 figures[f"{name}_loss"] = float(np.mean(losses, axis=0)[index])
-                figures |= _validate(trainer.averaged[index], name, validation)
+                figures |= _validate(trainer.averaged[index], name, plan.validation)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
-            _keep_epoch(run, history, checkpoints)
+            _keep_epoch(plan.run, history, checkpoints)
             console.print(" ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    _save_networks(run, trainer, sizes, history)
 
 
 def _sizes(names: list[str]) -> tuple[dict[str, "Size"], Path | None]:
