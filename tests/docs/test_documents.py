@@ -47,6 +47,31 @@ def test_every_document_is_in_the_index() -> None:
     ]
 
 
+def modules(folder: str) -> list[str]:
+    """The modules in a folder, by name."""
+    return [path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("_")]
+
+
+ROOMS = ("engine", "faces", "images", "security", "store")
+
+
+@pytest.mark.parametrize(
+    "folder", ["benchmarks", "conversion", "models", *(f"service/{room}" for room in ROOMS)]
+)
+def test_a_folder_says_where_what_is(folder: str) -> None:
+    """Whoever looks for something reads one page: its `__init__` names each of its modules."""
+    text = (ROOT / folder / "__init__.py").read_text().split('"""')[1]
+    assert [name for name in modules(folder) if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_architecture_names_every_room_of_the_service() -> None:
+    """A module that the table of docs/architecture.md lacks is one that nobody finds."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    folders = [path.parent.name for path in (ROOT / "service").glob("*/__init__.py")]
+    rooms = [*modules("service"), *folders]
+    assert [name for name in rooms if f"`service/{name}`" not in page] == []
+
+
 def shape(page: Path) -> list[str]:
     """What a translation keeps: levels of headings, code without its comments, tables' first columns, links."""
     kept, fenced = [], False
