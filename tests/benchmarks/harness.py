@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share: a run of the command, and a result to make others of."""
+"""What the tests of `python -m benchmarks` share: running it, and a result of it that is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from benchmarks.percentiles import Latency
 from benchmarks.target import Usage
 
 ROOT = Path(__file__).parents[2]
-
 
 LOAD = LoadResult(
     size="64x64",

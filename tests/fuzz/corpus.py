@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import orjson
 
-from tests.service.harness import FACE
-from tests.service.pictures import animated_png, jpeg_of_scans, oriented, with_orientation
+from tests.service.pictures import animated_png, encode, jpeg_of_scans, oriented, pixels, with_orientation
 
 _NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _PIECES: Final = (
@@ -68,39 +67,31 @@ _PIECES: Final = (
 )
 
 
-def _encoded(image: np.ndarray[Any, Any], suffix: str, *parameters: int) -> bytes:
-    ok, data = cv2.imencode(suffix, image, parameters)
-    assert ok
-    return data.tobytes()
-
-
 def images() -> list[bytes]:
     """Small image files of every kind: a mutant of each is quickly decoded."""
-    face = cv2.imdecode(np.frombuffer(FACE, np.uint8), cv2.IMREAD_COLOR)
-    assert face is not None
-    small = np.asarray(cv2.resize(face, (56, 48)))
+    small = np.asarray(cv2.resize(pixels(), (56, 48)))
     gray = np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
-    jpeg = _encoded(small, ".jpg")
+    jpeg = encode(small, ".jpg")
     return [
         jpeg,
-        _encoded(gray, ".jpg"),
-        _encoded(small, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
-        _encoded(small, ".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
+        encode(gray, ".jpg"),
+        encode(small, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        encode(small, ".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
         with_orientation(jpeg, 6, "<"),
         with_orientation(jpeg, 6, ">"),
-        _encoded(small, ".png"),
-        _encoded(gray, ".png"),
-        _encoded(cv2.cvtColor(small, cv2.COLOR_BGR2BGRA), ".png"),
-        _encoded(small.astype(np.uint16) * 257, ".png"),
-        _encoded(small, ".webp", cv2.IMWRITE_WEBP_QUALITY, 80),
-        _encoded(small, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),  # above 100: lossless
-        _encoded(small, ".bmp"),
-        _encoded(gray, ".bmp"),
+        encode(small, ".png"),
+        encode(gray, ".png"),
+        encode(cv2.cvtColor(small, cv2.COLOR_BGR2BGRA), ".png"),
+        encode(small.astype(np.uint16) * 257, ".png"),
+        encode(small, ".webp", cv2.IMWRITE_WEBP_QUALITY, 80),
+        encode(small, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),  # above 100: lossless
+        encode(small, ".bmp"),
+        encode(gray, ".bmp"),
         animated_png(),
         *(oriented(suffix, 6) for suffix in (".png", ".webp")),
         *(jpeg_of_scans(12, frame, 3) for frame in (0xC0, 0xC2, 0xC3)),
-        *(_encoded(np.zeros(shape, np.uint8), ".png") for shape in ((8, 3000), (3000, 8))),
-        _encoded(np.zeros((8, 3000), np.uint8), ".jpg"),
+        *(encode(np.zeros(shape, np.uint8), ".png") for shape in ((8, 3000), (3000, 8))),
+        encode(np.zeros((8, 3000), np.uint8), ".jpg"),
     ]
 
 

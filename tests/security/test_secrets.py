@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from service.security.api_keys import create
 from service.security.exposure import warn_if_exposed
 from service.settings import Settings
-from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read, run
+from tests.service.harness import TIMEOUT, StartProcess, ask, predict_message, read, run_service
 
 
 async def test_no_secret_is_in_the_log_of_a_process_at_debug(
@@ -85,10 +84,10 @@ def test_an_open_door_is_told_of_at_the_start(
 
 def test_a_key_is_made_on_the_command_line(tmp_path: Path) -> None:
     """It is printed, once, alone on its line; without a file there is an error that says what to set."""
-    made = run("create-key", "anna", "--days", "30", cwd=tmp_path, API_KEYS_FILE="keys.txt")
+    made = run_service("create-key", "anna", "--days", "30", cwd=tmp_path, API_KEYS_FILE="keys.txt")
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() not in (tmp_path / "keys.txt").read_text()
-    missing = run("create-key", "anna", cwd=tmp_path)
+    missing = run_service("create-key", "anna", cwd=tmp_path)
     assert missing.returncode == 2
     assert "API_KEYS_FILE" in missing.stderr
 
@@ -110,9 +109,7 @@ def test_a_key_is_made_on_the_command_line(tmp_path: Path) -> None:
 )
 def test_what_is_set_wrongly_is_one_line(tmp_path: Path, environment: dict[str, str], hint: str) -> None:
     """Exit code 2, and what to do."""
-    ended: subprocess.CompletedProcess[str] = run(
-        cwd=tmp_path, DATABASE_URL="sqlite:///x.db", PORT="0", **environment
-    )
+    ended = run_service(cwd=tmp_path, DATABASE_URL="sqlite:///x.db", PORT="0", **environment)
     assert ended.returncode == 2
     assert hint in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -23,6 +23,7 @@ from service.server import Service
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/build/modelo_emociones.onnx"
+PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 FACE = (ROOT / "tests/data/astronaut_face.jpg").read_bytes()
 
 # A reply takes milliseconds. This is what separates slow from stuck, on the slowest machine.
@@ -80,6 +81,21 @@ class ServiceProcess:
         return int(self.url.rsplit(":", 1)[1])
 
 
+def run_service(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m service` in a folder, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT * 2,
+        check=False,
+    )
+
+
 Serve = Callable[..., AbstractAsyncContextManager[Running]]
 StartProcess = Callable[..., ServiceProcess]
 
@@ -100,18 +116,3 @@ def metric(service: ServiceProcess, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", fetch(service, "/metrics"), re.MULTILINE)
     assert found is not None, name
     return float(found.group(1))
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m service` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
-        | environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT * 2,
-        check=False,
-    )

@@ -1,4 +1,4 @@
-"""Images that tests make, good and bad, and what decodes them."""
+"""Images that tests make, good and bad."""
 
 from __future__ import annotations
 
@@ -12,38 +12,49 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from service.images.decode import ImageDecoder, InputShape
-from tests.service.harness import FACE, ROOT
-
-PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
-
-GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
-RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
+from tests.service.harness import FACE
 
 
-def encode(image: np.ndarray[Any, Any], suffix: str) -> bytes:
-    """The image as a file."""
-    ok, data = cv2.imencode(suffix, image)
+def encode(image: np.ndarray[Any, Any], suffix: str, *options: int) -> bytes:
+    """The image as a file; the options are pairs, as OpenCV has them (`cv2.IMWRITE_JPEG_QUALITY, 92`)."""
+    ok, data = cv2.imencode(suffix, image, options)
     assert ok
     return data.tobytes()
 
 
-def face_pixels() -> np.ndarray[Any, Any]:
-    """The face in OpenCV's colour order."""
-    image = cv2.imdecode(np.frombuffer(FACE, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return image
+def pixels(image: bytes = FACE) -> npt.NDArray[np.uint8]:
+    """An image file in OpenCV's colour order: [h, w, 3]."""
+    found = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    assert found is not None
+    return np.asarray(found, np.uint8)
 
 
 def large_bitmap() -> bytes:
     """An uncompressed image of 2 MB, in noise."""
-    pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
-    return cv2.imencode(".bmp", pixels)[1].tobytes()
+    return encode(np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8), ".bmp")
+
+
+def corner_image(width: int = 120, height: int = 80) -> npt.NDArray[np.uint8]:
+    """Black, with a white top left corner: [h, w, 3]. Which way is up can be told from it."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = 255
+    return image
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
     """One chunk of a PNG."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
+    """A PNG file of any announced size, whatever its rows hold."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def animated_png() -> bytes:
@@ -63,35 +74,6 @@ def animated_png() -> bytes:
 def segment(marker: int, body: bytes) -> bytes:
     """One segment of a JPEG."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> bytes:
-    """A JPEG whose scans, of one component each, have no data: the picture is gray."""
-    numbers = range(1, components + 1)
-    progressive = frame == 0xC2
-    table = bytes([1, 1, *[0] * 14, 0, 1])
-    return (
-        b"\xff\xd8"
-        + segment(0xDB, b"\0" + bytes([1] * 64))
-        + segment(0xC4, b"\x00" + table + b"\x10" + table)
-        + segment(
-            frame,
-            struct.pack(">BHHB", 8, side, side, components)
-            + b"".join(bytes([number, 0x11, 0]) for number in numbers),
-        )
-        + b"".join(
-            segment(0xDA, bytes([1, index % components + 1, 0, 0, 0 if progressive else 63, 0]))
-            for index in range(count)
-        )
-        + b"\xff\xd9"
-    )
-
-
-def corner_image(width: int = 120, height: int = 80) -> npt.NDArray[np.uint8]:
-    """Black, with a white top left corner: [h, w, 3]. Which way is up can be told from it."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[: height // 2, : width // 2] = 255
-    return image
 
 
 def exif(orientation: int, order: str = "<") -> bytes:
@@ -119,7 +101,29 @@ def oriented(suffix: str, orientation: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WEBP" + parts
 
 
-def _cmyk_jpeg() -> bytes:
+def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> bytes:
+    """A JPEG whose scans, of one component each, have no data: the picture is gray."""
+    numbers = range(1, components + 1)
+    progressive = frame == 0xC2
+    table = bytes([1, 1, *[0] * 14, 0, 1])
+    return (
+        b"\xff\xd8"
+        + segment(0xDB, b"\0" + bytes([1] * 64))
+        + segment(0xC4, b"\x00" + table + b"\x10" + table)
+        + segment(
+            frame,
+            struct.pack(">BHHB", 8, side, side, components)
+            + b"".join(bytes([number, 0x11, 0]) for number in numbers),
+        )
+        + b"".join(
+            segment(0xDA, bytes([1, index % components + 1, 0, 0, 0 if progressive else 63, 0]))
+            for index in range(count)
+        )
+        + b"\xff\xd9"
+    )
+
+
+def cmyk_jpeg() -> bytes:
     """An Adobe CMYK JPEG of the corner image. No encoder at hand writes one, so its segments are put together.
 
     Four identical-sampling components, each coded as in a gray JPEG, one scan per component.
@@ -147,6 +151,3 @@ def _cmyk_jpeg() -> bytes:
     for number in (1, 2, 3, 4):
         out += segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + scan
     return out + b"\xff\xd9"
-
-
-CMYK = _cmyk_jpeg()

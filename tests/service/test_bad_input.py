@@ -12,10 +12,8 @@ import numpy as np
 import orjson
 import pytest
 
-from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message
-from tests.service.pictures import chunk, encode, face_pixels, with_orientation
-
-PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
+from tests.service.harness import FACE, PHOTO, Running, Serve, ask, predict_message
+from tests.service.pictures import chunk, encode, pixels, with_orientation
 
 
 async def answer(running: Running, message: str | bytes) -> dict[str, Any]:
@@ -120,26 +118,26 @@ async def test_the_pixel_limit_is_a_setting(serve: Serve) -> None:
 
 async def test_a_16_bit_png(running: Running) -> None:
     """Read as the same face."""
-    image = face_pixels().astype(np.uint16) * 257
+    image = pixels().astype(np.uint16) * 257
     assert (await answer(running, predict_message(encode(image, ".png"))))["emotion_name"] == "happy"
 
 
 async def test_a_png_with_alpha(running: Running) -> None:
     """Read as the same face."""
-    image = cv2.cvtColor(face_pixels(), cv2.COLOR_BGR2BGRA)
+    image = cv2.cvtColor(pixels(), cv2.COLOR_BGR2BGRA)
     assert (await answer(running, predict_message(encode(image, ".png"))))["emotion_name"] == "happy"
 
 
 async def test_a_webp(running: Running) -> None:
     """Read as the same face."""
-    assert (await answer(running, predict_message(encode(face_pixels(), ".webp"))))["emotion_name"] == "happy"
+    assert (await answer(running, predict_message(encode(pixels(), ".webp"))))["emotion_name"] == "happy"
 
 
 async def test_a_photo_that_was_rotated_by_exif(running: Running) -> None:
     """A phone's sideways photo is answered as the upright one."""
-    sideways = cv2.rotate(face_pixels(), cv2.ROTATE_90_COUNTERCLOCKWISE)
+    sideways = cv2.rotate(pixels(), cv2.ROTATE_90_COUNTERCLOCKWISE)
     jpeg = with_orientation(encode(sideways, ".jpg"), 6)
-    upright = await answer(running, predict_message(encode(face_pixels(), ".jpg")))
+    upright = await answer(running, predict_message(encode(pixels(), ".jpg")))
     turned = await answer(running, predict_message(jpeg))
     assert turned["emotion_name"] == upright["emotion_name"] == "happy"
     assert turned["confidence"] == pytest.approx(upright["confidence"], abs=0.05)

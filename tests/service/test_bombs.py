@@ -24,7 +24,7 @@ from service.images.header import check_scans
 from service.images.peek import _is_small_jpeg, holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
-from tests.service.pictures import animated_png, chunk, encode, face_pixels, jpeg_of_scans
+from tests.service.pictures import animated_png, chunk, encode, jpeg_of_scans, pixels
 
 
 @pytest.mark.parametrize("detect", ["auto", "always", "never"])
@@ -41,7 +41,7 @@ async def test_an_animated_png_is_its_first_picture(service_process: ServiceProc
 
 def test_a_decoder_sees_only_a_pngs_picture() -> None:
     """Text that inflates to megabytes, colour profiles and what follows the end are left out; the pixels stay."""
-    plain = encode(face_pixels(), ".png")
+    plain = encode(pixels(), ".png")
     assert picture_only(plain)[0] is plain
     text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000)))
     profile = chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(7_900_000)))
@@ -130,9 +130,7 @@ def test_rare_kinds_of_jpeg_reach_no_decoder(frame: int, color: Color) -> None:
 
 
 def _flat(side: int, suffix: str, *parameters: int, channels: int = 3) -> bytes:
-    ok, data = cv2.imencode(suffix, np.zeros((side, side, channels), np.uint8), parameters)
-    assert ok
-    return data.tobytes()
+    return encode(np.zeros((side, side, channels), np.uint8), suffix, *parameters)
 
 
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
@@ -29,8 +26,6 @@ from service.predictor import Request
 from service.versions import SharedVersions
 from tests.service.harness import (
     FACE,
-    MODEL,
-    ROOT,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
@@ -39,6 +34,7 @@ from tests.service.harness import (
     metric,
     predict_message,
     read,
+    run_service,
 )
 from tests.service.reloading import LABEL, OTHER_LABEL, OTHER_VERSION, VERSION, change, copy_model, reload
 
@@ -230,17 +226,7 @@ def test_a_service_does_not_start_with_a_canary_that_is_unfit(
     tmp_path: Path, canary: Path, fault: str
 ) -> None:
     """One line, which says that it is about the canary, and why."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "service"],
-        cwd=tmp_path,
-        env=os.environ
-        | {"PORT": "0", "PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "WARNING"}
-        | {"CANARY_MODEL_PATH": str(spoil(canary, fault))},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT * 2,
-        check=False,
-    )
+    ended = run_service(cwd=tmp_path, PORT="0", CANARY_MODEL_PATH=str(spoil(canary, fault)))
     assert ended.returncode == 2
     *log, said = ended.stderr.splitlines()
     assert said.startswith("VisionAI cannot start: CANARY_MODEL_PATH: ")

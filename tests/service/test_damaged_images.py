@@ -8,7 +8,11 @@ import pytest
 
 from service.errors import InvalidImage
 from service.images.decode import ImageDecoder, InputShape
-from tests.service.pictures import CMYK, GRAY, PHOTO, RGB, encode
+from tests.service.harness import PHOTO
+from tests.service.pictures import cmyk_jpeg, encode, pixels
+
+GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
+RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 SCAN = b"\xff\xda"
 STRAY = b"\x00\x00\x11\x12"
@@ -16,11 +20,7 @@ STRAY = b"\x00\x00\x11\x12"
 
 def forgiven() -> bytes:
     """The photo in several scans, of which none is shown before all are read, and stray bytes before the second."""
-    photo = cv2.imdecode(np.frombuffer(PHOTO, np.uint8), cv2.IMREAD_COLOR)
-    assert photo is not None
-    ok, array = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
-    assert ok
-    data = array.tobytes()
+    data = encode(pixels(PHOTO), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     at = data.index(SCAN, data.index(SCAN) + 1)
     return data[:at] + STRAY + data[at:]
 
@@ -74,6 +74,6 @@ def test_a_cmyk_jpeg_is_the_same_picture_at_a_reduced_scale(color: str) -> None:
     """An eighth of it is enough for a small input."""
     shape = InputShape(10, 14, "gray" if color == "gray" else "rgb")
     out = np.empty((10, 14, shape.channels), np.uint8)
-    ImageDecoder(shape, 50_000_000).decode_into(CMYK, out)
+    ImageDecoder(shape, 50_000_000).decode_into(cmyk_jpeg(), out)
     assert out[:4, :6].mean() > 240
     assert out[6:, 8:].mean() < 15

@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -24,6 +23,7 @@ from service.predictor import Predictor, Request
 from service.store.records import PredictionRecord
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE, TIMEOUT
+from tests.service.pictures import encode
 
 
 @dataclass
@@ -133,7 +133,7 @@ async def test_an_image_that_fails_in_the_model_does_not_fail_its_batch(
     bench: OpenBench, engine: Engine
 ) -> None:
     """A run that raises is repeated one by one; only the culprit is answered `internal`."""
-    poison = _png(np.full((64, 64), 255, np.uint8))
+    poison = encode(np.full((64, 64), 255, np.uint8), ".png")
     faulty = FaultyEngine(engine, lambda images: bool((images == 255).all(axis=(1, 2, 3)).any()))
     async with bench(faulty, start=False, count=1) as at:
         for number in range(6):
@@ -326,9 +326,3 @@ async def test_bursts_and_pauses_lose_nothing(bench: OpenBench) -> None:
                 submitted += 1
             await at.inbox.wait_for(submitted) if burst % 2 else await asyncio.sleep(0)
         assert [reply["id"] for reply in await at.inbox.wait_for(submitted)] == list(range(submitted))
-
-
-def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    ok, data = cv2.imencode(".png", image)
-    assert ok
-    return data.tobytes()

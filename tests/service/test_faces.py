@@ -12,25 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve, ask, predict_message
-from tests.service.pictures import with_orientation
+from tests.service.harness import FACE, PHOTO, TIMEOUT, Running, Serve, ask, predict_message
+from tests.service.pictures import encode, pixels, with_orientation
 
-PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 Pixels = npt.NDArray[np.uint8]
-
-
-def pixels(data: bytes) -> Pixels:
-    """The image in OpenCV's colour order."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return np.asarray(image, np.uint8)
 
 
 def jpeg(image: Pixels) -> bytes:
     """The image as a JPEG file."""
-    ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    assert ok
-    return data.tobytes()
+    return encode(image, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 92)
 
 
 def overlap(one: list[int], other: list[int]) -> float:

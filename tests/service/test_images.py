@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import struct
-import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,27 +15,24 @@ from hypothesis import strategies as st
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestError
 from service.images.base64text import decode_base64
-from service.images.decode import ImageDecoder
+from service.images.decode import ImageDecoder, InputShape
 from service.images.header import Format, ImageHeader, read_header
+from tests.service.harness import FACE, PHOTO
 from tests.service.pictures import (
-    CMYK,
-    GRAY,
-    PHOTO,
-    RGB,
-    chunk,
+    cmyk_jpeg,
     corner_image,
     encode,
     exif,
     oriented,
+    png,
     segment,
     with_orientation,
 )
 
-DATA = Path(__file__).parents[1] / "data"
-FACE = (DATA / "astronaut_face.jpg").read_bytes()
-
 GRAIN = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
 
+GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
+RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -47,17 +42,6 @@ def decode(decoder: ImageDecoder, image: str | bytes) -> Pixels:
     out = np.full((shape.height, shape.width, shape.channels), 7, np.uint8)
     decoder.decode_into(image, out)
     return out
-
-
-def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
-    """A PNG file of any announced size, whatever its rows hold."""
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(
@@ -73,9 +57,8 @@ def test_a_webp_of_each_kind_tells_its_size() -> None:
     """Lossless and lossy WebP keep their size in different places."""
     image = corner_image(33, 44)
     for quality in (50, 101):  # above 100 is lossless
-        ok, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
-        assert ok
-        assert read_header(data.tobytes()) == ImageHeader(Format.WEBP, 33, 44)
+        webp = encode(image, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
+        assert read_header(webp) == ImageHeader(Format.WEBP, 33, 44)
     extended = (
         b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (32).to_bytes(3, "little") + (43).to_bytes(3, "little")
     )
@@ -184,9 +167,7 @@ def test_a_gray_jpeg_serves_a_colour_model() -> None:
 def test_a_16_bit_png_is_reduced_to_8() -> None:
     """Half of full scale stays half."""
     image = np.full((64, 64), 32768, np.uint16)
-    ok, data = cv2.imencode(".png", image)
-    assert ok
-    assert decode(GRAY, data.tobytes()).mean() == pytest.approx(128, abs=1)
+    assert decode(GRAY, encode(image, ".png")).mean() == pytest.approx(128, abs=1)
 
 
 def test_alpha_is_dropped() -> None:
@@ -198,8 +179,9 @@ def test_alpha_is_dropped() -> None:
 
 def test_a_cmyk_jpeg_is_read() -> None:
     """Print-ready JPEG files show the same picture."""
-    assert simplejpeg.decode_jpeg_header(CMYK)[2] == "CMYK"
-    out = decode(GRAY, CMYK)
+    image = cmyk_jpeg()
+    assert simplejpeg.decode_jpeg_header(image)[2] == "CMYK"
+    out = decode(GRAY, image)
     assert out[:32, :32].mean() > 240
     assert out[32:, 32:].mean() < 15
 

@@ -16,8 +16,6 @@ import urllib.request
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-import cv2
-import numpy as np
 import orjson
 import psutil
 import pytest
@@ -26,7 +24,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
-from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read, run
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, ask, predict_message, read, run_service
+from tests.service.pictures import large_bitmap
 from tests.service.reloading import reload
 
 
@@ -141,7 +140,7 @@ def connect_to(url: str, service: subprocess.Popen[str]) -> ClientConnection:
 def test_a_port_in_use_is_one_line(start_process: StartProcess, tmp_path: Path) -> None:
     """The second service on a port says so, and what to set."""
     service = start_process()
-    second = run(cwd=tmp_path, PORT=str(service.port), DATABASE_URL="sqlite:///second.db")
+    second = run_service(cwd=tmp_path, PORT=str(service.port), DATABASE_URL="sqlite:///second.db")
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert str(service.port) in second.stderr
@@ -171,7 +170,7 @@ def test_a_service_that_cannot_start_says_why_in_one_line(
 ) -> None:
     """No traceback, no secret, exit code 2."""
     (tmp_path / "broken.onnx").write_bytes(b"this is no model")
-    ended = run(cwd=tmp_path, **({"PORT": "0", "DATABASE_URL": "sqlite:///x.db"} | environment))
+    ended = run_service(cwd=tmp_path, **({"PORT": "0", "DATABASE_URL": "sqlite:///x.db"} | environment))
     assert ended.returncode == 2
     assert ended.stderr.startswith("VisionAI cannot start: ")
     assert ended.stderr.count("\n") == 1
@@ -186,7 +185,7 @@ def test_a_number_out_of_range_on_the_command_line_is_told_in_one_line(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     """As a wrong setting is."""
-    ended = run(*arguments, cwd=tmp_path, API_KEYS_FILE="keys")
+    ended = run_service(*arguments, cwd=tmp_path, API_KEYS_FILE="keys")
     assert ended.returncode == 2
     assert ended.stderr.startswith("VisionAI cannot start: ")
     assert ended.stderr.count("\n") == 1
@@ -209,7 +208,7 @@ async def test_a_reload_tells_of_an_address_that_waits_for_a_restart(
 @pytest.mark.parametrize("command", [[], ["tune"], ["create-key"]])
 def test_help_has_examples(tmp_path: Path, command: list[str]) -> None:
     """A stranger sees how to start it."""
-    ended = run(*command, "--help", cwd=tmp_path)
+    ended = run_service(*command, "--help", cwd=tmp_path)
     assert ended.returncode == 0
     assert "examples:" in ended.stdout
     for name in re.findall(r"[\w/]+\.md", ended.stdout):
@@ -218,7 +217,7 @@ def test_help_has_examples(tmp_path: Path, command: list[str]) -> None:
 
 def test_migrating_only_makes_the_tables_and_ends(tmp_path: Path) -> None:
     """For a job that runs before the replicas start."""
-    assert run("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///m.db").returncode == 0
+    assert run_service("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///m.db").returncode == 0
     with sqlite3.connect(tmp_path / "m.db") as connection:
         assert connection.execute("SELECT count(*) FROM emotion_class").fetchone() == (7,)
     connection.close()
@@ -330,9 +329,8 @@ def test_threads_that_cannot_be_made_nicer_work_all_the_same(
         f"import os\nos.nice({niceness})\ndef refuse(*_):\n    raise PermissionError\nos.setpriority = refuse"
     )
     service = start_process(faults=faults, WORKERS="1")
-    pixels = np.random.default_rng(1).integers(0, 256, (700, 1000, 3), np.uint8)
     with sync_connect(service.url, max_size=None) as websocket:
         websocket.recv(TIMEOUT)
-        for request in (cv2.imencode(".bmp", pixels)[1].tobytes(), '{"command": "history"}'):
+        for request in (large_bitmap(), '{"command": "history"}'):
             websocket.send(request)
             assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"

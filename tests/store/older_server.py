@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.store.migrate import current_revision
 from service.store.schema import predictions_log
+from tests.store.harness import execute
 
-# The older server's own statements, as they are in the field.
+# Its own statements.
 OLDER_SERVER = {
     "postgresql": """
         CREATE TABLE emotion_class (
@@ -36,16 +36,8 @@ OLDER_SERVER = {
 }
 
 
-def execute(engine: sa.Engine, *statements: str) -> None:
-    """Run these, with semicolons between them, in one transaction."""
-    with engine.begin() as connection:
-        for text in statements:
-            for statement in text.split(";"):
-                connection.exec_driver_sql(statement)
-
-
 def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
-    """Its tables, with classes of these names and twenty predictions."""
+    """Its tables, with its own rows: these emotions, one model, twenty predictions."""
     execute(
         engine,
         OLDER_SERVER[engine.dialect.name],
@@ -64,7 +56,7 @@ def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
 
 
 def older_columns(engine: sa.Engine) -> list[tuple[object, ...]]:
-    """The predictions as the older server reads them, by id."""
+    """The predictions, as far as it knows their columns."""
     columns = (
         "predic_id",
         "emotion_id",
@@ -79,9 +71,3 @@ def older_columns(engine: sa.Engine) -> list[tuple[object, ...]]:
             predictions_log.c.predic_id
         )
         return [tuple(row) for row in connection.execute(query)]
-
-
-def revision(engine: sa.Engine) -> str | None:
-    """The migration that the database is at; None if it has none."""
-    with engine.connect() as connection:
-        return current_revision(connection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import threading
-from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import quote
@@ -14,13 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import PredictionRecord, Store
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
+from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import PATIENCE_S, eventually
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
 
 
 @pytest.fixture

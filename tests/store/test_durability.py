@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -13,13 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import PredictionRecord, Store
-from service.store.database import create_engine, parse_url
 from service.store.schema import predictions_log
-from tests.store.harness import eventually
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.harness import eventually, stored
 
 KILLS = int(os.environ.get("VISIONAI_KILLS", "20"))
 
@@ -72,14 +67,6 @@ for _ in range(kills):
 for child in alive:
     kill(child)
 """
-
-
-def stored(url: str) -> list[UUID | None]:
-    engine = create_engine(parse_url(url))
-    with engine.connect() as connection:
-        found = list(connection.execute(sa.select(predictions_log.c.prediction_uuid)).scalars())
-    engine.dispose()
-    return found
 
 
 @pytest.mark.parametrize("fsync", ["interval", "always"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -12,23 +11,15 @@ import pytest
 import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
-from service.store import PredictionRecord, Store, database, writer
+from service.store import database, writer
 from service.store.database import parse_url
 from service.store.framing import parse
 from service.store.schema import emotion_class, metadata, predictions_log
-from tests.store.harness import PATIENCE_S, eventually, ids
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.harness import PATIENCE_S, eventually, execute, ids
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
-
-
-def execute(engine: sa.Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
 
 
 def stored(engine: sa.Engine) -> set[UUID | None]:

@@ -9,7 +9,7 @@ import sys
 import threading
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pytest
@@ -22,7 +22,11 @@ from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, f
 from service.store.prediction_ids import PredictionIds
 from service.store.queries import CAPACITY, THREADS, Queries
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import HOUR, NOW, ask, written
+from tests.store.harness import NOW, ask, written
+
+T = TypeVar("T")
+
+HOUR = timedelta(hours=1)
 
 
 def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, make_record: MakeRecord) -> None:

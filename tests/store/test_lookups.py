@@ -12,9 +12,7 @@ from service.lookups import History, Lookup, Stats, parse_lookup, reader
 from service.store import Store
 from service.store.prediction_ids import PredictionIds
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import ask, written
-
-NOW = datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
+from tests.store.harness import NOW, ask, written
 
 
 def answer(store: Store, lookup: Lookup, user: str | None, ids: PredictionIds) -> dict[str, Any]:

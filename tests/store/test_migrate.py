@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from alembic.script import ScriptDirectory
 
 from service.emotions import DESCRIPTIONS
 from service.errors import StartupError
-from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
-from tests.store.older_server import OLDER_SERVER, execute, make_older_server, older_columns, revision
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.harness import execute, revision
+from tests.store.older_server import OLDER_SERVER, make_older_server, older_columns
 
 
 def emotions(engine: sa.Engine) -> dict[str, tuple[int, str]]:

@@ -17,8 +17,9 @@ from service.store.migrate import alembic_config, migrate
 from service.store.retention import delete_before
 from service.store.schema import emotion_minutes, latency_minutes, predictions_log
 from tests.store.conftest import LABELS, MakeRecord, OpenStore
-from tests.store.harness import HOUR, NOW, ask, written
+from tests.store.harness import NOW, ask, written
 
+HOUR = timedelta(hours=1)
 START = NOW.replace(second=0, microsecond=0)
 SINCE = START - HOUR
 WINDOW = 2 * HOUR

@@ -10,26 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import AF_UNIX, create_server, socket
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import psutil
 import pytest
-import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import PredictionRecord, Store
 from service.store.backlog import MemoryBacklog
 from service.store.database import create_engine, parse_url
 from service.store.history import ByUser, latest
 from service.store.reference import Model
-from service.store.schema import predictions_log
-from tests.store.harness import PATIENCE_S, eventually, ids
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.harness import PATIENCE_S, eventually, ids, stored
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
 
 
 @pytest.fixture
@@ -38,14 +32,6 @@ def database_url(restartable_postgres: PostgresServer) -> Iterator[str]:
     name = restartable_postgres.create_database()
     yield restartable_postgres.url(name)
     restartable_postgres.drop_database(name)
-
-
-def stored(url: str) -> list[UUID | None]:
-    engine = create_engine(parse_url(url))
-    with engine.connect() as connection:
-        found = list(connection.execute(sa.select(predictions_log.c.prediction_uuid)).scalars())
-    engine.dispose()
-    return found
 
 
 def test_a_server_that_stops_and_starts(

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from service.errors import StartupError
 from service.store.migrate import migrate
 from service.store.schema import HEAD
-from tests.store.older_server import execute, make_older_server, older_columns, revision
+from tests.store.harness import execute, revision
+from tests.store.older_server import make_older_server, older_columns
 
 OURS = ("alembic_version", "emotion_minutes", "latency_minutes")
 OLDER = ("predictions_log", "emotion_class", "model_version")

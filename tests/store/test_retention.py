@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from service.store import PredictionRecord, Store, retention
+from service.store import retention
 from service.store.retention import CHUNK_ROWS, delete_before
 from service.store.schema import predictions_log
+from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import eventually
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
 
 
 def ages(engine: sa.Engine) -> list[int]:

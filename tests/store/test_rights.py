@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from tests.conftest import PostgresServer
-from tests.store.harness import eventually, ids
-from tests.store.older_server import execute, make_older_server
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
+from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.harness import eventually, execute, ids
+from tests.store.older_server import make_older_server
 
 SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 

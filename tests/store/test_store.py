@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import sqlalchemy as sa
 
-from service.store import PredictionRecord, Store
+from service.store import Store
 from service.store.schema import emotion_class, model_version, predictions_log
 from service.store.writer import NICENESS
-
-MakeRecord = Callable[..., PredictionRecord]
-OpenStore = Callable[..., Store]
+from tests.store.conftest import MakeRecord, OpenStore
 
 
 def rows(engine: sa.Engine) -> list[sa.RowMapping]:

@@ -18,8 +18,8 @@ from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD
 from tests.conftest import PostgresServer
 from tests.service.harness import MODEL
-from tests.store.harness import PATIENCE_S, eventually
-from tests.store.older_server import make_older_server, revision
+from tests.store.harness import PATIENCE_S, eventually, revision
+from tests.store.older_server import make_older_server
 
 
 def test_a_migration_that_takes_long_is_waited_for(

@@ -5,24 +5,22 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from service.errors import StartupError
-from service.store import PredictionRecord, database, writer
+from service.store import database, writer
 from service.store.backlog import Backlog, Batch, MemoryBacklog
 from service.store.database import parse_url
 from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
 from service.store.records import encode
 from service.store.writer import Writer
+from tests.store.conftest import MakeRecord
 from tests.store.harness import PATIENCE_S, eventually
 from tests.store.journals import MODEL, files
-
-MakeRecord = Callable[..., PredictionRecord]
 
 
 def open_writer(tmp_path: Path, backlog: Backlog) -> Writer:
