@@ -29,6 +29,8 @@ TOGETHER_S: Final = 0.25e-3
 class OpenLoop:
     """Calls the senders when they are due, with the time they were due, from `start` to `stop`.
 
+    `rate` is in requests per second, over all senders; times are those of `time.perf_counter`.
+
     What is late, because the event loop was busy, is sent as soon as it can be, each counted from when it was due.
     """
 

@@ -28,7 +28,11 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What one machine of each kind is taken to be. Busy shares leave room for peaks, drains and a lost replica."""
+    """What one machine of each kind is taken to be. The busy share leaves room for peaks, drains and a lost replica.
+
+    `database_bytes` is the room on the database's disk, `balancer_bits` what the load balancer's network card sends a
+    second, and receives.
+    """
 
     replica_cores: int = 4
     busy_share: float = 0.6
@@ -44,7 +48,11 @@ MACHINES = Sizes()
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the cameras need. `loads` are shares of one database and one load balancer; above 1 there must be more."""
+    """What the cameras need. `loads` are shares of one database and one load balancer; above 1 there must be more.
+
+    Cores are with the room that the busy share leaves, `replicas` with one to spare; `stored_bytes` are those of all
+    days of retention, `network_bits` a second's, at the load balancer, each way.
+    """
 
     cameras: int
     requests_per_s: float

@@ -61,9 +61,10 @@ class LoadResult:
     """What came of it. Counts and CPU are of the measured interval, after the warm-up; `errors` and `wrong` are also of
     what was in flight at its end, and so is `latency` in an open loop.
 
-    `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last answer;
-    `goodput` are right answers per second within the deadline, of all if there was none; `others_cores` were busy with
-    neither the server nor the generator (None if the server is not ours, or has ended).
+    `throughput` is in answers per second without an error, `goodput` in right ones within the deadline, of all if there
+    was none; `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last
+    answer; `others_cores` were busy with neither the server nor the generator (None if the server is not ours, or has
+    ended).
     """
 
     size: str

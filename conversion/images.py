@@ -59,7 +59,7 @@ def portrait_variants(geometry: Geometry, count: int = 32) -> Images:
 
 
 def fit(image: Images, geometry: Geometry) -> Images:
-    """Scale one gray [h, w] or RGB [h, w, 3] image to `geometry`."""
+    """Scale one gray [h, w] or [h, w, 1] or RGB [h, w, 3] image to `geometry`, in its colour."""
     height, width, channels = geometry
     if channels == 1 and image.ndim == 3 and image.shape[2] == 3:
         image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY).astype(np.uint8)

@@ -74,7 +74,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def expected_answers(manifest: dict[str, Any], images: Images) -> npt.NDArray[np.float32]:
-    """Return the reference answers for `images`, which must be those of `reference_images`."""
+    """Return the reference answers, [N, classes], for `images`, which must be those of `reference_images`.
+
+    Raises VerificationError where the manifest's are others.
+    """
     entry = manifest["reference"]
     if entry["images_sha256"] != _digest(images):
         raise VerificationError("the reference images made here differ from those in the manifest")

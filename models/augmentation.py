@@ -19,6 +19,11 @@ _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INT
 class Augmentation:
     """How strongly to change faces. Probabilities are per face; the rest are the ends of uniform ranges.
 
+    About zero, both ways: `rotation_degrees`; `scale`, `contrast` and `gamma`, natural logarithms of a factor and of an
+    exponent (0.18 is 0.84 to 1.2 times); `shift`, in shares of a side; `shear`, in pixels aside per pixel down;
+    `brightness`, in grey levels of 255. A face is shrunk to `smallest_side` pixels or more; `jpeg_quality` is from the
+    one to below the other; a mixup's weight is drawn from Beta(`mixup_alpha`, `mixup_alpha`).
+
     The geometry stands for the jitter of a detector's box and for tilted heads; resampling, JPEG and blur for far
     faces and cheap cameras; erasing for hands, hair and masks.
     """

@@ -118,6 +118,8 @@ def quantize(
 ) -> tuple[Quantized, keras.Model]:
     """Return the INT8 form of a trained network for training: its normalisations are folded into the convolutions,
     its steps measured on `faces`, uint8 [n, 48, 48]. It answers nearly what `network` does.
+
+    Raises KeyError or ValueError for a network that is none of `variant`.
     """
     quantized = Quantized(variant, measure_steps(network, faces))
     built = build_quantized(quantized, name, for_training=True)

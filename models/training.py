@@ -22,6 +22,7 @@ from models.pretrained import Pretrained, build_pretrained
 from models.quantization import Quantized, build_quantized
 from models.recipe import Recipe, learning_rate
 
+# Faces, [batch_size, height, width, 1] in 0..255, and their targets, [batch_size, 7] in the order of EMOTIONS.
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Size = Variant | Pretrained | Quantized
 
@@ -29,7 +30,10 @@ _BATCHES_AHEAD = 6
 
 
 def epoch_order(targets: NDArray[np.float32], recipe: Recipe, epoch: int) -> NDArray[np.int64]:
-    """Return the shuffled row numbers of one epoch, rare emotions as often as `oversample` says."""
+    """Return the shuffled row numbers of one epoch, rare emotions as often as `oversample` says.
+
+    `targets` is [n, 7]; a row's emotion is its largest.
+    """
     repeats = np.asarray(recipe.oversample)[targets.argmax(axis=1)]
     order = np.repeat(np.arange(len(targets)), repeats)
     return np.random.default_rng([recipe.seed, epoch]).permutation(order)
@@ -55,6 +59,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the augmented batches of one epoch, made ahead in a thread beside the training step.
 
+    `images` is [n, height, width], `targets` [n, 7].
     The same recipe and epoch give the same batches, so a resumed run sees what an uninterrupted one would. With
     a teacher's `labels` the epochs take turns over the views that it has labelled, mirrored in every second
     turn, and the targets are a blend of its probabilities and the annotators'.
@@ -77,7 +82,10 @@ def batches(
 def view(
     images: NDArray[np.uint8], targets: NDArray[np.float32], recipe: Recipe, number: int, light: bool
 ) -> Iterator[Batch]:
-    """Yield the batches of one view of all faces: shuffled and augmented by the recipe's seed and `number`."""
+    """Yield the batches of one view of all faces: shuffled and augmented by the recipe's seed and `number`.
+
+    `images` is [n, height, width], `targets` [n, 7]; where `light`, the augmentation is LIGHT and not the recipe's.
+    """
     how = LIGHT if light else recipe.augmentation
     order = epoch_order(targets, recipe, number)
     count = steps_per_epoch(targets, recipe)
@@ -173,7 +181,10 @@ class Trainer:
         self._graph = tf.function(self._train_step, autograph=False)
 
     def start_from(self, networks: Mapping[str, keras.Model]) -> None:
-        """Take over the weights of trained networks of the same names and sizes, for another cycle."""
+        """Take over the weights of trained networks of the same names, for another cycle.
+
+        Raises ValueError for one of another size.
+        """
         for mine, averaged in zip(self.networks, self.averaged, strict=True):
             if mine.name in networks:
                 for network in (mine, averaged):
