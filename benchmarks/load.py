@@ -219,6 +219,38 @@ async def open_wire(url: str, on_reply: Callable[[bytes], None]) -> Connection:
     return await WireClient.connect(url, on_reply)
 
 
+async def _connect(clients: list[_Client], url: str) -> None:
+    """Connect all clients, some at a time.
+
+    Raises:
+        ConnectionLost: the server cannot be reached.
+    """
+    gate = asyncio.Semaphore(_CONNECT_AT_ONCE)
+
+    async def connect(client: _Client) -> None:
+        async with gate:
+            client.wire = await open_wire(url, client.on_reply)
+            client.wire.on_lost = client.on_lost
+
+    # Where the first cannot connect, none can: the others are not left behind half way.
+    await connect(clients[0])
+    await asyncio.gather(*(connect(client) for client in clients[1:]))
+
+
+def _begin(clients: list[_Client], plan: LoadPlan) -> OpenLoop | None:
+    """Send the first requests: of a closed loop, whose replies send the next, or of the open one that is returned."""
+    if plan.rate is None:
+        for client in clients:
+            for _ in range(plan.depth):
+                client.send(time.perf_counter())
+        return None
+    open_loop = OpenLoop(
+        plan.arrivals, plan.rate, [client.send for client in clients], asyncio.get_running_loop()
+    )
+    open_loop.start()
+    return open_loop
+
+
 async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadResult:
     """Put a load on a server.
 
@@ -228,7 +260,6 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
     tally = _Tally(
         workload.expected_emotion, float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000
     )
-    closed = plan.rate is None
     loop = asyncio.get_running_loop()
     awake = plan.polling
 
@@ -237,27 +268,11 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         if awake:
             loop.call_soon(poll)
 
-    clients = [_Client(workload.frame, tally, resend=closed) for _ in range(plan.clients)]
-    gate = asyncio.Semaphore(_CONNECT_AT_ONCE)
-
-    async def connect(client: _Client) -> None:
-        async with gate:
-            client.wire = await open_wire(target.url, client.on_reply)
-            client.wire.on_lost = client.on_lost
-
+    clients = [_Client(workload.frame, tally, resend=plan.rate is None) for _ in range(plan.clients)]
     open_loop: OpenLoop | None = None
     try:
-        # Where the first cannot connect, none can: the others are not left behind half way.
-        await connect(clients[0])
-        await asyncio.gather(*(connect(client) for client in clients[1:]))
-        if plan.rate is None:
-            for client in clients:
-                for _ in range(plan.depth):
-                    client.send(time.perf_counter())
-        else:
-            senders = [client.send for client in clients]
-            open_loop = OpenLoop(plan.arrivals, plan.rate, senders, loop)
-            open_loop.start()
+        await _connect(clients, target.url)
+        open_loop = _begin(clients, plan)
         poll()
         await asyncio.sleep(plan.warmup)
         # In a thread: what this looks at takes milliseconds, for which every request would be late.
@@ -287,32 +302,51 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         for client in clients:
             if hasattr(client, "wire"):  # one that could not connect has none
                 client.wire.close()
-    succeeded = len(tally.latencies)
     cpu = None if cpu_after is None or cpu_before is None else cpu_after - cpu_before
-    shares = [client.succeeded for client in clients]
+    spent = _Spent(elapsed, cpu, own, busy, usage)
+    return _result(plan, workload, tally, [client.succeeded for client in clients], spent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """What the measured interval took, in seconds: by the clock, and in CPU time of the server (None if it is not ours,
+    or has ended), the generator and the whole machine."""
+
+    elapsed: float
+    server: float | None
+    generator: float
+    machine: float
+    usage: Usage | None
+
+
+def _result(
+    plan: LoadPlan, workload: Workload, tally: _Tally, of_clients: list[int], spent: _Spent
+) -> LoadResult:
+    """The figures; `of_clients` are the successes of each client."""
+    succeeded, cpu, closed = len(tally.latencies), spent.server, plan.rate is None
     return LoadResult(
         size=workload.size,
         framing=workload.framing,
         detect=workload.detect,
         clients=plan.clients,
         rate=plan.rate,
-        seconds=elapsed,
+        seconds=spent.elapsed,
         succeeded=succeeded,
         errors=dict(tally.errors),
         wrong=tally.wrong,
-        throughput=succeeded / elapsed,
-        goodput=tally.in_time / elapsed,
+        throughput=succeeded / spent.elapsed,
+        goodput=tally.in_time / spent.elapsed,
         latency=latency(tally.latencies if closed else tally.latencies + tally.late),
         # The first and the last may have been cut by the interval's ends.
         bursts_ms=[1000 * seconds for seconds in list(tally.last_of_due.values())[1:-1]]
         if plan.arrivals == "burst" and not closed
         else [],
-        slowest_client_share=min(shares) / (sum(shares) / len(shares)) if succeeded else 0.0,
+        slowest_client_share=min(of_clients) / (sum(of_clients) / len(of_clients)) if succeeded else 0.0,
         server_cpu_seconds=cpu,
         server_cpu_per_request_us=None if cpu is None or not succeeded else cpu / succeeded * 1e6,
-        server=usage,
-        generator_cpu_seconds=own,
-        others_cores=None if cpu is None else max(0.0, busy - cpu - own) / elapsed,
+        server=spent.usage,
+        generator_cpu_seconds=spent.generator,
+        others_cores=None if cpu is None else max(0.0, spent.machine - cpu - spent.generator) / spent.elapsed,
     )
 
 
