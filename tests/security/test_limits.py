@@ -299,6 +299,7 @@ async def test_a_client_that_is_not_read_from_is_not_slow(serve: Serve) -> None:
         await asyncio.sleep(1.0)
         connection.resume_reading()
         await reader.readuntil(b'"prediction"')
+        assert refused(running, "slow_writer") == 0
         writer.close()
 
 
@@ -341,6 +342,7 @@ async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve:
                 await asyncio.sleep(0)
             connection.protocol.fail(1002)
             await connection.wait_closed()
+        assert not running.service._connections
         writer.close()
 
 
@@ -366,7 +368,7 @@ async def test_a_peer_that_is_busy_sending_need_not_answer_pings(serve: Serve) -
             await asyncio.sleep(0.05)
             writer.write(bytes([byte]))
         async with asyncio.timeout(TIMEOUT):
-            await reader.readuntil(b'"prediction"')
+            await reader.readuntil(b'"prediction"')  # where a connection that is closed would end
         writer.close()
 
 
