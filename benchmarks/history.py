@@ -7,7 +7,6 @@ it spends on an answer is what predictions lack meanwhile, as nowhere else.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,21 +17,18 @@ from typing import Final, Literal
 
 import jwt
 
-from benchmarks.load import LoadPlan, load
-from benchmarks.misbehave import Disturbance
+from benchmarks.misbehave import Disturbance, disturb
 from benchmarks.percentiles import latency
 from benchmarks.persistence import started_postgresql
 from benchmarks.stored import SPACING_S, USER, add_connection, fill
 from benchmarks.target import Target, started_service
-from benchmarks.workload import face_jpeg, make_workload
+from benchmarks.workload import face_jpeg
 from client import AsyncClient, DeadlineExceeded, Retry
 
 Database = Literal["sqlite", "postgresql"]
 
 #: What the connection that asks for its own has made.
 CONNECTION_ROWS: Final = 100_000
-OTHERS: Final = 8
-RATE: Final = 100.0
 
 _LARGEST_PAGE: Final = 1000
 _FEWEST, _MOST = 5, 1000
@@ -102,7 +98,7 @@ def measure_history(
         filled = time.monotonic() - begun
         answered = asyncio.run(_ask_all(target.url, url, rows, seconds))
         disturbances = [
-            _disturb(target, name, window, repeats, seconds)
+            disturb(target, name, repeats, seconds, _keep_asking, target.url, window)
             for name, window in {
                 "reads pages of 1000": None,
                 "asks for a day": _DAY,
@@ -185,28 +181,8 @@ async def _ask(
     return Answered(question, whose, span, rows, len(times), found.p50, found.p99)
 
 
-def _disturb(
-    target: Target, name: str, window: float | None, repeats: int, seconds: float
-) -> list[Disturbance]:
-    """Predictions at a modest rate while two connections ask without a pause, and in the quiet right before."""
-    workload = make_workload("64x64")
-    plan = LoadPlan(clients=OTHERS, rate=RATE, seconds=seconds)
-    context = multiprocessing.get_context("spawn")
-    results = []
-    for _ in range(repeats):
-        quiet = load(target, workload, plan)
-        asking = context.Process(target=_keep_asking, args=(target.url, window), daemon=True)
-        asking.start()
-        try:
-            disturbed = load(target, workload, plan)
-        finally:
-            asking.kill()
-            asking.join()
-        results.append(Disturbance.between(name, quiet, disturbed))
-    return results
-
-
 def _keep_asking(url: str, window: float | None) -> None:
+    """Two connections that ask without a pause: for figures over a window, or, without one, for large pages."""
     os.nice(10)  # it stands for other machines: what it does itself does not count
 
     async def one() -> None:

@@ -135,26 +135,47 @@ def _offend(offence: str, address: tuple[str, int]) -> None:
 def measure_misbehaviour(
     model: Path, names: list[str], repeats: int, seconds: float
 ) -> list[list[Disturbance]]:
-    """Each offence against a fresh service, with the quiet measured right before, in turns."""
-    workload = make_workload("64x64")
-    plan = LoadPlan(clients=OTHERS, rate=RATE, seconds=seconds)
-    context = multiprocessing.get_context("spawn")
+    """Each offence against a fresh service."""
     series = []
     for name in names:
         with started_service(model) as target:
-            results = []
-            for _ in range(repeats):
-                quiet = load(target, workload, plan)
-                offender = context.Process(target=_offend, args=(name, _address(target)), daemon=True)
-                offender.start()
-                try:
-                    disturbed = load(target, workload, plan)
-                finally:
-                    offender.kill()
-                    offender.join()
-                results.append(Disturbance.between(name, quiet, disturbed))
-            series.append(results)
+            series.append(disturb(target, name, repeats, seconds, _offend, name, _address(target)))
     return series
+
+
+def disturb(
+    target: Target,
+    name: str,
+    repeats: int,
+    seconds: float,
+    offend: Callable[..., None],
+    *arguments: object,
+) -> list[Disturbance]:
+    """Predictions at a modest rate in the quiet, and right after while `offend` runs in a process of its own.
+
+    Args:
+        target: the service.
+        name: what is done to it.
+        repeats: how many times both are measured, in turns.
+        seconds: how long each is.
+        offend: a module's function, which does not end by itself.
+        arguments: what it is called with.
+    """
+    workload = make_workload("64x64")
+    plan = LoadPlan(clients=OTHERS, rate=RATE, seconds=seconds)
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for _ in range(repeats):
+        quiet = load(target, workload, plan)
+        offender = context.Process(target=offend, args=arguments, daemon=True)
+        offender.start()
+        try:
+            disturbed = load(target, workload, plan)
+        finally:
+            offender.kill()
+            offender.join()
+        results.append(Disturbance.between(name, quiet, disturbed))
+    return results
 
 
 def _address(target: Target) -> tuple[str, int]:
