@@ -158,6 +158,17 @@ def test_one_revision_back_and_forth(
         assert_counted(engine)
 
 
+def write_before_and_beside(engine: sa.Engine, insert: str) -> None:
+    """Rows of the older server: some that the migration finds, and the same again after it."""
+    migrate(engine)
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0002")
+        connection.exec_driver_sql(insert)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(insert)
+
+
 def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     """Those from before the migration, and those that it still writes beside us, without anything it does not know."""
     insert = (
@@ -167,13 +178,7 @@ def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     )
     if engine.dialect.name == "sqlite":
         insert = insert.replace("+00:00", "")
-    migrate(engine)
-    with engine.begin() as connection:
-        command.downgrade(alembic_config(connection), "0002")
-        connection.exec_driver_sql(insert)
-    migrate(engine)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(insert)
+    write_before_and_beside(engine, insert)
     counted = assert_counted(engine)
     assert {name: tally.count for name, tally in counted.emotions.items()} == {"angry": 4}
     assert counted.latency_ms[50] == pytest.approx(12, rel=0.025)
@@ -185,13 +190,7 @@ def test_a_row_of_the_older_server_that_took_an_hour(engine: sa.Engine) -> None:
         "INSERT INTO predictions_log (emotion_id, confidence, processing_time_ms, timestamp)"
         f" VALUES (1, 0.5, 3600000, '{NOW:%Y-%m-%d %H:%M:%S}{'' if engine.dialect.name == 'sqlite' else '+00:00'}')"
     )
-    migrate(engine)
-    with engine.begin() as connection:
-        command.downgrade(alembic_config(connection), "0002")
-        connection.exec_driver_sql(insert)
-    migrate(engine)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(insert)
+    write_before_and_beside(engine, insert)
     counted, seen = both(engine, Anonymous())
     assert counted.emotions["angry"].count == seen.emotions["angry"].count == 2
     assert counted.latency_ms[50] == 1e6  # the longest class
