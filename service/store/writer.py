@@ -142,7 +142,7 @@ class Writer:
                     return
             except OSError as error:
                 # The journal's disk; or somebody took the right to read it.
-                reason = f"journal: {error.strerror}"
+                reason = f"journal: {error.strerror or error}"
                 if self._is_news(reason):
                     logger.error("the journal cannot be read, and is tried again: %s", error)
             except Exception as error:

@@ -35,6 +35,17 @@ OLDER_SERVER = {
             source_ip VARCHAR(45), timestamp DATETIME DEFAULT CURRENT_TIMESTAMP)""",
 }
 
+# Of `predictions_log`.
+OLDER_COLUMNS = (
+    "predic_id",
+    "emotion_id",
+    "confidence",
+    "model_id",
+    "processing_time_ms",
+    "source_ip",
+    "timestamp",
+)
+
 
 def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
     """Its tables, with its own rows: these emotions, one model, twenty predictions."""
@@ -57,17 +68,8 @@ def make_older_server(engine: sa.Engine, emotions: Sequence[str]) -> None:
 
 def older_columns(engine: sa.Engine) -> list[tuple[object, ...]]:
     """The predictions, as far as it knows their columns."""
-    columns = (
-        "predic_id",
-        "emotion_id",
-        "confidence",
-        "model_id",
-        "processing_time_ms",
-        "source_ip",
-        "timestamp",
-    )
     with engine.connect() as connection:
-        query = sa.select(*(predictions_log.c[name] for name in columns)).order_by(
+        query = sa.select(*(predictions_log.c[name] for name in OLDER_COLUMNS)).order_by(
             predictions_log.c.predic_id
         )
         return [tuple(row) for row in connection.execute(query)]

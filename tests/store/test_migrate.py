@@ -22,7 +22,7 @@ from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
 from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import execute, revision
-from tests.store.older_server import OLDER_SERVER, make_older_server, older_columns
+from tests.store.older_server import OLDER_COLUMNS, OLDER_SERVER, make_older_server, older_columns
 
 
 def emotions(engine: sa.Engine) -> dict[str, tuple[int, str]]:
@@ -229,15 +229,7 @@ def test_downgrade_to_the_older_servers_form(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         command.downgrade(alembic_config(connection), "0001")
     names = {column["name"] for column in sa.inspect(engine).get_columns("predictions_log")}
-    assert names == {
-        "predic_id",
-        "emotion_id",
-        "confidence",
-        "model_id",
-        "processing_time_ms",
-        "source_ip",
-        "timestamp",
-    }
+    assert names == set(OLDER_COLUMNS)
     assert older_columns(engine) == before
     migrate(engine)
     assert older_columns(engine) == before
