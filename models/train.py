@@ -58,6 +58,15 @@ def train_command(
     augmentation: Annotated[
         str | None, typer.Option(help="strong, medium or light: strong; medium for the teacher.")
     ] = None,
+    light_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The last part of the run, with light augmentation: 0.12; 0.2 for the teacher.",
+        ),
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0, help="0.005; 0.02 for the teacher.")] = None,
     oversample: Annotated[
         str,
         typer.Option(help="How often a face of each emotion is drawn in an epoch, in alphabetical order."),
@@ -116,6 +125,8 @@ def train_command(
         base,
         epochs=epochs or base.epochs,
         peak_rate=base.peak_rate if peak_rate is None else peak_rate,
+        weight_decay=base.weight_decay if weight_decay is None else weight_decay,
+        light_share=base.light_share if light_share is None else light_share,
         augmentation=AUGMENTATIONS[augmentation] if augmentation else base.augmentation,
         oversample=tuple(map(int, parts)),
         teaching=teaching,
