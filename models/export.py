@@ -40,6 +40,12 @@ def export_command(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/modelo_emociones.keras"),
+    mirrored: Annotated[
+        bool,
+        typer.Option(
+            "--mirrored", help="Let the network look at the mirrored face, too: better, and half as fast."
+        ),
+    ] = False,
 ) -> None:
     """Fit one temperature and the rare emotions' biases on the validation part, fold them and a softmax into the
     network, and save that.
@@ -62,7 +68,7 @@ def export_command(
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     from conversion.tensorflow_quietly import keras
-    from models.architecture import with_temperature
+    from models.architecture import with_mirrored_look, with_temperature
     from models.training import predict_logits
 
     try:
@@ -79,13 +85,14 @@ def export_command(
                 "the mean of networks in INT8 is none in INT8: export that of those in floats, and train it --int8"
             )
         _average(cycles, train)
-    logits = predict_logits(trained, validation.images[kept])
+    exported = with_mirrored_look(trained) if mirrored else trained
+    logits = predict_logits(exported, validation.images[kept])
     temperature = fit_temperature(logits, truth[kept])
     biases = fit_biases(logits / temperature, truth[kept])
     kernel, offsets = trained.get_layer("logits").get_weights()
     trained.get_layer("logits").set_weights([kernel, offsets + biases * np.float32(temperature)])
     try:
-        write_atomically(output, deflated(with_temperature(trained, temperature)))
+        write_atomically(output, deflated(with_temperature(exported, temperature)))
     except (ConversionError, OSError) as error:
         typer.echo(f"error: {error}; what was there before is untouched", err=True)
         raise typer.Exit(1) from error

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.architecture import VARIANTS, build
+from models.architecture import VARIANTS, build, with_mirrored_look
 from models.export import deflated, fit_biases, fit_temperature, mean_weights
 from models.quantization import on_grid
 
@@ -59,3 +59,18 @@ def test_a_deflated_network_is_smaller_and_the_same(tmp_path: Path) -> None:
     loaded = keras.saving.load_model(path, compile=False)
     for before, after in zip(network.get_weights(), loaded.get_weights(), strict=True):
         assert (before == after).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_mirrored_look_is_the_mean_of_both_after_saving_too(tmp_path: Path) -> None:
+    """A face and its mirror image get the same logits: the mean of what the network says of either."""
+    network, faces = build(VARIANTS["tiny"], "tiny"), np.random.default_rng(0).uniform(0, 255, (3, 48, 48, 1))
+    # What a network says before any training is nearly the same for all faces.
+    network.get_layer("logits").set_weights([np.eye(96, 7, dtype=np.float32) * 100, np.zeros(7, np.float32)])
+    path = tmp_path / "mirrored.keras"
+    path.write_bytes(deflated(with_mirrored_look(network)))
+    loaded = keras.saving.load_model(path, compile=False)
+    said, of_mirrored = (np.asarray(network(each)) for each in (faces, faces[:, :, ::-1]))
+    assert np.abs(said - of_mirrored).max() > 0.01
+    for each in (faces, faces[:, :, ::-1]):
+        assert np.asarray(loaded(each)) == pytest.approx((said + of_mirrored) / 2, abs=1e-4)

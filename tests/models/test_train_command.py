@@ -186,11 +186,13 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path, mirrored: bool) -> None:
     """`export` makes the folder that it is told, and `--continue-from` takes the network in it."""
     build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
     exported = str(tmp_path / "mean" / "tiny.keras")
-    result = RUNNER.invoke(app, ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", exported])
+    command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", exported]
+    result = RUNNER.invoke(app, command + ["--mirrored"] * mirrored)
     assert result.exit_code == 0, result.output
     command = [
         "train",
