@@ -58,7 +58,10 @@ def build(
 
 def with_mirrored_look(network: keras.Model) -> keras.Model:
     """Return a network that shares `network`'s weights and gives the mean of its logits, [n, 7], for a face and for the
-    face's mirror image. It takes twice the time: both looks are one batch of twice the size."""
+    face's mirror image. It takes nearly twice the time: both looks are one batch of twice the size.
+
+    Raises ValueError for one without the layer `scale`: conversion has to find that at the input.
+    """
     scaled = network.get_layer("scale").output
     looks = keras.layers.Concatenate(axis=0, name="looks")([scaled, scaled[:, :, ::-1]])
     said = keras.Model(scaled, network.output, name="look")(looks)

@@ -43,7 +43,8 @@ def export_command(
     mirrored: Annotated[
         bool,
         typer.Option(
-            "--mirrored", help="Let the network look at the mirrored face, too: better, and half as fast."
+            "--mirrored",
+            help="Let the network look at the mirrored face, too: better, and nearly half as fast.",
         ),
     ] = False,
 ) -> None:
@@ -79,6 +80,10 @@ def export_command(
     names = [layer.name for layer in trained.layers]
     if "logits" not in names or trained.get_layer("logits").output is not trained.output:
         raise typer.BadParameter(f"{networks[0]}: does not end in a layer `logits`", param_hint="NETWORKS")
+    if mirrored and "scale" not in names:
+        raise typer.BadParameter(
+            f"{networks[0]}: has no layer `scale` to mirror behind", param_hint="--mirrored"
+        )
     if train is not None:
         if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trained.layers):
             raise typer.BadParameter(

@@ -284,6 +284,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(VARIANTS["small"], "tiny").save(folder / "small" / "tiny.keras")
     with_temperature(trained, 1.5).save(folder / "exported" / "tiny.keras")
     keras.Model(trained.input, trained.output * 2).save(folder / "headless.keras")
+    mean = keras.layers.GlobalAveragePooling2D()(trained.input)
+    keras.Model(trained.input, keras.layers.Dense(7, name="logits")(mean)).save(folder / "unscaled.keras")
     return folder
 
 
@@ -301,6 +303,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "none.keras"], "none.keras: no such file"),
         (["export", "exported/tiny.keras"], "has been exported already"),
         (["export", "headless.keras"], "does not end in a layer `logits`"),
+        (["export", "unscaled.keras", "--mirrored"], "has no layer `scale` to mirror behind"),
         (["export", "tiny.keras", "small/tiny.keras"], "have no mean"),
         (["export", "tiny.keras", "tiny.keras", "--data", "40.npz"], "less than a batch of 128"),
         (["export", "tiny.keras", "-o", "out.h5"], "name a .keras file"),
