@@ -149,6 +149,13 @@ def _dequantised(
     return f"{name}__rounded"
 
 
+def _looks_of(pixels: str, consumers: dict[str, list[onnx.NodeProto]]) -> str:
+    """Return the tensor of the pixels and of what mirrors them, where a network takes both; otherwise `pixels`."""
+    users = sorted(consumers.get(pixels, []), key=lambda node: node.op_type)
+    both = [node.op_type for node in users] == ["Concat", "Slice"]
+    return users[0].output[0] if both and set(users[0].input) == {pixels, users[1].output[0]} else pixels
+
+
 def _round_pixels(model: onnx.ModelProto) -> None:
     """Replace cast, layout, scale and shift of the pixels by layout and DequantizeLinear, where that is the same."""
     graph = model.graph
@@ -157,7 +164,7 @@ def _round_pixels(model: onnx.ModelProto) -> None:
     for node in graph.node:
         for name in node.input:
             consumers.setdefault(name, []).append(node)
-    chain = [graph.input[0].name]
+    chain = [_looks_of(graph.input[0].name, consumers)]
     found: list[onnx.NodeProto] = []
     for operations in (("Cast",), ("Reshape", "Transpose"), ("Mul",), ("Add",)):
         users = consumers.get(chain[-1], [])

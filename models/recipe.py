@@ -14,7 +14,8 @@ class Recipe:
     has some 200 disgusted faces in 25,000. `light_share` is the last part of the run, with light augmentation.
     `teaching` is the weight of the teacher's probabilities against the annotators' in the students' loss.
     With `adaptive`, AdamW takes the steps and not SGD with momentum; `head_rate` multiplies the rate of the last
-    layers of a network whose others are trained already.
+    layers of a network whose others are trained already. Where `mirrored`, the mean of the logits of a face and of
+    its mirror image is taught, as `models.architecture.with_mirrored_look` gives it, for twice the time.
     """
 
     epochs: int = 60
@@ -30,6 +31,7 @@ class Recipe:
     augmentation: Augmentation = STRONG
     adaptive: bool = False
     head_rate: float = 1.0
+    mirrored: bool = False
     seed: int = 20260101
 
 

@@ -87,6 +87,12 @@ def train_command(
             "--int8", help="Train the INT8 form of the networks of --continue-from: twice as fast to run."
         ),
     ] = False,
+    mirrored: Annotated[
+        bool,
+        typer.Option(
+            "--mirrored", help="Teach the mean of a face and its mirror image, for `export --mirrored`."
+        ),
+    ] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")
     ] = 20260101,
@@ -130,6 +136,7 @@ def train_command(
         augmentation=AUGMENTATIONS[augmentation] if augmentation else base.augmentation,
         oversample=tuple(map(int, parts)),
         teaching=teaching,
+        mirrored=mirrored,
         seed=seed,
     )
     try:
@@ -252,7 +259,7 @@ def _train_epochs(
             figures = {"epoch": epoch + 1.0}
             for index, name in enumerate(plan.names):
                 figures[f"{name}_loss"] = float(np.mean(losses, axis=0)[index])
-                figures |= _validate(trainer.averaged[index], name, plan.validation)
+                figures |= _validate(trainer.averaged[index], name, plan)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
             _keep_epoch(plan.run, history, checkpoints)
@@ -363,11 +370,13 @@ def _save_networks(
         raise typer.Exit(1) from error
 
 
-def _validate(network: object, name: str, validation: Split) -> dict[str, float]:
+def _validate(network: object, name: str, plan: _Plan) -> dict[str, float]:
     from models.training import predict_logits
 
-    truth, kept = scored_rows(validation)
-    logits = predict_logits(network, validation.images[kept])
+    truth, kept = scored_rows(plan.validation)
+    faces = plan.validation.images[kept]
+    looks = (faces, faces[:, :, ::-1]) if plan.recipe.mirrored else (faces,)
+    logits = np.mean([predict_logits(network, look) for look in looks], axis=0)
     accuracy = float((logits.argmax(axis=1) == truth[kept]).mean())
     return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": _cross_entropy(logits, truth[kept])}
 

@@ -222,7 +222,7 @@ class Trainer:
         with tf.GradientTape() as tape:
             taught = targets
             for index, network in enumerate(self.networks):
-                logits = network(images, training=True)
+                logits = _logits(network, images, self.recipe.mirrored)
                 blend = targets if index == 0 else teaching * taught + (1 - teaching) * targets
                 total += tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(blend, logits))
                 losses.append(tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits)))
@@ -238,6 +238,14 @@ class Trainer:
                 if slow.dtype == "float32":
                     slow.assign(slow * decay + fast * (1 - decay))
         return tf.stack(losses)
+
+
+def _logits(network: keras.Model, images: tf.Tensor, mirrored: bool) -> tf.Tensor:
+    """What a network in training says of faces [n, h, w, 1], [n, 7]; `mirrored`, the mean with their mirror images."""
+    if not mirrored:
+        return network(images, training=True)
+    said = network(tf.concat([images, images[:, :, ::-1]], axis=0), training=True)
+    return tf.reduce_mean(tf.reshape(said, (2, -1, len(EMOTIONS))), axis=0)
 
 
 def _build(size: Size, name: str, normalization: type[Any], weights: Path | None) -> keras.Model:

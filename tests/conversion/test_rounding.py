@@ -33,8 +33,11 @@ def on_grid(random: np.random.Generator, shape: tuple[int, ...], largest: int = 
     ).astype(np.float32)
 
 
-def rounding_network(*, low: float = -128, high: float = 127, zero: float = 128, largest: int = 63) -> Any:
-    """A residual network that rounds its activations, as `models.quantization` makes them."""
+def rounding_network(
+    *, low: float = -128, high: float = 127, zero: float = 128, largest: int = 63, mirrored: bool = False
+) -> Any:
+    """A residual network that rounds its activations, as `models.quantization` makes them; `mirrored`, one that gives
+    the mean for a face and its mirror image."""
     random = np.random.default_rng(4)
 
     def rounded(x: Any, step: float, bounds: tuple[float, float]) -> Any:
@@ -42,19 +45,28 @@ def rounding_network(*, low: float = -128, high: float = 127, zero: float = 128,
 
     images = keras.Input((32, 32, 1))
     x = keras.layers.Rescaling(1 / 128, offset=-zero / 128)(images)
+    if mirrored:
+        x = keras.layers.Concatenate(axis=0)([x, x[:, :, ::-1]])
     x = rounded(keras.layers.Conv2D(16, 3, 2, padding="same", name="stem")(x), 0.02, (0, 255))
     y = rounded(keras.layers.Conv2D(16, 3, 1, padding="same", name="first")(x), 0.015, (0, 255))
     y = rounded(keras.layers.Conv2D(16, 3, 1, padding="same", name="second")(y), 0.03, (low, high))
     x = rounded(keras.layers.Add()([x, y]), 0.025, (0, 255))
     x = keras.layers.GlobalAveragePooling2D()(x)
-    network = keras.Model(images, keras.layers.Dense(7, activation="softmax")(x))
+    x = keras.layers.Dense(7, name="logits")(x)
+    if mirrored:
+        x = keras.ops.mean(keras.ops.reshape(x, (2, -1, 7)), axis=0)
+    network = keras.Model(images, keras.layers.Softmax()(x))
     for name in ("stem", "first", "second"):
         layer = network.get_layer(name)
         layer.set_weights(
             [on_grid(random, layer.kernel.shape, largest), random.normal(0, 0.2, 16).astype(np.float32)]
         )
-    network.layers[-1].set_weights([random.normal(0, 3, (16, 7)), random.normal(0, 0.3, 7)])
+    network.get_layer("logits").set_weights([random.normal(0, 3, (16, 7)), random.normal(0, 0.3, 7)])
     return network
+
+
+def consumers(model: onnx.ModelProto, tensor: str) -> list[str]:
+    return sorted(node.op_type for node in model.graph.node if tensor in node.input)
 
 
 @pytest.fixture
@@ -103,6 +115,19 @@ def test_every_convolution_gets_bytes_and_the_answers_stay(
     assert (
         json.loads(Path(f"{converted.shipped.path}.manifest.json").read_text("utf-8"))["precision"] == "int8"
     )
+
+
+@pytest.mark.parametrize("zero", [128, 127.5])
+def test_a_look_at_the_mirrored_face_is_one_at_bytes(
+    convert_network: Callable[..., tuple[Converted, onnx.ModelProto]], zero: float
+) -> None:
+    """Cast, scale and shift come behind it, and go into the first convolution as those of one look do."""
+    converted, model = convert_network(mirrored=True, zero=zero)
+    assert consumers(model, model.graph.input[0].name) == ["Concat", "Slice"]
+    assert [item.data_type for item in kernels(model)].count(INT8) == (3 if zero == 128 else 2)
+    assert ("Cast" in operations(model)) == (zero != 128)
+    parity = converted.shipped.parity
+    assert all(figures.max_difference < 0.05 and figures.agreement == 1 for figures in parity.values())
 
 
 def test_pixels_without_a_whole_zero_stay_floats(

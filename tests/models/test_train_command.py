@@ -171,11 +171,11 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
         assert archive["strong"].shape == archive["light"].shape == (1, 128, 7)
         assert archive["strong"].sum(axis=-1) == pytest.approx(1, abs=1e-2)
     command = ["train", "--data", str(data), "--labels", str(labels), "--networks", "tiny", "--epochs", "1"]
-    settling = ["--light-share", "1", "--weight-decay", "0.0005"]
+    settling = ["--light-share", "1", "--weight-decay", "0.0005", "--mirrored"]
     trained = RUNNER.invoke(app, [*command, *settling, "--run", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert (recipe["light_share"], recipe["weight_decay"]) == (1, 0.0005)
+    assert (recipe["light_share"], recipe["weight_decay"], recipe["mirrored"]) == (1, 0.0005, True)
     other_faces = write_faces(tmp_path / "others.npz", 130, seed=1)
     refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "no"), "--data", str(other_faces)])
     assert refused.exit_code == 2

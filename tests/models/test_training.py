@@ -76,6 +76,23 @@ def test_a_student_and_its_teacher_learn_a_simple_pattern() -> None:
         assert (predict_logits(network, images).argmax(axis=1) == targets.argmax(axis=1)).all()
 
 
+def test_a_mirrored_look_is_taught_as_it_is_exported() -> None:
+    """The loss is that of the mean logits of both looks, and so the same for a batch that is mirrored."""
+    keras.utils.set_random_seed(1)
+    images, targets = patterns()
+    images[:, :, :24] //= 2
+    start = build(MINUTE, "one")
+    batch = images[..., None].astype(np.float32)
+    losses = {}
+    for mirrored in (False, True):
+        for view, faces in (("as it is", batch), ("mirrored", batch[:, :, ::-1])):
+            trainer = Trainer({"one": MINUTE}, Recipe(mirrored=mirrored))
+            trainer.start_from({"one": start})
+            losses[mirrored, view] = trainer.train_step(faces, targets, 0.5)[0]
+    assert losses[True, "as it is"] == pytest.approx(losses[True, "mirrored"], rel=1e-5)
+    assert losses[False, "as it is"] != pytest.approx(losses[False, "mirrored"], rel=1e-3)
+
+
 def test_a_resumed_run_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     """Weights, averages and the optimiser's momentum come back: the next step gives the same networks."""
     images, targets = patterns()
