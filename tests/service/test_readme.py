@@ -22,9 +22,8 @@ def example(language: str) -> str:
 
 async def test_the_python_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
     """Copied from the README, it runs and recognises the face."""
-    assert "\nhappy 0." in await run_example(
-        running, tmp_path, "predict.py", example("python"), sys.executable
-    )
+    output = await run_example(running, tmp_path, "predict.py", example("python"), sys.executable)
+    assert re.search(r"\nhappy (0\.9|1\.0 )", output), output
 
 
 async def test_the_javascript_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
@@ -35,7 +34,7 @@ async def test_the_javascript_example_prints_an_emotion(running: Running, tmp_pa
     output = await run_example(
         running, tmp_path, "predict.mjs", example("javascript"), node, "--experimental-websocket"
     )
-    assert output.startswith("happy 0.")
+    assert re.match(r"happy (0\.9|1$)", output), output
 
 
 def test_every_setting_is_in_the_table() -> None:
