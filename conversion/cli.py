@@ -208,8 +208,8 @@ def _convert(arguments: Sequence[str]) -> int:
     with shown() as stage:
         converted = convert(request, stage, further)
     if parsed.json:
-        return _told(lambda: print(json.dumps(as_json(converted), indent=2)), "the models are written")
-    return _told(lambda: print_report(converted), "the models are written")
+        return told(lambda: print(json.dumps(as_json(converted), indent=2)), "the models are written")
+    return told(lambda: print_report(converted), "the models are written")
 
 
 def _verify(arguments: Sequence[str]) -> int:
@@ -231,12 +231,12 @@ def _verify(arguments: Sequence[str]) -> int:
         f" sha256 {verified.model_sha256[:16]}, {verified.parity.images} reference images within"
         f" {verified.parity.max_difference:.1e} of the source"
     )
-    return _told(lambda: print(text), "the model is verified")
+    return told(lambda: print(text), "the model is verified")
 
 
-def _told(tell: Callable[[], None], done: str) -> int:
-    """Print what came of a command, and return its exit status. What is `done` does not depend on who reads it: where
-    `head` has gone, nothing is missing; on a full disk the report is.
+def told(tell: Callable[[], None], done: str) -> int:
+    """Call `tell` to print what came of a command, and return its exit status. What is `done` does not depend on who
+    reads it: where `head` has gone, nothing is missing; on a full disk the report is.
     """
     try:
         tell()

@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from conversion.cli import told
 from models.dataset import EMOTIONS, DataError, Split, load_split, scored_rows
 from models.metrics import (
     ClassFigures,
@@ -91,16 +92,18 @@ def evaluate_command(
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    if as_json:
-        typer.echo(json.dumps(asdict(result), allow_nan=False))
-    else:
-        _print(result, model)
+    status = told(
+        lambda: print(json.dumps(asdict(result), allow_nan=False)) if as_json else _print(result, model),
+        "the model is scored",
+    )
     # Last: a disk that is full does not cost the figures.
     if plot is not None:
         from models.plots import plot_confusion
 
         with drawn(plot):
             plot_confusion(np.array(result.confusion), EMOTIONS, plot)
+    if status:
+        raise typer.Exit(status)
 
 
 def check_plot(plot: Path) -> None:

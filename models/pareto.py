@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
+from conversion.cli import told
 from models.dataset import DataError, Split, load_split
 from models.evaluate import check_plot, drawn, evaluate
 from models.networks import ModelError
@@ -65,16 +66,22 @@ def pareto_command(
     except (DataError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in variants], allow_nan=False))
-    else:
-        _print(variants)
+    status = told(
+        lambda: (
+            print(json.dumps([asdict(each) for each in variants], allow_nan=False))
+            if as_json
+            else _print(variants)
+        ),
+        "the models are scored",
+    )
     # Last: a disk that is full does not cost the figures.
     if plot is not None:
         from models.plots import plot_pareto
 
         with drawn(plot):
             plot_pareto([(each.name, each.ms, each.ferplus_accuracy) for each in variants], plot)
+    if status:
+        raise typer.Exit(status)
 
 
 def _print(variants: list[Variant]) -> None:

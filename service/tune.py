@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from service.cpus import available_cpus
 from service.engine.calibration import Calibration, apply, cache_file, keep, measure_apart
+from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import Settings
 
@@ -16,7 +20,7 @@ def tune(settings: Settings) -> None:
     """Measure, print the table and what follows from it, and keep the choice.
 
     Raises:
-        StartupError: the model or the provider that was asked for cannot be used.
+        StartupError: the model or the provider that was asked for cannot be used, or the table cannot be printed.
     """
     path, cpus = resolve_model(settings.model_path), available_cpus()
     with _bar() as bar:
@@ -28,16 +32,21 @@ def tune(settings: Settings) -> None:
         found = measure_apart(path, settings.provider, cpus, thorough=True, progress=progress)
     cache = cache_file(path, settings.provider, cpus)
     reason = keep(cache, found.chosen)
-    console = Console(markup=False, highlight=False)
-    console.print(table(found))
-    for provider, said in {**found.agreements, **found.left_out}.items():
-        console.print(f"{provider}: {said}")
     chosen = apply(settings, found.chosen, cpus)
-    console.print(
-        f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "
-        f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; "
-        + (f"kept in {cache}" if reason is None else f"not kept: {reason}")
-    )
+    outcome = f"kept in {cache}" if reason is None else f"not kept: {reason}"
+    console = Console(markup=False, highlight=False)
+    try:
+        console.print(table(found))
+        for provider, said in {**found.agreements, **found.left_out}.items():
+            console.print(f"{provider}: {said}")
+        console.print(
+            f"PROVIDER={chosen.provider} WORKERS={chosen.workers} EXECUTORS={chosen.executors} "
+            f"THREADS={chosen.threads} MAX_BATCH={chosen.max_batch}; {outcome}"
+        )
+    except OSError as exc:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StartupError(f"the table cannot be printed ({exc.strerror}); the choice is {outcome}") from None
 
 
 def _bar() -> Progress:

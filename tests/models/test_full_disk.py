@@ -1,5 +1,7 @@
 """Commands that find no room for what they made: one line tells it, and nothing is left cut off."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from models.__main__ import app
 from models.architecture import VARIANTS, build
 from models.networks import load_network
+from models.sources import ROOT
 from tests.models.commands import RUNNER, files_of_at_most, said, write_faces
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
@@ -69,3 +72,28 @@ def test_networks_that_find_no_room_are_saved_when_there_is(room: int, folder: P
     assert "Going on after epoch 1 of 1" in resumed.output
     assert (tmp_path / "curves.png").is_file()
     load_network(tmp_path / "tiny.keras")
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["evaluate", "--json"], ["pareto"], ["pareto", "--json"]])
+def test_figures_that_cannot_be_printed_are_one_line(
+    command: list[str], folder: Path, tmp_path: Path
+) -> None:
+    """And the picture is drawn all the same."""
+    plot = tmp_path / "plot.png"
+    model = str(ROOT / "models/build/modelo_emociones.onnx")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "models", *command, model),
+                *("--data", str(folder / "faces.npz"), "--plot", str(plot)),
+            ],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("scored, but the report cannot be printed: No space left on device\n")
+    assert ended.stderr.count("\n") == 1
+    assert plot.is_file()

@@ -285,6 +285,27 @@ def test_tune_says_that_the_choice_could_not_be_kept(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_tune_on_a_full_disk_says_where_the_choice_is(tmp_path: Path) -> None:
+    """In one line: what was measured is not lost with the table."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", QUICK, "tune"],
+            cwd=tmp_path,
+            env=os.environ
+            | {"MODEL_PATH": str(MODEL), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    (kept,) = (tmp_path / "visionai").glob("calibration-*.json")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "VisionAI cannot start: the table cannot be printed (No space left on device); "
+        f"the choice is kept in {kept}\n"
+    )
+
+
 def test_progress_is_told_from_nothing_to_all() -> None:
     """In the process that asked, of all providers together."""
     told: list[float] = []
