@@ -25,9 +25,9 @@ from conversion.arrays import ArraysError, read_arrays
 from conversion.atomic import check_writable, write_atomically
 from conversion.digests import sha256_of
 from conversion.errors import ConversionError
-from models.dataset import INPUT_SIDE, DataError, Split, load_split, soft_targets
+from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, soft_targets
 from models.networks import ModelError, load_trained
-from models.recipe import Recipe
+from models.recipe import Recipe, is_light
 from models.resuming import alone, begin
 
 # What the pixels of a view depend on, of all that a recipe says.
@@ -37,7 +37,7 @@ _OF_VIEWS = ("batch_size", "oversample", "augmentation", "seed")
 @dataclass(frozen=True, slots=True)
 class Labels:
     """A teacher's probabilities, float16 [views, faces of a view, 7], for views with the recipe's own augmentation
-    (`strong`) and for light ones, each in the order in which a view has its faces."""
+    (`strong`) and for light ones, each in the order in which a view has its faces; there may be none of one kind."""
 
     strong: NDArray[np.float16]
     light: NDArray[np.float16]
@@ -60,8 +60,8 @@ def save_labels(path: Path, labels: Labels, recipe: Recipe, faces: Split) -> Non
 
 
 def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
-    """Read labels. Raises DataError when the file is unreadable, or when `recipe` or `faces` make other views than the
-    ones that were labelled."""
+    """Read labels. Raises DataError when the file is unreadable, when `recipe` or `faces` make other views than the
+    ones that were labelled, or when the run has epochs of a kind of which none was."""
     names = ("strong", "light", "recipe", "faces")
     try:
         found, _ = read_arrays(path, names)
@@ -73,7 +73,18 @@ def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
         raise DataError(f"{path}: labels views of another recipe: {found['recipe']}")
     if str(found["faces"]) != faces_digest(faces):
         raise DataError(f"{path}: these labels are for other faces")
-    return Labels(found["strong"], found["light"])
+    labels = Labels(found["strong"], found["light"])
+    phases = {is_light(recipe, epoch) for epoch in (0, recipe.epochs - 1)}
+    for light, views, remedy in (
+        (False, labels.strong, "--light-share 1"),
+        (True, labels.light, "--light-share 0"),
+    ):
+        if light in phases and not len(views):
+            kind = "lightly" if light else "strongly"
+            raise DataError(
+                f"{path}: labels no {kind} augmented views, and the run has such epochs: {remedy}"
+            )
+    return labels
 
 
 def faces_digest(faces: Split) -> str:
@@ -131,8 +142,10 @@ def label_command(
     ],
     data: Annotated[Path, typer.Option(help="The .npz with train_x and train_votes.")],
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/runs/labels.npz"),
-    views: Annotated[int, typer.Option(min=1, help="How many strongly augmented views.")] = 8,
-    light_views: Annotated[int, typer.Option(min=1, help="How many lightly augmented ones.")] = 2,
+    views: Annotated[int, typer.Option(min=0, help="How many strongly augmented views.")] = 8,
+    light_views: Annotated[
+        int, typer.Option(min=0, help="How many lightly augmented ones: all, for `train --light-share 1`.")
+    ] = 2,
     bf16: Annotated[bool, typer.Option(help="Convolutions in bfloat16, as in train.")] = True,
 ) -> None:
     """Ask teachers about augmented training faces; `train --labels` then learns from their answers.
@@ -143,6 +156,8 @@ def label_command(
     """
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: name a .npz file", param_hint="--output")
+    if views + light_views == 0:
+        raise typer.BadParameter("ask about one view or more", param_hint="--views")
     try:
         check_writable(output)
     except ConversionError as error:
@@ -189,7 +204,11 @@ def label_command(
             for number in range(count):
                 said.append(labelled.get(light, number, partial(label, number, light)))
                 progress.update(task, completed=steps * (number + 1 + (views if light else 0)))
-            return np.stack(said)
+            return (
+                np.stack(said)
+                if said
+                else np.zeros((0, steps * recipe.batch_size, len(EMOTIONS)), np.float16)
+            )
 
         try:
             labels = Labels(all_views(False, views), all_views(True, light_views))

@@ -51,6 +51,11 @@ FINE_TUNING = Recipe(
 QUANTIZING = Recipe(epochs=8, peak_rate=0.005, average_decay=0.995)
 
 
+def is_light(recipe: Recipe, epoch: int) -> bool:
+    """Whether an epoch, counted from 0, is one of the last part of the run, with light augmentation."""
+    return epoch >= recipe.epochs * (1 - recipe.light_share)
+
+
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """One cycle: linear up to `peak_rate` within `warmup_share` of the run, then half a cosine down to zero.
 

@@ -20,7 +20,7 @@ from models.dataset import EMOTIONS, DataError
 from models.labels import Labels
 from models.pretrained import Pretrained, build_pretrained
 from models.quantization import Quantized, build_quantized
-from models.recipe import Recipe, learning_rate
+from models.recipe import Recipe, is_light, learning_rate
 
 # Faces, [batch_size, height, width, 1] in 0..255, and their targets, [batch_size, 7] in the order of EMOTIONS.
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -64,7 +64,7 @@ def batches(
     a teacher's `labels` the epochs take turns over the views that it has labelled, mirrored in every second
     turn, and the targets are a blend of its probabilities and the annotators'.
     """
-    light = epoch >= recipe.epochs * (1 - recipe.light_share)
+    light = is_light(recipe, epoch)
     if labels is None:
         yield from view(images, targets, recipe, epoch, light)
         return

@@ -70,6 +70,22 @@ def test_labels_of_other_views_are_refused(tmp_path: Path) -> None:
             load_labels(path, RECIPE, other)
 
 
+@pytest.mark.parametrize(("share", "missing"), [(1, "strong"), (0, "light")])
+def test_labels_may_lack_the_views_that_a_run_has_no_epoch_of(
+    tmp_path: Path, share: float, missing: str
+) -> None:
+    """One with light augmentation alone needs no others, and the other way round; one with both says what would do."""
+    path = tmp_path / "labels.npz"
+    counts = {"strong": 2, "light": 2} | {missing: 0}
+    save_labels(
+        path, Labels(**{kind: numbered(count, 4, 0) for kind, count in counts.items()}), RECIPE, split()
+    )
+    loaded = load_labels(path, replace(RECIPE, light_share=share), split())
+    assert (len(loaded.strong), len(loaded.light)) == (counts["strong"], counts["light"])
+    with pytest.raises(DataError, match=f"labels no {missing}ly augmented views.*--light-share {share}$"):
+        load_labels(path, replace(RECIPE, light_share=0.5), split())
+
+
 def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     """What was labelled is not asked for again; a view whose labelling failed is; nothing is left in the end."""
     folder, teacher, data = tmp_path / "labels.npz.views", tmp_path / "teacher.keras", tmp_path / "data.npz"

@@ -164,13 +164,19 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
     data = write_faces(tmp_path / "faces.npz", 130)
     teacher, labels = tmp_path / "teacher.keras", tmp_path / "labels.npz"
     build(VARIANTS["tiny"], "teacher").save(teacher)
-    command = ["label", str(teacher), "--data", str(data), "-o", str(labels), "--views", "1"]
+    command = ["label", str(teacher), "--data", str(data), "-o", str(labels), "--views", "0"]
+    nothing = RUNNER.invoke(app, [*command, "--light-views", "0"])
+    assert nothing.exit_code == 2
+    assert "one view or more" in said(nothing.output)
     labelled = RUNNER.invoke(app, [*command, "--light-views", "1"])
     assert labelled.exit_code == 0, labelled.output
     with np.load(labels) as archive:
-        assert archive["strong"].shape == archive["light"].shape == (1, 128, 7)
-        assert archive["strong"].sum(axis=-1) == pytest.approx(1, abs=1e-2)
+        assert (archive["strong"].shape, archive["light"].shape) == ((0, 128, 7), (1, 128, 7))
+        assert archive["light"].sum(axis=-1) == pytest.approx(1, abs=1e-2)
     command = ["train", "--data", str(data), "--labels", str(labels), "--networks", "tiny", "--epochs", "1"]
+    refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "strong"), "--light-share", "0"])
+    assert refused.exit_code == 2
+    assert "no strongly augmented views" in said(refused.output)
     settling = ["--light-share", "1", "--weight-decay", "0.0005", "--mirrored"]
     trained = RUNNER.invoke(app, [*command, *settling, "--run", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
