@@ -24,6 +24,7 @@ from models.recipe import Recipe
 _COLDEST, _HOTTEST = 0.25, 4.0
 # Ten thousand faces in batches of 128.
 _SETTLING_BATCHES = 80
+_BIN_COUNTS = range(8, 31)
 # e^2: a class is not made more than seven times as likely.
 _MOST_BIAS = 2.0
 
@@ -94,16 +95,18 @@ def export_command(
     logits = predict_logits(exported, validation.images[kept])
     temperature = fit_temperature(logits, truth[kept])
     biases = fit_biases(logits / temperature, truth[kept])
+    added = biases * np.float32(temperature)
+    temperature = settle_temperature(logits + added, truth[kept], temperature)
     kernel, offsets = trained.get_layer("logits").get_weights()
-    trained.get_layer("logits").set_weights([kernel, offsets + biases * np.float32(temperature)])
+    trained.get_layer("logits").set_weights([kernel, offsets + added])
     try:
         write_atomically(output, deflated(with_temperature(exported, temperature)))
     except (ConversionError, OSError) as error:
         typer.echo(f"error: {error}; what was there before is untouched", err=True)
         raise typer.Exit(1) from error
     print("biases: " + ", ".join(f"{name} {bias:.1f}" for name, bias in zip(EMOTIONS, biases, strict=True)))
-    for name, divisor, added in (("before", 1.0, np.zeros_like(biases)), ("after", temperature, biases)):
-        probabilities = _softmax(logits / divisor + added)
+    for name, divisor, scores in (("before", 1.0, logits), ("after", temperature, logits + added)):
+        probabilities = _softmax(scores / divisor)
         ece = expected_calibration_error(probabilities, truth[kept])
         print(
             f"{name}: temperature {divisor:.3f}, accuracy {accuracy(probabilities, truth[kept]):.4f}, ece {ece:.4f}"
@@ -170,6 +173,23 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> fl
         else:
             low = left
     return float(2 / (low + high))
+
+
+def settle_temperature(logits: NDArray[np.floating], truth: NDArray[np.int64], fitted: float) -> float:
+    """Return which temperature within a tenth of the `fitted` one has the least calibration error.
+
+    Near the least cross-entropy that hardly changes for several hundredths. The error is the mean over 8 to 30 bins:
+    of one count alone it depends on where the edges fall, by half a point for 3,000 rows. `logits` is [n, k], `truth`
+    [n] with 0..k-1.
+    """
+
+    def error(temperature: float) -> float:
+        probabilities = _softmax(logits / temperature)
+        return float(
+            np.mean([expected_calibration_error(probabilities, truth, bins) for bins in _BIN_COUNTS])
+        )
+
+    return float(min(fitted * np.linspace(0.9, 1.1, 41), key=error))
 
 
 def fit_biases(

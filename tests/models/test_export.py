@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from models.architecture import VARIANTS, build, with_mirrored_look
-from models.export import deflated, fit_biases, fit_temperature, mean_weights
+from models.export import deflated, fit_biases, fit_temperature, mean_weights, settle_temperature
 from models.quantization import on_grid
 
 
@@ -18,6 +18,16 @@ def test_the_fit_finds_the_temperature_that_the_truth_was_drawn_at(temperature: 
     # The Gumbel trick: the largest of logits plus Gumbel noise is a draw from their softmax.
     truth = (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=1)
     assert fit_temperature(logits, truth) == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize("fitted", [0.95, 1.05])
+def test_the_temperature_settles_where_confidence_is_accuracy(fitted: float) -> None:
+    """From wherever it was fitted; and no further than a tenth away, whatever is there."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(30_000, 7)).astype(np.float32)
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    assert settle_temperature(logits, truth, fitted) == pytest.approx(1, rel=0.03)
+    assert settle_temperature(logits, truth, 2 * fitted) == pytest.approx(1.8 * fitted)
 
 
 def test_a_rare_emotion_gets_the_least_bias_that_finds_half_of_its_faces() -> None:
