@@ -33,6 +33,12 @@ class Visit:
         self.page.on("request", lambda request: self._check(request.url))
         self.page.on("websocket", lambda socket: self._check(socket.url.replace("ws://", "http://")))
 
+    def forgive_failed_attempts(self) -> None:
+        """Where the server was stopped: the browser itself writes each attempt to connect to the console, whether it
+        found nobody or, a moment before, a server that drains and answers with 503."""
+        failed = ("net::ERR_CONNECTION_REFUSED", "Unexpected response code: 503")
+        self.problems[:] = [problem for problem in self.problems if not any(why in problem for why in failed)]
+
     def _read(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.problems.append(f"console: {message.text}")

@@ -219,8 +219,7 @@ async def test_the_page_outlives_a_restart_of_the_server(
     web_service.start()
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     await until(page, f"window.replies.prediction > {answered}")
-    # The browser itself writes each failed attempt to the console.
-    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONNECTION_REFUSED" not in problem]
+    visit.forgive_failed_attempts()
 
 
 async def test_a_server_that_leaves_is_not_said_to_be_connected(open_page: OpenPage) -> None:

@@ -274,5 +274,4 @@ async def test_a_photo_that_found_no_server_is_looked_at_once_there_is_one(
     )
     web_service.start()
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
-    # The browser itself writes each failed attempt to the console.
-    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONNECTION_REFUSED" not in problem]
+    visit.forgive_failed_attempts()
