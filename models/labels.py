@@ -204,11 +204,7 @@ def label_command(
             for number in range(count):
                 said.append(labelled.get(light, number, partial(label, number, light)))
                 progress.update(task, completed=steps * (number + 1 + (views if light else 0)))
-            return (
-                np.stack(said)
-                if said
-                else np.zeros((0, steps * recipe.batch_size, len(EMOTIONS)), np.float16)
-            )
+            return np.array(said, np.float16).reshape(count, steps * recipe.batch_size, len(EMOTIONS))
 
         try:
             labels = Labels(all_views(False, views), all_views(True, light_views))
