@@ -4,6 +4,7 @@ import { bar, element, swatch } from "./bars.js";
 import { drawShares } from "./drawing.js";
 import { inOrder } from "./emotions.js";
 import { clock, decimal, emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
+import { remember, remembered } from "./theme.js";
 
 const PAGE = 20;
 // Predictions that are on their way into the database are looked for again, so soon and so often.
@@ -14,7 +15,7 @@ const BUCKETS = { 600: 60, 3600: 60, 86400: 48, 604800: 56 };
 
 const $ = (id) => document.getElementById(id);
 
-/** In seconds. Browsers bring back what was chosen before the page was left, and tell nobody. */
+/** In seconds. */
 const chosenWindow = () => Number(document.querySelector("#window :checked").value);
 
 /** A timestamp of the wire: UTC where it has no offset. */
@@ -41,7 +42,12 @@ export class History {
 
   constructor(link) {
     this.#link = link;
-    $("window").addEventListener("change", () => this.#load());
+    const before = remembered("window");
+    for (const input of $("window").elements) if (input.value === before) input.checked = true;
+    $("window").addEventListener("change", () => {
+      remember("window", String(chosenWindow()));
+      this.#load();
+    });
     $("refresh").addEventListener("click", () => this.#load());
     $("more").addEventListener("click", () => this.#more());
     languages.addEventListener("change", () => this.#render());

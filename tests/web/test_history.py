@@ -142,7 +142,7 @@ async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> No
 
 
 async def test_the_window_that_is_marked_is_the_one_that_is_shown(open_page: OpenPage) -> None:
-    """Also when the browser has brought it back with the page."""
+    """Also after one has left the page and come back: the one that was chosen last."""
     windows: list[int] = []
 
     def note(request: dict[str, Any]) -> dict[str, Any] | None:
