@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +21,6 @@ from models.recipe import Recipe
 
 # Temperatures outside this are no calibration but a broken network.
 _COLDEST, _HOTTEST = 0.25, 4.0
-# Ten thousand faces in batches of 128.
-_SETTLING_BATCHES = 80
 _BIN_COUNTS = range(8, 31)
 # e^2: a class is not made more than seven times as likely.
 _MOST_BIAS = 2.0
@@ -116,16 +113,15 @@ def export_command(
 
 def _average(cycles: list[Any], train: Split) -> None:
     """Give the first of `cycles` the mean of all their weights, and batch statistics of its own."""
-    from models.training import settle_statistics, view
+    from models.training import settle
 
     try:
         cycles[0].set_weights(mean_weights([each.get_weights() for each in cycles]))
     except ValueError as error:
         raise typer.BadParameter("networks of different sizes have no mean", param_hint="NETWORKS") from error
     targets, kept = soft_targets(train.votes)
-    light = view(train.images[kept], targets[kept], Recipe(), number=0, light=True)
     try:
-        settle_statistics(cycles[0], (faces for faces, _ in islice(light, _SETTLING_BATCHES)))
+        settle(cycles[0], train.images[kept], targets[kept], Recipe())
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
 

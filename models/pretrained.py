@@ -42,9 +42,6 @@ class Pretrained:
     dropout: float = 0.3
 
 
-TEACHERS = {"teacher": Pretrained()}
-
-
 def build_pretrained(teacher: Pretrained, name: str, weights: Path | None) -> keras.Model:
     """Build a teacher: float32 [n, 48, 48, 1] in 0..255 to logits [n, 7] in the order of EMOTIONS.
 

@@ -35,6 +35,9 @@ class Recipe:
     seed: int = 20260101
 
 
+# Networks that come with weights, and the source of these (`models.sources`).
+PRETRAINED = {"teacher": "faceres", "inception": "facenet"}
+
 # For a network that comes with weights: small steps, or it forgets what it knows.
 FINE_TUNING = Recipe(
     epochs=8,

@@ -20,7 +20,7 @@ from models.augmentation import LIGHT, MEDIUM, STRONG
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
 from models.labels import Labels, load_labels
 from models.networks import ModelError, load_network
-from models.recipe import FINE_TUNING, QUANTIZING, Recipe
+from models.recipe import FINE_TUNING, PRETRAINED, QUANTIZING, Recipe
 from models.resuming import alone, begin
 
 if TYPE_CHECKING:
@@ -45,28 +45,28 @@ def train_command(
         str,
         typer.Option(
             help="Networks to train, comma-separated; without --labels the first teaches the others. "
-            "`teacher` comes with weights and is trained alone."
+            "`teacher` and `inception` come with weights and are trained alone."
         ),
     ] = "large,small",
-    epochs: Annotated[int | None, typer.Option(min=1, help="60; 8 for the teacher and --int8.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="60; 8 for a teacher and --int8.")] = None,
     peak_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Highest learning rate of the cycle: 0.1; 8e-5 for the teacher, 0.005 for --int8."
+            min=0.0, help="Highest learning rate of the cycle: 0.1; 8e-5 for a teacher, 0.005 for --int8."
         ),
     ] = None,
     augmentation: Annotated[
-        str | None, typer.Option(help="strong, medium or light: strong; medium for the teacher.")
+        str | None, typer.Option(help="strong, medium or light: strong; medium for a teacher.")
     ] = None,
     light_share: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="The last part of the run, with light augmentation: 0.12; 0.2 for the teacher.",
+            help="The last part of the run, with light augmentation: 0.12; 0.2 for a teacher.",
         ),
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0.0, help="0.005; 0.02 for the teacher.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0, help="0.005; 0.02 for a teacher.")] = None,
     oversample: Annotated[
         str,
         typer.Option(help="How often a face of each emotion is drawn in an epoch, in alphabetical order."),
@@ -126,7 +126,7 @@ def train_command(
         raise typer.BadParameter(f"{continue_from} has none of {networks}", param_hint="--continue-from")
     if int8 and len(start) < len(names):
         raise typer.BadParameter("--int8 needs every network of --networks", param_hint="--continue-from")
-    base = FINE_TUNING if "teacher" in names else QUANTIZING if int8 else Recipe()
+    base = FINE_TUNING if PRETRAINED.keys() & set(names) else QUANTIZING if int8 else Recipe()
     recipe = replace(
         base,
         epochs=epochs or base.epochs,
@@ -245,7 +245,7 @@ def _train_epochs(
     history: list[dict[str, float]],
 ) -> None:
     """Train the epochs that `history` lacks, and add the figures of each to it."""
-    from models.training import batches, steps_per_epoch
+    from models.training import batches, settle, steps_per_epoch
 
     epochs, steps = plan.recipe.epochs, steps_per_epoch(targets, plan.recipe)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -259,6 +259,10 @@ def _train_epochs(
             figures = {"epoch": epoch + 1.0}
             for index, name in enumerate(plan.names):
                 figures[f"{name}_loss"] = float(np.mean(losses, axis=0)[index])
+                if name in PRETRAINED:
+                    # Averaging moves what the convolutions give by more than a standard deviation, unseen by the one
+                    # normalisation that stands behind all of them.
+                    settle(trainer.averaged[index], images, targets, plan.recipe)
                 figures |= _validate(trainer.averaged[index], name, plan)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
@@ -270,18 +274,19 @@ def _sizes(names: list[str]) -> tuple[dict[str, "Size"], Path | None]:
     """The sizes of the networks, and the file that a teacher's weights come from."""
     from models.architecture import VARIANTS
     from models.fetch import ensure_fetched
-    from models.pretrained import TEACHERS
+    from models.inception import Inception
+    from models.pretrained import Pretrained
     from models.sources import ModelSourceError, read_source
 
-    known: dict[str, Size] = {**VARIANTS, **TEACHERS}
+    known: dict[str, Size] = {**VARIANTS, "teacher": Pretrained(), "inception": Inception()}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(known)}")
-    teachers = TEACHERS.keys() & set(names)
+    teachers = PRETRAINED.keys() & set(names)
     if teachers and len(names) > 1:
         raise typer.BadParameter("a teacher is trained alone: its rates are not the others'")
     try:
-        weights = ensure_fetched(read_source("faceres")) if teachers else None
+        weights = ensure_fetched(read_source(PRETRAINED[names[0]])) if teachers else None
     except ModelSourceError as error:
         raise typer.BadParameter(str(error), param_hint="--networks") from error
     return {name: known[name] for name in names}, weights

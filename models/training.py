@@ -6,6 +6,7 @@ averaged copies and the optimiser, and everything that a checkpoint must hold is
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from models.architecture import Variant, build
 from models.augmentation import LIGHT, augment_batch
 from models.dataset import EMOTIONS, DataError
+from models.inception import Inception, build_inception
 from models.labels import Labels
 from models.pretrained import Pretrained, build_pretrained
 from models.quantization import Quantized, build_quantized
@@ -24,9 +26,11 @@ from models.recipe import Recipe, is_light, learning_rate
 
 # Faces, [batch_size, height, width, 1] in 0..255, and their targets, [batch_size, 7] in the order of EMOTIONS.
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
-Size = Variant | Pretrained | Quantized
+Size = Variant | Pretrained | Inception | Quantized
 
 _BATCHES_AHEAD = 6
+# Ten thousand faces in batches of 128, and of a teacher's 48 four thousand.
+_SETTLING_BATCHES = 80
 
 
 def epoch_order(targets: NDArray[np.float32], recipe: Recipe, epoch: int) -> NDArray[np.int64]:
@@ -251,6 +255,8 @@ def _logits(network: keras.Model, images: tf.Tensor, mirrored: bool) -> tf.Tenso
 def _build(size: Size, name: str, normalization: type[Any], weights: Path | None) -> keras.Model:
     if isinstance(size, Pretrained):
         return build_pretrained(size, name, weights)
+    if isinstance(size, Inception):
+        return build_inception(size, name, weights)
     if isinstance(size, Quantized):
         return build_quantized(size, name, for_training=True)
     return build(size, name, normalization)
@@ -271,6 +277,17 @@ def _optimizer(recipe: Recipe, variables: list[keras.Variable]) -> keras.Optimiz
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     optimizer.build(variables)
     return optimizer
+
+
+def settle(
+    network: keras.Model, images: NDArray[np.uint8], targets: NDArray[np.float32], recipe: Recipe
+) -> None:
+    """Give a network with averaged weights batch statistics of its own, of lightly augmented faces, in place.
+
+    `images` is [n, height, width], `targets` [n, 7]. Raises DataError where they make no batch of the recipe's.
+    """
+    light = view(images, targets, recipe, number=0, light=True)
+    settle_statistics(network, (faces for faces, _ in islice(light, _SETTLING_BATCHES)))
 
 
 def settle_statistics(network: keras.Model, batches: Iterable[NDArray[np.float32]]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.pretrained import TEACHERS, Pretrained, build_pretrained, read_convolutions
+from models.pretrained import Pretrained, build_pretrained, read_convolutions
 from models.recipe import FINE_TUNING
 from models.training import Trainer
 
@@ -51,7 +51,7 @@ def test_convolutions_are_read_with_their_normalisation_folded_in(tmp_path: Path
 
 def test_a_teacher_takes_the_faces_that_students_take() -> None:
     """Grey 48x48 in, seven logits out; 3.2 million weights."""
-    network = build_pretrained(TEACHERS["teacher"], "teacher", None)
+    network = build_pretrained(Pretrained(), "teacher", None)
     assert network.input_shape == (None, 48, 48, 1)
     assert network.output_shape == (None, 7)
     assert 3_000_000 < network.count_params() < 3_500_000

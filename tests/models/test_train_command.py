@@ -254,6 +254,7 @@ def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Pa
     [
         (["--networks", "huge"], "no such size: huge"),
         (["--networks", "teacher,small"], "a teacher is trained alone"),
+        (["--networks", "teacher,inception"], "a teacher is trained alone"),
         (["--augmentation", "wild"], "strong, medium, light"),
         (["--oversample", "1,2"], "7 whole numbers"),
         (["--oversample", "1,4,junk,2,1,1,1,1"], "7 whole numbers"),

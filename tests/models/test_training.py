@@ -13,6 +13,7 @@ from models.training import (
     batches,
     epoch_order,
     predict_logits,
+    settle,
     settle_statistics,
     steps_per_epoch,
 )
@@ -170,3 +171,20 @@ def test_settled_statistics_are_those_of_the_batches() -> None:
     assert network.get_layer("stem_norm").momentum == 0.95
     with pytest.raises(ValueError, match="no batch"):
         settle_statistics(network, [])
+
+
+def test_an_averaged_network_settles_on_the_faces_that_it_is_given() -> None:
+    """Its statistics are those of these faces, lightly augmented, wherever they were before."""
+    images, targets = patterns()
+    networks = [build(MINUTE, "one") for _ in range(2)]
+    networks[1].set_weights(networks[0].get_weights())
+    norm = networks[1].get_layer("stem_norm")
+    gamma, beta, mean, variance = norm.get_weights()
+    norm.set_weights([gamma, beta, mean + 9, variance * 4])
+    for network in networks:
+        settle(network, images, targets, Recipe(batch_size=16))
+    for mine, theirs in zip(
+        norm.get_weights(), networks[0].get_layer("stem_norm").get_weights(), strict=True
+    ):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert not np.array_equal(norm.get_weights()[2], mean)
