@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.inception import Inception
 from models.pretrained import Pretrained, build_pretrained, read_convolutions
 from models.recipe import FINE_TUNING
 from models.training import Trainer
@@ -57,11 +58,20 @@ def test_a_teacher_takes_the_faces_that_students_take() -> None:
     assert 3_000_000 < network.count_params() < 3_500_000
 
 
-def test_the_first_blocks_of_a_teacher_keep_their_weights() -> None:
-    """A step of fine-tuning moves the later blocks and the head, by rates of their own, and not the frozen blocks."""
-    trainer = Trainer({"teacher": SMALL}, FINE_TUNING)
+@pytest.mark.parametrize(
+    ("teacher", "names"),
+    [
+        (SMALL, ("stem", "block1_pointwise", "block2_depthwise", "logits")),
+        (Inception(side=80), ("Conv2d_1a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "logits")),
+    ],
+    ids=["teacher", "inception"],
+)
+def test_the_first_layers_of_a_teacher_keep_their_weights(
+    teacher: Pretrained | Inception, names: tuple[str, ...]
+) -> None:
+    """A step of fine-tuning moves the later layers and the head, by rates of their own, and not the frozen ones."""
+    trainer = Trainer({"teacher": teacher}, FINE_TUNING)
     (network,) = trainer.networks
-    names = ("stem", "block1_pointwise", "block2_depthwise", "logits")
     before = {name: network.get_layer(name).get_weights()[0] for name in names}
     faces = np.random.default_rng(0).uniform(0, 255, (8, 48, 48, 1)).astype(np.float32)
     targets = np.eye(7, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6, 0]]
@@ -69,10 +79,11 @@ def test_the_first_blocks_of_a_teacher_keep_their_weights() -> None:
     moved = {
         name: float(np.abs(network.get_layer(name).get_weights()[0] - before[name]).max()) for name in names
     }
-    assert moved["stem"] == moved["block1_pointwise"] == 0
-    assert moved["block2_depthwise"] > 0
+    first, last_frozen, first_moving, head = names
+    assert moved[first] == moved[last_frozen] == 0
+    assert moved[first_moving] > 0
     # Adam's first step is as long as the learning rate, whatever the gradient.
-    assert moved["logits"] == pytest.approx(FINE_TUNING.head_rate * moved["block2_depthwise"], rel=0.2)
+    assert moved[head] == pytest.approx(FINE_TUNING.head_rate * moved[first_moving], rel=0.2)
 
 
 def test_the_stem_sees_grey_as_three_equal_channels(tmp_path: Path) -> None:
