@@ -26,8 +26,8 @@ _BLOCK8 = (_POINT, ("0a_1x1", "0b_1x3", "0c_3x1"))
 @dataclass(frozen=True, slots=True)
 class Inception:
     """How a teacher is made. Faces are enlarged to `side` pixels, because the weights expect large ones: the
-    larger, the better and the slower; 108 is the least whose last grid is larger than a pixel. The first `frozen`
-    convolutions keep their weights: edges are edges."""
+    larger, the better and the slower; below 107 the last grid is a single pixel. The first `frozen` convolutions
+    keep their weights: edges are edges."""
 
     side: int = 108
     frozen: int = 3
