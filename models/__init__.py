@@ -14,7 +14,7 @@ Training:
 dataset      FER2013 with FER+ votes
 augmentation what is done to a face before it is learnt from
 architecture the emotion network, and its sizes
-pretrained   a teacher: a network that knows faces already
+mobilenet    a teacher: a network that knows faces already
 inception    another one, of another kind
 quantization the network's INT8 form
 recipe       rates, epochs, weights of the losses

@@ -1,7 +1,7 @@
 """A teacher for the emotion networks: Inception-ResNet v1 that already knows faces, to be trained on for emotions.
 
 The weights come from a network that tells persons apart (`models/sources/facenet.toml`): another one, and of another
-kind, than that of `models.pretrained`, so that the two make different mistakes and their mean fewer.
+kind, than that of `models.mobilenet`, so that the two make different mistakes and their mean fewer.
 """
 
 from dataclasses import dataclass

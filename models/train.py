@@ -275,10 +275,10 @@ def _sizes(names: list[str]) -> tuple[dict[str, "Size"], Path | None]:
     from models.architecture import VARIANTS
     from models.fetch import ensure_fetched
     from models.inception import Inception
-    from models.pretrained import Pretrained
+    from models.mobilenet import MobileNet
     from models.sources import ModelSourceError, read_source
 
-    known: dict[str, Size] = {**VARIANTS, "teacher": Pretrained(), "inception": Inception()}
+    known: dict[str, Size] = {**VARIANTS, "teacher": MobileNet(), "inception": Inception()}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise typer.BadParameter(f"no such size: {', '.join(unknown)}; sizes are {', '.join(known)}")

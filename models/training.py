@@ -20,13 +20,13 @@ from models.augmentation import LIGHT, augment_batch
 from models.dataset import EMOTIONS, DataError
 from models.inception import Inception, build_inception
 from models.labels import Labels
-from models.pretrained import Pretrained, build_pretrained
+from models.mobilenet import MobileNet, build_mobilenet
 from models.quantization import Quantized, build_quantized
 from models.recipe import Recipe, is_light, learning_rate
 
 # Faces, [batch_size, height, width, 1] in 0..255, and their targets, [batch_size, 7] in the order of EMOTIONS.
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
-Size = Variant | Pretrained | Inception | Quantized
+Size = Variant | MobileNet | Inception | Quantized
 
 _BATCHES_AHEAD = 6
 # Ten thousand faces in batches of 128, and of a teacher's 48 four thousand.
@@ -146,7 +146,7 @@ class Trainer:
     distillation: a good teacher is patient and consistent", 2022), at the price of no extra forward pass.
     Where the batches come with a teacher's labels (`labelled`), all networks learn from these alike.
     `averaged[i]` follows `networks[i]` as an exponential moving average of its weights and batch statistics: it
-    is what gets evaluated and exported. `weights` is the file that a `Pretrained` network starts from.
+    is what gets evaluated and exported. `weights` is the file that a `MobileNet` network starts from.
     """
 
     def __init__(
@@ -253,8 +253,8 @@ def _logits(network: keras.Model, images: tf.Tensor, mirrored: bool) -> tf.Tenso
 
 
 def _build(size: Size, name: str, normalization: type[Any], weights: Path | None) -> keras.Model:
-    if isinstance(size, Pretrained):
-        return build_pretrained(size, name, weights)
+    if isinstance(size, MobileNet):
+        return build_mobilenet(size, name, weights)
     if isinstance(size, Inception):
         return build_inception(size, name, weights)
     if isinstance(size, Quantized):

@@ -59,6 +59,7 @@ def test_a_teacher_takes_the_faces_that_students_take() -> None:
 
 def test_a_teacher_is_read_from_a_file_of_the_network_for_colour(tmp_path: Path) -> None:
     """With its normalisations folded in and the first kernel summed over its channels it says what was written."""
+    keras.utils.set_random_seed(0)
     source = build_inception(SMALL, "source", None)
     write_weights(tmp_path / "w.h5", source)
     loaded = build_inception(SMALL, "loaded", tmp_path / "w.h5")
@@ -66,4 +67,4 @@ def test_a_teacher_is_read_from_a_file_of_the_network_for_colour(tmp_path: Path)
     faces = np.random.default_rng(1).uniform(0, 255, (2, 48, 48, 1)).astype(np.float32)
     said = source(faces).numpy()
     assert np.abs(said).max() > 0.1
-    assert loaded(faces).numpy() == pytest.approx(said, abs=1e-3)
+    assert loaded(faces).numpy() == pytest.approx(said, abs=1e-4)

@@ -33,7 +33,7 @@ _MEAN = float(np.mean([103.939, 116.779, 123.68]))
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrained:
+class MobileNet:
     """How a teacher is made. Faces are enlarged to `side` pixels, because the weights expect large ones: the
     larger, the better and the slower. The first `frozen` blocks keep their weights: edges are edges."""
 
@@ -42,7 +42,7 @@ class Pretrained:
     dropout: float = 0.3
 
 
-def build_pretrained(teacher: Pretrained, name: str, weights: Path | None) -> keras.Model:
+def build_mobilenet(teacher: MobileNet, name: str, weights: Path | None) -> keras.Model:
     """Build a teacher: float32 [n, 48, 48, 1] in 0..255 to logits [n, 7] in the order of EMOTIONS.
 
     `weights` is faceres-deep.json with faceres-deep.bin beside it; None leaves the weights random. The last layer

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 from models.inception import Inception
-from models.pretrained import Pretrained, build_pretrained, read_convolutions
+from models.mobilenet import MobileNet, build_mobilenet, read_convolutions
 from models.recipe import FINE_TUNING
 from models.training import Trainer
 
-SMALL = Pretrained(side=32, frozen=2)
+SMALL = MobileNet(side=32, frozen=2)
 
 
 def graph_file(folder: Path) -> Path:
@@ -52,7 +52,7 @@ def test_convolutions_are_read_with_their_normalisation_folded_in(tmp_path: Path
 
 def test_a_teacher_takes_the_faces_that_students_take() -> None:
     """Grey 48x48 in, seven logits out; 3.2 million weights."""
-    network = build_pretrained(Pretrained(), "teacher", None)
+    network = build_mobilenet(MobileNet(), "teacher", None)
     assert network.input_shape == (None, 48, 48, 1)
     assert network.output_shape == (None, 7)
     assert 3_000_000 < network.count_params() < 3_500_000
@@ -67,7 +67,7 @@ def test_a_teacher_takes_the_faces_that_students_take() -> None:
     ids=["teacher", "inception"],
 )
 def test_the_first_layers_of_a_teacher_keep_their_weights(
-    teacher: Pretrained | Inception, names: tuple[str, ...]
+    teacher: MobileNet | Inception, names: tuple[str, ...]
 ) -> None:
     """A step of fine-tuning moves the later layers and the head, by rates of their own, and not the frozen ones."""
     trainer = Trainer({"teacher": teacher}, FINE_TUNING)
@@ -88,7 +88,7 @@ def test_the_first_layers_of_a_teacher_keep_their_weights(
 
 def test_the_stem_sees_grey_as_three_equal_channels(tmp_path: Path) -> None:
     """The weights' kernel for colour is summed over its channels."""
-    source = build_pretrained(SMALL, "source", None)
+    source = build_mobilenet(SMALL, "source", None)
     arrays: list[np.ndarray] = []
     nodes: list[dict[str, object]] = [{"name": "image", "op": "Placeholder"}]
     entries: list[dict[str, object]] = []
@@ -107,7 +107,7 @@ def test_the_stem_sees_grey_as_three_equal_channels(tmp_path: Path) -> None:
     manifest = [{"paths": ["w.bin"], "weights": entries}]
     path = tmp_path / "w.json"
     path.write_text(json.dumps({"modelTopology": {"node": nodes}, "weightsManifest": manifest}))
-    loaded = build_pretrained(SMALL, "loaded", path)
+    loaded = build_mobilenet(SMALL, "loaded", path)
     loaded.get_layer("logits").set_weights(source.get_layer("logits").get_weights())
     faces = tf.constant(np.random.default_rng(1).uniform(0, 255, (2, 48, 48, 1)), tf.float32)
     assert loaded(faces).numpy() == pytest.approx(source(faces).numpy(), abs=1e-4)
