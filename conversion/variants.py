@@ -15,6 +15,7 @@ from conversion.images import Probabilities
 from conversion.latency import Latencies
 from conversion.onnxfile import serialise
 from conversion.parity import Parity, Thresholds, compare, failures
+from conversion.second_look import look_twice_where_unsure
 from conversion.sessions import open_session, run
 
 _LEVEL_IMAGES = 16
@@ -56,10 +57,12 @@ def measure_variant(
     sets: Sequence[str],
     stage: Stage,
 ) -> Variant:
-    """Put metadata into `model`, check its graph and run it on the evidence. Raises GraphError.
+    """Put a second look into a branch, and metadata into the model; check its graph and run it on the evidence. Raises
+    GraphError.
 
     `sets` are the sets of images, of those in `evidence`, on which it is compared with its source.
     """
+    model = look_twice_where_unsure(model)
     metadata.write(model, entries)
     tolerance = max(_LEVEL_TOLERANCE[precision], thresholds.max_difference)
     graph = check_graph(model, evidence.images["faces"][:_LEVEL_IMAGES], tolerance)

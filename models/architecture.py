@@ -33,6 +33,9 @@ VARIANTS = {
 }
 SERVED = "small"
 
+# Within this share below the bound of doubt, a second look comes to count in full.
+_BLENDING = 0.05
+
 
 def build(
     variant: Variant, name: str, normalization: type[Any] = keras.layers.BatchNormalization
@@ -56,17 +59,27 @@ def build(
     return keras.Model(images, keras.layers.Dense(len(EMOTIONS), name="logits")(features), name=name)
 
 
-def with_mirrored_look(network: keras.Model) -> keras.Model:
+def with_mirrored_look(network: keras.Model, unsure_below: float | None = None) -> keras.Model:
     """Return a network that shares `network`'s weights and gives the mean of its logits, [n, 7], for a face and for the
     face's mirror image. It takes nearly twice the time: both looks are one batch of twice the size.
+
+    With `unsure_below`, 0..1, only where the highest probability of the first look is below that (the temperature is
+    not in it yet); up to a twentieth below it the second look counts for less than half, so that no answer jumps.
+    Keras computes both looks of every face all the same; what conversion makes of it does not
+    (`conversion.second_look`).
 
     Raises ValueError for one without the layer `scale`: conversion has to find that at the input.
     """
     scaled = network.get_layer("scale").output
     looks = keras.layers.Concatenate(axis=0, name="looks")([scaled, scaled[:, :, ::-1]])
     said = keras.Model(scaled, network.output, name="look")(looks)
-    logits = keras.ops.mean(keras.ops.reshape(said, (2, -1, len(EMOTIONS))), axis=0)
-    return keras.Model(network.input, logits, name=network.name)
+    both = keras.ops.reshape(said, (2, -1, len(EMOTIONS)))
+    if unsure_below is None:
+        return keras.Model(network.input, keras.ops.mean(both, axis=0), name=network.name)
+    first, second = both[0], both[1]
+    sure = keras.ops.max(keras.ops.softmax(first), axis=-1, keepdims=True)
+    doubt = keras.ops.clip((unsure_below - sure) * (0.5 / (_BLENDING * unsure_below)), 0.0, 0.5)
+    return keras.Model(network.input, first + (second - first) * doubt, name=network.name)
 
 
 def with_temperature(network: keras.Model, temperature: float) -> keras.Model:

@@ -37,7 +37,7 @@ class Evaluation:
 
     `n` rows have a FER+ truth and are behind every figure but `fer2013_accuracy`, which is over all rows that do
     not occur in train. `confusion` has a row for each true emotion and a column for each predicted one.
-    `ms_per_face` is the median time of one face by itself on one thread.
+    `ms_per_face` is the mean time of one face by itself on one thread.
     """
 
     n: int

@@ -42,9 +42,18 @@ def export_command(
         bool,
         typer.Option(
             "--mirrored",
-            help="Let the network look at the mirrored face, too: better, and nearly half as fast.",
+            help="Let the network look at the mirrored face, too: better, and slower.",
         ),
     ] = False,
+    unsure_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="With --mirrored: take the second look only for this share of the faces, those that the first is"
+            " least sure of.",
+        ),
+    ] = 1.0,
 ) -> None:
     """Fit one temperature and the rare emotions' biases on the validation part, fold them and a softmax into the
     network, and save that.
@@ -53,6 +62,10 @@ def export_command(
     """
     if output.suffix != ".keras":
         raise typer.BadParameter(f"{output}: name a .keras file", param_hint="--output")
+    if unsure_share < 1 and not mirrored:
+        raise typer.BadParameter(
+            "is about the second look: give --mirrored, too", param_hint="--unsure-share"
+        )
     if output.exists() and any(path.exists() and path.samefile(output) for path in networks):
         raise typer.BadParameter(f"{output}: would overwrite the trained network", param_hint="--output")
     try:
@@ -88,21 +101,28 @@ def export_command(
                 "the mean of networks in INT8 is none in INT8: export that of those in floats, and train it --int8"
             )
         _average(cycles, train)
-    exported = with_mirrored_look(trained) if mirrored else trained
-    logits = predict_logits(exported, validation.images[kept])
+    faces, exported = validation.images[kept], trained
+    if mirrored:
+        unsure_below = None
+        if unsure_share < 1:
+            highest = _softmax(predict_logits(trained, faces)).max(axis=1)
+            unsure_below = float(np.quantile(highest, unsure_share))
+        exported = with_mirrored_look(trained, unsure_below)
+    logits = predict_logits(exported, faces)
     temperature = fit_temperature(logits, truth[kept])
     biases = fit_biases(logits / temperature, truth[kept])
-    added = biases * np.float32(temperature)
-    temperature = settle_temperature(logits + added, truth[kept], temperature)
     kernel, offsets = trained.get_layer("logits").get_weights()
-    trained.get_layer("logits").set_weights([kernel, offsets + added])
+    trained.get_layer("logits").set_weights([kernel, offsets + biases * np.float32(temperature)])
+    # Asked again, for with the biases other faces may be unsure.
+    biased = predict_logits(exported, faces)
+    temperature = settle_temperature(biased, truth[kept], temperature)
     try:
         write_atomically(output, deflated(with_temperature(exported, temperature)))
     except (ConversionError, OSError) as error:
         typer.echo(f"error: {error}; what was there before is untouched", err=True)
         raise typer.Exit(1) from error
     print("biases: " + ", ".join(f"{name} {bias:.1f}" for name, bias in zip(EMOTIONS, biases, strict=True)))
-    for name, divisor, scores in (("before", 1.0, logits), ("after", temperature, logits + added)):
+    for name, divisor, scores in (("before", 1.0, logits), ("after", temperature, biased)):
         probabilities = _softmax(scores / divisor)
         ece = expected_calibration_error(probabilities, truth[kept])
         print(
@@ -191,8 +211,10 @@ def settle_temperature(logits: NDArray[np.floating], truth: NDArray[np.int64], f
 def fit_biases(
     logits: NDArray[np.floating], truth: NDArray[np.int64], least_recall: float = 0.5
 ) -> NDArray[np.float32]:
-    """What to add to each emotion's logit so that its recall is `least_recall`: float32 [k], the least multiples of
-    0.1, at most 2, for the classes that fall short, and 0 for the others.
+    """What to add to each emotion's logit so that its recall is above `least_recall`: float32 [k], the least multiples
+    of 0.1, at most 2, for the classes that fall short, and 0 for the others.
+
+    Above, for a runtime that rounds otherwise may take a face away.
 
     `logits` is [n, k], `truth` [n] with 0..k-1. A rare class loses doubtful faces to common ones, by their number
     in training; a bias gives some back. A class without rows keeps 0.
@@ -201,7 +223,7 @@ def fit_biases(
     for emotion in range(len(biases)):
         own = truth == emotion
         while own.any() and biases[emotion] < _MOST_BIAS:
-            if ((logits + biases)[own].argmax(axis=1) == emotion).mean() >= least_recall:
+            if ((logits + biases)[own].argmax(axis=1) == emotion).mean() > least_recall:
                 break
             biases[emotion] += np.float32(0.1)
     return biases

@@ -34,10 +34,10 @@ def on_grid(random: np.random.Generator, shape: tuple[int, ...], largest: int = 
 
 
 def rounding_network(
-    *, low: float = -128, high: float = 127, zero: float = 128, largest: int = 63, mirrored: bool = False
+    *, low: float = -128, high: float = 127, zero: float = 128, largest: int = 63, mirrored: str = ""
 ) -> Any:
     """A residual network that rounds its activations, as `models.quantization` makes them; `mirrored`, one that gives
-    the mean for a face and its mirror image."""
+    the mean for a face and its mirror image, of `all` or of those that it is `unsure` of."""
     random = np.random.default_rng(4)
 
     def rounded(x: Any, step: float, bounds: tuple[float, float]) -> Any:
@@ -53,8 +53,12 @@ def rounding_network(
     x = rounded(keras.layers.Add()([x, y]), 0.025, (0, 255))
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dense(7, name="logits")(x)
-    if mirrored:
+    if mirrored == "all":
         x = keras.ops.mean(keras.ops.reshape(x, (2, -1, 7)), axis=0)
+    if mirrored == "unsure":
+        both = keras.ops.reshape(x, (2, -1, 7))
+        sure = keras.ops.max(keras.ops.softmax(both[0]), axis=-1, keepdims=True)
+        x = both[0] + (both[1] - both[0]) * keras.ops.clip((0.5 - sure) * 20, 0.0, 0.5)
     network = keras.Model(images, keras.layers.Softmax()(x))
     for name in ("stem", "first", "second"):
         layer = network.get_layer(name)
@@ -122,10 +126,23 @@ def test_a_look_at_the_mirrored_face_is_one_at_bytes(
     convert_network: Callable[..., tuple[Converted, onnx.ModelProto]], zero: float
 ) -> None:
     """Cast, scale and shift come behind it, and go into the first convolution as those of one look do."""
-    converted, model = convert_network(mirrored=True, zero=zero)
+    converted, model = convert_network(mirrored="all", zero=zero)
     assert consumers(model, model.graph.input[0].name) == ["Concat", "Slice"]
     assert [item.data_type for item in kernels(model)].count(INT8) == (3 if zero == 128 else 2)
     assert ("Cast" in operations(model)) == (zero != 128)
+    parity = converted.shipped.parity
+    assert all(figures.max_difference < 0.05 and figures.agreement == 1 for figures in parity.values())
+
+
+def test_a_second_look_of_the_unsure_shares_the_integers_of_the_first(
+    convert_network: Callable[..., tuple[Converted, onnx.ModelProto]],
+) -> None:
+    """Pixels and kernels are bytes in the branch, too, and each kernel is there once."""
+    converted, model = convert_network(mirrored="unsure")
+    assert [item.data_type for item in kernels(model)] == [INT8] * 3
+    (branch,) = (item.g for node in model.graph.node for item in node.attribute if item.name == "then_branch")
+    assert [node.op_type for node in branch.node].count("Conv") == operations(model)["Conv"] == 3
+    assert "Cast" not in {node.op_type for node in branch.node}
     parity = converted.shipped.parity
     assert all(figures.max_difference < 0.05 and figures.agreement == 1 for figures in parity.values())
 

@@ -50,3 +50,14 @@ def test_a_smile_survives_mirror_dim_light_and_low_resolution(
 def test_probabilities_sum_to_one(served: Predictor, portrait: np.ndarray) -> None:
     """Calibration and softmax are inside the file."""
     assert served.probabilities(portrait[None]).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_second_look_is_taken_at_what_the_first_is_unsure_of(
+    served: Predictor, portrait: np.ndarray
+) -> None:
+    """With its mouth upside down the face gets the answer of its mirror image, the mean of both; the smile does not."""
+    turned = portrait.copy()
+    turned[26:43] = turned[26:43][::-1]
+    for face, twice in ((turned, True), (portrait, False)):
+        both = served.probabilities(np.stack([face, face[:, ::-1]]))
+        assert (np.abs(both[0] - both[1]).max() < 1e-4) == twice

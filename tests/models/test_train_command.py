@@ -192,13 +192,13 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path, mirrored: bool) -> None:
+@pytest.mark.parametrize("looks", [[], ["--mirrored"], ["--mirrored", "--unsure-share", "0.3"]])
+def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path, looks: list[str]) -> None:
     """`export` makes the folder that it is told, and `--continue-from` takes the network in it."""
     build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
     exported = str(tmp_path / "mean" / "tiny.keras")
     command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", exported]
-    result = RUNNER.invoke(app, command + ["--mirrored"] * mirrored)
+    result = RUNNER.invoke(app, command + looks)
     assert result.exit_code == 0, result.output
     command = [
         "train",
@@ -311,6 +311,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "exported/tiny.keras"], "has been exported already"),
         (["export", "headless.keras"], "does not end in a layer `logits`"),
         (["export", "unscaled.keras", "--mirrored"], "has no layer `scale` to mirror behind"),
+        (["export", "tiny.keras", "--unsure-share", "0.3"], "give --mirrored, too"),
         (["export", "tiny.keras", "small/tiny.keras"], "have no mean"),
         (["export", "tiny.keras", "tiny.keras", "--data", "40.npz"], "less than a batch of 128"),
         (["export", "tiny.keras", "-o", "out.h5"], "name a .keras file"),
