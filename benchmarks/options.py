@@ -27,7 +27,7 @@ console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty
 errors = Console(stderr=True, markup=False, highlight=False)
 ALL_SIZES = ",".join(SIZES)
 
-SizesOption = Annotated[str, typer.Option("--size", help=f"Image sizes, of {', '.join(SIZES)}; by commas.")]
+SizesOption = Annotated[str, typer.Option("--size", help=f"Images, of {', '.join(SIZES)}; by commas.")]
 ClientsOption = Annotated[str, typer.Option("--clients", help="Connections; several by commas.")]
 ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
 DetectOption = Annotated[
