@@ -21,6 +21,7 @@ graph              the ONNX graph: preprocessing, network, softmax and class ord
 rounding           what a network trained for INT8 rounds, as integer operations
 folding            foldings that tf2onnx leaves undone
 precisions         fp16 and INT8 of the same graph
+second_look        what looks again at the unsure images only, as a branch
 onnxfile           the file's form: the same bytes each time
 metadata           what the file says of itself, for the service
 ================== =======================================================================
