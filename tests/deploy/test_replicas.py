@@ -39,13 +39,14 @@ def test_no_request_fails_and_none_is_stored_twice_while_replicas_come_and_go() 
     assert found["acknowledged"] > 0
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """The processes that were started, by whatever way, with this in their environment, and have not ended."""
+def marked(mark: str) -> list[str]:
+    """The names of the processes that were started, by whatever way, with this in their environment, and have not
+    ended."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if mark in process.environ().values() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found.append(process.name())  # here, for it may end while the others are looked at
     return found
 
 
@@ -65,7 +66,7 @@ def test_a_benchmark_that_is_ended_leaves_no_process_behind(number: signal.Signa
         try:
             deadline = time.monotonic() + TIMEOUT
             # PostgreSQL and HAProxy start a process after the other.
-            while not any(each.name() == "haproxy" for each in marked(mark)) or len(marked(mark)) <= 5:
+            while "haproxy" not in (running := marked(mark)) or len(running) <= 5:
                 assert process.poll() is None, process.stdout and process.stdout.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)

@@ -19,8 +19,9 @@ from service.predictor import Predictor, Request
 from tests.service.doubles import Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE
 
-# The clock of these tests is far ahead of the machine's, so that no moment passes by itself.
-NOW = time.perf_counter() + 1000.0
+# The clock of these tests is far ahead of the machine's, so that no moment passes by itself, however long what runs
+# before them takes.
+NOW = time.perf_counter() + 1e6
 
 
 class Turns:
