@@ -50,7 +50,7 @@ def canonicalise(model: onnx.ModelProto) -> dict[str, str]:
     )
     for item in constants:
         item.name = names[item.name]
-    constants, nodes = [_copy(item) for item in constants], [_copy(node) for node in ordered]
+    constants, nodes = [copied(item) for item in constants], [copied(node) for node in ordered]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
@@ -58,11 +58,11 @@ def canonicalise(model: onnx.ModelProto) -> dict[str, str]:
     return {new: old for old, new in names.items()}
 
 
-def _copy(message: Any) -> Any:
-    # What a repeated field holds dies with the field; keep a copy of our own.
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied
+def copied(message: Any) -> Any:
+    """Return a copy of a part of a model: what a repeated field holds dies with the field."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def serialise(model: onnx.ModelProto) -> bytes:

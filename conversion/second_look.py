@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from conversion.onnxfile import INPUT
+from conversion.onnxfile import INPUT, copied
 
 _PREFIX = "second_look."
 
@@ -23,8 +23,7 @@ _Constants = dict[str, npt.NDArray[Any]]
 
 def look_twice_where_unsure(source: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model whose second look is in a branch; `source` itself where no second look is weighed."""
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
+    model = copied(source)
     graph = model.graph
     found = _find(graph)
     if found is None:
@@ -46,7 +45,7 @@ def look_twice_where_unsure(source: onnx.ModelProto) -> onnx.ModelProto:
         part for node in ordered for item in node.attribute if item.HasField("g") for part in item.g.node
     ]
     used = {name for node in (*ordered, *inner) for name in node.input}
-    constants = [_copied(item) for item in graph.initializer if item.name in used]
+    constants = [copied(item) for item in graph.initializer if item.name in used]
     del graph.initializer[:]
     graph.initializer.extend(constants)
     return model
@@ -187,17 +186,10 @@ def _node(operation: str, inputs: list[str], output: str, **attributes: Any) -> 
 
 def _renamed(nodes: list[onnx.NodeProto], names: dict[str, str]) -> list[onnx.NodeProto]:
     """Return copies of nodes, with other names for some of the tensors that they use and make."""
-    copies = [_copied(node) for node in nodes]
+    copies = [copied(node) for node in nodes]
     for node in copies:
         if node.output[0] in names:
             node.name = _PREFIX + node.name
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
     return copies
-
-
-def _copied(message: Any) -> Any:
-    # What a repeated field holds dies with the field; keep a copy of our own.
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied

@@ -146,7 +146,7 @@ class Trainer:
     distillation: a good teacher is patient and consistent", 2022), at the price of no extra forward pass.
     Where the batches come with a teacher's labels (`labelled`), all networks learn from these alike.
     `averaged[i]` follows `networks[i]` as an exponential moving average of its weights and batch statistics: it
-    is what gets evaluated and exported. `weights` is the file that a `MobileNet` network starts from.
+    is what gets evaluated and exported. `weights` is the file that a pretrained teacher starts from.
     """
 
     def __init__(
