@@ -60,7 +60,7 @@ def measure_costs(model: Path, workload: Workload, clients: int, seconds: float)
         service_us=result.server_cpu_per_request_us,
         haproxy_us=forwarding / stored * 1e6,
         database_us=database / stored * 1e6,
-        request_bytes=len(workload.frame),
+        request_bytes=len(workload.requests[0].frame),
         reply_bytes=len(reply),
         row_bytes=(more_size - size) / stored,
         connection_bytes=idle.connection_kb * 1024,
@@ -99,7 +99,7 @@ async def _reply(url: str, workload: Workload) -> bytes:
     """What one request is answered with."""
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     client = await WireClient.connect(url, answers.put_nowait)
-    client.send(workload.frame)
+    client.send(workload.requests[0].frame)
     try:
         return await answers.get()
     finally:

@@ -125,7 +125,7 @@ async def _ask_all(service: str, database: str, rows: int, seconds: float) -> li
     windows = {"hour": _HOUR, "day": _DAY, "all": _everything(rows)}
     found = []
     async with _client(service) as anybody, _client(service, USER) as user:
-        made = await anybody.predict(face_jpeg("64x64"))
+        made = await anybody.predict(face_jpeg("64x64", "sure"))
         assert made.prediction_id is not None
         await asyncio.to_thread(add_connection, database, made.prediction_id, CONNECTION_ROWS)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +24,7 @@ import numpy as np
 
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
-from benchmarks.workload import Detect, face_jpeg
+from benchmarks.workload import Detect, face_jpeg, faces_of
 from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
@@ -75,17 +76,17 @@ class Job:
     def run_for(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[list[float], float]:
         """Work on batches until the time is up. Returns the seconds of each batch, and of all together."""
         shape = self.engine.card.shape
-        image = face_jpeg(size)
+        images = cycle([face_jpeg(size, face) for face in faces_of(size)])
         inputs = np.empty((batch, shape.height, shape.width, shape.channels), np.uint8)
         clock = time.perf_counter
         took = []
         begun = before = clock()
         while before - begun < seconds:
-            for index in range(batch):
+            for out, image in zip(inputs, images, strict=False):
                 if detect == "never":
-                    self._decoder.decode_into(image, inputs[index])
+                    self._decoder.decode_into(image, out)
                 else:
-                    self._cut_face(image, inputs[index])
+                    self._cut_face(image, out)
             self.engine.run(inputs)
             now = clock()
             took.append(now - before)

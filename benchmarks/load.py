@@ -16,9 +16,10 @@ import asyncio
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 import orjson
 
@@ -28,7 +29,7 @@ from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.target import Target, Usage
 from benchmarks.wire import Connection, WireClient
-from benchmarks.workload import Workload
+from benchmarks.workload import Request, Workload
 
 _CONNECT_AT_ONCE = 64
 
@@ -102,7 +103,6 @@ class LoadResult:
 class _Tally:
     """Counts replies while `measuring`. While `ending` it notes how late those are to what was in flight."""
 
-    expected: str
     deadline: float
     measuring: bool = False
     ending: bool = False
@@ -113,15 +113,15 @@ class _Tally:
     in_time: int = 0
     last_of_due: dict[float, float] = field(default_factory=dict)
 
-    def count(self, payload: bytes, due: float, seconds: float) -> bool:
-        """Look at one reply; true for a success that counts."""
+    def count(self, payload: bytes, expected: str, due: float, seconds: float) -> bool:
+        """Look at one reply, in which this emotion is expected; true for a success that counts."""
         if not self.measuring and not self.ending:
             return False
         reply = orjson.loads(payload)
         if reply.get("status") != "success":
             self.errors[reply.get("code", "?")] += 1
             return False
-        right = reply["emotion_name"] == self.expected
+        right = reply["emotion_name"] == expected
         self.wrong += not right
         if self.ending:
             self.late.append(seconds)
@@ -138,15 +138,15 @@ class _Tally:
 
 
 class _Client:
-    """One connection and the times of its requests in flight, oldest first: replies come in order."""
+    """One connection and its requests in flight with their times, oldest first: replies come in order."""
 
-    def __init__(self, frame: bytes, tally: _Tally, resend: bool) -> None:
-        self._frame = frame
+    def __init__(self, requests: Iterator[Request], tally: _Tally, resend: bool) -> None:
+        self._requests = requests
         self._tally = tally
         self._resend = resend
         self._lost = False
         self._finished: asyncio.Event | None = None
-        self._sent: deque[float] = deque()
+        self._sent: deque[tuple[float, Request]] = deque()
         self.succeeded = 0
         self.wire: Connection
 
@@ -156,18 +156,19 @@ class _Client:
         return len(self._sent)
 
     def send(self, due: float) -> None:
-        """Send one request that was due at this time. Without a connection it is an error at once."""
+        """Send the next request, which was due at this time. Without a connection it is an error at once."""
         if self._lost:
             self._tally.lose(1)
             return
-        self._sent.append(due)
-        self.wire.send(self._frame)
+        request = next(self._requests)
+        self._sent.append((due, request))
+        self.wire.send(request.frame)
 
     def on_reply(self, payload: bytes) -> None:
         """Count a reply; in a closed loop, ask again."""
         now = time.perf_counter()
-        due = self._sent.popleft()
-        self.succeeded += self._tally.count(payload, due, now - due)
+        due, request = self._sent.popleft()
+        self.succeeded += self._tally.count(payload, request.expected_emotion, due, now - due)
         if self._resend:
             self.send(time.perf_counter())
         elif self._finished is not None and not self._sent:
@@ -257,9 +258,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
     Raises:
         ConnectionLost: the server cannot be reached.
     """
-    tally = _Tally(
-        workload.expected_emotion, float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000
-    )
+    tally = _Tally(float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000)
     loop = asyncio.get_running_loop()
     awake = plan.polling
 
@@ -268,7 +267,11 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         if awake:
             loop.call_soon(poll)
 
-    clients = [_Client(workload.frame, tally, resend=plan.rate is None) for _ in range(plan.clients)]
+    # Each begins with another one: the same of all at once would come in waves.
+    clients = [
+        _Client(islice(cycle(workload.requests), number, None), tally, resend=plan.rate is None)
+        for number in range(plan.clients)
+    ]
     open_loop: OpenLoop | None = None
     try:
         await _connect(clients, target.url)

@@ -83,7 +83,7 @@ async def _send_for_ever(address: tuple[str, int], frames: bytes, *, read: bool 
 
 
 async def _flood(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, make_workload("64x64").frame * 32)
+    await _send_for_ever(address, make_workload("64x64").requests[0].frame * 32)
 
 
 async def _huge_images(address: tuple[str, int]) -> None:

@@ -92,7 +92,8 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")
-    with started_service(None, {}, ("-m", "benchmarks.profile", str(len(workload.frame)))) as target:
+    frame_bytes = str(len(workload.requests[0].frame))
+    with started_service(None, {}, ("-m", "benchmarks.profile", frame_bytes)) as target:
         echo = load(target, workload, plan).server_cpu_per_request_us
     assert plain is not None
     assert echo is not None

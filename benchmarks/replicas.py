@@ -129,7 +129,7 @@ def failover(
         hosts = _hosts(replicas, folder, database)
         _start(hosts, stack)
         balancer = stack.enter_context(haproxy(_addresses(hosts), folder))
-        crowd = _Crowd(balancer.url, workload.image, clients, rate)
+        crowd = _Crowd(balancer.url, workload.requests[0].image, clients, rate)
         events = asyncio.run(_play(crowd, hosts, seconds, tell))
         for host in hosts:
             host.stop()

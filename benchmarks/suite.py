@@ -43,6 +43,7 @@ PAIRS: tuple[tuple[str, Detect, int], ...] = (
     ("64x64", "never", 1),
     ("64x64", "never", 64),
     ("64x64-unsure", "never", 64),
+    ("64x64-mixed", "never", 64),
     ("64x64", "never", 256),
     ("64x64", "never", 1000),
     ("224x224", "never", 64),

@@ -24,7 +24,7 @@ RIGHT = '{"status": "success", "emotion_name": "happy"}'
 SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
 
 
-async def _load_against(reply: str, plan: LoadPlan = SHORT) -> LoadResult:
+async def _load_against(reply: str, plan: LoadPlan = SHORT, size: str = "64x64") -> LoadResult:
     """A load on a server that gives one fixed reply."""
 
     async def handle(websocket: ServerConnection) -> None:
@@ -34,7 +34,7 @@ async def _load_against(reply: str, plan: LoadPlan = SHORT) -> LoadResult:
 
     async with serve(handle, "127.0.0.1", 0, max_size=None, compression=None) as server:
         port = server.sockets[0].getsockname()[1]
-        return await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload("64x64", "json"), plan)
+        return await run_load(Target(f"ws://127.0.0.1:{port}"), make_workload(size, "json"), plan)
 
 
 async def test_errors_are_counted_by_code_and_not_as_successes() -> None:
@@ -50,6 +50,13 @@ async def test_a_wrong_emotion_is_counted() -> None:
     result = await _load_against('{"status": "success", "emotion_name": "sad"}')
     assert result.wrong >= result.succeeded > 0
     assert result.goodput == 0
+
+
+async def test_mixed_faces_take_turns_and_each_answer_is_held_against_its_own_face() -> None:
+    """Of a server that calls all of them happy every third answer is wrong."""
+    result = await _load_against(RIGHT, replace(SHORT, clients=3, depth=2), "64x64-mixed")
+    assert result.succeeded > 100
+    assert result.wrong / result.succeeded == pytest.approx(1 / 3, abs=0.1)
 
 
 async def test_a_polling_client_does_not_sleep_until_its_answer_comes() -> None:
@@ -307,12 +314,13 @@ def test_the_limit_on_open_files_is_raised_as_far_as_allowed() -> None:
 def test_every_size_has_a_frame() -> None:
     """Binary frames are smaller than base64 in JSON, of the same image."""
     for size in SIZES:
-        plain, binary = make_workload(size, "json"), make_workload(size, "binary")
-        assert plain.image == binary.image
-        assert len(binary.frame) < len(plain.frame)
+        plain, binary = make_workload(size, "json").requests, make_workload(size, "binary").requests
+        for one, other in zip(plain, binary, strict=True):
+            assert one.image == other.image
+            assert len(other.frame) < len(one.frame)
 
 
 def test_a_deadline_travels_with_the_request() -> None:
     """The service is told by when an answer is wanted."""
-    assert b'"deadline_ms":50' in make_workload("64x64", "json", deadline_ms=50).frame
-    assert b"deadline_ms" not in make_workload("64x64", "json").frame
+    assert b'"deadline_ms":50' in make_workload("64x64", "json", deadline_ms=50).requests[0].frame
+    assert b"deadline_ms" not in make_workload("64x64", "json").requests[0].frame
