@@ -133,9 +133,11 @@ def _start(arguments: argparse.Namespace) -> int:
     for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
         if value is not None:
             os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
-    if arguments.command is None and not arguments.migrate_only:
-        # Until the supervisor listens. Process 1 of a container gets no signal that it has no handler for.
-        signal.signal(signal.SIGTERM, _stop_starting)
+    # Process 1 of a container gets no signal that it has no handler for.
+    if arguments.command == "tune":
+        signal.signal(signal.SIGTERM, _stop_measuring)
+    elif arguments.command is None and not arguments.migrate_only:
+        signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
     settings = load_settings()
     from service.logs import configure_logging
     from service.modelfile import resolve_model
@@ -174,6 +176,11 @@ def _start(arguments: argparse.Namespace) -> int:
 def _stop_starting(number: int, frame: object) -> NoReturn:
     """Nothing is served and nothing is stored yet: what was begun, as calibration, ends, and so does this process."""
     sys.exit(0)
+
+
+def _stop_measuring(number: int, frame: object) -> NoReturn:
+    """What is not measured to the end is not kept, and that is no success: the code is a shell's for a signal."""
+    sys.exit(128 + number)
 
 
 def _reload() -> int:

@@ -334,7 +334,7 @@ sys.exit(service.__main__.main())
         # Left to the system, SIGTERM would not reach process 1 of a container.
         ([], signal.SIGTERM, 0),
         (["tune"], signal.SIGINT, 130),
-        (["tune"], signal.SIGTERM, -signal.SIGTERM),
+        (["tune"], signal.SIGTERM, 128 + signal.SIGTERM),
     ],
 )
 def test_calibration_ends_with_who_asked_for_it(
