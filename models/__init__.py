@@ -19,7 +19,8 @@ inception    another one, of another kind
 quantization the network's INT8 form
 recipe       rates, epochs, weights of the losses
 training     the loop
-train        `models train`: its options, and going on with a run
+train        `models train`: its options
+run          a run from its plan to its networks, and going on with it
 labels       `models label`: what a teacher says of every face
 resuming     folders of work that may be cut off
 networks     trained files, loaded
