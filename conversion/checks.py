@@ -10,6 +10,7 @@ import onnx
 
 from conversion.errors import GraphError
 from conversion.images import Images
+from conversion.onnxfile import consumers_of
 from conversion.parity import compare
 from conversion.sessions import OPTIMISATION_LEVELS, open_session, run
 
@@ -92,10 +93,7 @@ def leftover_transposes(model: onnx.ModelProto) -> tuple[str, ...]:
     operations, but for the one at the entry that turns the image from channels-last to channels-first.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+    consumers = consumers_of(model.graph)
 
     def sources(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [producers[name] for name in node.input if name in producers]

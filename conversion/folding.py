@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from conversion.onnxfile import consumers_of, mirrored_look
+
 _CHANNELS_LAST = [0, 2, 3, 1]
 _CHANNELS_FIRST = [0, 3, 1, 2]
 _WEIGHTED = frozenset({"Conv", "MatMul"})
@@ -37,10 +39,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.constants = {item.name: item for item in model.graph.initializer}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
+        self.consumers = consumers_of(model.graph)
         self.outputs = {value.name for value in model.graph.output}
 
     def only_consumer(self, node: onnx.NodeProto, operation: str) -> onnx.NodeProto | None:
@@ -142,11 +141,11 @@ def _move_pixels_behind_mirror(model: onnx.ModelProto) -> None:
 def _swap_mirror(graph: _Graph, pixelwise: onnx.NodeProto) -> bool:
     """Let the look at both behind `pixelwise` come first, if there is one; return whether there was."""
     pixels = pixelwise.output[0]
-    users = sorted(graph.consumers.get(pixels, []), key=lambda node: node.op_type)
-    if [node.op_type for node in users] != ["Concat", "Slice"] or pixels in graph.outputs:
+    found = mirrored_look(pixels, graph.consumers)
+    if found is None:
         return False
-    looks, mirror = users
-    if list(looks.input) != [pixels, mirror.output[0]] or looks.output[0] in graph.outputs:
+    mirror, looks = found
+    if {pixels, looks.output[0]} & graph.outputs:
         return False
     if graph.only_consumer(mirror, "Concat") is None:
         return False

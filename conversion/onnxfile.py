@@ -58,6 +58,27 @@ def canonicalise(model: onnx.ModelProto) -> dict[str, str]:
     return {new: old for old, new in names.items()}
 
 
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that take each tensor, in their order, by the tensor's name."""
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    return consumers
+
+
+def mirrored_look(
+    tensor: str, consumers: dict[str, list[onnx.NodeProto]]
+) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Return the node that mirrors `tensor` and the one that puts the mirror image behind it; None where anything else
+    takes it, or nothing does."""
+    found = sorted(consumers.get(tensor, []), key=lambda node: node.op_type)
+    if [node.op_type for node in found] != ["Concat", "Slice"]:
+        return None
+    both, mirror = found
+    return (mirror, both) if list(both.input) == [tensor, mirror.output[0]] else None
+
+
 def copied(message: Any) -> Any:
     """Return a copy of a part of a model: what a repeated field holds dies with the field."""
     copy = type(message)()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from conversion.onnxfile import consumers_of, mirrored_look
 from conversion.tensorflow_quietly import tf
 
 _BOUNDS = frozenset({(0.0, 255.0), (-128.0, 127.0)})
@@ -149,22 +150,14 @@ def _dequantised(
     return f"{name}__rounded"
 
 
-def _looks_of(pixels: str, consumers: dict[str, list[onnx.NodeProto]]) -> str:
-    """Return the tensor of the pixels and of what mirrors them, where a network takes both; otherwise `pixels`."""
-    users = sorted(consumers.get(pixels, []), key=lambda node: node.op_type)
-    both = [node.op_type for node in users] == ["Concat", "Slice"]
-    return users[0].output[0] if both and set(users[0].input) == {pixels, users[1].output[0]} else pixels
-
-
 def _round_pixels(model: onnx.ModelProto) -> None:
     """Replace cast, layout, scale and shift of the pixels by layout and DequantizeLinear, where that is the same."""
     graph = model.graph
     constants = {item.name: item for item in graph.initializer}
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
-    chain = [_looks_of(graph.input[0].name, consumers)]
+    consumers = consumers_of(graph)
+    pixels = graph.input[0].name
+    looks = mirrored_look(pixels, consumers)
+    chain = [pixels if looks is None else looks[1].output[0]]
     found: list[onnx.NodeProto] = []
     for operations in (("Cast",), ("Reshape", "Transpose"), ("Mul",), ("Add",)):
         users = consumers.get(chain[-1], [])
@@ -187,7 +180,7 @@ def _round_pixels(model: onnx.ModelProto) -> None:
     for name, value in (("step", np.float32(step)), ("zero", np.uint8(round(zero)))):
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), f"{scale.output[0]}__{name}"))
     names = [layout.output[0], f"{scale.output[0]}__step", f"{scale.output[0]}__zero"]
-    pixels = onnx.helper.make_node("DequantizeLinear", names, [shift.output[0]])
-    graph.node.insert(list(graph.node).index(scale), pixels)
+    scaled = onnx.helper.make_node("DequantizeLinear", names, [shift.output[0]])
+    graph.node.insert(list(graph.node).index(scale), scaled)
     for node in (cast, scale, shift):
         graph.node.remove(node)

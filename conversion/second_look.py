@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from conversion.onnxfile import INPUT, copied
+from conversion.onnxfile import INPUT, consumers_of, copied, mirrored_look
 
 _PREFIX = "second_look."
 
@@ -72,13 +72,11 @@ class _Found:
 
 def _find(graph: onnx.GraphProto) -> _Found | None:
     constants: _Constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
-    users = sorted((node for node in graph.node if INPUT in node.input), key=lambda node: node.op_type)
+    pair = mirrored_look(INPUT, consumers_of(graph))
     stacked = next((node for node in graph.node if _stacks(node, constants)), None)
-    if [node.op_type for node in users] != ["Concat", "Slice"] or stacked is None:
+    if pair is None or stacked is None:
         return None
-    both, mirror = users
-    if list(both.input) != [INPUT, mirror.output[0]]:
-        return None
+    mirror, both = pair
     # Which halves each tensor behind `stacked` depends on.
     halves: dict[str, set[int]] = {}
     looks: tuple[set[str], set[str]] = (set(), set())
@@ -110,7 +108,7 @@ def _find(graph: onnx.GraphProto) -> _Found | None:
         return _Found(
             mirror=mirror,
             both=both,
-            body=_makers([node for node in graph.node if node not in users], stacked.input[0]),
+            body=_makers([node for node in graph.node if node not in pair], stacked.input[0]),
             looks=looks,
             doubt=[node for node in behind if halves[node.output[0]] == {0}],
             factor=factors[0],
