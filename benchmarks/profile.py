@@ -92,9 +92,11 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")
-    frame_bytes = str(len(workload.requests[0].frame))
+    # It counts bytes: all requests of one size.
+    same = replace(workload, requests=workload.requests[:1])
+    frame_bytes = str(len(same.requests[0].frame))
     with started_service(None, {}, ("-m", "benchmarks.profile", frame_bytes)) as target:
-        echo = load(target, workload, plan).server_cpu_per_request_us
+        echo = load(target, same, plan).server_cpu_per_request_us
     assert plain is not None
     assert echo is not None
     return Profile(

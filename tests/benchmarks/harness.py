@@ -50,7 +50,8 @@ def benchmark(*arguments: str, timeout: float = 240) -> subprocess.CompletedProc
 
 
 def results(*arguments: str) -> Any:
-    """The JSON of a run that must end well."""
+    """The JSON of a run that must end well, and without a callback that failed on the way."""
     ended = benchmark(*arguments, "--json")
     assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
     return json.loads(ended.stdout)
