@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle
 
 import orjson
 
@@ -267,11 +267,12 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         if awake:
             loop.call_soon(poll)
 
-    # Each begins with another one: the same of all at once would come in waves.
-    clients = [
-        _Client(islice(cycle(workload.requests), number, None), tally, resend=plan.rate is None)
-        for number in range(plan.clients)
-    ]
+    clients = []
+    for number in range(plan.clients):
+        # Each begins with another one: the same of all at once would come in waves.
+        turn = number % len(workload.requests)
+        requests = cycle(workload.requests[turn:] + workload.requests[:turn])
+        clients.append(_Client(requests, tally, resend=plan.rate is None))
     open_loop: OpenLoop | None = None
     try:
         await _connect(clients, target.url)

@@ -92,7 +92,7 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")
-    # It counts bytes: all requests of one size.
+    # The server that only echoes counts bytes: it gets requests of one size.
     same = replace(workload, requests=workload.requests[:1])
     frame_bytes = str(len(same.requests[0].frame))
     with started_service(None, {}, ("-m", "benchmarks.profile", frame_bytes)) as target:
