@@ -188,3 +188,18 @@ def test_a_source_distribution_has_all_that_a_clone_has() -> None:
     assert [name for name in here if not any(fnmatch(name, pattern) for pattern in taken)] == []
     # Of these, packages are only a part.
     assert {"benchmarks", "models"} <= set(taken)
+
+
+def test_a_source_distribution_has_nothing_that_git_ignores_in_a_folder() -> None:
+    """The peers' environments alone are 32,000 files."""
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
+    pruned = {name for directive, *names in lines if directive == "prune" for name in names}
+    grafted = {name for directive, *names in lines if directive == "graft" for name in names}
+    ignored = {
+        (file.parent.relative_to(ROOT) / pattern).as_posix()
+        for file in (ROOT / ".gitignore", *ROOT.glob("[a-z]*/*/.gitignore"))
+        for pattern in file.read_text().split()
+    }
+    within = {path for path in ignored if path.partition("/")[0] in grafted}
+    assert "benchmarks/peers/.env-*" in within
+    assert within == pruned
