@@ -236,7 +236,7 @@ class Connection(MessageConnection):
                 case Predict():
                     self._predict(parsed, received, user)
                 case Query():
-                    self._reply(self._backend.answer(parsed))
+                    self._reply(self._backend.answer(parsed), parsed.id)
                 case Configure():
                     self._configure(parsed, user)
                 case History() | Stats():
@@ -270,7 +270,7 @@ class Connection(MessageConnection):
         if configure.token is not None:
             self.user = user
         self._options = self._options.changed(configure.changes)
-        self._reply(replies.configuration_reply(self._options, configure.id, self.user))
+        self._reply(replies.configuration_reply(self._options, configure.id, self.user), configure.id)
 
     def _predict(self, predict: Predict, received: float, user: str | None) -> None:
         assert self._backend is not None
@@ -321,7 +321,7 @@ class Connection(MessageConnection):
     def _refuse(self, error: RequestError, request_id: RequestId) -> None:
         assert self._backend is not None
         self._backend.on_error(error.code)
-        self._reply(replies.error_reply(error, request_id))
+        self._reply(replies.error_reply(error, request_id), request_id)
 
     # Replies
 
@@ -350,8 +350,9 @@ class Connection(MessageConnection):
             self._unordered -= 1
             self._write(request.reply)
 
-    def _reply(self, reply: bytes) -> None:
-        if self._outstanding:
+    def _reply(self, reply: bytes, request_id: RequestId) -> None:
+        """Send what is ready as soon as its request is read: at once, or behind what is answered in order."""
+        if self._outstanding and (self._options.ordered or request_id is None):
             self._queue(_Reply(reply))
         else:
             self._write(reply)

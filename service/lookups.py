@@ -5,9 +5,10 @@ Whose predictions are looked at is decided here, in one place:
 ============ ============================== ===========================================================
              a client with a user           an anonymous client
 ============ ============================== ===========================================================
-history      that user's                    what this connection made
-stats        that user's                    of all anonymous clients; with ``"scope": "connection"``, or with
-                                            a user too, what this connection made
+history      that user's                    what this connection made without a user
+stats        that user's; of this           of all anonymous clients; with ``"scope": "connection"`` what this
+             connection alone with          connection made without a user
+             ``"scope": "connection"``
 ============ ============================== ===========================================================
 
 So what a user does shows in nobody else's figures, and where every client has to have a user, nobody sees more than
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import orjson
@@ -75,6 +76,7 @@ class Stats:
 
 Lookup = History | Stats
 Read = Callable[[sa.Connection], bytes]
+Default = TypeVar("Default", int, None)
 
 
 def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any]) -> Lookup:
@@ -88,12 +90,13 @@ def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any])
         cursor = fields.get("cursor")
         if cursor is not None and (not isinstance(cursor, str) or len(cursor) > _MAX_CURSOR):
             raise InvalidRequest("'cursor' is the 'next' of the page before, or left out")
-        return History(request_id, _integer(fields, "limit", 50, 1, MAX_LIMIT), cursor)
+        return History(request_id, integer(fields, "limit", 50, 1, MAX_LIMIT), cursor)
     window = fields.get("window_s", 3600.0)
     if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window <= MAX_WINDOW_S:
         raise InvalidRequest(f"'window_s' is a number of seconds above 0, at most {MAX_WINDOW_S:.0f}")
-    buckets = _integer(fields, "buckets", 0, 0, MAX_BUCKETS)
-    if window / max(buckets, 1) < MIN_BUCKET_S:
+    buckets = integer(fields, "buckets", 0, 0, MAX_BUCKETS)
+    # In whole microseconds: 0.071 / 71 is a little less than 0.001.
+    if round(window * 1e6) < max(buckets, 1) * round(MIN_BUCKET_S * 1e6):
         raise InvalidRequest(f"'window_s' is at least {MIN_BUCKET_S} seconds for each of the 'buckets'")
     scope = fields.get("scope", "all")
     if scope not in ("all", "connection"):
@@ -101,10 +104,17 @@ def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any])
     return Stats(request_id, float(window), buckets, scope)
 
 
-def _integer(fields: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+def integer(fields: Mapping[str, Any], name: str, default: Default, low: int, high: int) -> int | Default:
+    """The integer of a field, `default` where it is null or not there. 4.0 is one, as in JSON Schema.
+
+    Raises:
+        InvalidRequest: it is none, or not from `low` to `high`.
+    """
     value = fields.get(name)
     if value is None:
         return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidRequest(f"'{name}' is an integer from {low} to {high}")
     return value
@@ -123,7 +133,7 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
     Raises:
         InvalidRequest: the cursor is none of this client's.
     """
-    connection_scope = ByConnection(ids.first, ids.last)
+    connection_scope = ByConnection(ids.first, ids.last, user)
     if isinstance(lookup, History):
         scope = connection_scope if user is None else ByUser(user)
         after = None if lookup.cursor is None else _position(lookup.cursor, scope)

@@ -17,7 +17,7 @@ import orjson
 
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.images import ImageFile
-from service.lookups import Lookup, parse_lookup
+from service.lookups import Lookup, integer, parse_lookup
 from service.scheduler import HIGH, LOW, NORMAL
 from service.settings import Detect
 
@@ -130,7 +130,7 @@ class Options:
         if "detect" in checked:
             checked["detect"] = _read_detect(changes)
         if "max_faces" in checked:
-            checked["max_faces"] = _read_max_faces(changes)
+            checked["max_faces"] = integer(changes, "max_faces", None, 1, MAX_FACES)
         return replace(self, **checked)
 
 
@@ -203,7 +203,7 @@ def _parse_object(
                 _read_milliseconds(message, "deadline_ms"),
                 _read_priority(message),
                 _read_detect(message),
-                _read_max_faces(message),
+                integer(message, "max_faces", None, 1, MAX_FACES),
                 _read_token(message),
             )
         if command == "configure":
@@ -233,6 +233,8 @@ def _read_id(message: dict[str, Any]) -> RequestId:
             return value
         case int() if abs(value) <= MAX_ID_INTEGER:
             return value
+        case float() if value.is_integer() and abs(value) <= MAX_ID_INTEGER:
+            return int(value)
     raise FrameError(
         InvalidRequest(
             f"'id' is a string of at most {MAX_ID_LENGTH} characters or an integer within ±(2^53 - 1)"
@@ -284,15 +286,6 @@ def _read_token(message: Mapping[str, Any]) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     raise InvalidRequest(f"'token' is a string, not {_json_type(value)}")
-
-
-def _read_max_faces(message: Mapping[str, Any]) -> int | None:
-    value = message.get("max_faces")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_FACES:
-        raise InvalidRequest(f"'max_faces' is an integer from 1 to {MAX_FACES}")
-    return value
 
 
 def _json_type(value: object) -> str:

@@ -41,10 +41,11 @@ _READ: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ByConnection:
-    """The predictions whose ids lie from `first` to `last`."""
+    """The predictions whose ids lie from `first` to `last`, and that one user made, or None a client without one."""
 
     first: UUID
     last: UUID
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +205,12 @@ def figures(
 
 def _within(scope: Scope) -> list[sa.ColumnElement[bool]]:
     match scope:
-        case ByConnection(first, last):
-            return [_columns.prediction_uuid.between(first, last)]
+        case ByConnection(first, last, user):
+            # A gateway sends what several users ask over one connection.
+            return [
+                _columns.prediction_uuid.between(first, last),
+                _columns.user_id.is_not_distinct_from(user),
+            ]
         case ByUser(user):
             return [_columns.user_id == user]
         case Anonymous():

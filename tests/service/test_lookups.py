@@ -42,10 +42,14 @@ async def guarded(serve: Serve) -> AsyncIterator[Running]:
         yield started
 
 
+def token_of(user: str) -> str:
+    """What says who they are."""
+    return jwt.encode({"sub": user, "exp": time.time() + 600}, SECRET, "HS256")
+
+
 async def identify(websocket: ClientConnection, user: str) -> None:
     """Make a client a user."""
-    token = jwt.encode({"sub": user, "exp": time.time() + 600}, SECRET, "HS256")
-    assert (await query(websocket, "configure", token=token))["status"] == "success"
+    assert (await query(websocket, "configure", token=token_of(user)))["status"] == "success"
 
 
 async def test_a_connection_sees_what_it_made_and_nothing_else(running: Running) -> None:
@@ -92,6 +96,22 @@ async def test_a_user_sees_their_own_from_every_connection(guarded: Running) -> 
         assert (stats["scope"], stats["count"]) == ("user", 1)
         # A user's other connections may do what this one did not.
         assert (await query(websocket, "stats", scope="connection"))["count"] == 0
+
+
+async def test_users_of_one_connection_see_only_their_own(guarded: Running) -> None:
+    """A gateway asks for several users over one connection: neither sees the other, nor who has no name either."""
+    async with guarded.client() as websocket:
+        who: list[tuple[dict[str, Any], int]] = [
+            ({"token": token_of("ana")}, 2),
+            ({"token": token_of("eva")}, 1),
+            ({}, 3),
+        ]
+        for fields, times in who:
+            for _ in range(times):
+                await ask(websocket, predict_message(**fields))
+            assert len(await stored(websocket, **fields)) == times
+            stats = await query(websocket, "stats", scope="connection", **fields)
+            assert (stats["scope"], stats["count"]) == ("connection", times)
 
 
 async def test_stats_of_anonymous_clients_leave_users_out(guarded: Running) -> None:
@@ -193,6 +213,8 @@ async def test_buckets_that_are_too_short_are_refused(running: Running) -> None:
         reply = await query(websocket, "stats", window_s=0.4, buckets=500)
         assert (reply["code"], "'window_s'" in reply["message"]) == ("invalid_request", True)
         assert (await query(websocket, "stats", window_s=0.5, buckets=500))["status"] == "success"
+        # 0.071 / 71 is a little less than 0.001.
+        assert (await query(websocket, "stats", window_s=0.071, buckets=71))["status"] == "success"
 
 
 @pytest.mark.parametrize("cursor", ["0001-01-01T00:00:00+23:59~1", "9999-12-31T23:59:59-23:59~1"])

@@ -64,6 +64,17 @@ async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
         assert replies[-1]["id"] != "ping"
 
 
+async def test_nothing_with_an_id_waits_for_what_has_none(running: Running) -> None:
+    """With ordered off, also what is ready when it is read: answers, settings and errors."""
+    async with running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
+        await websocket.send(large_bitmap())
+        for command in ("ping", "configure", "nonsense"):
+            await websocket.send(f'{{"command": "{command}", "id": 1}}')
+        types = [(await read(websocket))["type"] for _ in range(4)]
+        assert types == ["pong", "configuration", "error", "prediction"]
+
+
 async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
     """Without ids a client can only tell replies by their order, also where the first takes long, in a thread."""
     image = large_bitmap()

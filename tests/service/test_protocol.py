@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from service import replies
 from service.errors import InvalidRequest, Overloaded
+from service.lookups import History
 from service.protocol import MAX_HEADER_BYTES, FrameError, Options, Predict, Query, parse_frame
 from service.replies import PredictionReplies, ScoredFace, Timing
 from service.scheduler import LOW
@@ -61,6 +62,12 @@ def test_an_id_is_read_from_any_request() -> None:
     assert parse_frame('{"id": 7, "command": "health"}') == Query(7, "health")
     for identifier in ("x" * 128, 2**53 - 1, 1 - 2**53):
         assert parse_frame(orjson.dumps({"id": identifier, "image": ""}).decode()) == Predict(identifier, "")
+
+
+def test_a_whole_number_is_an_integer_with_or_without_a_point() -> None:
+    """JSON does not tell 4.0 from 4, and some languages write each number like that."""
+    assert parse_frame('{"id": 7.0, "image": "", "max_faces": 4.0}') == Predict(7, "", max_faces=4)
+    assert parse_frame('{"command": "history", "limit": 5.0}') == History(None, 5)
 
 
 def test_each_field_of_a_prediction_is_read() -> None:
