@@ -16,11 +16,11 @@ they read: rows, or counts by minute), ``prediction_ids``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
-from service.store import reference
+from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_folder, first_line, parse_url, unusable
 from service.store.journal import JournalBacklog
@@ -152,7 +152,8 @@ class Store:
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
         prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked. A
-        journal that cannot be written is opened later then, too; records are refused meanwhile.
+        journal that cannot be written is opened later then, too; records are refused meanwhile. So is one, also without
+        ``during_outage``, for which the disk has no room while there are journals on it that can be stored.
         """
         parsed = parse_url(url)
         create_folder(parsed)
@@ -255,11 +256,13 @@ def _open_backlog(
 ) -> Backlog:
     if journal_dir is None:
         return MemoryBacklog(model, memory_limit)
-    if during_outage:
-        return LateJournal(partial(JournalBacklog, journal_dir, model, fsync=fsync))
-    try:
-        return JournalBacklog(journal_dir, model, fsync=fsync)
-    except OSError as error:
-        raise StartupError(
-            f"cannot write a journal in {journal_dir}: {error.strerror}; check JOURNAL_DIR"
-        ) from None
+    if not during_outage:
+        try:
+            return JournalBacklog(journal_dir, model, fsync=fsync)
+        except OSError as error:
+            # What fills the disk may be what was left there: it is stored first, and there is room.
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not folders.any_segments(journal_dir):
+                raise StartupError(
+                    f"cannot write a journal in {journal_dir}: {error.strerror}; check JOURNAL_DIR"
+                ) from None
+    return LateJournal(journal_dir, model, fsync=fsync)

@@ -108,6 +108,11 @@ def adopt(root: Path, told: set[Path]) -> list[Folder]:
     return adopted
 
 
+def any_segments(root: Path) -> bool:
+    """Whether there are any in ``root``, of a process that lives or of one that died."""
+    return any(root.glob(f"{_PREFIX}*/*{_SUFFIX}"))
+
+
 @contextmanager
 def _exclusively(root: Path) -> Iterator[None]:
     descriptor = _open(root / _LOCK)

@@ -28,7 +28,6 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 JOURNAL_BYTES: Final = 4 * 1024**3
 MEMORY_RECORDS: Final = 10_000
 FSYNC_INTERVAL_S: Final = 1.0
-ADOPT_INTERVAL_S: Final = 10.0
 
 # A disk that has room for one record and not for the next would fill the log, too.
 _TELL_INTERVAL_S: Final = 60.0
@@ -50,7 +49,7 @@ class JournalBacklog:
     process but not from a power loss ("interval": of the last second). With "always" it is on the disk itself;
     threads that append at the same time share a flush.
 
-    What processes that died left in the same ``root`` is taken over, at start and every ``ADOPT_INTERVAL_S``.
+    What processes that died left in the same ``root`` is taken over by ``orphans``; by default they are its own.
 
     Raises OSError from the constructor when ``root`` cannot be made or written.
     """
@@ -64,6 +63,7 @@ class JournalBacklog:
         segment_bytes: int = SEGMENT_BYTES,
         journal_bytes: int = JOURNAL_BYTES,
         memory_records: int = MEMORY_RECORDS,
+        orphans: Orphans | None = None,
     ) -> None:
         self._model = model
         self._fsync: Fsync = fsync
@@ -95,8 +95,7 @@ class JournalBacklog:
         self._spilled: Position | None = None
         self._pending = 0
 
-        self._orphans = Orphans(root, model)
-        self._next_look = 0.0
+        self._orphans = orphans or Orphans(root, model)
         self._took_orphans = False
 
         self._dirty = threading.Event()
@@ -150,9 +149,6 @@ class JournalBacklog:
         """See :class:`Backlog`. What processes that died left comes first."""
         if self._closed:
             return None
-        if time.monotonic() >= self._next_look:
-            self._orphans.look()
-            self._next_look = time.monotonic() + ADOPT_INTERVAL_S
         batch = self._orphans.take(limit)
         self._took_orphans = batch is not None
         if batch is not None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
-from service.store.backlog import Backlog, Batch
+from service.store.backlog import Batch
+from service.store.journal import JournalBacklog
+from service.store.orphans import Orphans
+from service.store.reference import Model
+from service.store.segments import Fsync
 
 logger = logging.getLogger(__name__)
 
@@ -16,17 +20,22 @@ _RETRY_S: Final = 1.0
 
 
 class LateJournal:
-    """See :class:`service.store.backlog.Backlog`. Refuses records, and says why, until ``open_journal`` succeeds; from
-    then on it is that journal.
+    """See :class:`service.store.backlog.Backlog`. Refuses records, and says why, until a journal can be opened in
+    ``root``; from then on it is that :class:`JournalBacklog`.
 
-    ``open_journal`` raises OSError where it does not succeed. It is called at once, and again about every second when
-    records come.
+    That is tried at once, and again about every second when records come or the writer looks. Meanwhile what processes
+    that died left there is given out: it may be what fills the disk.
     """
 
-    def __init__(self, open_journal: Callable[[], Backlog]) -> None:
-        self._open = open_journal
+    def __init__(self, root: Path, model: Model, *, fsync: Fsync) -> None:
+        self._root = root
+        self._model = model
+        self._fsync: Fsync = fsync
+        self._orphans = Orphans(root, model)  # the journal's own, too, once there is one
         self._lock = threading.Lock()
-        self._journal: Backlog | None = None
+        self._journal: JournalBacklog | None = None
+        # Where the batch came from that was taken last: a journal may be opened before it is acknowledged.
+        self._taken_from: JournalBacklog | Orphans = self._orphans
         self._next_attempt = 0.0
         self._sealed = False
         self._error: str | None = None
@@ -39,17 +48,17 @@ class LateJournal:
 
     def take(self, limit: int) -> Batch | None:
         """See :class:`Backlog`."""
-        return None if self._journal is None else self._journal.take(limit)
+        self._taken_from = self._journal or self._opened() or self._orphans
+        return self._taken_from.take(limit)
 
     def acknowledge(self, batch: Batch) -> None:
         """See :class:`Backlog`."""
-        assert self._journal is not None
-        self._journal.acknowledge(batch)
+        self._taken_from.acknowledge(batch)
 
     @property
     def pending(self) -> int:
         """See :class:`Backlog`."""
-        return 0 if self._journal is None else self._journal.pending
+        return self._orphans.pending if self._journal is None else self._journal.pending
 
     @property
     def error(self) -> str | None:
@@ -66,22 +75,30 @@ class LateJournal:
     def close(self) -> None:
         """See :class:`Backlog`."""
         self.seal()
-        if self._journal is not None:
+        if self._journal is None:
+            self._orphans.close()
+        else:
             self._journal.close()
 
-    def _opened(self) -> Backlog | None:
+    def _opened(self) -> JournalBacklog | None:
         with self._lock:
             if self._journal is not None:
                 return self._journal
             if self._sealed or time.monotonic() < self._next_attempt:
                 return None
             try:
-                self._journal = self._open()
+                self._journal = JournalBacklog(
+                    self._root, self._model, fsync=self._fsync, orphans=self._orphans
+                )
             except OSError as error:
                 if self._error is None:
                     logger.error(
-                        "no journal can be opened, and nothing is stored until it can: %s", error.strerror
+                        "no journal can be opened, and predictions are not stored until it can: %s",
+                        error.strerror,
                     )
                 self._error = f"journal: {error.strerror}"
                 self._next_attempt = time.monotonic() + _RETRY_S
+            else:
+                if self._error is not None:
+                    logger.info("a journal is open: predictions are stored")
             return self._journal

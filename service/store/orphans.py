@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from service.store import folders, records, segments
 from service.store.backlog import Batch
@@ -16,6 +18,8 @@ from service.store.segments import UnknownFormat
 
 logger = logging.getLogger(__name__)
 
+LOOK_INTERVAL_S: Final = 10.0
+
 
 def _with_labels_of(frames: list[Frame], model: Model) -> Model:
     """The model, with the emotions that it does not answer with but these records have: they are of another."""
@@ -24,7 +28,10 @@ def _with_labels_of(frames: list[Frame], model: Model) -> Model:
 
 
 class Orphans:
-    """The journals that no living process holds. Used by one thread; ``pending`` may be read by any."""
+    """The journals that no living process holds, looked for at first and every ``LOOK_INTERVAL_S``.
+
+    Used by one thread; ``pending`` may be read by any, and another may close.
+    """
 
     def __init__(self, root: Path, model: Model) -> None:
         self._root = root
@@ -39,6 +46,8 @@ class Orphans:
         # That of the last head that was read: a segment with a damaged one is of the same process, or else ours.
         self._model = model
         self.pending = 0
+        self._next_look = 0.0
+        self._closed = False
 
     def look(self) -> None:
         """Take over what has become an orphan since the last look."""
@@ -63,6 +72,11 @@ class Orphans:
 
     def take(self, limit: int) -> Batch | None:
         """See :class:`service.store.backlog.Backlog`."""
+        if self._closed:
+            return None
+        if time.monotonic() >= self._next_look:
+            self.look()
+            self._next_look = time.monotonic() + LOOK_INTERVAL_S
         while not self._frames:
             if not self._next_segment():
                 return None
@@ -83,6 +97,7 @@ class Orphans:
 
     def close(self) -> None:
         """Leave what is left to other processes."""
+        self._closed = True
         for folder in (*self._folders, *self._given_up):
             folder.release()
 

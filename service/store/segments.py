@@ -124,7 +124,7 @@ class SegmentWriter:
         descriptor = os.open(path, flags, 0o600)
         try:
             if os.write(descriptor, self._head) < len(self._head):
-                raise OSError("no space left for the head of a segment")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._synced:
                 _flush_folder(self._folder.path)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from service.store.backlog import Backlog
 from service.store.journal import JournalBacklog
 from service.store.reference import Model
 
@@ -19,7 +20,7 @@ def payload(number: int) -> bytes:
     return b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80)
 
 
-def drain(backlog: JournalBacklog, limit: int = 7) -> list[bytes]:
+def drain(backlog: Backlog, limit: int = 7) -> list[bytes]:
     found: list[bytes] = []
     while (batch := backlog.take(limit)) is not None:
         found.extend(batch.payloads)

@@ -233,7 +233,7 @@ def test_a_disk_that_is_read_only_by_now(
         assert drain(backlog) == [payload(1)]
         for _ in range(3):
             assert backlog.take(1) is None
-            monkeypatch.setattr(backlog, "_next_look", 0.0)
+            monkeypatch.setattr(backlog._orphans, "_next_look", 0.0)
         assert backlog.error == f"journal: {os.strerror(errno.EROFS)}"
         backlog.close()
     refused, blind = [record.message for record in caplog.records]
