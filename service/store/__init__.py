@@ -54,8 +54,9 @@ MEMORY_LIMIT: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """How storing goes. ``taking`` is false while records are being turned away, ``writing`` while the last attempt
-    to write them to the database failed or the database does not answer; ``last_error`` says why.
+    """How storing goes. ``taking`` is false while records are being turned away or something else of the journal fails,
+    ``writing`` while the last attempt to write them to the database failed or the database does not answer;
+    ``last_error`` says why.
 
     ``pending`` records wait to be written, ``written`` are committed, ``rejected`` were refused by the database
     as such; ``refused`` were turned away by :meth:`Store.record` for want of room.

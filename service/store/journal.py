@@ -110,8 +110,8 @@ class JournalBacklog:
 
     @property
     def error(self) -> str | None:
-        """See :class:`Backlog`; also why the flush in intervals, which is repeated, fails."""
-        return self._append_error or self._flush_error
+        """See :class:`Backlog`; also why the flush in intervals, or reading what others left, fails and is repeated."""
+        return self._append_error or self._flush_error or self._orphans.error
 
     @property
     def size_bytes(self) -> int:

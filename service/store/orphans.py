@@ -46,6 +46,8 @@ class Orphans:
         # That of the last head that was read: a segment with a damaged one is of the same process, or else ours.
         self._model = model
         self.pending = 0
+        #: Why one could not be read since the last look; None when all could.
+        self.error: str | None = None
         self._next_look = 0.0
         self._closed = False
 
@@ -59,10 +61,14 @@ class Orphans:
             self._blind = True
             return
         self._blind = False
+        self.error = None
         for folder in adopted:
             try:
                 count = sum(frame.count for path in folder.segments() for frame in segments.read(path).frames)
-            except (OSError, UnknownFormat) as error:
+            except OSError as error:
+                self._put_back(folder, error)
+                continue
+            except UnknownFormat as error:
                 self._give_up(folder, error)
                 continue
             if count:
@@ -118,7 +124,10 @@ class Orphans:
                 continue
             try:
                 contents = segments.read(remaining[0])
-            except (OSError, UnknownFormat) as error:
+            except OSError as error:
+                self._put_back(self._folders.popleft(), error)
+                continue
+            except UnknownFormat as error:
                 self._give_up(self._folders.popleft(), error)
                 continue
             self._segment = remaining[0]
@@ -129,7 +138,15 @@ class Orphans:
         self.pending = 0
         return False
 
+    def _put_back(self, folder: Folder, error: OSError) -> None:
+        """Leave it to the next look, this process's or a sibling's: what cannot be read now may be read then."""
+        if folder.path not in self._told:
+            self._told.add(folder.path)
+            logger.error("the journal %s cannot be read, and is tried again: %s", folder.path, error)
+        self.error = f"journal: {error.strerror}"
+        folder.release()
+
     def _give_up(self, folder: Folder, error: Exception) -> None:
-        """Keep it locked, so that it is not taken up again and again, and keep its files."""
+        """Keep it locked, so that it is not taken up again and again, and keep its files: no look will change that."""
         logger.error("the journal %s cannot be read or deleted and is left as it is: %s", folder.path, error)
         self._given_up.append(folder)

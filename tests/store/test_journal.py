@@ -242,6 +242,51 @@ def test_a_journal_of_another_format_is_left_alone(
     assert segment.exists()
 
 
+def test_a_dead_processs_journal_that_cannot_be_read_for_a_while(
+    open_journal: OpenJournal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is told once, fails as long as it fails, holds up no record, and is stored by whoever can read it first."""
+    monkeypatch.setattr("service.store.orphans.LOOK_INTERVAL_S", 0.0)
+    segment = kill_after_appending(tmp_path, 3)
+    data = segment.read_bytes()
+    segment.unlink()
+    segment.mkdir()  # nobody can read it, not even root
+    journals = [open_journal(), open_journal()]
+    for journal in journals:
+        assert journal.append(payload(9), 1)
+        assert drain(journal) == [payload(9)]
+        assert str(journal.error).startswith("journal: ")
+    assert caplog.text.count(f"the journal {segment.parent} cannot be read, and is tried again") == 2
+    segment.rmdir()
+    segment.write_bytes(data)
+    assert drain(journals[1]) == [payload(number) for number in range(3)]
+    assert not segment.parent.exists()
+    for journal in journals:
+        assert drain(journal) == []
+        assert journal.error is None
+
+
+def test_a_dead_processs_journal_that_can_be_read_in_part(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """What comes before the fault is stored, and deleted; the rest waits for a later look."""
+    segment = kill_after_appending(tmp_path, 3)
+    data = segment.read_bytes()
+    second = segment.with_name("00000002.segment")
+    backlog = open_journal()
+    batch = backlog.take(7)
+    second.mkdir()
+    assert batch is not None
+    backlog.acknowledge(batch)
+    assert backlog.take(7) is None
+    assert str(backlog.error).startswith("journal: ")
+    assert not segment.exists()
+    second.rmdir()
+    second.write_bytes(data[: data.index(frame(payload(0), 1))] + frame(payload(3), 1))
+    assert drain(open_journal()) == [payload(3)]
+
+
 def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
     """A journal that has reached its size takes no more, says so, and takes again when there is room."""
     backlog = open_journal(journal_bytes=2000, segment_bytes=500)
