@@ -28,6 +28,7 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 JOURNAL_BYTES: Final = 4 * 1024**3
 MEMORY_RECORDS: Final = 10_000
 FSYNC_INTERVAL_S: Final = 1.0
+RENEW_INTERVAL_S: Final = 10.0
 
 # A disk that has room for one record and not for the next would fill the log, too.
 _TELL_INTERVAL_S: Final = 60.0
@@ -48,6 +49,9 @@ class JournalBacklog:
     With ``fsync`` "never" or "interval" that means: in the operating system's hands, safe from the death of this
     process but not from a power loss ("interval": of the last second). With "always" it is on the disk itself;
     threads that append at the same time share a flush.
+
+    What the database has is deleted with its segment: where others follow it, and where nothing waits, though then at
+    most every ``RENEW_INTERVAL_S``.
 
     What processes that died left in the same ``root`` is taken over by ``orphans``; by default they are its own.
 
@@ -94,6 +98,8 @@ class JournalBacklog:
         self._memory_count = 0
         self._spilled: Position | None = None
         self._pending = 0
+
+        self._next_renewal = time.monotonic() + RENEW_INTERVAL_S
 
         self._orphans = orphans or Orphans(root, model)
         self._took_orphans = False
@@ -155,8 +161,7 @@ class JournalBacklog:
             return batch
         while not self._memory:
             if self._spilled is None:
-                if self._append_error is not None:
-                    self._try_again()
+                self._renew()
                 return None
             self._read_back(self._spilled)
         payloads: list[bytes] = []
@@ -189,6 +194,7 @@ class JournalBacklog:
             for number in done:
                 self._bytes -= self._sizes.pop(number)
         self._folder.delete(self._folder.segment(number) for number in done)
+        self._renew()
 
     def seal(self) -> None:
         """See :class:`Backlog`."""
@@ -231,26 +237,30 @@ class JournalBacklog:
             self._told = False
             logger.info("the journal can be written again: predictions are stored")
 
-    def _try_again(self) -> None:
-        """Nothing waits: is the fault gone? A service that is idle would learn it from its next client only."""
-        with self._lock:
+    def _renew(self) -> None:
+        """Where nothing waits, delete what there is and go on in a new segment, if it is time or appending has failed.
+
+        Addresses and users would stay on the disk until the segment is full, and rows that were deleted since would
+        come back after a crash; and a service that is idle would learn from its next client only that a fault is gone.
+        """
+        if self._append_error is None and (not self._sizes or time.monotonic() < self._next_renewal):
+            return
+        with self._lock:  # what is appended comes before it, and waits, or goes to the new segment
             if self._sealed or self._memory or self._spilled is not None:
                 return
+            self._next_renewal = time.monotonic() + RENEW_INTERVAL_S
+            with suppress(OSError):
+                self._writer.close(flush=False)
+            # First: on a full disk they may be what fills it.
+            self._folder.delete(self._folder.segments())
+            self._sizes.clear()
+            self._bytes = 0
             try:
                 self._writer.begin_segment()
             except OSError as error:
                 self._failed(error)
-                self._make_room()
             else:
                 self._works_again()
-
-    def _make_room(self) -> None:
-        """Delete the segments, which hold nothing that the database lacks: on a full disk they may be what fills it."""
-        with suppress(OSError):
-            self._writer.close()
-        self._folder.delete(self._folder.segments())
-        self._sizes.clear()
-        self._bytes = 0
 
     def _remember(self, payload: bytes, count: int, begin: Position) -> None:
         self._pending += count

@@ -53,6 +53,8 @@ class SegmentWriter:
         self._descriptor = -1
         self._number = 0
         self._size = 0
+        # Whether the newest segment's name is on the disk, if it is to be.
+        self._named = False
         self._flush_lock = threading.Lock()
         self._change_lock = threading.Lock()
         # Up to where flushes reached, and up to where the last one should have that failed.
@@ -90,11 +92,12 @@ class SegmentWriter:
         with self._flush_lock:
             self._flush_written()
 
-    def close(self) -> None:
-        """Flush, unless nothing is to be flushed, and close the file."""
+    def close(self, *, flush: bool = True) -> None:
+        """Flush, unless nothing is to be flushed or what is in the file is needed no more, and close it."""
         with self._flush_lock:
             try:
-                self._flush_written()
+                if flush:
+                    self._flush_written()
             finally:
                 with self._change_lock:
                     descriptor, self._descriptor = self._descriptor, -1
@@ -109,6 +112,10 @@ class SegmentWriter:
             return
         try:
             _flush(descriptor)
+            if not self._named:
+                # Not when it was made: those who append would wait for that.
+                _flush_folder(self._folder.path)
+                self._named = True
         except OSError:
             self._failed = reached
             raise
@@ -125,13 +132,12 @@ class SegmentWriter:
         try:
             if os.write(descriptor, self._head) < len(self._head):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self._synced:
-                _flush_folder(self._folder.path)
         except OSError:
             os.close(descriptor)
             path.unlink()
             raise
         with self._change_lock:
+            self._named = False
             self._descriptor, self._number, self._size = descriptor, self._number + 1, len(self._head)
 
     def _write(self, data: bytes) -> None:

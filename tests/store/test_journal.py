@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from service.store import journal
 from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
@@ -77,6 +78,42 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     assert drain(backlog) == late
 
 
+def test_what_is_stored_does_not_stay_on_the_disk(
+    open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nothing waits any more the newest segment goes too, and not before; what follows is in another."""
+    monkeypatch.setattr(journal, "RENEW_INTERVAL_S", 0.0)
+    backlog = open_journal(memory_records=2)
+    assert all(backlog.append(payload(number), 1) for number in range(5))
+    [first] = files(tmp_path)
+    while (batch := backlog.take(2)) is not None:
+        assert files(tmp_path) == [first]
+        backlog.acknowledge(batch)
+    [second] = files(tmp_path)
+    assert b"pad" not in second.read_bytes()
+    assert backlog.append(payload(5), 1)
+    assert second.read_bytes().endswith(frame(payload(5), 1))
+    assert backlog.size_bytes == second.stat().st_size
+    assert drain(backlog) == [payload(5)]
+
+
+def test_what_was_stored_in_between_goes_at_a_later_look(
+    open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with each record is a segment begun; what is left is deleted when its time comes, though nobody records."""
+    backlog = open_journal()
+    assert backlog.append(payload(1), 1)
+    [first] = files(tmp_path)
+    assert drain(backlog) == [payload(1)]
+    assert files(tmp_path) == [first]
+    monkeypatch.setattr(backlog, "_next_renewal", 0.0)
+    assert backlog.take(7) is None
+    [second] = files(tmp_path)
+    assert b"pad" not in second.read_bytes()
+    assert backlog.take(7) is None
+    assert files(tmp_path) == [second]
+
+
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="the system does not list a process's open files")
 def test_only_the_newest_segment_is_open(open_journal: OpenJournal, tmp_path: Path) -> None:
     """A deleted one that was open still would keep its place on the disk for as long as the process lives."""
@@ -113,9 +150,13 @@ def test_segments_that_somebody_deletes(
     backlog.close()
 
 
+@pytest.mark.parametrize("renew", [0.0, journal.RENEW_INTERVAL_S])
 @pytest.mark.parametrize("fsync", ["never", "always"])
-def test_appended_while_read_back(open_journal: OpenJournal, fsync: Fsync) -> None:
-    """Threads that append while the writer reads from disk lose nothing, and each keeps its order."""
+def test_appended_while_read_back(
+    open_journal: OpenJournal, fsync: Fsync, monkeypatch: pytest.MonkeyPatch, renew: float
+) -> None:
+    """Threads that append while the writer reads from disk, or begins segments, lose nothing, and keep their order."""
+    monkeypatch.setattr(journal, "RENEW_INTERVAL_S", renew)
     backlog = open_journal(memory_records=10, segment_bytes=2000, fsync=fsync)
     amount = 60 if fsync == "always" else 300
 
@@ -254,19 +295,19 @@ def test_a_dead_processs_journal_that_cannot_be_read_for_a_while(
     data = segment.read_bytes()
     segment.unlink()
     segment.mkdir()  # nobody can read it, not even root
-    journals = [open_journal(), open_journal()]
-    for journal in journals:
-        assert journal.append(payload(9), 1)
-        assert drain(journal) == [payload(9)]
-        assert str(journal.error).startswith("journal: ")
+    backlogs = [open_journal(), open_journal()]
+    for backlog in backlogs:
+        assert backlog.append(payload(9), 1)
+        assert drain(backlog) == [payload(9)]
+        assert str(backlog.error).startswith("journal: ")
     assert caplog.text.count(f"the journal {segment.parent} cannot be read, and is tried again") == 2
     segment.rmdir()
     segment.write_bytes(data)
-    assert drain(journals[1]) == [payload(number) for number in range(3)]
+    assert drain(backlogs[1]) == [payload(number) for number in range(3)]
     assert not segment.parent.exists()
-    for journal in journals:
-        assert drain(journal) == []
-        assert journal.error is None
+    for backlog in backlogs:
+        assert drain(backlog) == []
+        assert backlog.error is None
 
 
 def test_a_dead_processs_journal_that_can_be_read_in_part(open_journal: OpenJournal, tmp_path: Path) -> None:

@@ -146,6 +146,21 @@ def test_what_is_acknowledged_is_on_the_disk(
     assert (len(sizes), len(folders_of_segments)) == (flushes, folders_flushed)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does that by itself")
+def test_the_name_of_each_segment_is_on_the_disk(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A record that is acknowledged is in a file that is found after a power loss, also where it is the first in it."""
+    named: list[int] = []
+    monkeypatch.setattr(segments, "_flush_folder", lambda _: named.append(len(files(tmp_path))))
+    backlog = open_journal(fsync="always", segment_bytes=400)
+    for number in range(6):
+        assert backlog.append(payload(number), 1)
+        assert named[-1] == len(files(tmp_path))
+    assert named == list(range(1, len(files(tmp_path)) + 1))
+    assert len(named) > 1
+
+
 def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
     open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
