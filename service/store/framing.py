@@ -6,8 +6,8 @@
     segment = head frame (0 records; JSON: format, model) , frame, frame, ...
 
 Integers are little-endian; the CRC-32 (zlib's) covers length, number and payload. A process that dies while it
-appends leaves a last frame that is too short or, after a power loss, wrong: neither is taken for a frame. A run of
-zeros, which file systems leave behind at the end of a file after a power loss, is not one either.
+appends leaves a last frame that is too short: it is unfinished, and not taken for a frame. Neither is one that is
+wrong, nor a run of zeros, which file systems leave behind at the end of a file after a power loss: these are damage.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes ``start`` to ``end`` are no frame. ``tail`` says that nothing intact follows."""
+    """Bytes ``start`` to ``end`` are no frame. ``unfinished`` says that they are the beginning of one, at the end of
+    the data, and nothing else.
+    """
 
     start: int
     end: int
-    tail: bool
+    unfinished: bool
 
 
 def frame(payload: bytes, count: int) -> bytes:
@@ -66,7 +68,9 @@ def parse(data: bytes, start: int = 0) -> tuple[list[Frame], list[Damage]]:
             position = found.end
             continue
         following = _next_frame(data, position + 1)
-        damages.append(Damage(position, following, tail=following == len(data)))
+        damages.append(
+            Damage(position, following, following == len(data) and _is_unfinished(data[position:]))
+        )
         position = following
     return frames, damages
 
@@ -77,6 +81,15 @@ def _next_frame(data: bytes, position: int) -> int:
             return position
         position += 1
     return len(data)
+
+
+def _is_unfinished(rest: bytes) -> bool:
+    if len(rest) < _HEAD.size:
+        return rest[: len(MARKER)] == MARKER[: len(rest)]
+    marker, length, _, _ = _HEAD.unpack_from(rest)
+    whole = _HEAD.size + length
+    # Another marker: a frame with a wrong length, and more behind it.
+    return marker == MARKER and length <= LONGEST_PAYLOAD and whole > len(rest) and rest.rfind(MARKER) == 0
 
 
 def _frame_at(data: bytes, position: int) -> Frame | None:

@@ -287,7 +287,7 @@ class JournalBacklog:
             deleted = True
             contents = segments.Contents([], [], None)
             logger.error("the journal %s was deleted: the records that were only there are lost", path)
-        segments.report(path, contents.damages)
+        segments.report(path, contents.damages, last=False)
         entries = [Entry(frame.payload, frame.count, number) for frame in contents.frames]
         with self._lock:
             if deleted and number == self._writer.position[0]:

@@ -133,7 +133,7 @@ class Orphans:
             self._segment = remaining[0]
             self._model = contents.model or _with_labels_of(contents.frames, self._model)
             self._frames.extend(contents.frames)
-            segments.report(self._segment, contents.damages)
+            segments.report(self._segment, contents.damages, last=len(remaining) == 1)
             return True
         self.pending = 0
         return False

@@ -177,16 +177,19 @@ def read(path: Path, begin: int = 0, end: int | None = None) -> Contents:
     return Contents(frames, damages, model)
 
 
-def report(path: Path, damages: list[Damage]) -> None:
-    """Log what of a segment could not be read, and keep a copy of a segment that lost more than its tail."""
+def report(path: Path, damages: list[Damage], *, last: bool) -> None:
+    """Log what of a segment could not be read, and keep a copy of it, unless that is what its process was writing when
+    it died. Only the ``last`` segment of a dead process can end in that.
+    """
+    lost = [damage for damage in damages if not (last and damage.unfinished)]
     for damage in damages:
         size = damage.end - damage.start
-        if damage.tail:
-            # What a process was writing when it died: its client was never told that it is stored.
+        if damage not in lost:
+            # Its client was never told that it is stored.
             logger.warning("the journal %s ends in %d bytes of an unfinished record", path, size)
         else:
             logger.error("the journal %s is damaged: %d bytes at %d are lost", path, size, damage.start)
-    if not all(damage.tail for damage in damages):
+    if lost:
         copy = path.parent.parent / f"damaged-{path.parent.name}-{path.name}"
         try:
             copy.touch(mode=0o600)  # before there is anything in it: addresses and users, as in the journal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +32,22 @@ def drain(backlog: Backlog, limit: int = 7) -> list[bytes]:
 
 def files(root: Path) -> list[Path]:
     return sorted(root.glob("journal-*/*.segment"))
+
+
+APPENDER = """
+import os, signal, sys
+from pathlib import Path
+from service.store.journal import JournalBacklog
+from service.store.reference import Model
+backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="never")
+for number in range(int(sys.argv[2])):
+    assert backlog.append(b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80), 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_after_appending(root: Path, count: int) -> Path:
+    """A process appends and dies; its segment."""
+    done = subprocess.run([sys.executable, "-c", APPENDER, root, str(count)], check=False)
+    assert done.returncode == -9
+    return files(root)[-1]

@@ -1,11 +1,8 @@
-"""The backlog on disk: order, bounds, spilling and reading back, orphans, damage."""
+"""The backlog on disk: order, bounds, spilling, reading back and deletion."""
 
 from __future__ import annotations
 
-import logging
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,10 +10,8 @@ import pytest
 
 from service.store import journal
 from service.store.framing import frame
-from service.store.orphans import Orphans
-from service.store.reference import Model
 from service.store.segments import Fsync
-from tests.store.journals import MODEL, OpenJournal, drain, files, payload
+from tests.store.journals import OpenJournal, drain, files, payload
 
 OPEN_FILES = Path("/proc/self/fd")
 
@@ -176,20 +171,6 @@ def test_appended_while_read_back(
     assert len(found) == 4 * amount
 
 
-def test_a_dead_process_is_replayed(open_journal: OpenJournal, tmp_path: Path) -> None:
-    """What a process that died had appended is taken over, with the model it was made with, and then deleted."""
-    kill_after_appending(tmp_path, 25)
-    backlog = open_journal(Model("v2", "other.onnx", ("calm",)))
-    batch = backlog.take(10)
-    assert batch is not None
-    assert batch.model == MODEL
-    assert batch.count == 10
-    assert backlog.pending == 25
-    assert drain(backlog) == [payload(number) for number in range(25)]
-    assert backlog.pending == 0
-    assert len(list(tmp_path.glob("journal-*"))) == 1
-
-
 def test_a_living_process_is_left_alone(open_journal: OpenJournal) -> None:
     """The journal of a process that lives is its own."""
     first, second = open_journal(), open_journal()
@@ -208,126 +189,6 @@ def test_closed_with_something_left(open_journal: OpenJournal) -> None:
     assert drain(open_journal()) == [payload(1), payload(2)]
 
 
-def test_a_replay_that_is_cut_short_begins_again(open_journal: OpenJournal, tmp_path: Path) -> None:
-    """Orphans whose new owner ends in the middle of them go to the next one, whole."""
-    kill_after_appending(tmp_path, 5)
-    first = open_journal()
-    batch = first.take(2)
-    assert batch is not None
-    first.acknowledge(batch)
-    first.close()
-    assert drain(open_journal()) == [payload(number) for number in range(5)]
-
-
-APPENDER = """
-import os, signal, sys
-from pathlib import Path
-from service.store.journal import JournalBacklog
-from service.store.reference import Model
-backlog = JournalBacklog(Path(sys.argv[1]), Model("v1", "emotion.onnx", ("happy", "sad")), fsync="never")
-for number in range(int(sys.argv[2])):
-    assert backlog.append(b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80), 1)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def kill_after_appending(root: Path, count: int) -> Path:
-    """A process appends and dies; its segment."""
-    done = subprocess.run([sys.executable, "-c", APPENDER, root, str(count)], check=False)
-    assert done.returncode == -9
-    return files(root)[-1]
-
-
-def test_a_torn_tail_at_every_byte(open_journal: OpenJournal, tmp_path: Path) -> None:
-    """Wherever the last record of a dead process's journal is cut, every record before it is replayed."""
-    segment = kill_after_appending(tmp_path, 3)
-    data = segment.read_bytes()
-    last = frame(payload(2), 1)
-    assert data.endswith(last)
-    for cut in range(1, len(last) + 1):
-        # The folder is gone after each replay: a dead process's journal is made anew, held by nobody.
-        segment.parent.mkdir(exist_ok=True)
-        (segment.parent / ".lock").touch()
-        segment.write_bytes(data[:-cut])
-        backlog = open_journal(fsync="never")
-        assert drain(backlog) == [payload(0), payload(1)]
-        backlog.close()
-        assert not segment.exists()
-
-
-def test_damage_in_the_middle_is_reported(
-    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A bad spot costs the record it is in, is logged as an error, and the file is kept for inspection by its owner."""
-    segment = kill_after_appending(tmp_path, 3)
-    data = bytearray(segment.read_bytes())
-    data[data.index(payload(1)) + 5] ^= 0xFF
-    segment.write_bytes(data)
-    assert drain(open_journal()) == [payload(0), payload(2)]
-    assert f"is damaged: {len(frame(payload(1), 1))} bytes" in caplog.text
-    [copy] = tmp_path.glob("damaged-*")
-    assert copy.read_bytes() == data
-    assert copy.stat().st_mode & 0o077 == 0
-
-
-def test_a_journal_of_another_format_is_left_alone(
-    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A journal that a later release wrote is neither replayed nor deleted."""
-    segment = kill_after_appending(tmp_path, 1)
-    segment.write_bytes(frame(b'{"format":2}', 0) + frame(b"?", 1))
-    backlog = open_journal()
-    assert drain(backlog) == []
-    assert "format 2 of the journal is not known" in caplog.text
-    backlog.close()
-    assert segment.exists()
-
-
-def test_a_dead_processs_journal_that_cannot_be_read_for_a_while(
-    open_journal: OpenJournal,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It is told once, fails as long as it fails, holds up no record, and is stored by whoever can read it first."""
-    monkeypatch.setattr("service.store.orphans.LOOK_INTERVAL_S", 0.0)
-    segment = kill_after_appending(tmp_path, 3)
-    data = segment.read_bytes()
-    segment.unlink()
-    segment.mkdir()  # nobody can read it, not even root
-    backlogs = [open_journal(), open_journal()]
-    for backlog in backlogs:
-        assert backlog.append(payload(9), 1)
-        assert drain(backlog) == [payload(9)]
-        assert str(backlog.error).startswith("journal: ")
-    assert caplog.text.count(f"the journal {segment.parent} cannot be read, and is tried again") == 2
-    segment.rmdir()
-    segment.write_bytes(data)
-    assert drain(backlogs[1]) == [payload(number) for number in range(3)]
-    assert not segment.parent.exists()
-    for backlog in backlogs:
-        assert drain(backlog) == []
-        assert backlog.error is None
-
-
-def test_a_dead_processs_journal_that_can_be_read_in_part(open_journal: OpenJournal, tmp_path: Path) -> None:
-    """What comes before the fault is stored, and deleted; the rest waits for a later look."""
-    segment = kill_after_appending(tmp_path, 3)
-    data = segment.read_bytes()
-    second = segment.with_name("00000002.segment")
-    backlog = open_journal()
-    batch = backlog.take(7)
-    second.mkdir()
-    assert batch is not None
-    backlog.acknowledge(batch)
-    assert backlog.take(7) is None
-    assert str(backlog.error).startswith("journal: ")
-    assert not segment.exists()
-    second.rmdir()
-    second.write_bytes(data[: data.index(frame(payload(0), 1))] + frame(payload(3), 1))
-    assert drain(open_journal()) == [payload(3)]
-
-
 def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
     """A journal that has reached its size takes no more, says so, and takes again when there is room."""
     backlog = open_journal(journal_bytes=2000, segment_bytes=500)
@@ -339,31 +200,6 @@ def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
     assert drain(backlog) == [payload(number) for number in range(taken)]
     assert backlog.append(payload(taken), 1)
     assert backlog.error is None
-
-
-def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
-    """A folder that a process had made, but not yet locked, when it died is removed."""
-    (tmp_path / "journal-0123456789ab").mkdir()
-    backlog = open_journal()
-    assert drain(backlog) == []
-    assert not (tmp_path / "journal-0123456789ab").exists()
-
-
-def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What lies before and behind a bad entry is taken over, each look says nothing new, and no lock is lost."""
-    for number in (1, 3):
-        (tmp_path / f"journal-00000000000{number}").mkdir()
-    bad = tmp_path / "journal-000000000002"
-    bad.touch()  # a file: nobody can make a lock in it, not even root
-    orphans = Orphans(tmp_path, MODEL)
-    for _ in range(2):
-        orphans.look()
-        assert orphans.take(1) is None
-    assert [path.name for path in tmp_path.glob("journal-*")] == [bad.name]
-    assert caplog.text.count("cannot be taken over") == 1
-    orphans.close()
 
 
 def test_other_files_in_the_folder_are_left_alone(open_journal: OpenJournal, tmp_path: Path) -> None:
@@ -388,14 +224,3 @@ def test_nothing_in_the_journal_is_readable_by_others(open_journal: OpenJournal,
     [path] = files(tmp_path)
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0
-
-
-def test_what_is_logged_is_no_content(
-    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Taking over a journal logs how much it is and not what."""
-    caplog.set_level(logging.DEBUG)
-    kill_after_appending(tmp_path, 3)
-    drain(open_journal())
-    assert "taking over 3 records" in caplog.text
-    assert "pad" not in caplog.text
