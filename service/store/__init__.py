@@ -143,9 +143,9 @@ class Store:
         ``descriptions`` is described by its name.
 
         With a ``journal_dir`` records are on disk before :meth:`record` returns, and survive what ``fsync`` says
-        (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, and one that
-        lives stores what one that died left there. Without it, up to ``memory_limit`` records wait in memory and
-        die with the process.
+        (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, if they share the
+        database, and one that lives stores what one that died left there. Without it, up to ``memory_limit`` records
+        wait in memory and die with the process.
 
         ``private`` keeps neither address nor face box of anybody. Rows older than ``retention_days`` are deleted,
         those of earlier runs and of the older server too.
