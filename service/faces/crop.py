@@ -46,17 +46,19 @@ def crop_face(
     x0, y0 = math.floor(centre[0] - reach), math.floor(centre[1] - reach)
     x1, y1 = math.ceil(centre[0] + reach), math.ceil(centre[1] + reach)
     rows, columns = image.shape[:2]
-    region = image[max(0, y0) : min(rows, y1), max(0, x0) : min(columns, x1)]
-    padding = (max(0, -y0), max(0, y1 - rows), max(0, -x0), max(0, x1 - columns))
-    if any(padding):
-        region = np.asarray(cv2.copyMakeBorder(region, *padding, cv2.BORDER_REPLICATE), np.uint8)
+    top, left = max(0, y0), max(0, x0)
+    region = image[top : min(rows, y1), left : min(columns, x1)]
+    # Where the middle of the whole square lies in the part of it that the image has. What is missing is never made: of
+    # a wide face in a thin image it would be many times the image.
+    middle = np.array([(x0 + x1) / 2 - left, (y0 + y1) / 2 - top])
     shrink = min(1.0, 2 * max(height, width) / side)
     if shrink < 1:
-        size = (max(1, round(region.shape[1] * shrink)), max(1, round(region.shape[0] * shrink)))
+        before = region.shape
+        size = (max(1, round(before[1] * shrink)), max(1, round(before[0] * shrink)))
         region = np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
+        middle *= (size[0] / before[1], size[1] / before[0])
     zoom = width / (side * shrink)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) * zoom
-    middle = np.array([region.shape[1] / 2, region.shape[0] / 2])
     shift = np.array([width / 2, height / 2]) - turn @ middle
     matrix = np.column_stack([turn, shift])
     turned = cv2.warpAffine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -142,6 +143,19 @@ def test_a_face_at_the_edge_is_filled_with_the_edge() -> None:
         crop = crop_face(image, _face(box), 48, 48)
         assert crop.shape == (48, 48, 3)
         assert (crop == 77).all()
+
+
+def test_a_wide_face_in_a_thin_image_takes_little_memory() -> None:
+    """The square around it is many times the image, and is never made."""
+    image = np.full((8, 20_000), 77, np.uint8)
+    tracemalloc.start()
+    try:
+        crop = crop_face(image, _face((0, 0, 20_000, 8)), 48, 48)
+        assert tracemalloc.get_traced_memory()[1] < image.nbytes
+    finally:
+        tracemalloc.stop()
+    assert crop.shape == (48, 48)
+    assert (crop == 77).all()
 
 
 def test_tiny_and_huge_faces_are_cut_out_to_size() -> None:

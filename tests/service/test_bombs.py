@@ -106,8 +106,17 @@ def test_what_is_no_part_of_a_jpegs_picture_has_no_scans(view: Callable[[bytes],
         (b"\xff\xd0" * 3_000, "more than 100 scans"),
         (b"\xff\xff", "more than 100 scans"),
         (b"stray", "more than 100 scans"),
+        (b"\xff\x02\xff\xff", "more than 100 scans"),
     ],
-    ids=["an end in a comment", "comments", "markers", "restarts", "fill bytes", "stray bytes"],
+    ids=[
+        "an end in a comment",
+        "comments",
+        "markers",
+        "restarts",
+        "fill bytes",
+        "stray bytes",
+        "a reserved marker",
+    ],
 )
 def test_no_scan_hides_behind_what_a_decoder_skips(hidden: bytes, reason: str) -> None:
     """Neither do segments by the million: each is a step to us."""
@@ -133,6 +142,10 @@ def _flat(side: int, suffix: str, *parameters: int, channels: int = 3) -> bytes:
     return encode(np.zeros((side, side, channels), np.uint8), suffix, *parameters)
 
 
+def _noise(side: int, suffix: str, *parameters: int) -> bytes:
+    return encode(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8), suffix, *parameters)
+
+
 PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_000 - 14)
 
@@ -156,6 +169,9 @@ PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_
         (_flat(500, ".png"), True, False),
         (_flat(600, ".png"), False, True),
         (_flat(600, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101), False, True),
+        (_noise(200, ".webp", cv2.IMWRITE_WEBP_QUALITY, 90), False, False),
+        (_noise(500, ".webp", cv2.IMWRITE_WEBP_QUALITY, 90), False, True),
+        (_noise(500, ".jpg", *PROGRESSIVE), False, True),
         (b"BM" + struct.pack("<IHHIIii", 1080, 0, 0, 54, 40, 7000, -7000) + bytes(1000), False, True),
         (FACE + bytes(400_000), False, True),
         (b"no image", True, False),
@@ -202,6 +218,23 @@ def test_a_small_jpeg_in_base64_is_one_in_bytes(image: bytes) -> None:
             # But for the end of the word JFIF, which tells nothing.
             assert position == 10 or in_text <= _is_small_jpeg(bytes(changed))
     assert _is_small_jpeg(base64.b64encode(image).decode())
+
+
+def test_blanks_make_no_large_jpeg_a_small_one() -> None:
+    """The decoder passes over them: what they move to where a size is expected is no size."""
+    table = bytearray([1] * 64)
+    table[34:43] = b"\xff\xc0\0\x0b\x08\0\x40\0\x40"
+    image = (
+        b"\xff\xd8"
+        + segments(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0")
+        + segments(0xDB, b"\0" + table)
+        + segments(0xC0, struct.pack(">BHHB", 8, 7000, 7000, 1) + b"\1\x11\0")
+    )
+    text = base64.b64encode(image).decode()
+    for blank in " \t\v":
+        sent = text[:52] + blank * 40 + text[52:]
+        assert decode_base64(sent) == image
+        assert holds_up(sent, False)
 
 
 def animated_webp(width: int, height: int) -> bytes:
