@@ -193,7 +193,7 @@ class Metrics(Collector):
     def answered(self, requests: Sequence[Request]) -> None:
         """Count the answered requests of one batch."""
         cells, layout = self._cells, self._layout
-        first = True
+        counted: set[int] = set()
         for request in requests:
             timing = request.timing
             if timing is None:
@@ -210,8 +210,8 @@ class Metrics(Collector):
             self._observe_duration(0, timing.decode / 1000)
             self._observe_duration(1, timing.queue / 1000)
             self._observe_duration(3, timing.total / 1000)
-            if first:
-                first = False
+            if request.version not in counted:  # each ran its own part of the batch
+                counted.add(request.version)
                 self._observe_duration(2, timing.inference / 1000)
                 cell = layout.batches
                 cells[cell + bisect_left(_BATCH_SIZES, timing.batch_size)] += 1
@@ -305,7 +305,7 @@ class Metrics(Collector):
         )
         durations = HistogramMetricFamily(
             "visionai_stage_duration_seconds",
-            "Time in a stage: of one request, or of one run of the model for inference; total is from frame on",
+            "Time in a stage: of one request, or of one batch in the model for inference; total is from frame on",
             labels=["stage"],
         )
         for index, stage in enumerate(_STAGES):
@@ -314,7 +314,10 @@ class Metrics(Collector):
         yield durations
         buckets, total = self._histogram(layout.batches, _BATCH_SIZES)
         yield HistogramMetricFamily(
-            "visionai_batch_size", "Images in one run of the model", buckets=buckets, sum_value=total
+            "visionai_batch_size",
+            "Faces of a batch that the model scored at once",
+            buckets=buckets,
+            sum_value=total,
         )
         reloads = CounterMetricFamily(
             "visionai_reloads",

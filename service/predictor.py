@@ -108,6 +108,8 @@ class Request:
         """Answer with an error. The first answer stands. The image is let go: its turn to be sent may be far away."""
         self.image = b""
         if self.reply is None:
+            # What had been found out before the fault is no answer, and not counted as one.
+            self.timing = self.emotion = None
             self.error = error.code
             self.reply = error_reply(error, self.id)
 

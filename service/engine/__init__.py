@@ -71,7 +71,7 @@ class Engine:
 
     Raises:
         StartupError: the file is missing, unreadable, not what its manifest says or not made by the conversion
-            step, or the provider is missing.
+            step, its outputs are not those that it names, or the provider is missing.
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 1, callers: int = 1) -> None:
@@ -89,6 +89,12 @@ class Engine:
             self._runner, metadata = onnx.BucketRunner(session), onnx.metadata_of(session)
         self.provider = self._runner.name
         self.card = _read_card(path, metadata)
+        scored = self._score_nothing(1).shape
+        if scored != (1, len(self.card.labels)):
+            raise StartupError(
+                f"{path} scores an image {list(scored[1:])} times and names {len(self.card.labels)} emotions: "
+                "convert it anew with the labels of its outputs"
+            )
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities of a batch: uint8 [n, height, width, channels] in, float32 [n, labels] out."""
@@ -96,11 +102,14 @@ class Engine:
 
     def warm(self, batch: int) -> None:
         """Run once with each size of batch that is prepared for, so that no client waits for the first."""
-        shape = self.card.shape
         buckets = self._runner.buckets
         sizes = {1, batch} if buckets is None else {size for size in buckets if size < batch} | {batch}
         for size in sorted(sizes):
-            self.run(np.zeros((size, shape.height, shape.width, shape.channels), np.uint8))
+            self._score_nothing(size)
+
+    def _score_nothing(self, batch: int) -> npt.NDArray[np.float32]:
+        shape = self.card.shape
+        return self.run(np.zeros((batch, shape.height, shape.width, shape.channels), np.uint8))
 
 
 def _read_card(path: Path, metadata: dict[str, str]) -> ModelCard:

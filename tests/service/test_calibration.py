@@ -229,10 +229,10 @@ def test_each_prepared_batch_is_run_before_the_first_client(
 ) -> None:
     """On a GPU every bucket up to the largest batch, elsewhere the smallest and the largest."""
     ran: list[int] = []
+    bucketed = Engine(MODEL)
     monkeypatch.setattr(Engine, "run", lambda _, images: ran.append(len(images)))
     engine.warm(24)
     assert ran == [1, 24]
-    bucketed = Engine(MODEL)
     monkeypatch.setattr(bucketed, "_runner", onnx.BucketRunner(onnx.open_session(MODEL)))
     ran.clear()
     bucketed.warm(24)

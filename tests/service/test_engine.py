@@ -65,6 +65,17 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_whose_outputs_are_not_those_that_it_names_is_refused(tmp_path: Path) -> None:
+    """It would end a worker with the first image whose emotion has no name."""
+    path = tmp_path / "short.onnx"
+    names = b'"sad", "surprise"]'
+    content = (ROOT / "models/build/modelo_emociones.onnx").read_bytes()
+    assert content.count(names) == 1
+    path.write_bytes(content.replace(names, b'"sad   surprise" ]'))
+    with pytest.raises(StartupError, match=r"short\.onnx scores an image \[7\] times and names 6 emotions"):
+        Engine(path)
+
+
 def test_a_provider_that_is_missing_is_an_error() -> None:
     """Asked for a GPU where there is none, the service does not quietly use the CPU."""
     with pytest.raises(StartupError, match="CUDAExecutionProvider"):

@@ -20,6 +20,7 @@ from service.engine import Engine
 from service.errors import Internal
 from service.faces import Face, FaceDetector
 from service.predictor import Request
+from service.store import Store
 from tests.service.harness import (
     FACE,
     TIMEOUT,
@@ -100,6 +101,24 @@ async def test_an_image_that_the_search_fails_on_spares_its_batch_mates(
             reply = await read(client)
             assert reply["id"] == number
             assert reply.get("code") == ("internal" if number % 10 == 5 else None)
+
+
+async def test_a_batch_that_cannot_be_stored_is_answered_and_counted_as_failed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised after the model has run: `internal`, no prediction, and the next batch goes well."""
+
+    def explode(store: Store, records: object) -> bool:
+        raise ZeroDivisionError("injected")
+
+    async with serve() as running, running.client() as client:
+        with monkeypatch.context() as fault:
+            fault.setattr(Store, "record", explode)
+            assert (await ask(client, predict_message()))["code"] == "internal"
+        assert (await ask(client, predict_message()))["status"] == "success"
+        told = running.service._metrics.exposition()
+        assert b'visionai_errors_total{code="internal"} 1.0' in told
+        assert b'visionai_predictions_total{emotion="happy"} 1.0' in told
 
 
 async def test_a_reply_that_cannot_be_sent_ends_its_connection_only(

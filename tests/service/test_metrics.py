@@ -27,11 +27,12 @@ def told(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def answered(emotion: str, timing: Timing, *, stored: bool = True) -> Request:
+def answered(emotion: str, timing: Timing, *, stored: bool = True, version: int = 0) -> Request:
     """A request that was answered."""
     client: Any = object()
     request = Request(client, 1, b"", 0.0)
     request.emotion, request.timing, request.stored, request.model_seconds = emotion, timing, stored, 0.002
+    request.version = version
     return request
 
 
@@ -74,6 +75,18 @@ def test_a_batch_is_counted_in_seconds_stage_by_stage() -> None:
     assert (found["errors_total", "internal"], found["errors_total", "deadline_exceeded"]) == (3, 3)
     assert (found["version_predictions_total", "v1"], found["version_failures_total", "v1"]) == (9, 3)
     assert found["version_inference_seconds_total", "v1"] == pytest.approx(0.018)
+
+
+def test_each_version_counts_its_own_run_of_a_batch() -> None:
+    """A batch in which a canary had a share went through two models."""
+    metrics = Metrics(LABELS, SharedCells(1), 0, ("v1", "v2"))
+    runs = [
+        Timing(decode=0.05, queue=2.0, inference=float(size), total=6.0, batch_size=size) for size in (3, 1)
+    ]
+    metrics.answered([answered("happy", runs[version], version=version) for version in (0, 1, 0, 0)])
+    found = told(metrics)
+    assert (found["batch_size_sum",], found["batch_size_bucket", "+Inf"]) == (4, 2)
+    assert found["stage_duration_seconds_sum", "inference"] == pytest.approx(0.004)
 
 
 def test_each_figure_has_a_place_of_its_own() -> None:
