@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from service import __version__
+from service import __version__, hangup
 from service.errors import StartupError
 
 if TYPE_CHECKING:
@@ -124,10 +124,13 @@ def _start(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
 
-    from service.settings import load_settings
-
     if arguments.reload:
         return _reload()
+    serves = arguments.command is None and not arguments.migrate_only
+    if serves:
+        hangup.hold_back()  # until the supervisor listens; before what takes time, which importing does
+    from service.settings import load_settings
+
     if arguments.port is not None and not 0 <= arguments.port <= 65535:
         raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
     for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
@@ -136,7 +139,7 @@ def _start(arguments: argparse.Namespace) -> int:
     # Process 1 of a container gets no signal that it has no handler for.
     if arguments.command == "tune":
         signal.signal(signal.SIGTERM, _stop_measuring)
-    elif arguments.command is None and not arguments.migrate_only:
+    elif serves:
         signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
     settings = load_settings()
     from service.logs import configure_logging

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass, fields, replace
@@ -25,8 +24,6 @@ from service.errors import StartupError
 from service.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
-
-RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 # Seconds to wait when the process cannot open another file.
 _OUT_OF_FILES = 1.0

@@ -23,9 +23,10 @@ from multiprocessing.connection import wait
 
 from service import __version__
 from service.errors import StartupError
+from service.hangup import RELOAD_SIGNALS, hung_up, let_through
 from service.listening import bind
 from service.metrics import Gauge, SharedCells
-from service.reload import RELOAD_SIGNALS, ControlSocket, Outcome, differences, reloaded
+from service.reload import ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
 from service.workers import CONTEXT, Closable, Roll, Slot, Worker, start_worker, stop_seconds
@@ -68,7 +69,6 @@ class Supervisor:
     _again: bool = False
     # What the worker that became ready last serves.
     _ready: Ready | None = None
-    _terminal: bool = field(default_factory=lambda: os.isatty(0))
 
     def __post_init__(self) -> None:
         # One row more than workers: in a roll one of them has a successor.
@@ -89,6 +89,7 @@ class Supervisor:
 
         for number in (signal.SIGTERM, signal.SIGINT, *RELOAD_SIGNALS):
             signal.signal(number, on_signal)
+        let_through()
         gc.freeze()  # the collector would touch, and so copy, every page that a fork shares
         try:
             self._control = ControlSocket.open(self.settings.control_socket)
@@ -138,7 +139,7 @@ class Supervisor:
             objects += [worker.pipe for _, worker in alive if not worker.ready]
             fired: list[object] = list(wait(objects, self._timeout()))  # type: ignore[arg-type]
             if wake in fired:
-                if wake.recv() in RELOAD_SIGNALS and not self._hung_up():
+                if wake.recv() in RELOAD_SIGNALS and not hung_up():
                     self._reload()
                 else:
                     self._stop_all()
@@ -234,6 +235,8 @@ class Supervisor:
         if all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
             self._announce(said)
+            if self._again:
+                self._reload()
 
     def _announce(self, ready: Ready) -> None:
         host, port = self.sockets[0].getsockname()[:2]
@@ -283,17 +286,14 @@ class Supervisor:
 
     # Reloading
 
-    def _hung_up(self) -> bool:
-        """Whether the terminal that the service was started from is gone: SIGHUP says that, too, and means the end."""
-        return self._terminal and not os.isatty(0)
-
     def _reload(self) -> None:
-        """Begin to roll the workers. One that is under way is joined by who asks meanwhile, and done again."""
-        if self._stops or not self._announced:
+        """Begin to roll the workers, once they are ready. Who asks amid a roll joins it, and it is done again."""
+        if self._stops:
             return
-        if self._roll is not None:
-            self._again = True  # what it read may have changed since
+        if self._roll is not None or not self._announced:
+            self._again = True  # what was read may have changed since
             return
+        self._again = False
         assert self._ready is not None
         log.info("reloading")
         try:
@@ -350,7 +350,6 @@ class Supervisor:
             log.error("not reloaded, who serves goes on: %s", error)
         self.shared.reloads.count(error)
         if self._again:
-            self._again = False
             self._reload()
         elif self._control is not None:
             self._control.answer(Outcome(served.version_tag, error, served.canary_tag))

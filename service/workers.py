@@ -18,8 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+from service.hangup import RELOAD_SIGNALS
 from service.metrics import SharedCells
-from service.reload import RELOAD_SIGNALS
 from service.settings import Settings
 from service.worker import Pipe, Ready, Served, run_worker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, read
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, metric, read
 from tests.service.reloading import reload
 
 # A worker's start waits, as long as a file is there; successors' not for long.
@@ -32,6 +33,8 @@ def load_when_let(settings):
     return load_engine(settings)
 service.worker.load_engine = load_when_let
 """
+
+NO_SIGHUP = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGHUP")
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))"
 
@@ -54,6 +57,43 @@ async def test_a_reload_asked_for_during_the_start_is_done_after_it(
     writer.close()
 
 
+# Somebody sends SIGHUP from within this function of a start, once.
+ASKED_BY_SIGNAL = """
+import os, signal
+from pathlib import Path
+import {module} as module
+supervisor, function = os.getpid(), module.{function}
+def ask(settings=None):
+    if not Path("asked").exists():
+        Path("asked").touch()
+        os.kill(supervisor, signal.SIGHUP)
+    return function(settings) if settings else function()
+module.{function} = ask
+"""
+
+
+@NO_SIGHUP
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("service.settings", "load_settings"), ("service.worker", "load_engine")],
+    ids=["before there are workers", "while they start"],
+)
+def test_a_signal_to_reload_during_the_start_is_heard_after_it(
+    start_process: StartProcess, module: str, function: str
+) -> None:
+    """SIGHUP ends no service that starts, and is not forgotten: the reload begins when it is ready."""
+    faults = ASKED_BY_SIGNAL.format(module=module, function=function)
+    service = start_process(faults=faults, WORKERS="1", LOG_LEVEL="INFO")
+    deadline = time.monotonic() + TIMEOUT
+    while metric(service, 'visionai_reloads_total{result="done"}') != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert "reloaded: all workers serve" in log
+    assert service.process.returncode == 0
+
+
 async def test_the_usual_limit_of_open_files_is_no_limit_of_connections(start_process: StartProcess) -> None:
     """Where the system allows more, it is taken."""
     service = start_process(faults=LIMITED.format(64, 1024), WORKERS="1", MAX_CONNECTIONS="900")
@@ -74,10 +114,14 @@ def test_a_limit_of_open_files_that_is_too_low_is_told(start_process: StartProce
     assert "ulimit" in log
 
 
-def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
-    """A service that is stopped before it is ready waits for no start, and says so by nothing but its exit code, 0."""
+@pytest.mark.parametrize("hangs_up", [False, pytest.param(True, marks=NO_SIGHUP)])
+def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: bool) -> None:
+    """A service that is stopped before it is ready, or whose terminal is closed, waits for no start, and says so by
+    nothing but its exit code, 0.
+    """
     hold = tmp_path / "hold"
     hold.touch()
+    ours, terminal = os.openpty() if hangs_up else os.pipe()
     service = subprocess.Popen(
         [
             sys.executable,
@@ -89,6 +133,7 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
         | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
         # All of it, or calibration would have a process of its own, before there is a worker.
         | {"WORKERS": "1", "THREADS": "1", "MAX_BATCH": "8"},
+        stdin=terminal if hangs_up else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -98,10 +143,12 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
         while not psutil.Process(service.pid).children():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        service.terminate()
+        os.close(ours)
+        service.send_signal(signal.SIGHUP if hangs_up else signal.SIGTERM)
         said, log = service.communicate(timeout=TIMEOUT)
         assert (service.returncode, said, log) == (0, "", "")
     finally:
+        os.close(terminal)
         hold.unlink()  # a worker that was left behind ends
         service.kill()
         service.communicate()

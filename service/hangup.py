@@ -1,0 +1,29 @@
+"""SIGHUP: a reload is asked for; or the terminal that the service was started from is gone, which means the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+
+# One that is gone is no terminal any longer: whether it was one is to be known from the beginning.
+_TERMINAL = os.isatty(0)
+
+
+def hold_back() -> None:
+    """From here on SIGHUP waits until it is let through. Until somebody listens for it, it would end the process."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, RELOAD_SIGNALS)
+
+
+def let_through() -> None:
+    """Somebody listens; one that has come meanwhile is heard now."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOAD_SIGNALS)
+
+
+def hung_up() -> bool:
+    """Whether the terminal that the service was started from is gone."""
+    return _TERMINAL and not os.isatty(0)
