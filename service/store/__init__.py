@@ -30,7 +30,7 @@ from sqlalchemy import exc
 from service.errors import StartupError
 from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
-from service.store.database import create_engine, create_folder, first_line, parse_url, unusable
+from service.store.database import create_engine, create_file, first_line, parse_url, unusable
 from service.store.journal import JournalBacklog
 from service.store.late import LateJournal
 from service.store.migrate import migrate
@@ -138,9 +138,9 @@ class Store:
     ) -> Store:
         """Migrate the database, make the rows that predictions point to, and start the writer.
 
-        ``url`` is ``sqlite:///FILE`` (its folder is made) or ``postgresql://…``. The version ``version_tag`` becomes
-        the active one in ``model_version``, unless ``active`` is false. A label without an entry in
-        ``descriptions`` is described by its name.
+        ``url`` is ``sqlite:///FILE`` (which is made, and its folder) or ``postgresql://…``. The version
+        ``version_tag`` becomes the active one in ``model_version``, unless ``active`` is false. A label without an
+        entry in ``descriptions`` is described by its name.
 
         With a ``journal_dir`` records are on disk before :meth:`record` returns, and survive what ``fsync`` says
         (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, if they share the
@@ -152,18 +152,20 @@ class Store:
 
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
-        prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked. A
-        journal that cannot be written is opened later then, too; records are refused meanwhile. So is one, also without
-        ``during_outage``, for which the disk has no room while there are journals on it that can be stored.
+        prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked, or
+        that is not there, which is not made then. A journal that cannot be written is opened later then, too; records
+        are refused meanwhile. So is one, also without ``during_outage``, for which the disk has no room while there are
+        journals on it that can be stored.
         """
         parsed = parse_url(url)
-        create_folder(parsed)
+        if not during_outage:
+            create_file(parsed)
         model = Model(version_tag, model_filename, tuple(labels))
         # A journal that survives a power loss is let go of only for a commit that does too.
         durable = journal_dir is not None and fsync != "never"
-        engine = create_engine(parsed, durable=durable)
+        engine = create_engine(parsed, durable=durable, existing=True)
         # Only its statements change a few pages each: a migration's, or a deletion's, are not to be kept in memory.
-        writing = create_engine(parsed, durable=durable, undo_in_memory=True)
+        writing = create_engine(parsed, durable=durable, undo_in_memory=True, existing=True)
         descriptions = descriptions or {}
 
         def prepare() -> References:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 import sqlalchemy as sa
@@ -101,8 +102,12 @@ def _postgres_arguments(url: sa.URL) -> dict[str, Any]:
     return arguments | {"client_encoding": "utf8"}
 
 
-def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False) -> sa.Engine:
+def create_engine(
+    url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False, existing: bool = False
+) -> sa.Engine:
     """An engine for a URL from :func:`parse_url`. It connects to nothing yet.
+
+    With ``existing`` a SQLite file that is not there is an error of whoever connects, as a server that is down is.
 
     ``durable`` makes a commit to SQLite survive a power loss (one more disk flush per transaction). PostgreSQL
     commits are as durable as its server's configuration makes them.
@@ -130,6 +135,9 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
         if undo_in_memory:
             connection.execute("PRAGMA temp_store = MEMORY").close()
 
+    if existing:
+        event.listen(engine, "do_connect", _connect_to_what_is_there)
+
     def begin(connection: sa.Connection) -> None:
         if connection.get_isolation_level() != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -140,7 +148,7 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
 
 
 def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
-    """An engine whose connections only read, each statement by itself: none of them waits for a writer.
+    """An engine whose connections only read, each statement by itself: none waits for a writer, or makes a file.
 
     PostgreSQL cuts a statement that takes longer than ``timeout`` seconds; SQLite has to be watched by its caller.
     """
@@ -173,8 +181,25 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
         connection.isolation_level = None  # no transactions, whatever SQLAlchemy says
         connection.execute("PRAGMA query_only = ON").close()
 
+    event.listen(engine, "do_connect", _connect_to_what_is_there)
     event.listen(engine, "connect", set_up)
     return engine
+
+
+def _connect_to_what_is_there(
+    dialect: sa.Dialect, record: object, arguments: list[str], options: dict[str, Any]
+) -> Any:
+    """A connection to a SQLite file that is there; it makes none.
+
+    An empty file would not only hide that the database was moved away: SQLite takes the log of writes that still lies
+    beside it for a dead database's, and deletes it with all that is committed there.
+    """
+    if options.get("uri"):
+        return None  # the operator's own, with a mode of its own: the driver connects
+    # Two slashes before an empty authority, and a third before the letter of a drive.
+    path = Path(arguments[0]).as_posix()
+    uri = f"file://{'' if path.startswith('/') else '/'}{quote(os.fsencode(path), safe='/:')}?mode=rw"
+    return dialect.connect(uri, **options | {"uri": True})
 
 
 def _read_only(connection: Any, _: object) -> None:
@@ -205,15 +230,31 @@ def _enter_wal(connection: sqlite3.Connection) -> None:
             time.sleep(_WAL_RETRY_S)
 
 
-def create_folder(url: sa.URL) -> None:
-    """Make the folder that a SQLite file is to lie in. Raises StartupError when that is not possible."""
-    if url.get_backend_name() != "sqlite" or url.database is None:
+def create_file(url: sa.URL) -> None:
+    """Make SQLite's file, for this user alone, and the folder that it is to lie in, where they are not there.
+
+    Raises StartupError when that is not possible.
+    """
+    if url.get_backend_name() != "sqlite":
         return
-    folder = Path(url.database).absolute().parent
+    (name,), options = url.get_dialect()().create_connect_args(url)
+    if options.get("uri"):
+        return  # the operator's own: SQLite does what it says
+    path = Path(name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StartupError(f"cannot create the folder of the database, {folder}: {error.strerror}") from None
+        raise StartupError(
+            f"cannot create the folder of the database, {path.parent}: {error.strerror}"
+        ) from None
+    try:
+        # One that is there is not opened: whoever closes it takes SQLite's locks on it from the whole process.
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise StartupError(
+            f"cannot create the SQLite database {url.database}: {error.strerror}; {_SQLITE_NOT_OPENED}"
+        ) from None
 
 
 def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
+import sys
 import threading
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -12,11 +14,11 @@ from urllib.parse import quote
 import pytest
 import sqlalchemy as sa
 
-from service.errors import StartupError
+from service.errors import Internal, StartupError
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import PATIENCE_S, eventually
+from tests.store.harness import PATIENCE_S, ask, eventually
 
 
 @pytest.fixture
@@ -152,6 +154,58 @@ def test_the_folder_of_a_sqlite_file_is_made(open_store: OpenStore, tmp_path: Pa
     file = tmp_path / "data" / "deep" / "predictions.db"
     open_store(url=f"sqlite:///{file}")
     assert file.is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file's mode says nothing there")
+def test_a_new_sqlite_file_is_for_this_user_alone(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """As the journal is, and so are the files that SQLite puts beside it; a file that is there keeps its mode."""
+    file = tmp_path / "predictions.db"
+
+    def modes_of_an_open_store() -> set[str]:
+        store = open_store(url=f"sqlite:///{file}")
+        assert store.record([make_record()])
+        eventually(lambda: store.status().written == 1)
+        found = {
+            f"{path.suffix} {path.stat().st_mode & 0o777:o}" for path in tmp_path.glob("predictions.db*")
+        }
+        store.close(timeout=PATIENCE_S)
+        return found
+
+    mask = os.umask(0o022)
+    try:
+        assert modes_of_an_open_store() == {".db 600", ".db-wal 600", ".db-shm 600"}
+        file.chmod(0o644)
+        assert modes_of_an_open_store() == {".db 644", ".db-wal 644", ".db-shm 644"}
+    finally:
+        os.umask(mask)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not every folder may have such a name there")
+def test_a_question_makes_no_file_where_the_database_was_moved_away(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would delete the log of writes beside an empty file: what is committed there is found after the return."""
+    folder = tmp_path / "what? 100%20 & #1=ñ"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    store = open_store(url="sqlite:///predictions.db")
+    assert store.record([make_record(user="ana")])
+    eventually(lambda: store.status().written == 1)
+    file = folder / "predictions.db"
+    log = file.with_name("predictions.db-wal").read_bytes()
+    file.rename(folder / "elsewhere.db")
+
+    def question() -> int:
+        return len(ask(store, lambda connection: latest(connection, ByUser("ana"), 1)))
+
+    with pytest.raises(Internal, match="cannot be read now"):
+        question()
+    assert not file.exists()
+    assert file.with_name("predictions.db-wal").read_bytes() == log
+    (folder / "elsewhere.db").rename(file)
+    assert question() == 1
 
 
 def test_a_folder_that_cannot_be_made(open_store: OpenStore, tmp_path: Path) -> None:

@@ -212,6 +212,26 @@ def test_a_sqlite_file_that_is_deleted(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_opened_while_a_sqlite_file_is_away(
+    open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """A worker that succeeds another makes no database in its place: it waits for the file, and writes there."""
+    url, file = f"sqlite:///{tmp_path / 'predictions.db'}", tmp_path / "predictions.db"
+    open_store(url=url).close(timeout=PATIENCE_S)
+    file.rename(tmp_path / "elsewhere.db")
+    record = make_record()
+    store = open_store(url=url, during_outage=True, retention_days=1)
+    assert store.record([record])
+    eventually(lambda: not store.status().writing)
+    assert not file.exists()
+    (tmp_path / "elsewhere.db").rename(file)
+    eventually(lambda: store.status().written == 1)
+    engine = database.create_engine(parse_url(url))
+    assert stored(engine) == ids([record])
+    engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_opened_while_a_sqlite_file_is_locked(
     open_store: OpenStore, make_record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
