@@ -16,7 +16,7 @@ from sqlalchemy import event, exc
 from service.errors import StartupError
 
 ACCEPTED: Final = "use sqlite:///path/to/file.db or postgresql://user:password@host:5432/name"
-_QUOTED: Final = "in a user's name or password write @ as %40, : as %3A, / as %2F and % as %25"
+_QUOTED: Final = "in a user's name or password write @ as %40, : as %3A, / as %2F, ? as %3F and % as %25"
 _SEVERAL: Final = (
     "several hosts are written postgresql://user:password@/name?host=first:5432&host=second:5432"
 )
@@ -74,6 +74,9 @@ def parse_url(text: str) -> sa.URL:
         raise StartupError(f"DATABASE_URL has more than one @: {_QUOTED}")
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
+        # Behind a slash, or a question mark, in the user's name all is read as other names, and those are shown.
+        if any(mark in name for name in (url.database or "", *url.query) for mark in "@:"):
+            raise StartupError(f"DATABASE_URL has an @ or a : in the database's name or behind it: {_QUOTED}")
         return _with_usable_options(url.set(drivername="postgresql+psycopg2"))
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):

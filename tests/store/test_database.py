@@ -48,10 +48,17 @@ def test_what_is_not_a_database_of_ours(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["postgresql://ana:s3@cr:et@db/vision", "postgresql://ana:s3@cret@db/vision"]
+    "text",
+    [
+        "postgresql://ana:s3@cr:et@db/vision",
+        "postgresql://ana:s3@cret@db/vision",
+        "postgresql://corp/ana:s3cret@db/vision",
+        "postgresql://corp/ana:s3cret?@db/vision",
+        "postgresql://corp/ana?:s3cret=@db/vision",
+    ],
 )
 def test_a_password_that_must_be_quoted_is_told_how(text: str) -> None:
-    """And no part of it is shown, or looked up as a host's name."""
+    """And no part of it is shown, or taken for a host's, a database's or an option's name."""
     with pytest.raises(StartupError, match="write @ as %40") as failed:
         parse_url(text)
     assert "cr" not in str(failed.value)
