@@ -144,7 +144,7 @@ def _start(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     from service.logs import configure_logging
     from service.modelfile import resolve_model
-    from service.worker import load_engine, open_store
+    from service.worker import load_engine, prepare_database
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
@@ -152,8 +152,7 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.migrate_only:
         # Ctrl-C ends it amid a statement, too, which Python would wait for. What is not committed is as it was.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        engine = load_engine(replace(settings, provider="cpu", threads=1, executors=0))
-        open_store(settings, engine).close(timeout=0)
+        prepare_database(settings, load_engine(replace(settings, provider="cpu", threads=1, executors=0)))
         return 0
     if arguments.command == "tune":
         from service.tune import tune

@@ -27,7 +27,7 @@ from service.modelfile import check_source, resolve_detector, resolve_model
 from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import DETECTORS, Settings
-from service.store import Store, StoreStatus
+from service.store import Store, StoreStatus, prepare
 from service.tracing import start_tracing
 
 if sys.platform == "win32":
@@ -129,6 +129,22 @@ def open_store(
         retention_days=settings.retention_days or None if active else None,
         during_outage=during_outage,
         active=active,
+    )
+
+
+def prepare_database(settings: Settings, engine: Engine) -> None:
+    """What opening a store does to the database, without one: nothing is served yet.
+
+    Raises:
+        StartupError: it cannot be used.
+    """
+    card = engine.card
+    prepare(
+        settings.database_url,
+        labels=card.labels,
+        version_tag=card.version_tag,
+        model_filename=card.path.name,
+        descriptions=DESCRIPTIONS["es"],
     )
 
 

@@ -2,7 +2,8 @@
 
 ::
 
-    store = Store.open(url, labels=..., version_tag=..., model_filename=...)   # migrates; once, at start
+    prepare(url, labels=..., version_tag=..., model_filename=...)              # migrates; opening does, too
+    store = Store.open(url, labels=..., version_tag=..., model_filename=...)   # once, at start
     stored = store.record([PredictionRecord(...), ...])                        # any thread, once per micro-batch
     store.status()                                                             # for health and metrics
     lost = store.close(timeout=10)                                             # writes everything that is left
@@ -41,7 +42,7 @@ from service.store.retention import Retention
 from service.store.segments import Fsync
 from service.store.writer import Writer
 
-__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus"]
+__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +170,7 @@ class Store:
         descriptions = descriptions or {}
 
         def prepare() -> References:
-            migrate(engine, patient=not during_outage)
-            with engine.begin() as connection:
-                references = reference.ensure(connection, model, descriptions)
-                if active:
-                    reference.activate(connection, references.model_id)
-            engine.dispose()  # no idle connection to a server
-            return references
+            return _prepare(engine, model, descriptions, active=active, patient=not during_outage)
 
         references: dict[Model, References] = {}
         try:
@@ -252,6 +247,43 @@ class Store:
         for engine in self._engines:
             engine.dispose()
         return remaining
+
+
+def prepare(
+    url: str,
+    *,
+    labels: Sequence[str],
+    version_tag: str,
+    model_filename: str,
+    descriptions: Mapping[str, str] | None = None,
+) -> None:
+    """What :meth:`Store.open` does to the database, and no more: nothing is stored or deleted, and the active version
+    stays what it is.
+
+    Raises StartupError as it does.
+    """
+    parsed = parse_url(url)
+    create_file(parsed)
+    model = Model(version_tag, model_filename, tuple(labels))
+    engine = create_engine(parsed, durable=True, existing=True)
+    try:
+        _prepare(engine, model, descriptions or {}, active=False, patient=True)
+    except exc.DBAPIError as error:
+        raise unusable(parsed, error) from error
+    finally:
+        engine.dispose()
+
+
+def _prepare(
+    engine: sa.Engine, model: Model, descriptions: Mapping[str, str], *, active: bool, patient: bool
+) -> References:
+    migrate(engine, patient=patient)
+    with engine.begin() as connection:
+        references = reference.ensure(connection, model, descriptions)
+        if active:
+            reference.activate(connection, references.model_id)
+    engine.dispose()  # no idle connection to a server
+    return references
 
 
 def _open_backlog(

@@ -216,10 +216,14 @@ def test_help_has_examples(tmp_path: Path, command: list[str]) -> None:
 
 
 def test_migrating_only_makes_the_tables_and_ends(tmp_path: Path) -> None:
-    """For a job that runs before the replicas start."""
-    assert run_service("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///m.db").returncode == 0
+    """For a job that runs before the replicas start: it needs no journal, and does not say which model is served."""
+    (tmp_path / "file").touch()
+    environment = {"DATABASE_URL": "sqlite:///m.db", "JOURNAL_DIR": "file/journal"}
+    ended = run_service("--migrate-only", cwd=tmp_path, **environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
     with sqlite3.connect(tmp_path / "m.db") as connection:
         assert connection.execute("SELECT count(*) FROM emotion_class").fetchone() == (7,)
+        assert connection.execute("SELECT model_status FROM model_version").fetchall() == [("00",)]
     connection.close()
 
 
