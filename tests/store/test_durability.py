@@ -101,6 +101,7 @@ def test_a_journal_that_can_be_written_later(
 ) -> None:
     """A worker that is replaced while the journal has no room starts, and takes records once it has."""
     (tmp_path / "journal").touch()
+    open_store().close(timeout=10)
     store = open_store(journal_dir=tmp_path / "journal", during_outage=True)
     assert not store.record([make_record()])
     assert (store.status().taking, store.status().last_error) == (False, "journal: File exists")
