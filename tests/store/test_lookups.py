@@ -96,7 +96,14 @@ def test_figures_tell_whose_they_are(
     store.record(
         [
             make_record(user="ana", emotion="sad", confidence=0.5, processing_ms=40.0, timestamp=since),
-            make_record(user="ana", emotion="sad", confidence=0.75, processing_ms=40.0, timestamp=late),
+            make_record(
+                prediction_id=ids.next(),
+                user="ana",
+                emotion="sad",
+                confidence=0.75,
+                processing_ms=40.0,
+                timestamp=late,
+            ),
             make_record(user="ana", emotion="happy", confidence=1.0, processing_ms=40.0, timestamp=late),
             make_record(user="ana", emotion="happy", timestamp=since - timedelta(microseconds=1)),
             make_record(prediction_id=ids.next(), emotion="fear", confidence=0.5, timestamp=middle),
@@ -132,10 +139,10 @@ def test_figures_tell_whose_they_are(
     assert (everybody["scope"], everybody["count"]) == ("anonymous", 2)
     assert list(everybody["emotions"]) == ["fear", "happy"]
     assert "buckets" not in everybody
-    for user in (None, "ana"):
+    for user, emotion, confidence in ((None, "fear", 0.5), ("ana", "sad", 0.75)):
         own = told(user, scope="connection", buckets=2)
-        assert (own["scope"], own["count"], own["mean_confidence"]) == ("connection", 1, 0.5)
-        assert own["buckets"] == [{}, {"fear": 1}]
+        assert (own["scope"], own["count"], own["mean_confidence"]) == ("connection", 1, confidence)
+        assert own["buckets"] == [{}, {emotion: 1}]
 
 
 def test_a_field_that_is_null_is_one_left_out() -> None:
