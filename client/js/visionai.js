@@ -487,8 +487,8 @@ export class VisionAI extends EventTarget {
   }
 
   /** Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection. */
-  async configure(options) {
-    const { configuration } = await this.request("configure", options);
+  async configure(options, { timeoutMs, signal } = {}) {
+    const { configuration } = await this.request("configure", options, { timeoutMs, signal });
     Object.assign(this.#configuration, options);
     return configuration;
   }

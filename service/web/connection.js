@@ -57,13 +57,13 @@ export class Link extends EventTarget {
 
   /**
    * Make the connection one for a camera (the newest frame wins, and a frame without a face is an error), or for
-   * photos. Resolves when the server has agreed; the client repeats it on every new connection. A camera asks for it
-   * only while it is `free`.
+   * photos. Resolves when the server has agreed, for which it has `timeoutMs` or the client's own time; the client
+   * repeats it on every new connection. A camera asks for it only while it is `free`.
    */
-  stream(on) {
+  stream(on, timeoutMs) {
     const change = async () => {
       if (on === this.#streaming) return;
-      await this.client.configure({ stream: on, detect: on ? "always" : "auto" });
+      await this.client.configure({ stream: on, detect: on ? "always" : "auto" }, { timeoutMs });
       this.#streaming = on;
     };
     const changed = this.#mode.then(change);

@@ -238,7 +238,7 @@ export class Photos {
   async #predict(file, options) {
     try {
       const prediction = await this.#link.forPhotos(async () => {
-        await this.#link.stream(false);
+        await this.#link.stream(false, TIMEOUT_MS);
         return this.#link.client.predict(file, { ...options, timeoutMs: TIMEOUT_MS });
       });
       this.#session.add(prediction.faces ?? [], performance.now() / 1_000);
