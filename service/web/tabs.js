@@ -18,7 +18,7 @@ export function makeTabs(list, onChange) {
   const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
   list.addEventListener("keydown", (event) => {
     const move = moves[event.key];
-    if (move === undefined) return;
+    if (move === undefined || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's
     event.preventDefault();
     const at = tabs.indexOf(document.activeElement);
     const next = Number.isFinite(move) ? (at + move + tabs.length) % tabs.length : move < 0 ? 0 : tabs.length - 1;

@@ -31,10 +31,11 @@ export class Session {
     });
   }
 
-  /** Mean shares over all that is kept; null where no face was seen. */
-  shares() {
+  /** Mean shares over the same seconds; null where no face was seen. */
+  shares(time) {
     const total = { count: 0, sums: {} };
-    for (const { count, sums } of this.#seconds.values()) {
+    for (const [second, { count, sums }] of this.#seconds) {
+      if (second <= Math.floor(time) - SECONDS) continue; // only what is added makes the session forget
       total.count += count;
       for (const [name, sum] of Object.entries(sums)) total.sums[name] = (total.sums[name] ?? 0) + sum;
     }
@@ -58,7 +59,7 @@ export class Timeline {
   }
 
   draw(time) {
-    const shares = this.#session.shares();
+    const shares = this.#session.shares(time);
     const order = inOrder(Object.keys(shares ?? {}));
     drawShares(this.#canvas, this.#session.columns(time), order);
     const parts = order.map((name) => [name, `${emotionName(name)} ${percent(shares[name])}`]);

@@ -51,7 +51,8 @@ async def test_axe_finds_no_serious_fault(open_page: OpenPage) -> None:
 
 
 async def test_the_keyboard_alone_is_enough(open_page: OpenPage) -> None:
-    """Skip link, switches, tabs by arrow keys, start, pause and stop: reached in order, with a visible focus."""
+    """Skip link, switches, tabs by arrow keys, start, pause and stop: reached in order, with a visible focus.
+    Arrows with Alt, say, which is the way back, are the browser's."""
     page = (await open_page()).page
     press, focused = page.keyboard.press, page.locator(":focus")
     await press("Tab")
@@ -61,6 +62,8 @@ async def test_the_keyboard_alone_is_enough(open_page: OpenPage) -> None:
         await expect(focused).to_have_id(expected)
     outline = await focused.evaluate("(element) => getComputedStyle(element).outlineStyle")
     assert outline == "solid"
+    for modifier in ("Alt", "Control", "Meta", "Shift"):
+        await press(f"{modifier}+End")
     await press("ArrowRight")
     await expect(page.locator("#photos")).to_be_visible()
     await press("End")
