@@ -25,8 +25,9 @@ export class Link extends EventTarget {
   #streaming = false;
   #photos = 0; // works of `forPhotos`
 
-  /** Connect, with a token if there is one. A connection of before is given up. */
-  start(token) {
+  /** Connect, with a token if there is one, which spaces alone are not. A connection of before is given up. */
+  start(typed = "") {
+    const token = typed.trim() || undefined;
     clearTimeout(this.#retry);
     this.client?.close();
     this.#withToken = token !== undefined;

@@ -91,6 +91,7 @@ export class History {
     if (this.#extending) return; // it was pressed twice
     this.#extending = true;
     const latest = this.#latest;
+    const shown = latest.length;
     try {
       const page = await this.#link.client.history({ limit: PAGE, cursor: this.#next });
       if (latest === this.#latest) {
@@ -102,7 +103,17 @@ export class History {
     } finally {
       this.#extending = false;
     }
+    const pressed = document.activeElement === $("more");
     this.#render();
+    // The button goes with the last page: the keyboard goes on at what it has brought.
+    if (pressed && $("more").hidden) this.#focusRow(Math.min(shown, this.#latest.length - 1));
+  }
+
+  #focusRow(index) {
+    const row = $("latest").rows[index];
+    if (row === undefined) return;
+    row.tabIndex = -1;
+    row.focus();
   }
 
   #failed(error) {

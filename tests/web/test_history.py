@@ -90,7 +90,8 @@ def stored(request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
-    """Counts, mean confidence and latency as figures, shares as bars and over time, the latest predictions in pages."""
+    """Counts, mean confidence and latency as figures, shares as bars and over time, the latest predictions in pages;
+    the button for more goes with the last of these, and the keyboard is at what that has brought."""
     page = (await open_page(before=answering(stored))).page
     await page.click("#tab-history")
     for id_, text in (("count", "40"), ("confidence", "83%"), ("p50", "1.5 ms"), ("p99", "12 ms")):
@@ -116,9 +117,11 @@ async def test_history_and_statistics_are_shown(open_page: OpenPage) -> None:
     )
     assert {"204,187,68", "68,119,170"} <= set(colours)
     await expect(page.locator("#latest tr")).to_have_count(20)
-    await page.click("#more")
+    await page.focus("#more")
+    await page.keyboard.press("Enter")
     await expect(page.locator("#latest tr")).to_have_count(40)
     await expect(page.locator("#more")).to_be_hidden()
+    await expect(page.locator("#latest tr").nth(20)).to_be_focused()
 
 
 async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> None:
@@ -202,11 +205,16 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
 async def test_a_service_with_required_tokens_is_used_from_the_page(
     open_page: OpenPage, start_process: StartProcess
 ) -> None:
-    """A wrong token is said to be wrong; with a right one, photos are answered and the user's history is shown."""
+    """Spaces are no token, a wrong one is said to be wrong; with a right one, photos are answered and the user's
+    history is shown."""
     secret = "a secret of the tests, of at least 32 bytes"
     service = start_process(AUTH="required", JWT_SECRET=secret)
     page = (await open_page(service=service.url)).page
     await expect(page.locator("#token-input")).to_be_focused()
+    await page.keyboard.type("   ")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#token-input")).to_be_focused()
+    await expect(page.locator("#notice")).to_be_hidden()
     await page.keyboard.type("wrong")
     await page.keyboard.press("Enter")
     await expect(page.locator("#notice-text")).to_have_text(
@@ -297,17 +305,23 @@ async def test_a_list_that_is_empty_beside_counts_says_why(open_page: OpenPage) 
 
 
 async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
-    """A median and a rate over a span, shares per column of time, order and names of labels of another model."""
+    """A median and a rate over a span, shares per column of time and of the last two minutes, order and names of labels
+    of another model."""
     page = (await open_page()).page
     result = await page.evaluate(
         """async () => {
           const { Meter } = await import("/web/meters.js");
           const { toShares } = await import("/web/history.js");
+          const { Session } = await import("/web/timeline.js");
           const { inOrder } = await import("/web/emotions.js");
           const { emotionName } = await import("/web/i18n.js");
           const meter = new Meter(1000);
           for (const [value, now] of [[1, 0], [9, 500], [3, 900], [4, 1200]]) meter.add(value, now);
+          const session = new Session();
+          session.add([{ emotion_name: "sad" }], 100.9);
+          session.add([{ emotion_name: "happy" }], 101);
           return {
+            session: [219.9, 220, 221].map((time) => session.shares(time)),
             median: meter.median(1200), rate: meter.rate(1200), none: meter.median(9000),
             shares: toShares([{ sad: 1, happy: 1 }, {}, { sad: 4 }]), order: inOrder(["zeal", "sad", "awe", "happy"]),
             names: ["happy", "working", "face", "constructor"].map(emotionName),
@@ -318,6 +332,7 @@ async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
         "median": 4,
         "rate": 3,
         "none": None,
+        "session": [{"sad": 0.5, "happy": 0.5}, {"happy": 1}, None],
         "shares": [{"sad": 0.5, "happy": 0.5}, None, {"sad": 1}],
         "order": ["happy", "sad", "awe", "zeal"],
         "names": ["Happy", "working", "face", "constructor"],
