@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from conversion.errors import GraphError
+from conversion.errors import GraphError, quoted
 from conversion.images import Images
 from conversion.onnxfile import consumers_of
 from conversion.parity import compare
@@ -61,7 +61,7 @@ def check_graph(model: onnx.ModelProto, images: Images, tolerance: float) -> Gra
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GraphError(f"onnx.checker: {' '.join(str(error).split())[:300]}") from error
+        raise GraphError(f"onnx.checker: {quoted(error)}") from error
     check_batch_normalization(model)
     operations = Counter(node.op_type for node in model.graph.node)
     level_difference = _check_levels(model, images, tolerance)

@@ -10,7 +10,15 @@ ConversionError (1)
 The message of each is one line that says what is wrong and what to do about it.
 """
 
+import re
 from typing import ClassVar
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Keras sets some of its errors in bold, for terminals
+
+
+def quoted(error: Exception) -> str:
+    """Return what a library says of its error, as part of a line of ours: no line breaks, no colours, not endless."""
+    return " ".join(_COLOUR.sub("", str(error)).split())[:300]
 
 
 class ConversionError(Exception):

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 
 from conversion.constants import fold_constants
-from conversion.errors import GraphError
+from conversion.errors import GraphError, quoted
 from conversion.lowering import lower
 from conversion.onnxfile import BATCH, INPUT, OUTPUT
 from conversion.options import Specification
@@ -83,9 +83,7 @@ def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProt
             opset=specification.opset,
         )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        raise GraphError(
-            f"tf2onnx cannot convert the network: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise GraphError(f"tf2onnx cannot convert the network: {quoted(error)}") from error
     if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
         raise GraphError("the network holds loops or branches; only straight classifiers can be converted")
     foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})

@@ -9,7 +9,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime as ort
 
-from conversion.errors import GraphError
+from conversion.errors import GraphError, quoted
 from conversion.images import Images, Probabilities
 
 _BATCH = 64
@@ -37,8 +37,7 @@ def open_session(model: bytes | Path, level: str = "all") -> ort.InferenceSessio
     try:
         return ort.InferenceSession(target, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind11 exceptions without a common base but Exception.
-        text = " ".join(str(error).split())
-        raise GraphError(f"ONNX Runtime refuses the model: {text[:300]}") from error
+        raise GraphError(f"ONNX Runtime refuses the model: {quoted(error)}") from error
 
 
 def run(session: ort.InferenceSession, images: Images) -> Probabilities:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conversion.digests import sha256_of
-from conversion.errors import OptionError, SourceError
+from conversion.errors import OptionError, SourceError, quoted
+from conversion.float32 import in_float32
 from conversion.options import NetworkShape, Options, input_geometry
 from conversion.sourcefile import SourceFormat, identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
@@ -82,7 +83,7 @@ def _load_keras(path: Path, options: Options) -> _Loaded:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises nearly every type here; each becomes one line.
         raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
-    _use_float32(model)
+    model = in_float32(path, model)
     height, width, channels = _input_shape(path, model)
     shape = NetworkShape(height, width, channels, 0, scales_itself=False)
     geometry = input_geometry(options, shape, path.name)
@@ -108,14 +109,7 @@ def _why_not_loaded(error: Exception) -> str:
         return f"custom layer or class {missing[1]} is missing; give the Python file with --custom FILE.py"
     if ("Lambda" in text and "safe_mode" in text) or "python bytecode" in text.lower():
         return "a Lambda layer holds Python code, which is not run; export the model as a SavedModel instead"
-    return f"Keras cannot load it: {text[:300] or type(error).__name__}"
-
-
-def _use_float32(model: Any) -> None:
-    """Make a network that was trained in mixed precision compute in float32, as its ONNX form will."""
-    for layer in model._flatten_layers():
-        if layer.compute_dtype != "float32":
-            layer.dtype_policy = keras.DTypePolicy("float32")
+    return f"Keras cannot load it: {quoted(error) or type(error).__name__}"
 
 
 def _scales_itself(model: Any) -> bool:
@@ -167,8 +161,7 @@ def _load_savedmodel(path: Path, options: Options) -> _Loaded:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # A damaged protobuf, variable file or op: TensorFlow has a type for each.
-        text = " ".join(str(error).split())
-        raise SourceError(f"{path}: TensorFlow cannot load it: {text[:300]}") from error
+        raise SourceError(f"{path}: TensorFlow cannot load it: {quoted(error)}") from error
     signature = loaded.signatures.get("serving_default") or loaded.signatures.get("serve")
     if signature is None:
         names = ", ".join(loaded.signatures) or "none"
@@ -195,8 +188,7 @@ def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int
     try:
         output = call(tf.zeros((1, *geometry), tf.float32))
     except Exception as error:  # Whatever a layer raises on the size that was given.
-        text = " ".join(str(error).split())
-        raise SourceError(f"{path}: fails on an image of {_shown(geometry)}: {text[:300]}") from error
+        raise SourceError(f"{path}: fails on an image of {_shown(geometry)}: {quoted(error)}") from error
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 2 or shape[0] != 1:
         found = _shown(shape) if shape else type(output).__name__
@@ -209,8 +201,7 @@ def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int
     try:
         batch = tuple(call(tf.zeros((2, *geometry), tf.float32)).shape)
     except Exception as error:  # As above.
-        text = " ".join(str(error).split())
-        raise SourceError(f"{path}: {_ONE_AT_A_TIME} ({text[:300]})") from error
+        raise SourceError(f"{path}: {_ONE_AT_A_TIME} ({quoted(error)})") from error
     if batch != (2, shape[1]):
         raise SourceError(f"{path}: {_ONE_AT_A_TIME} (the output for two is {_shown(batch)})")
     return int(shape[1])
