@@ -3,7 +3,7 @@
 Light on purpose: importing it loads neither NumPy nor OpenCV.
 """
 
-from client.async_client import DEFAULT_URL, AsyncClient, Detect, Outcome, Priority
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, Priority
 from client.blocking_client import Client
 from client.errors import (
     CannotConnect,
@@ -28,6 +28,7 @@ from client.errors import (
     VisionAIError,
 )
 from client.images import ImageSource
+from client.many import Outcome
 from client.protocol import Welcome
 from client.results import (
     Box,

@@ -6,9 +6,8 @@ import asyncio
 import copy
 import itertools
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -25,6 +24,7 @@ from client.errors import (
     VisionAIError,
 )
 from client.images import ImageSource, bytes_of, check_several
+from client.many import Outcome, in_order
 from client.protocol import Request, Welcome
 from client.retry import Retry
 
@@ -35,23 +35,6 @@ _USERS_OWN = frozenset({"history", "stats"})
 
 Detect = Literal["auto", "always", "never"]
 Priority = Literal["high", "normal", "low"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one image of `predict_many`: a prediction, or the error, never both."""
-
-    index: int
-    source: ImageSource
-    prediction: results.Prediction | None
-    error: VisionAIError | OSError | None
-
-    def __repr__(self) -> str:
-        """As a dataclass's, but for the bytes of an image: those of one fill a terminal."""
-        source = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else repr(self.source)
-        return (
-            f"Outcome(index={self.index}, {source=!s}, prediction={self.prediction!r}, error={self.error!r})"
-        )
 
 
 class AsyncClient:
@@ -189,7 +172,7 @@ class AsyncClient:
 
     async def predict_many(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
         concurrency: int = 16,
         detect: Detect | None = None,
@@ -200,7 +183,8 @@ class AsyncClient:
         """The emotions in many images: an outcome for each, in their order.
 
         At most `concurrency` images are in memory and in flight. `images` is drawn from as needed, so it may be
-        endless. An image that fails does not stop the others; what would fail all of them is raised.
+        endless; where it waits for its images, as those of a camera, give an asynchronous one: outcomes come out
+        meanwhile. An image that fails does not stop the others; what would fail all of them is raised.
 
         Raises:
             ConnectionFailed: the server cannot be reached any more.
@@ -219,20 +203,9 @@ class AsyncClient:
                 return Outcome(index, source, None, error)
             return Outcome(index, source, prediction, None)
 
-        window: deque[asyncio.Task[Outcome]] = deque()
-        try:
-            for index, source in enumerate(images):
-                window.append(asyncio.create_task(settle(index, source)))
-                if len(window) >= concurrency:
-                    yield await window[0]
-                    window.popleft()
-            while window:
-                yield await window[0]
-                window.popleft()
-        finally:
-            for task in window:
-                task.cancel()
-            await asyncio.gather(*window, return_exceptions=True)
+        async with aclosing(in_order(images, concurrency, settle)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def emotions(self) -> tuple[results.Emotion, ...]:
         """The emotions that the server tells apart."""

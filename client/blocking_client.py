@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from client import results
-from client.async_client import DEFAULT_URL, AsyncClient, Detect, Outcome, Priority
+from client.async_client import DEFAULT_URL, AsyncClient, Detect, Priority
 from client.errors import ConnectionFailed, ConnectionLost, Unauthorized, VisionAIError
 from client.images import ImageSource, check_several
+from client.many import Outcome
 from client.protocol import Welcome
 from client.retry import Retry
 
@@ -130,7 +131,7 @@ class Client:
     ) -> Iterator[Outcome]:
         """The emotions in many images, in their order, see `AsyncClient.predict_many`.
 
-        `images` is drawn from in the caller's thread.
+        `images` is drawn from in the caller's thread. An outcome that is there comes out once the next image is.
         """
         check_several(images, concurrency)
         window: deque[tuple[int, ImageSource, concurrent.futures.Future[results.Prediction]]] = deque()
@@ -140,7 +141,8 @@ class Client:
                     source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
                 )
                 window.append((index, source, self._start(prediction)))
-                if len(window) >= concurrency:
+                # One for each that is drawn: a program that is slow with them leaves the server something to do.
+                if len(window) >= concurrency or window[0][2].done():
                     yield self._outcome(*window[0])
                     window.popleft()
             while window:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.async_client import Outcome
 from client.errors import VisionAIError
+from client.many import Outcome
 from client.results import Prediction
 
 

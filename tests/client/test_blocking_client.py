@@ -161,6 +161,29 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
     await asyncio.to_thread(program)
 
 
+async def test_an_outcome_comes_out_once_the_next_image_is_there(peer: Peer) -> None:
+    """A source that is slow, such as a camera, does not hold back all of what was answered meanwhile."""
+    sources = [image("sad"), image("happy"), image("fear")]
+
+    def program() -> list[int]:
+        drawn = 0
+
+        def slow() -> Iterator[bytes]:
+            nonlocal drawn
+            for number, source in enumerate(sources):
+                if number:  # until the ones before are answered: they, and these in between
+                    client.predict(image("neutral", after=2 * number - 1, n=number))
+                drawn += 1
+                yield source
+
+        with Client(peer.url) as client:
+            return [drawn for _ in client.predict_many(slow())]
+
+    counts = await asyncio.to_thread(program)
+    assert len(counts) == 3
+    assert counts[0] <= 2
+
+
 async def test_a_number_at_a_time_that_is_not_whole_is_a_limit_too(peer: Peer) -> None:
     """As half of the cores may be: it is not one that is never reached."""
     images = iter([image("sad", n=number) for number in range(8)])

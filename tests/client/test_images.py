@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,84 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
             if seen == 20:
                 break
         await outcomes.aclose()
+
+
+async def test_outcomes_do_not_wait_for_the_images_after_them(peer: Peer) -> None:
+    """Of an asynchronous source, such as a camera, each comes out while the next one is not there yet."""
+    seen = asyncio.Event()
+
+    async def answered_first() -> AsyncIterator[bytes]:
+        for emotion in ("sad", "happy", "fear"):
+            yield image(emotion)
+            await seen.wait()
+            seen.clear()
+
+    found = []
+    async with connect(peer) as client, asyncio.timeout(20):
+        async for outcome in client.predict_many(answered_first()):
+            assert outcome.prediction is not None
+            found.append((outcome.index, outcome.prediction.emotion_name))
+            seen.set()
+    assert found == [(0, "sad"), (1, "happy"), (2, "fear")]
+
+
+async def test_images_that_are_waited_for_are_drawn_only_as_needed(peer: Peer) -> None:
+    """Of an asynchronous source too, at most `concurrency` are taken ahead, and all of them come out in order."""
+    taken = 0
+
+    async def some() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while taken < 20:
+            taken += 1
+            yield image("sad", n=taken)
+
+    seen = 0
+    async with connect(peer) as client:
+        async for outcome in client.predict_many(some(), concurrency=4):
+            assert outcome.index == seen
+            seen += 1
+            assert taken <= seen + 3
+    assert seen == 20
+
+
+@pytest.mark.parametrize("way", ["closed", "cancelled"])
+async def test_a_source_is_not_waited_for_by_nobody(peer: Peer, way: str) -> None:
+    """Closed or cancelled while the source has no image: it is told so, and no task is left."""
+    told = []
+
+    async def one() -> AsyncIterator[bytes]:
+        yield image("sad")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append(way)
+            raise
+
+    async with connect(peer) as client:
+        await client.connect()
+        before = asyncio.all_tasks()
+        outcomes = client.predict_many(one())
+        await anext(outcomes)
+        if way == "closed":
+            await outcomes.aclose()
+        else:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await anext(outcomes)
+        assert told == [way]
+        assert asyncio.all_tasks() == before
+
+
+async def test_what_a_source_raises_is_raised(peer: Peer) -> None:
+    """An asynchronous source that fails ends it with its own error."""
+
+    async def failing() -> AsyncIterator[bytes]:
+        yield image("sad", gated=True)
+        raise OSError("the camera is gone")
+
+    async with connect(peer) as client:
+        with pytest.raises(OSError, match="the camera is gone"):
+            await anext(client.predict_many(failing()))
 
 
 async def test_a_number_at_a_time_that_is_not_whole_is_a_limit_too(peer: Peer) -> None:

@@ -1,0 +1,88 @@
+"""Many images: what becomes of each, in their order, with some of them in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from client import results
+from client.errors import VisionAIError
+from client.images import ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image of `predict_many`: a prediction, or the error, never both."""
+
+    index: int
+    source: ImageSource
+    prediction: results.Prediction | None
+    error: VisionAIError | OSError | None
+
+    def __repr__(self) -> str:
+        """As a dataclass's, but for the bytes of an image: those of one fill a terminal."""
+        source = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else repr(self.source)
+        return (
+            f"Outcome(index={self.index}, {source=!s}, prediction={self.prediction!r}, error={self.error!r})"
+        )
+
+
+async def in_order(
+    images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+    concurrency: int,
+    settle: Callable[[int, ImageSource], Coroutine[Any, Any, Outcome]],
+) -> AsyncGenerator[Outcome]:
+    """What `settle` gives for each image, in their order; one that is there waits for no image that is not drawn yet.
+
+    At most `concurrency` images are drawn ahead of what is given out. No task is left behind, however this ends.
+    """
+    at_once, one_by_one = (None, aiter(images)) if isinstance(images, AsyncIterable) else (iter(images), None)
+    window: deque[asyncio.Task[Outcome]] = deque()
+    drawing: asyncio.Task[list[ImageSource]] | None = None
+    number = itertools.count()
+
+    def start(image: ImageSource) -> None:
+        window.append(asyncio.create_task(settle(next(number), image)))
+
+    try:
+        while True:
+            if drawing is not None and drawing.done():
+                drawn, drawing = drawing.result(), None
+                if drawn:
+                    start(*drawn)
+                else:
+                    one_by_one = None
+            while at_once is not None and len(window) < concurrency:
+                for image in at_once:
+                    start(image)
+                    break
+                else:
+                    at_once = None
+            if one_by_one is not None and drawing is None and len(window) < concurrency:
+                drawing = asyncio.create_task(_next(one_by_one))
+            if window and (drawing is None or window[0].done()):
+                yield await window[0]
+                window.popleft()
+            elif drawing is not None:
+                await asyncio.wait(
+                    [drawing, *itertools.islice(window, 1)], return_when=asyncio.FIRST_COMPLETED
+                )
+            else:
+                return
+    finally:
+        tasks = [*window, *([] if drawing is None else [drawing])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _next(images: AsyncIterator[ImageSource]) -> list[ImageSource]:
+    """The next image; none at the end."""
+    try:
+        return [await anext(images)]
+    except StopAsyncIteration:
+        return []
