@@ -329,6 +329,56 @@ const sleep = (ms, signal) =>
     signal?.addEventListener("abort", stop, { once: true });
   });
 
+/** Images of an iterator, drawn one at a time, and not waited for; `news` is called when one is there, or none comes. */
+class Source {
+  ended = false;
+  #iterator;
+  #news;
+  #drawing = false;
+  #drawn = null; // what was drawn and not taken: {image} or {error}
+
+  constructor(iterator, news) {
+    this.#iterator = iterator;
+    this.#news = news;
+  }
+
+  /** Begin to draw the next image, unless one is being drawn, or waits to be taken. */
+  async draw() {
+    if (this.ended || this.#drawing || this.#drawn) return;
+    this.#drawing = true;
+    try {
+      const { done, value } = await this.#iterator.next();
+      if (done) this.ended = true;
+      else this.#drawn = { image: await value };
+    } catch (error) {
+      this.#drawn = { error };
+    }
+    this.#drawing = false;
+    this.#news();
+  }
+
+  /** Give the image that was drawn to `use`. What the iterator has thrown is thrown. */
+  take(use) {
+    if (!this.#drawn) return;
+    const { image, error } = this.#drawn;
+    const failed = "error" in this.#drawn;
+    this.#drawn = null;
+    if (failed) {
+      this.ended = true;
+      throw error;
+    }
+    use(image);
+  }
+
+  /** End the iterator, where it has not ended itself. One that is asked for an image may never hear of it. */
+  async close() {
+    if (this.ended) return;
+    this.ended = true;
+    const closed = Promise.resolve(this.#iterator.return?.());
+    await (this.#drawing ? closed.catch(ignore) : closed);
+  }
+}
+
 /** A client. Fires the events "open" (with the welcome as `detail`), "close" and "reconnecting". */
 export class VisionAI extends EventTarget {
   #options;
@@ -405,7 +455,8 @@ export class VisionAI extends EventTarget {
 
   /**
    * The emotions in many images, in their order: {index, image, prediction} or {index, image, error} for each.
-   * At most `concurrency` are in flight. What would fail all of them is thrown instead.
+   * One that is there waits for no image that is not. At most `concurrency` are in flight. What would fail all of them
+   * is thrown instead.
    */
   async *predictMany(images, { concurrency = 16, ...options } = {}) {
     if (!(concurrency >= 1)) throw new RangeError(`concurrency is at least 1, not ${concurrency}`);
@@ -429,23 +480,39 @@ export class VisionAI extends EventTarget {
         return { index, image, error };
       }
     };
+    let wake = ignore;
+    const news = () => wake();
+    const source = new Source(sequence.call(images), news);
     const flight = [];
-    const abortAll = () => flight.forEach(({ abort }) => abort.abort(options.signal?.reason));
+    let index = 0;
+    const start = (image) => {
+      const entry = { abort: new AbortController(), settled: false };
+      entry.outcome = settle(index++, image, entry.abort.signal);
+      entry.outcome.catch(ignore).then(() => (entry.settled = true)).then(news); // it is thrown when its turn comes
+      flight.push(entry);
+    };
+    const abortAll = () => {
+      for (const { abort } of flight) abort.abort(options.signal?.reason);
+      wake();
+    };
     options.signal?.addEventListener("abort", abortAll, { once: true });
     try {
-      let index = 0;
-      for await (const image of images) {
+      for (;;) {
+        const woken = new Promise((resolve) => (wake = resolve)); // before it is looked: nothing is missed
         options.signal?.throwIfAborted();
-        const abort = new AbortController();
-        const outcome = settle(index++, image, abort.signal);
-        outcome.catch(() => {}); // it is thrown when its turn comes
-        flight.push({ outcome, abort });
-        if (flight.length >= concurrency) yield await flight.shift().outcome;
+        source.take(start);
+        if (flight.length < concurrency) source.draw();
+        if (flight[0]?.settled) yield await flight.shift().outcome;
+        else if (flight.length || !source.ended) await woken;
+        else break;
       }
-      while (flight.length) yield await flight.shift().outcome;
+    } catch (error) {
+      await source.close().catch(ignore); // the first error is the one that says why
+      throw error;
     } finally {
       options.signal?.removeEventListener("abort", abortAll);
       abortAll();
+      await source.close();
     }
   }
 
