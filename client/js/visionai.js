@@ -370,12 +370,13 @@ class Source {
     use(image);
   }
 
-  /** End the iterator, where it has not ended itself. One that is asked for an image may never hear of it. */
+  /** End the iterator, where it has not ended itself. A generator that makes an image hears of it after that only. */
   async close() {
     if (this.ended) return;
     this.ended = true;
     const closed = Promise.resolve(this.#iterator.return?.());
-    await (this.#drawing ? closed.catch(ignore) : closed);
+    if (this.#drawing) closed.catch(ignore);
+    else await closed;
   }
 }
 

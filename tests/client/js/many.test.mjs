@@ -11,6 +11,8 @@ const emotions = async (outcomes) => {
   return found;
 };
 
+const ignore = () => {};
+
 /** A source that gives one image, and then none; `asked` is resolved once it is waited for. */
 function stuck(first = image("sad")) {
   const source = { told: 0, [Symbol.asyncIterator]: () => source };
@@ -25,7 +27,10 @@ function stuck(first = image("sad")) {
       return new Promise((_, reject) => (source.fail = reject));
     };
   });
-  source.return = async () => ({ done: Boolean(++source.told) });
+  source.return = () => {
+    source.told++;
+    return new Promise(ignore); // as of a generator that is asked for an image already
+  };
   return source;
 }
 
