@@ -280,6 +280,41 @@ def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> 
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+@pytest.mark.parametrize("ends", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_what_ends_the_group_of_the_limit_ends_its_workers_too(ends: str) -> None:
+    """`timeout` sends it to all: the bench ends, no matter which lock its idle workers hold, and nobody is left."""
+    code = """
+import signal, sys
+from benchmarks.limit import limit_bench
+from service.settings import DEFAULT_MODEL
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
+with limit_bench(DEFAULT_MODEL, 2) as bench:
+    bench.measure("processes", "64x64", seconds=0.2)
+    print(flush=True)
+    signal.pause()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        children = psutil.Process(process.pid).children()
+        try:
+            # They wait for work: one for the pipe, with the lock of the queue, and the other for the lock.
+            while not all(each.status() == psutil.STATUS_SLEEPING for each in children):
+                time.sleep(0.01)
+            number = getattr(signal, ends)
+            os.killpg(process.pid, number)
+            process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == (-number if ends == "SIGKILL" else 128 + number)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("ends", "shell"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "trap '' INT;")])
 def test_a_benchmark_that_is_ended_ends_its_service(ends: str, shell: str) -> None:
