@@ -48,8 +48,9 @@ examples:
 
 # Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
 _EXIT_CANNOT_START = 2
-# And of --reload: 0 done, 1 the old model is still served, 2 no service was found.
+# And of --reload: 0 done, 1 the old model is still served, 2 no service was found, 3 done, and it cannot be printed.
 _EXIT_NOT_RELOADED = 1
+_EXIT_RELOADED_UNTOLD = 3
 
 
 def main() -> int:
@@ -199,7 +200,12 @@ def _reload() -> int:
         print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
         return _EXIT_NOT_RELOADED
     canary = "" if outcome.canary_tag is None else f", canary {outcome.canary_tag}"
-    print(f"reloaded: model {outcome.version_tag}{canary}")
+    try:
+        _print(f"reloaded: model {outcome.version_tag}{canary}")
+    except OSError as exc:
+        if not isinstance(exc, BrokenPipeError):  # its reader has gone: there is nobody to tell
+            print(f"reloaded, but the output cannot be written: {exc.strerror}", file=sys.stderr)
+        return _EXIT_RELOADED_UNTOLD
     return 0
 
 
@@ -210,15 +216,23 @@ def _create_key(settings: Settings, user: str, days: int | None) -> int:
         raise StartupError("API_KEYS_FILE is not set: name a file, which is made where there is none")
     key = api_keys.create(settings.api_keys_file, user, days)
     try:
-        print(key, flush=True)
+        _print(key)
     except OSError as exc:
-        # What is left in the buffer would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise StartupError(
             f"the key cannot be printed ({exc.strerror}), and nobody knows it: delete the last line of"
             f" {settings.api_keys_file}, and make another"
         ) from None
     return 0
+
+
+def _print(line: str) -> None:
+    """Raises OSError where it cannot be written."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 if __name__ == "__main__":

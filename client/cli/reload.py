@@ -13,8 +13,13 @@ import typer
 from client.cli.exit_codes import ExitCode
 from client.cli.serve import require_service
 
-# The service's own command tells these apart by 1 and 2.
-_EXIT_CODES = {0: ExitCode.OK, 1: ExitCode.SERVER_ERROR, 2: ExitCode.CANNOT_CONNECT}
+# The service's own command tells these apart.
+_EXIT_CODES = {
+    0: ExitCode.OK,
+    1: ExitCode.SERVER_ERROR,
+    2: ExitCode.CANNOT_CONNECT,
+    3: ExitCode.OUTPUT_FAILED,
+}
 
 
 def reload(
@@ -27,7 +32,8 @@ def reload(
 
     VisionAI's own clients lose no request meanwhile. Others see the close 1001 and connect again.
 
-    Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read.
+    Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read, 6 where it has
+    reloaded and the output cannot be written.
 
     What is read anew is the service's .env: that of its own folder.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from client import AsyncClient
 from service.reload import request_reload
 from tests.service.harness import (
     FACE,
+    ROOT,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
@@ -347,3 +350,31 @@ async def test_the_clients_command_reloads(start_process: StartProcess, tmp_path
         code, said = await visionai(*options, folder=folder)
         assert code == 4
         assert f"model {VERSION} is still served" in said
+
+
+@pytest.mark.parametrize(("module", "code"), [(("service", "--reload"), 3), (("client", "reload"), 6)])
+@pytest.mark.parametrize("output", ["full", "gone"])
+async def test_a_reload_that_cannot_be_told_of_is_no_failed_reload(
+    start_process: StartProcess, tmp_path: Path, module: tuple[str, ...], code: int, output: str
+) -> None:
+    """A code of its own: one line where the disk is full, none where the reader has gone, and no traceback."""
+    start_process(WORKERS="1")
+    if output == "full":
+        writing = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *module),
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(TIMEOUT):
+            _, said = await process.communicate()
+    finally:
+        os.close(writing)
+    full = b"reloaded, but the output cannot be written: No space left on device\n"
+    assert (process.returncode, said) == (code, full if output == "full" else b"")
