@@ -3,10 +3,9 @@
 import argparse
 import json
 import math
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +16,7 @@ from conversion.images import faces_path
 from conversion.options import Options, read_sidecar
 from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
 from conversion.sourcefile import identify
+from conversion.telling import told
 
 _EPILOGUE = """
 examples:
@@ -232,23 +232,6 @@ def _verify(arguments: Sequence[str]) -> int:
         f" {verified.parity.max_difference:.1e} of the source"
     )
     return told(lambda: print(text), "the model is verified")
-
-
-def told(tell: Callable[[], None], done: str) -> int:
-    """Call `tell` to print what came of a command, and return its exit status. What is `done` does not depend on who
-    reads it: where `head` has gone, nothing is missing; on a full disk the report is.
-    """
-    try:
-        tell()
-        print(end="", flush=True)
-    except OSError as error:
-        # What is left in the buffer would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 0
-        print(f"error: {done}, but the report cannot be printed: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def missing_build_tool(error: ModuleNotFoundError) -> str | None:

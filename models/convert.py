@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conversion.atomic import write_atomically
 from conversion.errors import ConversionError
+from conversion.telling import told
 from models.detector import convert_detector, is_detector
 from models.fetch import ensure_fetched, sha256_of
 from models.sources import ROOT, ModelSource, ModelSourceError, read_source
@@ -59,7 +60,8 @@ def is_current(source: ModelSource, output: Path) -> bool:
 def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> int:
     """Convert the named sources (the served ones when none is named) and return the exit status.
 
-    Needs neither network nor TensorFlow when nothing changed. With `report`, a folder, each source is converted
+    Needs neither network nor TensorFlow when nothing changed. A reader of its output that goes early changes nothing.
+    With `report`, a folder, each source is converted
     whether or not it changed, and its report goes into a subfolder by its name.
     """
     try:
@@ -68,9 +70,11 @@ def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> i
             if source.output is None:
                 raise ModelSourceError(f"{source.description.name}: [conversion] has no 'output'")
             if not force and report is None and is_current(source, source.output):
-                print(f"{source.output.name}: nothing changed")
-                continue
-            status = _convert(source, source.output, report / name if report else None)
+                status = _tell(
+                    f"{source.output.name}: nothing changed", f"{source.output.name} is up to date"
+                )
+            else:
+                status = _convert(source, source.output, report / name if report else None)
             if status != 0:
                 return status
     except (ModelSourceError, ConversionError) as error:
@@ -83,9 +87,10 @@ def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     path = ensure_fetched(source)
     try:
         if is_detector(source):
-            convert_detector(source, path, output)
+            difference = convert_detector(source, path, output)
             _write_stamp(source, output)
-            return 0
+            line = f"{output.name}: converted; differs from TensorFlow Lite by at most {difference:.1e}"
+            return _tell(line, f"{output.name} is converted")
         from conversion.cli import main
 
         arguments = [str(path), "-o", str(output), "--sidecar", str(source.description)]
@@ -95,6 +100,10 @@ def _convert(source: ModelSource, output: Path, report: Path | None) -> int:
     if status == 0:
         _write_stamp(source, output)
     return status
+
+
+def _tell(line: str, done: str) -> int:
+    return told(lambda: print(line), done)
 
 
 def _write_stamp(source: ModelSource, output: Path) -> None:

@@ -26,8 +26,10 @@ def _describe(source: ModelSource) -> dict[str, Any]:
     return tomllib.loads(source.description.read_text("utf-8"))
 
 
-def convert_detector(source: ModelSource, tflite: Path, output: Path) -> None:
+def convert_detector(source: ModelSource, tflite: Path, output: Path) -> float:
     """Convert one detector, and write it with its manifest: both complete or not at all.
+
+    Returns by how much it differs from TensorFlow Lite at most.
 
     The ONNX takes `images`, uint8 [batch, size, size, 3] RGB, and gives `boxes`, float32 [batch, anchors, 16]
     (offsets in pixels of the input), and `scores`, float32 [batch, anchors] (logits).
@@ -42,7 +44,7 @@ def convert_detector(source: ModelSource, tflite: Path, output: Path) -> None:
     if difference > _MAX_DIFFERENCE:
         raise ModelSourceError(f"{source.name}: TensorFlow Lite and ONNX differ by {difference:.2g}")
     _write(model, source, tflite, output, described, difference)
-    print(f"{output.name}: converted; differs from TensorFlow Lite by at most {difference:.1e}")
+    return difference
 
 
 # Of outputs that reach some hundred (offsets in pixels): float32 rounding in another order of operations.

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from conversion.cli import told
+from conversion.telling import told
 from models.dataset import EMOTIONS, DataError, Split, load_split, scored_rows
 from models.metrics import (
     ClassFigures,

@@ -6,10 +6,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from conversion.atomic import write_atomically
 from conversion.errors import ConversionError
+from conversion.telling import told
 from models.sources import ModelSource, ModelSourceError, Package, names, read_source
 
 
@@ -99,16 +101,20 @@ def _read_member(archive: Path, member: str) -> bytes:
 
 
 def fetch_command(wanted: list[str]) -> int:
-    """Fetch the named sources (all of them when none is named) and return the exit status."""
+    """Fetch the named sources (all of them when none is named) and return the exit status.
+
+    A reader of its output that goes early changes nothing.
+    """
     try:
         for name in wanted or names():
             source = read_source(name)
             path = ensure_fetched(source)
             origin = f"{source.package.name} {source.package.version}, " if source.package else ""
-            print(
-                f"{name}: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
-                f" ({origin}sha256 {sha256_of(path)[:12]})"
-            )
+            place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            line = f"{name}: {place} ({origin}sha256 {sha256_of(path)[:12]})"
+            status = told(partial(print, line), f"{name} is fetched")
+            if status != 0:
+                return status
     except (ModelSourceError, ConversionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

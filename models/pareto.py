@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversion.cli import told
+from conversion.telling import told
 from models.dataset import DataError, Split, load_split
 from models.evaluate import check_plot, drawn, evaluate
 from models.networks import ModelError

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,36 @@ def test_a_fetched_file_is_not_fetched_again(
     assert error.startswith("error: cannot download no-such-package-of-ours 1.0")
     assert error.count("\n") == 1
     assert package_source.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("command", ["convert", "fetch"])
+def test_what_is_told_of_each_model_may_find_no_reader(command: str) -> None:
+    """With `| true` the others have their turn, and the status is 0; on a full disk it is 1, and one line says why."""
+    code = f"""
+import sys
+import models.convert, models.fetch
+from pathlib import Path
+models.convert.is_current = lambda *_: True
+models.fetch.ensure_fetched = lambda source: print(source.name, file=sys.stderr) or Path("LICENSE")
+from models.__main__ import app
+app(["{command}", "face_short", "face_back"])
+"""
+    run = partial(
+        subprocess.run, [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = run(stdout=writing)
+    os.close(writing)
+    assert unread.returncode == 0
+    assert unread.stderr == ("" if command == "convert" else "face_short\nface_back\n")
+    with Path("/dev/full").open("w") as full:
+        lost = run(stdout=full)
+    assert lost.returncode == 1
+    done = "face_short.onnx is up to date" if command == "convert" else "face_short is fetched"
+    said = f"error: {done}, but the report cannot be printed: No space left on device"
+    assert lost.stderr.splitlines()[-1] == said
+    assert "Traceback" not in lost.stderr
 
 
 def archive_with(folder: Path, kind: str, member: str, content: bytes) -> Path:
