@@ -91,6 +91,11 @@ def short(
     python -m benchmarks ratio --clients 1,64,256,1000
     """
     if context.invoked_subcommand is not None:
+        for option in context.command.params:
+            source = context.get_parameter_source(option.name or "")
+            if source is not None and source.name == "COMMANDLINE":
+                command = context.invoked_subcommand
+                raise typer.BadParameter(f"give it after the command: {command}", param_hint=option.opts[0])
         return
     from benchmarks.suite import run_suite, steps
 

@@ -248,6 +248,8 @@ def test_errors_are_exit_1(command: str) -> None:
         (("load", "--url", "http://127.0.0.1:1"), "ws://HOST:PORT"),
         (("sweep", "--url", "ws://:1"), "ws://HOST:PORT"),
         (("ratio", "--url", "ws://127.0.0.1:port"), "port"),
+        (("--repeats", "1", "limit"), "after the command: limit"),
+        (("--model", "missing.onnx", "load"), "after the command: load"),
     ],
 )
 def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expected: str) -> None:
