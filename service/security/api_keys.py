@@ -32,7 +32,8 @@ def create(path: Path, user: str, days: int | None = None) -> str:
         days: how long it is valid, 0 for the rest of this day (UTC); None for ever.
 
     Raises:
-        StartupError: the name cannot be a user's, there is no such last day, or the file cannot be written.
+        StartupError: the name cannot be a user's, there is no such last day, the file cannot be written, or what is in
+            it is not keys alone: the service would not take it, and it is left as it is.
     """
     if not _USER.fullmatch(user):
         raise StartupError("a user's name has 1 to 255 characters of UTF-8, and neither spaces nor '#'")
@@ -48,6 +49,7 @@ def create(path: Path, user: str, days: int | None = None) -> str:
         # Appended in one write: two that are made at once do not mix.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
+            ApiKeys.read(path)
             if os.fstat(file).st_size:
                 os.lseek(file, -1, os.SEEK_END)  # and not `pread`, which Windows has not
                 if os.read(file, 1) != b"\n":  # an editor may have left it so

@@ -106,6 +106,16 @@ def test_a_wrong_line_is_told(tmp_path: Path, content: str) -> None:
         ApiKeys.read(path)
 
 
+@pytest.mark.parametrize("content", [b"abc anna 2026-01-01\n", b"\xff\xd8\xff\xe0"])
+def test_a_file_that_the_service_would_not_take_gets_no_key(tmp_path: Path, content: bytes) -> None:
+    """A wrong line, or no file of keys at all, as a picture by mistake: it is told, and stays as it is."""
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(StartupError, match=r"line 1: expected HASH USER|is not a text file"):
+        create(path, "anna")
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("user", ["", "two words", "x#y", "x" * 256, "an\udcffna"])
 def test_a_name_that_a_line_cannot_hold_is_refused(tmp_path: Path, user: str) -> None:
     """Before a key is made."""
