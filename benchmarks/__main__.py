@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+from service.signals import held_back
 
 _OURS = ("benchmarks", "client", "service")
 _EXIT_NO_SERVER = 3  # as `options` has it, which may not be importable
@@ -11,9 +14,13 @@ _EXIT_NO_SERVER = 3  # as `options` has it, which may not be importable
 def main() -> None:
     """Run the command line; where something is not installed, one line says how to install it."""
     try:
-        from benchmarks.commands import main as run
+        # A library in C that is interrupted while it loads says that it cannot be imported.
+        with held_back(signal.SIGINT):
+            from benchmarks.commands import main as run
 
         run()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] in _OURS:
             raise

@@ -31,6 +31,7 @@ from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detector, resolve_model
 from service.settings import DETECTORS, Provider
+from service.signals import held_back
 
 Workers = Literal["threads", "processes"]
 
@@ -149,7 +150,9 @@ class LimitBench:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             barrier = context.Barrier(self.count)
-            with _interrupts_held_back():
+            # A terminal sends Ctrl-C to all of them; workers never see it. Those that end by themselves are
+            # replaced, or leave a lock behind, for which `terminate` waits for ever.
+            with held_back(signal.SIGINT):
                 self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
         # One task each: the barrier holds every worker until all have one, so that none takes two.
         tasks = [(size, batch, detect, seconds)] * self.count
@@ -162,23 +165,6 @@ class LimitBench:
         if self._pool is not None:
             self._pool.terminate()
             self._pool.join()
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes that are started meanwhile never see a Ctrl-C; this one sees it afterwards.
-
-    A terminal sends it to all of them. Workers of a pool that end by themselves are replaced, or leave a lock behind,
-    for which `terminate` waits for ever.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__, hangup
 from service.errors import StartupError
+from service.signals import held_back
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -143,9 +144,11 @@ def _start(arguments: argparse.Namespace) -> int:
     elif serves:
         signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
     settings = load_settings()
-    from service.logs import configure_logging
-    from service.modelfile import resolve_model
-    from service.worker import load_engine, prepare_database
+    # A library in C that is interrupted while it loads says that it cannot be imported.
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        from service.logs import configure_logging
+        from service.modelfile import resolve_model
+        from service.worker import load_engine, prepare_database
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)

@@ -10,8 +10,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -21,6 +21,7 @@ from typing import Protocol
 from service.hangup import RELOAD_SIGNALS
 from service.metrics import SharedCells
 from service.settings import Settings
+from service.signals import held_back
 from service.worker import Pipe, Ready, Served, run_worker
 
 # A forked worker shares what is imported with its siblings. Only Linux forks safely.
@@ -122,7 +123,8 @@ def start_worker(
         name=f"worker-{row}",
     )
     try:
-        with _held_back(signal.SIGTERM):
+        # It has the supervisor's handler at first, which would take the word to stop for itself and lose it.
+        with held_back(signal.SIGTERM):
             process.start()
     except OSError:
         ours.close()
@@ -148,22 +150,6 @@ def _open_files() -> set[int]:
     return found
 
 
-@contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """Until the end, and in a process that is forked meanwhile until it lets it through, this signal waits.
-
-    A forked process has the supervisor's handler at first, which would take the word to stop for itself and lose it.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _worker_main(
     settings: Settings,
     sockets: list[socket.socket],
@@ -176,8 +162,10 @@ def _worker_main(
     """A worker process' entry."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see `_held_back`
+    if sys.platform != "win32":
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGTERM}
+        )  # held back where this process was started
     for hangup in RELOAD_SIGNALS:
         signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
     for each in inherited:

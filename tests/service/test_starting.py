@@ -154,6 +154,39 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: boo
         service.communicate()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 0)])
+@pytest.mark.parametrize("arguments", [("service",), ("benchmarks", "limit")])
+def test_a_signal_while_libraries_load_is_one_of_the_start(
+    tmp_path: Path, arguments: tuple[str, ...], number: str, code: int
+) -> None:
+    """One in C that is interrupted in its first moment says that it cannot be imported, which was a traceback."""
+    if (arguments[0], number) == ("benchmarks", "SIGTERM"):
+        code = -signal.SIGTERM  # nothing was begun yet
+    loading = f"""
+import importlib, signal, sys
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime":
+            try:
+                signal.raise_signal(signal.{number})
+            except BaseException:
+                raise ImportError("initialization failed") from None
+sys.meta_path.insert(0, Loading())
+sys.exit(importlib.import_module("{arguments[0]}.__main__").main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", loading, *arguments[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT), "PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
 async def test_a_successor_that_does_not_start_is_given_up(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
