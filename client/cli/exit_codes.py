@@ -30,7 +30,7 @@ HELP = "\n\n".join(  # a blank line, or the help page would run them together
         "4 the server answered with an error, or is not healthy",
         "5 the server asks for a token, or refuses this one",
         "6 the output cannot be written, as on a full disk, or its reader has gone",
-        "130 interrupted with Ctrl-C",
+        "130 interrupted with Ctrl-C; 143, 129 ended by SIGTERM, SIGHUP",
     ]
 )
 

@@ -32,8 +32,9 @@ def reload(
 
     VisionAI's own clients lose no request meanwhile. Others see the close 1001 and connect again.
 
-    Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read, 6 where it has
-    reloaded and the output cannot be written.
+    Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read.
+
+    Exit code 6 where it has reloaded, and the output cannot be written.
 
     What is read anew is the service's .env: that of its own folder.
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
+import shlex
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import ROOT, TIMEOUT, VisionAI
+from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, run_command
 from tests.client.peer import Peer, image
+
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 
 
 @pytest.mark.parametrize("format_", ["table", "json", "ndjson", "csv"])
@@ -55,3 +61,58 @@ async def test_ctrl_c_is_code_130(peer: Peer, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
     assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, b"", b"")
+
+
+async def test_ctrl_c_while_the_commands_are_imported_is_code_130(tmp_path: Path) -> None:
+    """And no traceback."""
+    code = """
+import signal, sys
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "client.cli.predict":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Loading())
+from client.cli import main
+main()
+"""
+    done = await run_command([sys.executable, "-c", code], folder=tmp_path)
+    assert done == Completed(ExitCode.INTERRUPTED, "", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("name", "shell"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "trap '' INT;")])
+async def test_what_ends_a_command_leaves_the_terminal_as_it_was(
+    peer: Peer, tmp_path: Path, name: str, shell: str
+) -> None:
+    """Its cursor is shown again, the bar is gone, and the code is a shell's. In the background of a script, too, where
+    Ctrl-C is ignored.
+    """
+    (tmp_path / "a.jpg").write_bytes(image("happy"))
+    (tmp_path / "b.jpg").write_bytes(image("happy", gated=True))
+    controller, terminal = pty.openpty()
+    command = f"{shell} exec {shlex.quote(sys.executable)} -m client predict {shlex.quote(str(tmp_path))}"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f"{command} --url {peer.url}"),
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = b""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while b"1/2" not in seen:
+                seen += await asyncio.to_thread(os.read, controller, 4096)
+            number = getattr(signal, name)
+            process.send_signal(number)
+            out, _ = await process.communicate()
+            with suppress(OSError):  # nobody has the terminal open any more
+                while True:
+                    seen += await asyncio.to_thread(os.read, controller, 4096)
+    finally:
+        os.close(controller)
+    assert process.returncode == 128 + number
+    assert seen.rindex(SHOW_CURSOR) > seen.rindex(HIDE_CURSOR)
+    assert b"Traceback" not in seen
+    assert b"a.jpg" in out

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from client.async_client import DEFAULT_URL
-from client.cli import app
+from client.cli.commands import app
 from client.cli.exit_codes import ExitCode
 from tests.client.harness import FACE, ROOT, ServiceProcess, VisionAI, run_command
 from tests.client.peer import Peer
