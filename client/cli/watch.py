@@ -49,6 +49,8 @@ def watch(
     view = Watched()
     try:
         asyncio.run(_watch(options.client_for(url, token, timeout), camera, as_json, view))
+        if not view.frames:
+            raise InputError(f"{camera} gave no frame")
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint="'--camera'") from None
     finally:

@@ -265,6 +265,15 @@ async def test_watch_without_a_camera_is_a_usage_error(
     assert "Error" in done.err
 
 
+async def test_watch_of_a_video_without_a_frame_says_so(peer: Peer, visionai: VisionAI, tmp_path: Path) -> None:
+    """It can be opened, as one whose recording was cut off, and it is no success to have watched nothing."""
+    video = tmp_path / "empty.avi"
+    cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 96)).release()
+    done = await visionai("watch", "--camera", video, "--url", peer.url)
+    assert done.code == ExitCode.USAGE
+    assert "gave no frame" in " ".join(done.err.replace("│", " ").split())
+
+
 async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_path: Path) -> None:
     """The copy differs from the photo at the face's box, and only around it."""
     photo = np.full((400, 300, 3), 90, np.uint8)
