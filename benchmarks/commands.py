@@ -59,6 +59,7 @@ from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_g
 from benchmarks.target import Target, started_service
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import SIZES, make_workload
+from client.cli.options import finite
 from client.cli.stdout import OutputFailed, checked_output
 from service.cpus import available_cpus
 from service.errors import StartupError
@@ -160,7 +161,7 @@ def load(
     clients: ClientsOption = "64",
     depth: Annotated[int, typer.Option(min=1, help="Requests in flight per connection, closed loop.")] = 1,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Open loop: requests per second, over all.")
+        float | None, typer.Option(min=0.1, help="Open loop: requests per second, over all.", callback=finite)
     ] = None,
     arrivals: Annotated[
         Arrivals,
@@ -171,7 +172,10 @@ def load(
     ] = False,
     detect: DetectOption = "never",
     deadline: Annotated[
-        float | None, typer.Option(min=0.1, help="Milliseconds: sent along; later answers are no goodput.")
+        float | None,
+        typer.Option(
+            min=0.1, help="Milliseconds: sent along; later answers are no goodput.", callback=finite
+        ),
     ] = None,
     slo: Annotated[
         str | None, typer.Option(help="For example p99=10ms,rps=3000,errors=0; missed is exit 4.")

@@ -18,6 +18,7 @@ from benchmarks.report import make_folder
 from benchmarks.tables import Grid
 from benchmarks.target import check_url
 from benchmarks.workload import SIZES, Detect
+from client.cli.options import finite
 
 # Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
 EXIT_WRONG, EXIT_USAGE, EXIT_NO_SERVER, EXIT_MISSED = 1, 2, 3, 4
@@ -34,7 +35,9 @@ DetectOption = Annotated[
     Detect, typer.Option(help="never: each image is a face; auto: faces are looked for.")
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Repeats; tables show the median and the range.")]
-SecondsOption = Annotated[float, typer.Option(min=0.2, help="Measured seconds of each, after a warm-up.")]
+SecondsOption = Annotated[
+    float, typer.Option(min=0.2, help="Measured seconds of each, after a warm-up.", callback=finite)
+]
 PatienceOption = Annotated[
     float,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -15,6 +16,13 @@ def _checked(token: str | None) -> str | None:
         return checked_token(token)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def finite(number: float | None) -> float | None:
+    """What an option gives, for its callback: `inf` and `nan` are floats, too. Raises typer.BadParameter."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is no finite number")
+    return number
 
 
 Url = Annotated[

@@ -41,7 +41,14 @@ _STATS_WINDOW_S = 3600.0
 
 def top(
     interval: Annotated[
-        float, typer.Option("--interval", min=0.1, help="Seconds between readings.", metavar="SECONDS")
+        float,
+        typer.Option(
+            "--interval",
+            min=0.1,
+            help="Seconds between readings.",
+            metavar="SECONDS",
+            callback=options.finite,
+        ),
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="One reading, then end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each reading.")] = False,

@@ -201,6 +201,8 @@ async def test_options_reach_the_server(peer: Peer, visionai: VisionAI, photos: 
         ("predict", "a.jpg", "--format", "xml"),
         ("predict", "a.jpg", "--concurrency", "0"),
         ("predict", "a.jpg", "--max-faces", "65"),
+        ("top", "--interval", "inf"),
+        ("top", "--interval", "nan"),
         ("nonsense",),
     ],
 )

@@ -265,7 +265,9 @@ async def test_watch_without_a_camera_is_a_usage_error(
     assert "Error" in done.err
 
 
-async def test_watch_of_a_video_without_a_frame_says_so(peer: Peer, visionai: VisionAI, tmp_path: Path) -> None:
+async def test_watch_of_a_video_without_a_frame_says_so(
+    peer: Peer, visionai: VisionAI, tmp_path: Path
+) -> None:
     """It can be opened, as one whose recording was cut off, and it is no success to have watched nothing."""
     video = tmp_path / "empty.avi"
     cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 96)).release()
