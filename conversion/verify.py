@@ -43,11 +43,15 @@ class Verified:
 def verify(model: Path, manifest: Path | None = None, source: Path | None = None) -> Verified:
     """Check `model`, and raise VerificationError with the reason for the first thing that is wrong.
 
-    In this order: the manifest is there and readable; the model's sha256 is the manifest's; so is the source's,
-    if a source is given; ONNX Runtime loads the model; its metadata, input and output are those of the
-    manifest; it gives the source network's answers, as the manifest holds them, within the manifest's
+    In this order: the model is there; the manifest is there and readable; the model's sha256 is the manifest's;
+    so is the source's, if a source is given; ONNX Runtime loads the model; its metadata, input and output are those
+    of the manifest; it gives the source network's answers, as the manifest holds them, within the manifest's
     thresholds; the parity that the manifest reports kept those thresholds too.
     """
+    try:
+        model.stat()
+    except OSError as error:
+        raise VerificationError(f"{model}: {error.strerror}") from None
     entries = read_manifest(manifest or manifest_path(model))
     try:
         if entries["metadata"].get("kind") == "detector":

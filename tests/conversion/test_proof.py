@@ -218,6 +218,12 @@ def test_a_detector_is_told_from_a_manifest_that_is_garbled() -> None:
         verify(Path(__file__).parents[2] / "models/build/face_short.onnx")
 
 
+def test_verify_of_no_model_does_not_blame_the_manifest(tmp_path: Path) -> None:
+    """The path that was given is the one that is wrong."""
+    with pytest.raises(VerificationError, match=r"missing\.onnx: No such file"):
+        verify(tmp_path / "missing.onnx")
+
+
 def test_verify_checks_the_source_it_is_given(shipped: Path, gray_model: Path) -> None:
     """Another source than the manifest's is refused."""
     with pytest.raises(VerificationError, match="manifest's source"):
