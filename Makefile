@@ -52,7 +52,7 @@ format: $(VENV)/.dev ## let ruff format and fix the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev $(MODELS) ## measure limit and service, 5 minutes; writes benchmarks/out/report.html
+bench: $(VENV)/.dev $(MODELS) ## measure limit and service, about five minutes; writes benchmarks/out/report.html
 	$(BIN)/python -m benchmarks
 
 lock: $(VENV)/.dev ## resolve the dependencies anew and write constraints.txt
