@@ -56,6 +56,13 @@ _EXIT_RELOADED_UNTOLD = 3
 
 def main() -> int:
     """Parse the command line, serve, and return the exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        return 130  # Ctrl-C before the service listened for signals: 128 + SIGINT
+
+
+def _run() -> int:
     _open_standard_streams()
     parser = argparse.ArgumentParser(
         prog="python -m service",
@@ -104,8 +111,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return _EXIT_CANNOT_START
-    except KeyboardInterrupt:
-        return 130  # Ctrl-C before the service listened for signals: 128 + SIGINT
 
 
 def _open_standard_streams() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> None:
-    """Run `commands`, which take a moment to import: Ctrl-C meanwhile is what it is later."""
+    """Run `commands`, which take a moment to import: Ctrl-C meanwhile is what it is later.
+
+    Before that Python has imported `client`, and of Ctrl-C in that moment it shows a traceback.
+    """
     try:
+        # It waits: a library in C that is interrupted while it loads says that it cannot be imported.
+        if sys.platform != "win32":
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         from client.cli.commands import run
+
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except KeyboardInterrupt:
         sys.exit(130)
     run()

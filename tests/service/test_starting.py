@@ -164,7 +164,7 @@ def test_a_signal_while_libraries_load_is_one_of_the_start(
     if (arguments[0], number) == ("benchmarks", "SIGTERM"):
         code = -signal.SIGTERM  # nothing was begun yet
     loading = f"""
-import importlib, signal, sys
+import runpy, signal, sys
 class Loading:
     def find_spec(self, name, *_):
         if name == "onnxruntime":
@@ -173,7 +173,7 @@ class Loading:
             except BaseException:
                 raise ImportError("initialization failed") from None
 sys.meta_path.insert(0, Loading())
-sys.exit(importlib.import_module("{arguments[0]}.__main__").main())
+runpy.run_module("{arguments[0]}", run_name="__main__", alter_sys=True)
 """
     ended = subprocess.run(
         [sys.executable, "-c", loading, *arguments[1:]],
