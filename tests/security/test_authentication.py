@@ -122,8 +122,8 @@ async def test_a_wrong_token_in_a_message_fails_its_request_only(serve: Serve, d
 
 
 async def test_whoever_guesses_is_closed_with_1008(serve: Serve) -> None:
-    """After so many wrong tokens in a row."""
-    async with serve(auth="required", **JWT) as running, running.client() as websocket:
+    """After so many wrong tokens in a row, also where none would do."""
+    async with serve(auth="optional", **JWT) as running, running.client() as websocket:
         for _ in range(guard.MAX_WRONG):
             assert (await ask(websocket, predict_message(token="guess")))["code"] == "unauthorized"
         assert await close_code(websocket) == 1008
@@ -181,6 +181,20 @@ async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
                 pass
         assert reply["code"] == "unauthorized"
     assert set(users(database)) == {"anna"}
+
+
+async def test_a_key_whose_last_day_is_over_is_nobodys(serve: Serve, tmp_path: Path) -> None:
+    """In the handshake's header as in a request."""
+    path = tmp_path / "keys"
+    key = create(path, "anna")
+    path.write_text(f"{path.read_text().split()[0]} anna 2020-01-01 2020-01-02\n")
+    async with serve(auth="optional", api_keys_file=path) as running:
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(running.url, additional_headers={"Authorization": f"Bearer {key}"})
+        assert caught.value.response.status_code == 401
+        async with running.client() as websocket:
+            reply = await ask(websocket, predict_message(token=key))
+            assert (reply["code"], reply["message"]) == ("unauthorized", "the API key has expired")
 
 
 async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_gone(

@@ -20,11 +20,11 @@ from websockets.asyncio.client import connect
 from service.errors import InvalidImage
 from service.images.base64text import decode_base64
 from service.images.decode import Color, ImageDecoder, InputShape
-from service.images.header import check_scans
+from service.images.header import check_scans, read_header
 from service.images.peek import _is_small_jpeg, holds_up
 from service.images.png import picture_only
 from tests.service.harness import FACE, Running, ServiceProcess, ask, predict_message, read
-from tests.service.pictures import animated_png, chunk, encode, jpeg_of_scans, pixels
+from tests.service.pictures import animated_png, chunk, encode, jpeg_of_scans, oriented, pixels
 
 
 @pytest.mark.parametrize("detect", ["auto", "always", "never"])
@@ -94,7 +94,8 @@ def test_what_is_no_part_of_a_jpegs_picture_has_no_scans(view: Callable[[bytes],
     """A thumbnail before it, or the film of a motion photo behind it, may look like any number of them."""
     decoder = ImageDecoder(InputShape(64, 64, "gray"), 50_000_000)
     image, other = jpeg_of_scans(100, 0xC2, 3), b"\xff\xda\0\0" * 101
-    assert decoder.decode_photo(view(image[:2] + segments(0xE2, other) + image[2:] + other)).width == 64
+    film = b"\0\0\0\x18ftypmp42" + other
+    assert decoder.decode_photo(view(image[:2] + segments(0xE2, other) + image[2:] + film)).width == 64
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,20 @@ def test_blanks_make_no_large_jpeg_a_small_one() -> None:
         sent = text[:52] + blank * 40 + text[52:]
         assert decode_base64(sent) == image
         assert holds_up(sent, False)
+
+
+def test_parts_of_nothing_are_not_walked_through_without_end() -> None:
+    """A message has room for millions of them: a picture behind so many is refused, or taken as it is stored."""
+    decoder = ImageDecoder(InputShape(64, 64, "gray"), 50_000_000)
+    with pytest.raises(InvalidImage, match="damaged"):
+        decoder.decode_photo(FACE[:2] + segments(0xFE, b"", 1_000) + FACE[2:])
+    picture = encode(pixels(), ".png")
+    with pytest.raises(InvalidImage, match="its end is missing"):
+        decoder.decode_photo(picture[:33] + chunk(b"tEXt", b"") * 65_536 + picture[33:])
+    turned = oriented(".webp", 6)
+    at = turned.index(b"EXIF")
+    assert read_header(turned).orientation == 6
+    assert read_header(turned[:at] + b"none\0\0\0\0" * 1_000 + turned[at:]).orientation == 1
 
 
 def animated_webp(width: int, height: int) -> bytes:

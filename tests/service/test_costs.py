@@ -31,6 +31,22 @@ def slow(engine: Engine, seconds: float) -> Any:
     return FaultyEngine(engine, wait)
 
 
+async def test_an_image_that_cannot_be_read_says_nothing_of_those_that_can(engine: Engine) -> None:
+    """They are taken to cost what they were before it."""
+    inbox = Inbox()
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executor = InlineExecutor(
+        predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    costs = []
+    for number, image in enumerate((bytes(len(FACE)), FACE)):
+        request = Request(Peer(), number, image, time.perf_counter())
+        executor.submit(request)
+        costs.append(request.cost)
+        await inbox.wait_for(number + 1)
+    assert costs[1] == costs[0] > 0
+
+
 async def test_a_search_that_finds_no_face_counts_as_work(engine: Engine) -> None:
     """Of frames without a face, too, those are refused that would be done after their deadline."""
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from service.engine import Engine
-from service.errors import Overloaded, ShuttingDown
+from service.errors import Internal, Overloaded, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors, slice_seconds
 from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
@@ -212,6 +213,35 @@ async def test_a_thread_that_fails_takes_only_its_batch_with_it(
         replies = await at.inbox.wait_for(20)
         assert replies[0]["code"] == "internal"
         assert {reply["type"] for reply in replies[1:]} == {"prediction"}
+
+
+async def test_what_a_thread_answers_while_the_event_loop_looks_is_delivered(engine: Engine) -> None:
+    """Also where it comes right after the look that found nothing more."""
+    inbox = Inbox()
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executors = ThreadExecutors(
+        predictor,
+        count=1,
+        max_batch=1,
+        capacity=10,
+        max_wait=100.0,
+        deliver=inbox.deliver,
+        on_failure=fail,
+    )
+    answered = [Request(Peer(), number, FACE, 0.0) for number in range(2)]
+    for request in answered:
+        request.fail(Internal("injected"))
+
+    class Raced(deque[list[Request]]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            if not found and answered:
+                executors._hand_over([answered.pop()])
+            return found
+
+    executors._answered = Raced()
+    executors._hand_over([answered.pop()])
+    assert [reply["code"] for reply in await inbox.wait_for(2)] == ["internal"] * 2
 
 
 async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench) -> None:

@@ -52,6 +52,14 @@ async def test_a_wrong_option_is_named_and_changes_nothing(running: Running, fie
         assert (await ask(websocket, '{"command": "configure"}'))["configuration"]["stream"] is False
 
 
+async def test_a_deadline_that_is_configured_holds_for_requests_without_one(running: Running) -> None:
+    """Nothing is done in a microsecond; a request's own deadline goes before it."""
+    async with running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "deadline_ms": 0.001}')
+        assert (await ask(websocket, predict_message()))["code"] == "deadline_exceeded"
+        assert (await ask(websocket, predict_message(deadline_ms=600_000)))["status"] == "success"
+
+
 async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
     """With ids and ordered off, a query does not wait for predictions, and each request is answered once."""
     async with serve(max_batch=1) as running, running.client() as websocket:

@@ -220,6 +220,8 @@ async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Se
         assert [reply["id"] for reply in replies] == list(range(200))
         assert refused
         assert all(reply["code"] == "overloaded" and reply["retry_after_ms"] >= 1 for reply in refused)
+        counted = f'visionai_errors_total{{code="overloaded"}} {len(refused)}.0\n'
+        assert counted.encode() in running.service._exposition()
         assert (await ask(websocket, predict_message()))["status"] == "success"
 
 

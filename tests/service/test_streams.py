@@ -22,6 +22,8 @@ async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
         overtaken = [reply for reply in replies if reply["type"] == "error"]
         assert overtaken
         assert {reply["code"] for reply in overtaken} == {"superseded"}
+        counted = f'visionai_errors_total{{code="superseded"}} {len(overtaken)}.0\n'
+        assert counted.encode() in running.service._exposition()
         assert (await ask(websocket, '{"command": "health"}'))["status"] == "healthy"
 
 
