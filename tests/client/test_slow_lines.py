@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from client import AsyncClient, CannotConnect, ConnectionLost, DeadlineExceeded, Retry
+from tests.client.harness import TIMEOUT
 from tests.client.peer import Peer, image
 
 
@@ -59,6 +61,30 @@ async def test_what_is_given_up_before_its_turn_is_not_sent() -> None:
         "sad",
         "happy",
     ]
+
+
+async def test_what_waits_for_its_turn_is_told_that_the_connection_has_ended() -> None:
+    """As is what was being sent: nobody would ever answer either."""
+    gone = asyncio.Event()
+
+    async def vanish(websocket: ServerConnection) -> None:
+        await websocket.send('{"type":"welcome","protocol":2}')
+        websocket.transport.pause_reading()
+        await gone.wait()
+        websocket.transport.abort()
+
+    once = Retry(attempts=1)
+    async with serve(vanish, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with AsyncClient(url, timeout=math.inf, retry=once) as client, asyncio.timeout(TIMEOUT):
+            # More than the buffers of both systems hold, so that the other waits.
+            asked = [
+                asyncio.create_task(client.predict(each)) for each in (image(padding="x" * 2**25), image())
+            ]
+            await asyncio.sleep(0)
+            gone.set()
+            errors = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(error) for error in errors] == [ConnectionLost] * 2
 
 
 async def test_an_image_that_is_long_on_its_way_is_not_taken_for_a_server_that_is_silent() -> None:

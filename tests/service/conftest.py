@@ -24,6 +24,7 @@ from service.server import Service
 from service.settings import DETECTORS, Settings
 from service.store import Store
 from tests.contract import check_reply, check_request
+from tests.service.doubles import HeldEngine
 from tests.service.harness import MODEL, TIMEOUT, Running, Serve
 
 
@@ -31,6 +32,14 @@ from tests.service.harness import MODEL, TIMEOUT, Running, Serve
 def engine() -> Engine:
     """The converted stand-in model."""
     return Engine(MODEL)
+
+
+@pytest.fixture
+def held(engine: Engine) -> Iterator[HeldEngine]:
+    """Released at the end, whatever happened: the executor's thread must not stay behind."""
+    engine = HeldEngine(engine)
+    yield engine
+    engine.released.set()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,27 @@ class FaultyEngine:
         """As the engine, or a fault."""
         if self._fails(images):
             raise RuntimeError("injected")
+        return self._engine.run(images)
+
+
+class HeldEngine(Engine):
+    """The real engine, whose runs wait until they are let go."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.card = engine.card
+        self.provider = engine.provider
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    def warm(self, batch: int) -> None:
+        """Warming is not held."""
+        self._engine.warm(batch)
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Wait, then run."""
+        self.entered.set()
+        assert self.released.wait(TIMEOUT)
         return self._engine.run(images)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from tests.service.harness import Running, Serve, ask, predict_message, read
+from tests.service.doubles import HeldEngine
+from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
 from tests.service.pictures import large_bitmap
 
 DEFAULTS = {
@@ -70,6 +73,21 @@ async def test_unordered_replies_overtake_slow_ones(serve: Serve) -> None:
         replies = [await read(websocket) for _ in range(21)]
         assert sorted(str(reply["id"]) for reply in replies) == sorted([*map(str, range(20)), "ping"])
         assert replies[-1]["id"] != "ping"
+
+
+async def test_what_is_answered_in_any_order_is_in_flight_too(serve: Serve, held: HeldEngine) -> None:
+    """As much as may be is taken; the rest is read when there is room."""
+    async with serve(held, executors=1, max_in_flight=2) as running, running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
+        for number in range(6):
+            await websocket.send(predict_message(id=number))
+        (connection,) = running.service._connections
+        async with asyncio.timeout(TIMEOUT):
+            while not connection.reading_paused:
+                await asyncio.sleep(0)
+        assert running.service._in_flight == 2
+        held.released.set()
+        assert {(await read(websocket))["id"] for _ in range(6)} == set(range(6))
 
 
 async def test_nothing_with_an_id_waits_for_what_has_none(running: Running) -> None:

@@ -262,6 +262,43 @@ async def test_a_worker_that_dies_is_replaced(start_process: StartProcess) -> No
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
 
 
+# How long an empty place waits is written down. Whether a death was a quick one does not depend on this machine.
+WRITTEN_DOWN = """
+from pathlib import Path
+import service.supervisor
+from service.workers import Slot
+service.supervisor._QUICK_DEATH_SECONDS = {}
+plan = Slot.plan
+def written_down(slot, quick):
+    plan(slot, quick)
+    with Path("delays").open("a") as delays:
+        delays.write(f"{{slot.delay}}\\n")
+Slot.plan = written_down
+"""
+
+
+@pytest.mark.parametrize(
+    ("quick_seconds", "delays"), [(3600.0, ["0.1", "0.2", "0.4"]), (0.0, ["0.0", "0.0", "0.0"])]
+)
+def test_a_worker_that_dies_again_soon_waits_twice_as_long(
+    start_process: StartProcess, tmp_path: Path, quick_seconds: float, delays: list[str]
+) -> None:
+    """One that has served for a while is replaced at once."""
+    service = start_process(faults=WRITTEN_DOWN.format(quick_seconds), WORKERS="1")
+    deadline = time.monotonic() + TIMEOUT
+    killed: list[int] = []
+    while len(killed) < len(delays):
+        assert time.monotonic() < deadline
+        for worker in workers_of(service.process.pid):
+            if worker.pid not in killed:
+                worker.kill()
+                killed.append(worker.pid)
+        time.sleep(0.01)
+    while (tmp_path / "delays").read_text().split() != delays:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 async def test_workers_end_with_their_supervisor(start_process: StartProcess) -> None:
     """A supervisor that is killed leaves no process behind, and what was answered is stored."""
     service = start_process(WORKERS="2")

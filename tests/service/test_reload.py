@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 from websockets.asyncio.client import connect
@@ -228,6 +229,51 @@ async def test_an_env_file_that_cannot_be_read_leaves_the_old_settings(
     said = await asyncio.to_thread(request_reload, tmp_path / "visionai.sock")
     assert ".env cannot be read" in str(said.error)
     assert psutil.Process(service.process.pid).children() == before
+
+
+# A worker that has read its model waits, as long as a file is there.
+HELD_WORKER = """
+import time
+from pathlib import Path
+import service.worker
+load_engine = service.worker.load_engine
+def wait_when_loaded(settings):
+    engine = load_engine(settings)
+    Path("loaded").touch()
+    while Path("hold").exists():
+        time.sleep(0.01)
+    return engine
+service.worker.load_engine = wait_when_loaded
+"""
+
+
+async def test_who_asks_during_a_reload_gets_what_was_changed_by_then(
+    start_process: StartProcess, tmp_path: Path, model: Path
+) -> None:
+    """What the reload under way has read may be older: it is done again."""
+    start_process(faults=HELD_WORKER, MODEL_PATH=str(model), WORKERS="1")
+    hold, loaded = tmp_path / "hold", tmp_path / "loaded"
+    hold.touch()
+    loaded.unlink()
+
+    async def ask_to_reload() -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "visionai.sock")
+        writers.append(writer)
+        return reader
+
+    writers: list[asyncio.StreamWriter] = []
+    async with asyncio.timeout(TIMEOUT):
+        first = await ask_to_reload()
+        while not loaded.exists():
+            await asyncio.sleep(0.01)
+        change(model, VERSION, OTHER_VERSION)
+        second = await ask_to_reload()
+        hold.unlink()
+        for reader in (first, second):
+            outcome = orjson.loads(await reader.readline())
+            assert (outcome["version_tag"], outcome["error"]) == (OTHER_VERSION, None)
+    for writer in writers:
+        writer.close()
 
 
 async def test_a_shutdown_during_a_reload_is_clean(start_process: StartProcess) -> None:

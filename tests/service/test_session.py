@@ -11,11 +11,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
+from wsproto.events import Pong, TextMessage
 
 from service.errors import InvalidJSON
 from service.replies import error_reply
-from tests.service.harness import FACE, ROOT, Running, Serve, ask, predict_message, read
+from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve, ask, predict_message, read
 from tests.service.pictures import large_bitmap
+from tests.service.raw_peer import PING, TEXT, connected, frame
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 
@@ -334,6 +336,23 @@ async def test_a_client_that_does_not_read_is_not_read_from(serve: Serve) -> Non
         for _ in range(count):
             assert (await read(slow))["type"] == "model_info"
         await sending
+
+
+async def test_a_client_that_reads_again_in_time_is_not_closed(serve: Serve) -> None:
+    """What would have closed it is called off, and it is served on."""
+    async with serve(ping_seconds=0) as running, connected(running.port) as peer:
+        (connection,) = running.service._connections
+        async with asyncio.timeout(TIMEOUT):
+            while not connection.paused:
+                peer.send(frame(PING, bytes(125)) * 1000)
+                await asyncio.sleep(0)
+            timer = connection._send_timer
+            assert timer is not None
+            peer.send(frame(TEXT, b'{"command": "health"}'))
+            while isinstance(event := await peer.event(), Pong):
+                pass
+        assert isinstance(event, TextMessage)
+        assert timer.cancelled()
 
 
 async def _send_all(websocket: ClientConnection, messages: list[str]) -> None:

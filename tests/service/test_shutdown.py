@@ -5,48 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from wsproto.events import CloseConnection, Pong
 
-from service.engine import Engine
+from service.store.queries import Queries
+from tests.service.doubles import HeldEngine
 from tests.service.harness import TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
 from tests.service.raw_peer import PING, Peer, connected, frame
-
-
-class HeldEngine(Engine):
-    """The real engine, whose runs wait until they are let go."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.card = engine.card
-        self.provider = engine.provider
-        self.entered = threading.Event()
-        self.released = threading.Event()
-
-    def warm(self, batch: int) -> None:
-        """Warming is not held."""
-        self._engine.warm(batch)
-
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Wait, then run."""
-        self.entered.set()
-        assert self.released.wait(TIMEOUT)
-        return self._engine.run(images)
-
-
-@pytest.fixture
-def held(engine: Engine) -> Iterator[HeldEngine]:
-    """Released at the end, whatever happened: the executor's thread must not stay behind."""
-    engine = HeldEngine(engine)
-    yield engine
-    engine.released.set()
 
 
 async def send_and_wait_until_run(websocket: ClientConnection, held: HeldEngine) -> None:
@@ -83,6 +53,54 @@ async def test_what_is_in_flight_is_answered_before_the_close(serve: Serve, held
         assert (await ask(other, predict_message()))["code"] == "shutting_down"
         assert not stopping.done()
         held.released.set()
+        assert (await read(websocket))["id"] == "held"
+        assert await closed_with(websocket) == 1001
+        await stopping
+
+
+async def test_what_a_client_left_behind_is_not_waited_for(serve: Serve, held: HeldEngine) -> None:
+    """Its request was dropped from the line when it went: nobody would answer it."""
+    running = serve(held, executors=1, max_batch=1, drain_seconds=600)
+    started = await running.__aenter__()
+    async with started.client() as websocket:
+        await send_and_wait_until_run(websocket, held)
+        async with asyncio.timeout(TIMEOUT):
+            async with started.client() as gone:
+                await gone.send(predict_message())
+                while not started.service._threads.waiting:
+                    await asyncio.sleep(0)
+            while len(started.service._connections) > 1:
+                await asyncio.sleep(0)
+            held.released.set()
+            assert (await read(websocket))["id"] == "held"
+            await running.__aexit__(None, None, None)
+
+
+async def test_a_question_in_flight_is_answered_before_the_close(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drain waits for the database as it does for the model."""
+    release, submit, loop = asyncio.Event(), Queries.submit, asyncio.get_running_loop()
+
+    def slow(queries: Queries, read: Callable[[Any], bytes], request_id: Any) -> Any:
+        def held(connection: Any) -> bytes:
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
+            return read(connection)
+
+        return submit(queries, held, request_id)
+
+    monkeypatch.setattr(Queries, "submit", slow)
+    running = serve(drain_seconds=600)
+    started = await running.__aenter__()
+    async with started.client() as websocket:
+        await websocket.send('{"command": "history", "id": "held"}')
+        # Overtakes it: when this is answered, that has been read.
+        await ask(websocket, '{"command": "configure", "ordered": false, "id": 1}')
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        async with asyncio.timeout(TIMEOUT):
+            while started.service._settled is None:
+                await asyncio.sleep(0)
+        release.set()
         assert (await read(websocket))["id"] == "held"
         assert await closed_with(websocket) == 1001
         await stopping
