@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conversion.atomic import check_writable, write_atomically
 from conversion.errors import ConversionError
 from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, scored_rows, soft_targets
-from models.metrics import accuracy, expected_calibration_error
+from models.metrics import accuracy, cross_entropy, expected_calibration_error
 from models.networks import ModelError, load_trained
 from models.recipe import Recipe
 
@@ -184,7 +184,7 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> fl
     low, high = 1 / _HOTTEST, 1 / _COLDEST
     while high - low > 1e-4:
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if _cross_entropy(logits * left, truth) < _cross_entropy(logits * right, truth):
+        if cross_entropy(logits * left, truth) < cross_entropy(logits * right, truth):
             high = right
         else:
             low = left
@@ -227,10 +227,6 @@ def fit_biases(
                 break
             biases[emotion] += np.float32(0.1)
     return biases
-
-
-def _cross_entropy(logits: NDArray[np.floating], truth: NDArray[np.int64]) -> float:
-    return float(-np.log(_softmax(logits)[np.arange(len(truth)), truth]).mean())
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:

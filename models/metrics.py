@@ -1,4 +1,4 @@
-"""Classification figures from probabilities and truth. Pure functions over numpy arrays."""
+"""Classification figures from probabilities, or logits, and truth. Pure functions over numpy arrays."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,23 @@ def accuracy(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> fl
     `probabilities` is [n, k], `truth` [n] with 0..k-1.
     """
     return float((probabilities.argmax(axis=1) == truth).mean()) if len(truth) else float("nan")
+
+
+def cross_entropy(logits: NDArray[np.floating], truth: NDArray[np.int64]) -> float:
+    """Return the mean of what the softmax of `logits` loses on the true classes; finite, however sure it is of others.
+
+    `logits` is [n, k], `truth` [n] with 0..k-1.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    totals = np.exp(shifted).sum(axis=1)
+    own = shifted[np.arange(len(truth)), truth]
+    likelihoods = np.asarray(np.exp(own) / totals, np.float32)
+    # In float32, as a network answers, and from the logits where that has no number so small.
+    tiny = np.finfo(np.float32).tiny
+    losses = -np.log(np.maximum(likelihoods, tiny))
+    beyond = likelihoods < tiny
+    losses[beyond] = (np.log(totals) - own)[beyond]
+    return float(losses.mean())
 
 
 def confusion_matrix(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from conversion.atomic import write_atomically
 from conversion.errors import ConversionError
 from models.dataset import INPUT_SIDE, DataError, Split, scored_rows, soft_targets
 from models.labels import Labels
+from models.metrics import cross_entropy
 from models.networks import ModelError, load_network
 from models.recipe import PRETRAINED, Recipe
 from models.resuming import alone, begin
@@ -254,10 +255,4 @@ def _validate(network: object, name: str, plan: Plan) -> dict[str, float]:
     looks = (faces, faces[:, :, ::-1]) if plan.recipe.mirrored else (faces,)
     logits = np.mean([predict_logits(network, look) for look in looks], axis=0)
     accuracy = float((logits.argmax(axis=1) == truth[kept]).mean())
-    return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": _cross_entropy(logits, truth[kept])}
-
-
-def _cross_entropy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_probabilities[np.arange(len(truth)), truth].mean())
+    return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": cross_entropy(logits, truth[kept])}

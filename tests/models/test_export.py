@@ -20,6 +20,15 @@ def test_the_fit_finds_the_temperature_that_the_truth_was_drawn_at(temperature: 
     assert fit_temperature(logits, truth) == pytest.approx(temperature, rel=0.05)
 
 
+def test_a_face_that_the_network_is_far_too_sure_of_does_not_spoil_the_fit() -> None:
+    """Its true class has a probability that float32 does not hold, at any temperature."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 7)).astype(np.float32)
+    truth = (logits / 2 + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    logits[0, truth[0]] = -500
+    assert fit_temperature(logits, truth) == pytest.approx(2, rel=0.1)
+
+
 @pytest.mark.parametrize("fitted", [0.95, 1.05])
 def test_the_temperature_settles_where_confidence_is_accuracy(fitted: float) -> None:
     """From wherever it was fitted; and no further than a tenth away, whatever is there."""

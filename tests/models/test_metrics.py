@@ -3,7 +3,13 @@ import pytest
 
 from models.dataset import VOTE_COLUMNS, Split
 from models.evaluate import evaluate
-from models.metrics import accuracy, class_figures, confusion_matrix, expected_calibration_error
+from models.metrics import (
+    accuracy,
+    class_figures,
+    confusion_matrix,
+    cross_entropy,
+    expected_calibration_error,
+)
 
 
 def certain(classes: list[int], k: int = 7) -> np.ndarray:
@@ -34,6 +40,14 @@ def test_a_class_that_never_occurs_scores_zero_instead_of_failing() -> None:
 def test_accuracy_is_the_share_of_hits() -> None:
     """Three of four right is 0.75."""
     assert accuracy(certain([0, 1, 2, 3]), np.array([0, 1, 2, 6])) == 0.75
+
+
+def test_cross_entropy_has_a_number_for_what_is_all_but_impossible() -> None:
+    """A class that is 500 behind loses 500, one that is level with another the logarithm of two."""
+    logits = np.array([[0, -500], [3, 3]], np.float32)
+    for kind in (np.float32, np.float64):
+        assert cross_entropy(logits.astype(kind)[:1], np.array([1])) == 500
+        assert cross_entropy(logits.astype(kind), np.array([1, 0])) == pytest.approx((500 + np.log(2)) / 2)
 
 
 def test_calibration_error_of_a_worked_example() -> None:
