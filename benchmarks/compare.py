@@ -30,11 +30,17 @@ class Paired:
     call: Latency | None = None
 
     @property
-    def share(self) -> float:
-        """The service's rate as a share of the limit that the generator leaves."""
-        per_core = self.limit.throughput / (self.limit.count - self.limit.others_cores)
+    def share(self) -> float | None:
+        """The service's rate as a share of the limit that the generator leaves.
+
+        None where others took as many cores as the loop and the service may use. Others' are counted over the whole
+        machine, of which a container or an affinity mask may leave us a part only.
+        """
+        had = self.limit.count - self.limit.others_cores
         left = self.limit.count - self.load.generator_cores - (self.load.others_cores or 0.0)
-        return self.load.throughput / (per_core * left)
+        if had <= 0 or left <= 0:
+            return None
+        return self.load.throughput / (self.limit.throughput / had * left)
 
     @property
     def plain_share(self) -> float:

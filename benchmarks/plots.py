@@ -73,7 +73,11 @@ def plot_shares(series: Sequence[Sequence[Paired]]) -> str:
     figure = Figure(figsize=(7, 0.5 + 0.38 * len(series)), layout="constrained")
     axes = figure.subplots()
     for index, pairs in enumerate(series):
-        found = spread([pair.share for pair in pairs])
+        shares = [pair.share for pair in pairs if pair.share is not None]
+        if not shares:
+            axes.text(0.01, index, "-", va="center")
+            continue
+        found = spread(shares)
         axes.barh(index, found.median, color=_BLUE, height=0.6)
         axes.plot([found.low, found.high], [index, index], color="black", linewidth=1)
         axes.text(0.01, index, f"{found.median:.0%}", va="center", color="white")

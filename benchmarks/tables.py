@@ -160,7 +160,7 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
                 f"{first.size}{detection} {first.framing}, {first.clients} clients",
                 f"{spread([pair.limit.throughput for pair in pairs]):,.0f}",
                 f"{spread([pair.load.throughput for pair in pairs]):,.0f}",
-                f"{spread([pair.share for pair in pairs]):.2f}",
+                _cell(_over(pairs, lambda pair: pair.share), ".2f"),
                 f"{spread([pair.plain_share for pair in pairs]):.2f}",
                 _cell(_over(pairs, lambda pair: pair.cpu_ratio), ".2f"),
                 _cell(_over(pairs, lambda pair: pair.beyond_call_ms), ".2f"),

@@ -134,6 +134,16 @@ def test_what_others_take_is_held_against_neither() -> None:
     assert pair.share == pytest.approx(2000 / 4000)
 
 
+@pytest.mark.parametrize("others", [(2.0, 0.0), (2.5, 2.5), (0.0, 1.5)])
+def test_where_others_took_all_cores_there_is_no_share(others: tuple[float, float]) -> None:
+    """Others on the cores of the host that a container has not: a dash in the table and in the plot."""
+    loop, service = others
+    pair = Paired(replace(LIMIT, others_cores=loop), replace(LOAD, others_cores=service))
+    assert pair.share is None
+    assert ratio_grid([[pair]]).rows[0][3] == "-"
+    assert "<svg" in plot_shares([[pair], [Paired(LIMIT, LOAD)]])
+
+
 def test_waiting_for_a_quiet_machine_has_an_end() -> None:
     """A core that is kept busy is no quiet machine, and its seconds are counted."""
     stop = threading.Event()
