@@ -42,5 +42,6 @@ manifest, verify   what was proven, beside the model; and proving it again
 report, plots      the same, for people
 ================== =======================================================================
 
-For all of it: arrays, atomic, digests, progress and telling (files and the terminal), sessions (ONNX Runtime), triton.
+For all of it: arrays, atomic, digests, progress and telling (files and the terminal), sessions (ONNX Runtime), tools
+(their versions), triton.
 """

@@ -18,7 +18,7 @@ from conversion.folding import fold
 from conversion.graph import FrozenGraph, describe_ends, freeze, to_onnx
 from conversion.images import Images, faces_path, spread
 from conversion.latency import BATCHES, Latencies, measure_latency
-from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest, tool_versions
+from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest
 from conversion.onnxfile import canonicalise
 from conversion.options import Options, Specification, resolve
 from conversion.parity import DEFAULT_THRESHOLDS, ROUNDED, Thresholds
@@ -26,6 +26,7 @@ from conversion.precisions import MOST_CALIBRATION_FACES, to_fp16, to_int8
 from conversion.reference import detect_activation
 from conversion.rounding import is_rounded, round_weights
 from conversion.sources import Source, load
+from conversion.tools import tool_versions
 from conversion.variants import Variant, gate, measure_variant, parity_failures
 
 ALL_SETS = ("random", "faces")

@@ -6,7 +6,6 @@ for itself. A model whose hash was recorded after a wrong conversion is still ca
 
 import hashlib
 import json
-from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ _REFERENCE_IMAGES = 8
 _REFERENCE_SEED = 20250101
 # Answers are kept to this many decimals: far below every threshold, and equal on every machine but for ties.
 _DECIMALS = 6
-
-_TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
 
 
 def manifest_path(model: Path) -> Path:
@@ -40,17 +37,6 @@ def reference_entry(images: Images, answers: Probabilities) -> dict[str, Any]:
     """Return the `reference` entry: a hash over the images, and the source's answers to them."""
     rounded = np.round(answers.astype(np.float64), _DECIMALS)
     return {"images_sha256": _digest(images), "probabilities": rounded.tolist()}
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what took part, by package name."""
-    versions = {}
-    for tool in _TOOLS:
-        try:
-            versions[tool] = installed.version(tool)
-        except installed.PackageNotFoundError:
-            continue
-    return versions
 
 
 def serialise_manifest(manifest: dict[str, Any]) -> bytes:

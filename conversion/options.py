@@ -17,15 +17,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from conversion.errors import OptionError
 
 # Read by ONNX Runtime since 1.11; QDQ per channel needs 13; the newest that tf2onnx writes is 18.
 DEFAULT_OPSET = 17
 OPSETS = range(13, 19)
-
-Activation = Literal["auto", "softmax", "logits"]
 
 
 def _strings(value: Any) -> tuple[str, ...]:

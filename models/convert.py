@@ -3,21 +3,20 @@
 import hashlib
 import json
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from conversion.atomic import write_atomically
+from conversion.digests import sha256_of
 from conversion.errors import ConversionError
 from conversion.telling import told
+from conversion.tools import tool_versions
 from models.detector import convert_detector, is_detector
-from models.fetch import ensure_fetched, sha256_of
+from models.fetch import ensure_fetched
 from models.sources import ROOT, ModelSource, ModelSourceError, read_source
 
 # What `make convert` builds: the emotion model that the service loads by default, and the face detectors.
 SERVED = ("modelo_emociones", "face_short", "face_back")
 _DETECTOR_CODE = ("detector.py", "blocks.py")
-# A new version of any of these may write other bytes.
-_TOOLS = ("keras", "numpy", "onnx", "onnxruntime", "tensorflow", "tensorflow-cpu", "tf2onnx")
 
 
 def inputs_digest(source: ModelSource) -> str:
@@ -32,11 +31,8 @@ def inputs_digest(source: ModelSource) -> str:
     code = [*(ROOT / "conversion").glob("*.p*"), *(ROOT / "models" / name for name in _DETECTOR_CODE)]
     for path in sorted(code, key=lambda path: path.name):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    for tool in _TOOLS:
-        try:
-            digest.update(f"{tool} {metadata.version(tool)}\n".encode())
-        except metadata.PackageNotFoundError:
-            continue
+    for tool, version in tool_versions().items():
+        digest.update(f"{tool} {version}\n".encode())
     return digest.hexdigest()
 
 
@@ -53,7 +49,7 @@ def is_current(source: ModelSource, output: Path) -> bool:
     """Whether `output` is what a conversion of `source` would write now: by hashes, not by time stamps."""
     try:
         return bool(json.loads(_stamp_path(output).read_text("utf-8")) == _stamp(source, output))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # no stamp, or one that is damaged
         return False
 
 

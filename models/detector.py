@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.atomic import write_all
-from models.fetch import sha256_of
+from conversion.digests import sha256_of
 from models.sources import ModelSource, ModelSourceError
 
 _OPSET = 17

@@ -10,15 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from conversion.atomic import write_atomically
+from conversion.digests import sha256_of
 from conversion.errors import ConversionError
 from conversion.telling import told
 from models.sources import ModelSource, ModelSourceError, Package, names, read_source
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def ensure_fetched(source: ModelSource) -> Path:

@@ -108,7 +108,7 @@ def test_savedmodel_without_its_variables(refused: Callable[..., str], tmp_path:
     assert "without saved_model.pb" in refused(tmp_path)
 
 
-def test_custom_layers_that_are_missing(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_custom_layers_that_are_missing(tmp_path: Path) -> None:
     """In a process that does not know a custom class, the class and the option for it are named."""
     module, model = subclassed(tmp_path)
     model.save(tmp_path / "model.keras")

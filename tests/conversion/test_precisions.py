@@ -80,9 +80,7 @@ def test_int8_weights_are_quantised_per_channel(all_precisions: Converted) -> No
     assert producers["probabilities"].op_type in {"Softmax", "Gather"}
 
 
-def test_int8_is_calibrated_on_real_faces_only(
-    rgb_model: Path, face_folder: Path, tmp_path: Path, converted_rgb: Converted
-) -> None:
+def test_int8_is_calibrated_on_real_faces_only(rgb_model: Path, face_folder: Path, tmp_path: Path) -> None:
     """Without faces, or with too few, INT8 is refused: neither noise nor the one portrait will do."""
     request = Request(rgb_model, tmp_path / "out" / "rgb.onnx", options(), precisions=("int8",))
     with pytest.raises(OptionError, match="calibrated on real faces"):
@@ -92,7 +90,7 @@ def test_int8_is_calibrated_on_real_faces_only(
     assert not request.output.parent.exists()
 
 
-def test_int8_answers_are_those_of_fp32_nearly(converted_rgb: Converted, all_precisions: Converted) -> None:
+def test_int8_answers_are_those_of_fp32_nearly(all_precisions: Converted) -> None:
     """On the faces it was calibrated on, INT8 moves probabilities by a few hundredths at most."""
     int8 = all_precisions.variants[2]
     assert int8.parity["faces"].mean_difference < 0.02

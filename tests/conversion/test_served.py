@@ -126,8 +126,9 @@ def test_a_changed_output_or_manifest_is_not_current(tmp_path: Path) -> None:
     for suffix in (".manifest.json", ".inputs.json", ""):
         path = Path(f"{output}{suffix}")
         content = path.read_bytes()
-        path.write_bytes(b"[" + content)
-        assert not is_current(source, output)
+        for damaged in (b"[" + content, b"\xff\xfe{}"):
+            path.write_bytes(damaged)
+            assert not is_current(source, output)
         path.write_bytes(content)
         assert is_current(source, output)
     output.write_bytes(output.read_bytes() + b"\n")
