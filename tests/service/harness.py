@@ -111,6 +111,14 @@ def fetch(service: ServiceProcess, path: str) -> str:
             return str(exc.read(), "utf-8")
 
 
+def refused(running: Running, reason: str) -> float:
+    """How many connections were refused for a reason."""
+    for line in running.service._exposition().decode().splitlines():
+        if line.startswith(f'visionai_connections_refused_total{{reason="{reason}"}}'):
+            return float(line.split()[-1])
+    raise AssertionError(reason)
+
+
 def metric(service: ServiceProcess, name: str) -> float:
     """A value of /metrics, by its name with its labels."""
     found = re.search(rf"^{re.escape(name)} (\S+)$", fetch(service, "/metrics"), re.MULTILINE)
