@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,37 +40,48 @@ async def in_order(
 
     At most `concurrency` images are drawn ahead of what is given out. No task is left behind, however this ends.
     """
-    at_once, one_by_one = (None, aiter(images)) if isinstance(images, AsyncIterable) else (iter(images), None)
+    at_once = None if isinstance(images, AsyncIterable) else iter(images)
     window: deque[asyncio.Task[Outcome]] = deque()
-    drawing: asyncio.Task[list[ImageSource]] | None = None
     number = itertools.count()
+    changed, room = asyncio.Event(), asyncio.Event()
 
     def start(image: ImageSource) -> None:
         window.append(asyncio.create_task(settle(next(number), image)))
 
+    async def draw(source: AsyncIterable[ImageSource]) -> None:
+        """In one task: what a source begins in one step, such as a timeout, it may end in another."""
+        async for image in source:
+            start(image)
+            changed.set()
+            while len(window) >= concurrency:
+                room.clear()
+                await room.wait()
+
+    drawing = asyncio.create_task(draw(images)) if isinstance(images, AsyncIterable) else None
     try:
         while True:
             if drawing is not None and drawing.done():
-                drawn, drawing = drawing.result(), None
-                if drawn:
-                    start(*drawn)
-                else:
-                    one_by_one = None
+                drawing.result()
+                drawing = None
             while at_once is not None and len(window) < concurrency:
                 for image in at_once:
                     start(image)
                     break
                 else:
                     at_once = None
-            if one_by_one is not None and drawing is None and len(window) < concurrency:
-                drawing = asyncio.create_task(_next(one_by_one))
             if window and (drawing is None or window[0].done()):
                 yield await window[0]
                 window.popleft()
+                room.set()
+            elif drawing is not None and window:
+                await asyncio.wait([drawing, window[0]], return_when=asyncio.FIRST_COMPLETED)
             elif drawing is not None:
-                await asyncio.wait(
-                    [drawing, *itertools.islice(window, 1)], return_when=asyncio.FIRST_COMPLETED
-                )
+                changed.clear()
+                news = asyncio.create_task(changed.wait())
+                try:
+                    await asyncio.wait([drawing, news], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    news.cancel()
             else:
                 return
     finally:
@@ -78,11 +89,3 @@ async def in_order(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _next(images: AsyncIterator[ImageSource]) -> list[ImageSource]:
-    """The next image; none at the end."""
-    try:
-        return [await anext(images)]
-    except StopAsyncIteration:
-        return []

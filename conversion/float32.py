@@ -1,6 +1,7 @@
 """A Keras network that was saved in another precision, made one that computes in float32, as its ONNX form will."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from conversion.errors import SourceError, quoted
@@ -20,12 +21,12 @@ def in_float32(path: Path, model: Any) -> Any:
             rebuilt = keras.saving.deserialize_keras_object(
                 _widened(keras.saving.serialize_keras_object(model))
             )
-            rebuilt.set_weights(
-                [
-                    value.astype("float32") if str(value.dtype) in _OTHERS else value
-                    for value in model.get_weights()
-                ]
-            )
+            # As Keras loads them, and not `set_weights`: some layers make what they compute with only there, such as
+            # Normalization the mean that it was adapted to.
+            with TemporaryDirectory() as folder:
+                weights = Path(folder) / "source.weights.h5"
+                model.save_weights(weights)
+                rebuilt.load_weights(weights)
         except Exception as error:  # A custom layer's own, and whatever Keras raises of it.
             raise SourceError(f"{path}: {_advice(model)} ({quoted(error)})") from error
         model = rebuilt

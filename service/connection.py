@@ -261,16 +261,15 @@ class Connection(MessageConnection):
             self._refuse(exc, lookup.id)
             return
         self._lookups += 1
-        if place.in_order:
-            self._queue(place)
-        else:
-            self._unordered += 1
+        self._queue(place)
 
     def _configure(self, configure: Configure, user: str | None) -> None:
         if configure.token is not None:
             self.user = user
-        self._options = self._options.changed(configure.changes)
-        self._reply(replies.configuration_reply(self._options, configure.id, self.user), configure.id)
+        options = self._options.changed(configure.changes)
+        # Before they hold: its own reply keeps its place.
+        self._reply(replies.configuration_reply(options, configure.id, self.user), configure.id)
+        self._options = options
 
     def _predict(self, predict: Predict, received: float, user: str | None) -> None:
         assert self._backend is not None
@@ -289,11 +288,8 @@ class Connection(MessageConnection):
             user=user,
         )
         self._unanswered_bytes += request.size
-        if options.ordered or predict.id is None:
-            self._queue(request)
-        else:
-            request.in_order = False
-            self._unordered += 1
+        request.in_order = options.ordered or predict.id is None
+        self._queue(request)
         if options.stream:
             if self._tracker is None:
                 self._tracker = FaceTracker()
@@ -326,7 +322,10 @@ class Connection(MessageConnection):
     # Replies
 
     def _queue(self, request: Request | _Reply) -> None:
-        """Give it the last place among what is answered in order."""
+        """Count it among what is unanswered; if it is answered in order, behind all that is."""
+        if not request.in_order:
+            self._unordered += 1
+            return
         if not isinstance(self._outstanding, deque):
             self._outstanding = deque()
         self._outstanding.append(request)

@@ -67,7 +67,7 @@ def run() -> None:
         if error.reason:
             print(f"visionai: the output cannot be written: {error.reason}", file=sys.stderr)
         sys.exit(ExitCode.OUTPUT_FAILED)
-    except SystemExit:
+    except (SystemExit, OSError):  # OSError: what is left to be shown, on a terminal that is gone
         if ended:
             sys.exit(128 + ended[0])
         raise

@@ -92,8 +92,8 @@ class Engine:
         scored = self._score_nothing(1).shape
         if scored != (1, len(self.card.labels)):
             raise StartupError(
-                f"{path} scores an image {list(scored[1:])} times and names {len(self.card.labels)} emotions: "
-                "convert it anew with the labels of its outputs"
+                f"{path} names {len(self.card.labels)} emotions, and its output for an image is "
+                f"{' x '.join(map(str, scored[1:]))}: convert it anew with the labels of its outputs"
             )
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

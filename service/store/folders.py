@@ -38,14 +38,28 @@ class Folder:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
+        self._directory: int | None = None
 
     def segment(self, number: int) -> Path:
         """The path of a segment."""
         return self.path / f"{number:08d}{_SUFFIX}"
 
     def segments(self) -> list[Path]:
-        """The segments that exist, oldest first."""
-        return sorted(self.path.glob(f"*{_SUFFIX}"))
+        """The segments that exist, oldest first. Raises OSError when that cannot be told."""
+        try:
+            return sorted(path for path in self.path.iterdir() if path.suffix == _SUFFIX)
+        except FileNotFoundError:
+            return []
+
+    def flush_names(self) -> None:
+        """Make the names of new files as durable as their content, which Windows does by itself. Raises OSError.
+
+        The folder stays open: a process that has reached its limit of open files is to store all the same.
+        """
+        if sys.platform != "win32":
+            if self._directory is None:
+                self._directory = os.open(self.path, os.O_RDONLY)
+            os.fsync(self._directory)
 
     def delete(self, segments: Iterable[Path]) -> None:
         """Delete segments that hold nothing that the database lacks.
@@ -57,10 +71,17 @@ class Folder:
             with suppress(OSError):
                 path.unlink()
 
+    def delete_all(self, *, but: Path | None = None) -> None:
+        """Delete all segments, or all but one; see `delete`."""
+        with suppress(OSError):
+            self.delete(path for path in self.segments() if path != but)
+
     def release(self) -> None:
         """Let another process take what is in it. Removed when no segment is left, if it can be removed."""
         with suppress(OSError), ExitStack() as held:
             held.callback(os.close, self._lock)
+            if self._directory is not None:
+                held.callback(os.close, self._directory)
             if not self.path.exists():
                 return
             with _exclusively(self.path.parent):
@@ -83,14 +104,15 @@ def create(root: Path) -> Folder:
         return Folder(path, lock)
 
 
-def adopt(root: Path, told: set[Path]) -> list[Folder]:
-    """Take over the folders whose owners have died.
+def adopt(root: Path, told: set[Path]) -> tuple[list[Folder], OSError | None]:
+    """Take over the folders whose owners have died. Also returned is why the last one could not be opened that could
+    not.
 
-    One that cannot be opened keeps nobody from the others; it is logged, unless it is in ``told``, and put there.
+    It keeps nobody from the others; it is logged, unless it is in ``told``, and put there.
 
     Raises OSError when ``root`` cannot be read.
     """
-    adopted = []
+    adopted, failed = [], None
     with _exclusively(root):
         for path in sorted(root.iterdir()):
             if not _NAME.fullmatch(path.name):
@@ -99,13 +121,14 @@ def adopt(root: Path, told: set[Path]) -> list[Folder]:
             try:
                 lock = _try_lock(path / _LOCK)
             except OSError as error:
+                failed = error
                 if path not in told:
                     told.add(path)
                     logger.error("the journal %s cannot be taken over: %s", path, error.strerror)
                 continue
             if lock is not None:
                 adopted.append(Folder(path, lock))
-    return adopted
+    return adopted, failed
 
 
 def any_segments(root: Path) -> bool:

@@ -215,7 +215,7 @@ class JournalBacklog:
             except OSError as error:
                 self._append_error = _reason(error)
             if self._pending == 0:
-                self._folder.delete(self._folder.segments())
+                self._folder.delete_all()
         self._orphans.close()
         self._folder.release()
 
@@ -249,18 +249,28 @@ class JournalBacklog:
             if self._sealed or self._memory or self._spilled is not None:
                 return
             self._next_renewal = time.monotonic() + RENEW_INTERVAL_S
-            with suppress(OSError):
-                self._writer.close(flush=False)
-            # First: on a full disk they may be what fills it.
-            self._folder.delete(self._folder.segments())
+            try:
+                self._writer.begin_segment(flush=False)
+            except OSError:
+                if self._append_error is None:
+                    return  # what there is works, and is renewed another time
+                if not self._make_room():
+                    return
+            self._folder.delete_all(but=self._folder.segment(self._writer.position[0]))
             self._sizes.clear()
             self._bytes = 0
-            try:
-                self._writer.begin_segment()
-            except OSError as error:
-                self._failed(error)
-            else:
-                self._works_again()
+            self._works_again()
+
+    def _make_room(self) -> bool:
+        """Delete the segments, which on a full disk may be what fills it, and begin one; whether that went well."""
+        with suppress(OSError):
+            self._writer.close(flush=False)
+        self._folder.delete_all()
+        try:
+            self._writer.begin_segment()
+        except OSError as error:
+            return self._failed(error)
+        return True
 
     def _remember(self, payload: bytes, count: int, begin: Position) -> None:
         self._pending += count

@@ -54,14 +54,14 @@ class Orphans:
     def look(self) -> None:
         """Take over what has become an orphan since the last look."""
         try:
-            adopted = folders.adopt(self._root, self._told)
+            adopted, failed = folders.adopt(self._root, self._told)
         except OSError as error:
             if not self._blind:
                 logger.warning("cannot look for journals of other processes: %s", error)
             self._blind = True
             return
         self._blind = False
-        self.error = None
+        self.error = None if failed is None else f"journal: {failed.strerror}"
         for folder in adopted:
             try:
                 count = sum(frame.count for path in folder.segments() for frame in segments.read(path).frames)
@@ -117,12 +117,12 @@ class Orphans:
                 self._give_up(self._folders.popleft(), error)  # or it would be read for ever
         while self._folders:
             folder = self._folders[0]
-            remaining = folder.segments()
-            if not remaining:
-                self._folders.popleft().release()
-                self._model = self._ours
-                continue
             try:
+                remaining = folder.segments()
+                if not remaining:
+                    self._folders.popleft().release()
+                    self._model = self._ours
+                    continue
                 contents = segments.read(remaining[0])
             except OSError as error:
                 self._put_back(self._folders.popleft(), error)

@@ -114,18 +114,22 @@ class SegmentWriter:
             _flush(descriptor)
             if not self._named:
                 # Not when it was made: those who append would wait for that.
-                _flush_folder(self._folder.path)
+                self._folder.flush_names()
                 self._named = True
         except OSError:
             self._failed = reached
             raise
         self._flushed = reached
 
-    def begin_segment(self) -> None:
-        """Go on in a new file. Raises OSError; then the next frame, too, begins with trying this."""
-        with self._flush_lock:
-            self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
-        self.close()
+    def begin_segment(self, *, flush: bool = True) -> None:
+        """Go on in a new file; ``flush`` as for `close`. Raises OSError, and has then changed nothing.
+
+        The file before is closed last: in a process that has reached its limit of open files a connection would take
+        its place.
+        """
+        if flush:
+            with self._flush_lock:
+                self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
         path = self._folder.segment(self._number + 1)
         descriptor = os.open(path, flags, 0o600)
@@ -136,9 +140,12 @@ class SegmentWriter:
             os.close(descriptor)
             path.unlink()
             raise
-        with self._change_lock:
+        with self._flush_lock, self._change_lock:  # whoever flushes needs the one before until then
+            before, self._descriptor = self._descriptor, descriptor
             self._named = False
-            self._descriptor, self._number, self._size = descriptor, self._number + 1, len(self._head)
+            self._number, self._size = self._number + 1, len(self._head)
+        if before >= 0:
+            os.close(before)
 
     def _write(self, data: bytes) -> None:
         written = 0
@@ -225,13 +232,3 @@ def _flush(descriptor: int) -> None:
         os.fsync(descriptor)
     else:
         os.fdatasync(descriptor)
-
-
-def _flush_folder(path: Path) -> None:
-    """Make the name of a new file as durable as its content. Windows does that by itself."""
-    if sys.platform != "win32":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -308,7 +308,9 @@ with limit_bench(DEFAULT_MODEL, 2) as bench:
         children = psutil.Process(process.pid).children()
         try:
             # They wait for work: one for the pipe, with the lock of the queue, and the other for the lock.
+            deadline = time.monotonic() + 60
             while not all(each.status() == psutil.STATUS_SLEEPING for each in children):
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
             number = getattr(signal, ends)
             os.killpg(process.pid, number)

@@ -70,7 +70,10 @@ import signal, sys
 class Loading:
     def find_spec(self, name, *_):
         if name == "client.cli.predict":
-            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:  # as C code does that is interrupted while it loads
+                raise ImportError("initialization failed") from None
 sys.meta_path.insert(0, Loading())
 from client.cli import main
 main()

@@ -100,15 +100,39 @@ async def test_images_that_are_waited_for_are_drawn_only_as_needed(peer: Peer) -
         nonlocal taken
         while taken < 20:
             taken += 1
-            yield image("sad", n=taken)
+            yield image("sad", n=taken, gated=True)
+
+    async def let_through() -> None:
+        while len(peer.predictions_received) < 4:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert taken == 4
+        peer.gate.set()
 
     seen = 0
-    async with connect(peer) as client:
+    async with connect(peer) as client, asyncio.TaskGroup() as tasks, asyncio.timeout(20):
+        tasks.create_task(let_through())
         async for outcome in client.predict_many(some(), concurrency=4):
             assert outcome.index == seen
             seen += 1
-            assert taken <= seen + 3
     assert seen == 20
+
+
+async def test_a_source_may_have_a_limit_of_its_own(peer: Peer) -> None:
+    """All of it runs in one task: a timeout that it begins with one image ends it at another."""
+
+    async def one() -> AsyncIterator[bytes]:
+        async with asyncio.timeout(0.1):
+            yield image("sad")
+            await asyncio.Event().wait()
+
+    found = []
+    with pytest.raises(TimeoutError):
+        async with connect(peer) as client, asyncio.timeout(20):
+            async for outcome in client.predict_many(one()):
+                found.append(outcome.index)
+    assert found == [0]
 
 
 @pytest.mark.parametrize("way", ["closed", "cancelled"])

@@ -101,6 +101,14 @@ async def test_nothing_with_an_id_waits_for_what_has_none(running: Running) -> N
         assert types == ["pong", "configuration", "error", "prediction"]
 
 
+async def test_the_reply_that_replies_may_overtake_overtakes_none(running: Running) -> None:
+    """What was asked before it was asked in order."""
+    async with running.client() as websocket:
+        await websocket.send(large_bitmap())
+        await websocket.send('{"command": "configure", "ordered": false, "id": 1}')
+        assert [(await read(websocket))["type"] for _ in range(2)] == ["prediction", "configuration"]
+
+
 async def test_requests_without_an_id_stay_in_order(running: Running) -> None:
     """Without ids a client can only tell replies by their order, also where the first takes long, in a thread."""
     image = large_bitmap()

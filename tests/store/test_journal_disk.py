@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from service.store import folders, journal, segments
+from service.store.folders import Folder
 from service.store.journal import JournalBacklog
 from service.store.segments import Fsync, SegmentWriter
 from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, files, payload
@@ -152,7 +153,7 @@ def test_the_name_of_each_segment_is_on_the_disk(
 ) -> None:
     """A record that is acknowledged is in a file that is found after a power loss, also where it is the first in it."""
     named: list[int] = []
-    monkeypatch.setattr(segments, "_flush_folder", lambda _: named.append(len(files(tmp_path))))
+    monkeypatch.setattr(Folder, "flush_names", lambda _: named.append(len(files(tmp_path))))
     backlog = open_journal(fsync="always", segment_bytes=400)
     for number in range(6):
         assert backlog.append(payload(number), 1)
@@ -218,6 +219,38 @@ def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     assert [path.name for path in folder.segments()] == ["00000001.segment", "00000002.segment"]
     writer.close()
     folder.release()
+
+
+@pytest.mark.parametrize("fsync", ["always", "interval"])
+def test_a_process_without_a_file_left_stores_as_before(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fsync: Fsync
+) -> None:
+    """What is in the database is deleted another time: the place of a file that is closed would be another's."""
+    monkeypatch.setattr(journal, "RENEW_INTERVAL_S", 0.0)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    backlog = open_journal(fsync=fsync)
+    assert backlog.append(payload(0), 1)
+    backlog._writer.flush_again()
+    assert drain(backlog) == [payload(0)]
+    with monkeypatch.context() as context:
+        context.setattr(os, "open", refuse)
+        context.setattr(os, "listdir", refuse)
+        for number in range(1, 4):
+            assert backlog.append(payload(number), 1)
+            backlog._writer.flush_again()
+            batch = backlog._orphans.take(1) or backlog.take(1)
+            assert batch is not None
+            assert batch.payloads == [payload(number)]
+            backlog.acknowledge(batch)
+            assert backlog.error is None
+    assert len(files(tmp_path)) == 1
+    before = files(tmp_path)
+    assert backlog.take(1) is None
+    assert len(files(tmp_path)) == 1
+    assert files(tmp_path) != before
 
 
 @contextmanager

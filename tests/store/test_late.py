@@ -113,6 +113,7 @@ def test_a_start_on_a_full_disk(
     left = [make_record() for _ in range(20)]
     assert earlier.record(left)
     assert earlier.close(timeout=0.1) == 20
+    open_store().close(timeout=10)  # by now there is a database: a service that is restarted makes none
     fill(monkeypatch, root)
     monkeypatch.setattr(late, "_RETRY_S", 0.0)
     monkeypatch.setattr(writer, "LOOK_S", 0.1)

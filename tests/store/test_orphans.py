@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -177,9 +180,35 @@ def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
     for _ in range(2):
         orphans.look()
         assert orphans.take(1) is None
+        assert orphans.error == "journal: Not a directory"
     assert [path.name for path in tmp_path.glob("journal-*")] == [bad.name]
     assert caplog.text.count("cannot be taken over") == 1
     orphans.close()
+
+
+def test_a_journal_whose_files_cannot_be_listed_is_told_of(
+    open_journal: OpenJournal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not taken for an empty one."""
+    segment = kill_after_appending(tmp_path, 1)
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path == segment.parent:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listed(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "iterdir", refuse)
+        orphans = Orphans(tmp_path, MODEL)
+        assert orphans.take(1) is None
+        assert orphans.error == "journal: Permission denied"
+        orphans.close()
+    assert f"the journal {segment.parent} cannot be read, and is tried again" in caplog.text
+    assert drain(open_journal()) == [payload(0)]
 
 
 def test_what_is_logged_is_no_content(
