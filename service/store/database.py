@@ -236,7 +236,8 @@ def _enter_wal(connection: sqlite3.Connection) -> None:
 def create_file(url: sa.URL) -> None:
     """Make SQLite's file, for this user alone, and the folder that it is to lie in, where they are not there.
 
-    Raises StartupError when that is not possible.
+    Raises StartupError when that is not possible, or when the log of one that was moved away lies there: SQLite would
+    delete it.
     """
     if url.get_backend_name() != "sqlite":
         return
@@ -253,6 +254,12 @@ def create_file(url: sa.URL) -> None:
     try:
         # One that is there is not opened: whoever closes it takes SQLite's locks on it from the whole process.
         if not path.exists():
+            log = path.with_name(f"{path.name}-wal")
+            if log.exists() and log.stat().st_size:
+                raise StartupError(
+                    f"the SQLite database {url.database} is not there, and its log {log.name} is, with rows that "
+                    "would be lost: put the database back beside it, or delete the log to begin anew"
+                )
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     except OSError as error:
         raise StartupError(

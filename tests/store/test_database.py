@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
+import sqlite3
+import subprocess
 import sys
 import threading
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import quote
@@ -164,6 +168,35 @@ def test_the_folder_of_a_sqlite_file_is_made(open_store: OpenStore, tmp_path: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a file's mode says nothing there")
+def test_no_sqlite_file_is_made_beside_the_log_of_another(open_store: OpenStore, tmp_path: Path) -> None:
+    """SQLite would delete what was committed there: the start says what to do, and loses nothing when it was done."""
+    file, away = tmp_path / "predictions.db", tmp_path / "away.db"
+    url = f"sqlite:///{file}"
+    code = f"""
+import os, signal
+from service.store import prepare
+from service.store.database import create_engine, parse_url
+prepare({url!r}, labels=["happy"], version_tag="v1", model_filename="m.onnx")
+engine = create_engine(parse_url({url!r}))
+with engine.begin() as connection:
+    connection.exec_driver_sql("INSERT INTO emotion_class VALUES (99, 'calm', '')")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    file.rename(away)
+    with pytest.raises(
+        StartupError, match=r"predictions\.db is not there, and its log predictions\.db-wal is"
+    ):
+        open_store(url=url)
+    assert not file.exists()
+    away.rename(file)
+    open_store(url=url).close(timeout=PATIENCE_S)
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT count(*) FROM emotion_class WHERE emotion_id = 99").fetchone() == (
+            1,
+        )
+
+
 def test_a_new_sqlite_file_is_for_this_user_alone(
     open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
 ) -> None:
