@@ -93,9 +93,10 @@ async def test_a_question_in_flight_is_answered_before_the_close(
     running = serve(drain_seconds=600)
     started = await running.__aenter__()
     async with started.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
         await websocket.send('{"command": "history", "id": "held"}')
         # Overtakes it: when this is answered, that has been read.
-        await ask(websocket, '{"command": "configure", "ordered": false, "id": 1}')
+        await ask(websocket, '{"command": "ping", "id": 1}')
         stopping = asyncio.create_task(running.__aexit__(None, None, None))
         async with asyncio.timeout(TIMEOUT):
             while started.service._settled is None:
