@@ -43,16 +43,18 @@ async def in_order(
     at_once = None if isinstance(images, AsyncIterable) else iter(images)
     window: deque[asyncio.Task[Outcome]] = deque()
     number = itertools.count()
-    changed, room = asyncio.Event(), asyncio.Event()
+    room = asyncio.Event()
+    drawn: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done once there is an image
 
     def start(image: ImageSource) -> None:
         window.append(asyncio.create_task(settle(next(number), image)))
+        if not drawn.done():
+            drawn.set_result(None)
 
     async def draw(source: AsyncIterable[ImageSource]) -> None:
         """In one task: what a source begins in one step, such as a timeout, it may end in another."""
         async for image in source:
             start(image)
-            changed.set()
             while len(window) >= concurrency:
                 room.clear()
                 await room.wait()
@@ -76,12 +78,8 @@ async def in_order(
             elif drawing is not None and window:
                 await asyncio.wait([drawing, window[0]], return_when=asyncio.FIRST_COMPLETED)
             elif drawing is not None:
-                changed.clear()
-                news = asyncio.create_task(changed.wait())
-                try:
-                    await asyncio.wait([drawing, news], return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    news.cancel()
+                drawn = asyncio.get_running_loop().create_future()
+                await asyncio.wait([drawing, drawn], return_when=asyncio.FIRST_COMPLETED)
             else:
                 return
     finally:

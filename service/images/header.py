@@ -27,9 +27,8 @@ _PROGRESSIVE = 0xFFC2
 _START_OF_SCAN, _END, _APP1 = 0xFFDA, 0xFFD9, 0xFFE1
 _SKIPPED = frozenset({0xFFC4, 0xFFCC, 0xFFDB, 0xFFDC, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_APP1}
 _ALONE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
-_FIRST_WITH_SEGMENT = (
-    0xFFC0  # those before it are reserved: where a restart is due, libjpeg just goes on behind them
-)
+# Those before it are reserved: where a restart is due, libjpeg just goes on behind them.
+_FIRST_WITH_SEGMENT = 0xFFC0
 
 _SEGMENT = struct.Struct(">HH")  # a marker and its segment's length, which counts its own two bytes
 _FRAME = struct.Struct(">HHB")  # height, width and number of components

@@ -105,10 +105,10 @@ def create(root: Path) -> Folder:
 
 
 def adopt(root: Path, told: set[Path]) -> tuple[list[Folder], OSError | None]:
-    """Take over the folders whose owners have died. Also returned is why the last one could not be opened that could
-    not.
+    """Take over the folders whose owners have died.
 
-    It keeps nobody from the others; it is logged, unless it is in ``told``, and put there.
+    One that cannot be opened keeps nobody from the others; it is logged, unless it is in ``told``, and put there. The
+    error of the last such one is returned, too.
 
     Raises OSError when ``root`` cannot be read.
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,24 @@ class Completed:
     code: int
     out: str
     err: str
+
+
+@asynccontextmanager
+async def on_a_terminal(*command: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """A command whose standard error is a terminal, which is read from the descriptor."""
+    controller, terminal = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        yield process, controller
+    finally:
+        os.close(controller)
 
 
 def connect(peer: Peer, **arguments: Any) -> AsyncClient:

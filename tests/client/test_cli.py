@@ -6,7 +6,6 @@ import asyncio
 import csv
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, run_command
+from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, on_a_terminal, run_command
 from tests.client.peer import V1_COMMANDS, Peer, image
 
 
@@ -351,26 +350,15 @@ async def test_output_that_cannot_be_written_is_code_6(
 
 async def test_a_folder_on_a_terminal_has_a_progress_bar(peer: Peer, photos: Path) -> None:
     """Where standard error is a terminal, it shows how many are done, the rate, and the remaining time."""
-    controller, terminal = pty.openpty()
     # The last images wait, so that the bar is seen half way.
     (photos / "z.jpg").write_bytes(image("happy", gated=True))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", "predict", str(photos), "-f", "ndjson", "--url", peer.url),
-        cwd=ROOT,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=terminal,
-    )
-    os.close(terminal)
+    command = (sys.executable, "-m", "client", "predict", str(photos), "-f", "ndjson", "--url", peer.url)
     seen = ""
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            while "3/4" not in seen:
-                seen += (await asyncio.to_thread(os.read, controller, 4096)).decode()
-            peer.gate.set()
-            out, _ = await process.communicate()
-    finally:
-        os.close(controller)
+    async with on_a_terminal(*command) as (process, terminal), asyncio.timeout(TIMEOUT):
+        while "3/4" not in seen:
+            seen += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
+        peer.gate.set()
+        out, _ = await process.communicate()
     assert (process.returncode, len(out.splitlines())) == (0, 4)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert re.search(r"3/4 +\d+/s +\d:\d\d:\d\d", shown), shown

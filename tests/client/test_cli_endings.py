@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pty
 import shlex
 import signal
 import sys
@@ -15,7 +14,7 @@ import orjson
 import pytest
 
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, run_command
+from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, on_a_terminal, run_command
 from tests.client.peer import Peer, image
 
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
@@ -92,29 +91,17 @@ async def test_what_ends_a_command_leaves_the_terminal_as_it_was(
     """
     (tmp_path / "a.jpg").write_bytes(image("happy"))
     (tmp_path / "b.jpg").write_bytes(image("happy", gated=True))
-    controller, terminal = pty.openpty()
     command = f"{shell} exec {shlex.quote(sys.executable)} -m client predict {shlex.quote(str(tmp_path))}"
-    process = await asyncio.create_subprocess_exec(
-        *("sh", "-c", f"{command} --url {peer.url}"),
-        cwd=ROOT,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    seen = b""
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            while b"1/2" not in seen:
-                seen += await asyncio.to_thread(os.read, controller, 4096)
-            number = getattr(signal, name)
-            process.send_signal(number)
-            out, _ = await process.communicate()
-            with suppress(OSError):  # nobody has the terminal open any more
-                while True:
-                    seen += await asyncio.to_thread(os.read, controller, 4096)
-    finally:
-        os.close(controller)
+    number, seen = getattr(signal, name), b""
+    shelled = ("sh", "-c", f"{command} --url {peer.url}")
+    async with on_a_terminal(*shelled) as (process, terminal), asyncio.timeout(TIMEOUT):
+        while b"1/2" not in seen:
+            seen += await asyncio.to_thread(os.read, terminal, 4096)
+        process.send_signal(number)
+        out, _ = await process.communicate()
+        with suppress(OSError):  # nobody has the terminal open any more
+            while True:
+                seen += await asyncio.to_thread(os.read, terminal, 4096)
     assert process.returncode == 128 + number
     assert seen.rindex(SHOW_CURSOR) > seen.rindex(HIDE_CURSOR)
     assert b"Traceback" not in seen
