@@ -350,7 +350,7 @@ class Metrics(Collector):
         for gauge, name, documentation in (
             (Gauge.CONNECTIONS, "visionai_connections", "Connected clients"),
             (Gauge.QUEUE_DEPTH, "visionai_queue_depth", "Requests waiting to be looked at"),
-            (Gauge.STORE_PENDING, "visionai_store_pending", "Predictions not yet in the database"),
+            (Gauge.STORE_PENDING, "visionai_store_pending", "Faces not yet in the database"),
             (Gauge.READY, "visionai_workers_ready", "Workers that can predict"),
             (Gauge.RESIDENT_BYTES, "visionai_resident_memory_bytes", "Resident memory of the workers"),
         ):
@@ -365,12 +365,12 @@ class Metrics(Collector):
         yield failing
         yield CounterMetricFamily(
             "visionai_store_written",
-            "Predictions written to the database",
+            "Faces written to the database, a row each",
             value=self.written,
         )
         yield CounterMetricFamily(
             "visionai_store_rejected",
-            "Predictions that the database refused for a value in them; the log names them",
+            "Faces that the database refused for a value in them; the log names them",
             value=self._sum(self._layout.rejected),
         )
         yield CounterMetricFamily(

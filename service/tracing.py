@@ -40,7 +40,7 @@ def start_tracing(version: str) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces are sent: OpenTelemetry is not installed (pip install 'visionai[otel]')")
+        log.warning("no traces are sent: OpenTelemetry is not installed (docs/operations.md)")
         return None
     named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "visionai"}
     provider = TracerProvider(

@@ -60,7 +60,7 @@ def stats(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Count the predictions of the last hour by emotion, with mean confidence and latency.
+    """Count the faces of the last hour by emotion, with mean confidence and latency.
 
     Example: visionai stats --window 24h --buckets 24
     """
@@ -88,7 +88,7 @@ def stats(
     console.print(table)
     latency = ", ".join(f"{name} {value:.2f} ms" for name, value in found.latency_ms.items())
     span = window if window[-1] in _UNITS else f"{window}s"
-    total = f"{counted(found.count, 'prediction')} in the last {span}"
+    total = f"{counted(found.count, 'face')} in the last {span}"
     console.print(Text(total + (f"; latency {latency}" if latency else "")))
 
 

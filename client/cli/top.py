@@ -190,7 +190,7 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | Visio
         mean = (
             f", mean confidence {percent(stats.mean_confidence)}" if stats.mean_confidence is not None else ""
         )
-        parts.append(Text(f"last hour  {counted(stats.count, 'prediction')}{mean}"))
+        parts.append(Text(f"last hour  {counted(stats.count, 'face')}{mean}"))
     return Group(*parts)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO: faster on CPUs that compute in bfloat16 (AMX, AVX512-BF16). An extra: `pip install visionai[openvino]`.
+"""OpenVINO: faster on CPUs that compute in bfloat16 (AMX, AVX512-BF16). An extra, see docs/performance.md.
 
 OpenVINO reads the same ONNX file. It is used directly and not as an execution provider of ONNX Runtime: that comes in a
 wheel that takes the place of onnxruntime.
@@ -35,7 +35,7 @@ class OpenVINORunner:
 
     def __init__(self, path: Path, threads: int, callers: int) -> None:
         if not available():
-            raise StartupError("PROVIDER=openvino: it is not installed; pip install 'visionai[openvino]'")
+            raise StartupError("PROVIDER=openvino: it is not installed; docs/performance.md says how")
         import openvino
 
         self._tensor = openvino.Tensor

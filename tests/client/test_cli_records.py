@@ -33,7 +33,7 @@ async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> 
     assert done.code == 0, done.err
     happy = next(line for line in done.out.splitlines() if line.startswith("happy"))
     assert happy.split()[1:4] == ["3", "75.0", "%"]
-    assert "4 predictions in the last 30m; latency p50 1.20 ms, p99 3.40 ms" in done.out
+    assert "4 faces in the last 30m; latency p50 1.20 ms, p99 3.40 ms" in done.out
     assert peer.received[-1].message["window_s"] == 1800
     document = json.loads((await visionai("stats", "--json", "--url", peer.url)).out)
     assert (document["count"], document["window_s"]) == (4, 3600)
@@ -45,7 +45,7 @@ async def test_stats_of_a_window_without_a_unit_say_that_it_is_seconds(
     """Who meant days or hours sees it."""
     done = await visionai("stats", "--window", "7", "--url", peer.url)
     assert peer.received[-1].message["window_s"] == 7
-    assert "predictions in the last 7s" in done.out
+    assert "faces in the last 7s" in done.out
 
 
 async def test_stats_show_how_counts_changed(service: ServiceProcess, visionai: VisionAI) -> None:
@@ -84,12 +84,12 @@ async def test_one_is_not_many(visionai: VisionAI, tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path)
     service.start()
     try:
-        assert "0 predictions in the last 1h" in (await visionai("stats", "--url", service.url)).out
+        assert "0 faces in the last 1h" in (await visionai("stats", "--url", service.url)).out
         assert (await visionai("predict", FACE, "--url", service.url)).code == 0
         async with asyncio.timeout(TIMEOUT):  # until it is stored
-            while "1 prediction in the last 1h" not in (await visionai("stats", "--url", service.url)).out:
+            while "1 face in the last 1h" not in (await visionai("stats", "--url", service.url)).out:
                 pass
-        assert "last hour  1 prediction, mean" in (await visionai("top", "--once", "--url", service.url)).out
+        assert "last hour  1 face, mean" in (await visionai("top", "--once", "--url", service.url)).out
     finally:
         service.stop()
     assert Watched(frames=1).summary().startswith("1 frame, ")
@@ -126,7 +126,7 @@ async def test_top_reads_the_servers_metrics(peer: Peer, visionai: VisionAI) -> 
     done = await visionai("top", "--once", "--interval", "0.1", "--url", peer.url)
     assert done.code == 0, done.err
     assert "predictions/s" in done.out
-    assert "last hour  4 predictions, mean confidence 80.0 %" in done.out
+    assert "last hour  4 faces, mean confidence 80.0 %" in done.out
     document = json.loads(
         (await visionai("top", "--once", "--json", "--interval", "0.1", "--url", peer.url)).out
     )

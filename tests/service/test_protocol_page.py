@@ -76,6 +76,6 @@ def test_the_json_examples_have_the_documented_fields() -> None:
     """The replies that are shown name exactly the required fields, and those that may be there."""
     for block in blocks("json"):
         reply = orjson.loads(block)
-        schema = {"history": "HistoryPage", "stats": "Figures"}[reply["type"]]
+        schema = {"prediction": "Prediction", "history": "HistoryPage", "stats": "Figures"}[reply["type"]]
         described = description()["components"]["schemas"][schema]
         assert set(described["required"]) <= set(reply) <= set(described["properties"])
