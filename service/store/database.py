@@ -125,7 +125,9 @@ def create_engine(
     if url.get_backend_name() == "postgresql":
         # What closes connections that are idle, a proxy or the server, would make a failure of each first prediction
         # after a lull: told, and counted, where nothing is wrong.
-        return sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2, pool_pre_ping=True)
+        engine = sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2, pool_pre_ping=True)
+        event.listen(engine, "connect", _read_committed)
+        return engine
 
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
 
@@ -213,6 +215,18 @@ def _read_only(connection: Any, _: object) -> None:
     """
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
+    connection.commit()
+
+
+def _read_committed(connection: Any, _: object) -> None:
+    """Let transactions of PostgreSQL see what was committed while they waited, whatever the operator's default.
+
+    A migration that waited for the table's lock would else count without the rows of who had it, and of two writers
+    that count the same minute one would fail. Not by SQLAlchemy's isolation level: the driver would then say it anew
+    for each transaction, a round trip more.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_isolation = 'read committed'")
     connection.commit()
 
 

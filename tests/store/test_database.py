@@ -149,6 +149,24 @@ def test_what_the_url_says_of_a_connection(postgres_url: str) -> None:
             engine.dispose()
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_what_the_server_isolates_by_default(postgres_url: str, level: str) -> None:
+    """A transaction that had to wait sees what was committed meanwhile, as migrations and counts need it."""
+    engine = create_engine(parse_url(postgres_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"ALTER DATABASE {engine.url.database} SET default_transaction_isolation = '{level}'"
+        )
+        connection.exec_driver_sql("CREATE TABLE counted (value INTEGER)")
+    engine.dispose()
+    with engine.begin() as waiting:
+        assert waiting.exec_driver_sql("SELECT count(*) FROM counted").scalar() == 0
+        with engine.begin() as other:
+            other.exec_driver_sql("INSERT INTO counted VALUES (1)")
+        assert waiting.exec_driver_sql("SELECT count(*) FROM counted").scalar() == 1
+    engine.dispose()
+
+
 def test_the_one_of_several_servers_that_takes_writes(
     open_store: OpenStore, make_record: MakeRecord, postgres_url: str
 ) -> None:
