@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
+from service.store import placement
 from service.store.schema import HEAD, predictions_log
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ _MIGRATION_S: Final = 1800
 def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
     """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
 
-    Any number of processes may call this at once: one migrates, the others wait and find it done. Without ``patient`` a
-    SQLite file that somebody else keeps locked is an OperationalError after a few seconds.
+    Any number of processes may call this at once: one migrates, the others wait and find it done. On PostgreSQL tables
+    are made in the schema of ``predictions_log``, or moved there, wherever on the search path that is. Without
+    ``patient`` a SQLite file that somebody else keeps locked is an OperationalError after a few seconds.
 
     Raises StartupError when the tables are another application's or older than the database's revision says, or the
     database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be reached.
@@ -42,9 +44,11 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
             with engine.begin() as connection:
                 if current_revision(connection) == HEAD:
                     _require_columns(connection)
-                    return
+                    if not placement.misplaced(connection):
+                        return
                 lock(connection)
                 found = current_revision(connection)
+                placement.gather(connection)
                 if found == HEAD:
                     return
                 _upgrade(connection, found)
@@ -125,4 +129,5 @@ def _upgrade(connection: sa.Connection, found: str | None) -> None:
             "database in DATABASE_URL"
         )
     logger.info("migrating the database from revision %s to %s", found or "none", HEAD)
+    placement.begin_with_the_rows(connection)
     command.upgrade(config, "head")
