@@ -123,12 +123,15 @@ class Figures:
 def latest(
     connection: sa.Connection, scope: ByConnection | ByUser, limit: int, after: Position | None = None
 ) -> list[StoredFace]:
-    """The newest `limit` rows of a scope, newest first; with `after`, of those that come after that place."""
+    """The newest `limit` rows of a scope, newest first; with `after`, of those that come after that place.
+
+    Rows without a time, which other programs may write, are left out.
+    """
     if isinstance(scope, ByConnection):
         key: tuple[sa.Column[Any], sa.Column[Any]] = (_columns.prediction_uuid, _columns.face_index)
     else:
         key = (_columns.timestamp, _columns.predic_id)
-    conditions = _within(scope)
+    conditions = [*_within(scope), *_timed(connection)]
     if after is not None:
         place = sa.tuple_(sa.literal(after.key, key[0].type), sa.literal(after.number, key[1].type))
         conditions.append(sa.tuple_(*key) < place)
@@ -215,6 +218,17 @@ def _within(scope: Scope) -> list[sa.ColumnElement[bool]]:
             return [_columns.user_id == user]
         case Anonymous():
             return [_columns.user_id.is_(None)]
+
+
+def _timed(connection: sa.Connection) -> list[sa.ColumnElement[bool]]:
+    """Rows that have a time. SQLite takes numbers for one, too, and an empty text.
+
+    In words of which no index is made use: that of the scope is the one to read.
+    """
+    moment = _columns.timestamp
+    if connection.dialect.name == "sqlite":
+        return [sa.func.typeof(moment) == "text", moment != sa.literal_column("''", moment.type)]
+    return [moment.is_not(None)]
 
 
 def named(emotion_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:

@@ -28,7 +28,7 @@ _LEAST_TEXT: Final[sa.ColumnClause[datetime]] = sa.literal_column("''", predicti
 def delete_before(connection: sa.Connection, moment: datetime, limit: int = CHUNK_ROWS) -> int:
     """Delete up to ``limit`` of the oldest rows from before ``moment``; how many. The older server's rows count too.
 
-    Rows of SQLite whose time is a number are left, see :func:`without_a_time`.
+    Rows without a time are left, see :func:`without_a_time`.
 
     Several processes may do this at once: on PostgreSQL they pass over the rows that another is deleting.
     """
@@ -50,14 +50,15 @@ def delete_before(connection: sa.Connection, moment: datetime, limit: int = CHUN
 
 
 def without_a_time(connection: sa.Connection) -> int:
-    """How many rows have a number, or an empty text, for their time. SQLite takes them, and sorts them before any time.
+    """How many rows have no time; or, in SQLite, which sorts both before any time, a number or an empty text for it.
 
     Seconds, milliseconds or days: nothing says which, so nothing says how old they are.
     """
-    if connection.dialect.name != "sqlite":
-        return 0
-    unknown = sa.select(sa.func.count()).where(predictions_log.c.timestamp <= _LEAST_TEXT)
-    return connection.execute(unknown).scalar_one()
+    moment = predictions_log.c.timestamp
+    unknown: sa.ColumnElement[bool] = moment.is_(None)
+    if connection.dialect.name == "sqlite":
+        unknown = sa.or_(unknown, moment <= _LEAST_TEXT)
+    return connection.execute(sa.select(sa.func.count()).where(unknown)).scalar_one()
 
 
 class Retention:
@@ -90,8 +91,9 @@ class Retention:
                     logger.info("deleted %d predictions older than %s", deleted, self._age)
                 if unknown:
                     logger.warning(
-                        "%d predictions are kept whatever their age: predictions_log.timestamp is a number, or empty; "
-                        "rewrite it (of Unix seconds datetime(timestamp, 'unixepoch') makes a time), or delete them",
+                        "%d predictions are kept whatever their age: predictions_log.timestamp is null, or in SQLite a "
+                        "number or empty; write a time there (of Unix seconds datetime(timestamp, 'unixepoch') makes "
+                        "one), or delete them",
                         unknown,
                     )
             if self._engine.dialect.name == "postgresql":

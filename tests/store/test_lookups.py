@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
 from service.lookups import History, Lookup, Stats, parse_lookup, reader
 from service.store import Store
@@ -77,6 +78,25 @@ def test_pages_follow_each_other_by_what_they_name(
     assert [len(page) for page in pages] == [4, 4, 4]
     found = [row for page in pages for row in page]
     assert found == [(str(row["prediction_id"]), row["face_index"]) for row in reversed(rows)]
+
+
+@pytest.mark.parametrize("user", [None, "ana"])
+def test_rows_without_a_time_are_left_out(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, user: str | None
+) -> None:
+    """One that another program emptied, or in SQLite wrote a number into, does not cost its user the whole history."""
+    store, ids = open_store(), PredictionIds()
+    made = [make_record(prediction_id=ids.next(), user=user, timestamp=NOW) for _ in range(5)]
+    store.record(made)
+    written(store, 5)
+    values = ["NULL", "0", "''"] if engine.dialect.name == "sqlite" else ["NULL"]
+    with engine.begin() as connection:
+        for number, value in enumerate(values, start=1):
+            connection.exec_driver_sql(
+                f"UPDATE predictions_log SET timestamp = {value} WHERE predic_id = {number}"
+            )
+    found = [row["prediction_id"] for row in answer(store, History(None), user, ids)["predictions"]]
+    assert found == [str(record["prediction_id"]) for record in reversed(made[len(values) :])]
 
 
 @pytest.mark.parametrize(
