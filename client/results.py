@@ -126,13 +126,14 @@ class Health:
 class StoredPrediction:
     """One row of the history: one face. `prediction_id` is None for rows older than that column.
 
-    The faces of one image share their `prediction_id`; `box` is None where the whole image was scored.
+    The faces of one image share their `prediction_id`; `box` is None where the whole image was scored. `emotion_name`
+    and `confidence` are None where another program left them out.
     """
 
     prediction_id: UUID | None
     timestamp: datetime
-    emotion_name: str
-    confidence: float
+    emotion_name: str | None
+    confidence: float | None
     model_version_tag: str | None
     processing_time_ms: float | None
     face_index: int = 0
@@ -343,11 +344,12 @@ def _timing(value: Reply) -> Timing:
 def _stored(row: Reply) -> StoredPrediction:
     identity = row.get("prediction_id")
     box = row.get("box")
+    name, confidence = row["emotion_name"], row["confidence"]
     return StoredPrediction(
         prediction_id=UUID(identity) if identity is not None else None,
         timestamp=_moment(row["timestamp"]),
-        emotion_name=str(row["emotion_name"]),
-        confidence=float(row["confidence"]),
+        emotion_name=str(name) if name is not None else None,
+        confidence=float(confidence) if confidence is not None else None,
         model_version_tag=row.get("model_version_tag"),
         processing_time_ms=row.get("processing_time_ms"),
         face_index=int(row.get("face_index", 0)),

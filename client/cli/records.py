@@ -117,8 +117,8 @@ def history(
         for row in rows:
             table.add_row(
                 row.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-                row.emotion_name,
-                percent(row.confidence),
+                row.emotion_name or "",
+                percent(row.confidence) if row.confidence is not None else "",
                 row.model_version_tag or "",
                 str(row.prediction_id or ""),
             )

@@ -121,10 +121,10 @@ export interface Stats {
 export interface StoredPrediction {
   prediction_id: string | null;
   timestamp: string;
-  emotion_name: string;
-  confidence: number;
-  model_version_tag?: string;
-  processing_time_ms?: number;
+  emotion_name: string | null;
+  confidence: number | null;
+  model_version_tag?: string | null;
+  processing_time_ms?: number | null;
   /** The faces of one image share their prediction_id. */
   face_index?: number;
   request_id?: string | null;

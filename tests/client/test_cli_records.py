@@ -106,6 +106,21 @@ async def test_history_pages_until_it_has_enough(peer: Peer, visionai: VisionAI)
     assert len(table.out.splitlines()) == 6
 
 
+async def test_a_row_without_an_emotion_has_empty_cells(
+    visionai: VisionAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may have written it: table and CSV tell the rest of it."""
+    row = {"prediction_id": None, "timestamp": "2026-11-22T10:30:40", "model_version_tag": "v7"}
+    page = {"predictions": [row | {"emotion_name": None, "confidence": None}], "next": None}
+    monkeypatch.setattr(Peer, "_history", lambda *_: {"type": "history", "status": "success"} | page)
+    async with Peer().running() as peer:
+        table = await visionai("history", "--url", peer.url)
+        done = await visionai("history", "-f", "csv", "--url", peer.url)
+    assert table.out.splitlines()[-1].split()[2:] == ["v7"], table
+    (found,) = csv.DictReader(done.out.splitlines())
+    assert (found["emotion_name"], found["confidence"], found["model_version_tag"]) == ("", "", "v7")
+
+
 async def test_names_with_brackets_are_shown_whole(visionai: VisionAI) -> None:
     """A version's tag is the operator's own text, and no markup."""
     async with Peer(version_tag="v2 [beta] [/]").running() as peer:

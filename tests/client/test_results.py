@@ -123,6 +123,14 @@ def test_a_row_of_the_history_has_what_was_stored() -> None:
     assert (found.next, found.pending) == (None, 0)
 
 
+def test_a_row_of_the_history_that_another_program_wrote() -> None:
+    """It may lack its emotion and its confidence, which are None, and does not cost the rest of the page."""
+    whole = {"timestamp": "2026-11-22T10:30:45", "emotion_name": "happy", "confidence": 0.9}
+    rows = [whole, whole | {"emotion_name": None, "confidence": None}]
+    found = results.history({"predictions": rows}).predictions
+    assert [(row.emotion_name, row.confidence) for row in found] == [("happy", 0.9), (None, None)]
+
+
 def test_stats_without_buckets_have_none() -> None:
     """Those of a server that sends null for them, or nothing, are empty; nothing is pending unless it says so."""
     reply: dict[str, Any] = {
