@@ -133,6 +133,49 @@ def test_the_last_moment_of_a_window_is_in_its_last_bucket(
     assert found.buckets == [*[{}] * 6, {"sad": 1}]
 
 
+@pytest.mark.parametrize("bucket", [timedelta(milliseconds=1), timedelta(seconds=1), timedelta(seconds=59)])
+def test_short_buckets_are_counted_to_the_microsecond(
+    open_store: OpenStore, make_record: MakeRecord, bucket: timedelta
+) -> None:
+    """The first and the last microsecond of each is in it, in whatever fraction of a second it begins."""
+    store, microsecond = open_store(), timedelta(microseconds=1)
+    starts = [NOW + number * bucket for number in range(50)]
+    edges = [moment for start in starts for moment in (start, start + bucket - microsecond)]
+    store.record([make_record(emotion="happy", timestamp=moment) for moment in edges])
+    written(store, 100)
+    found = ask(store, lambda connection: figures(connection, Anonymous(), NOW, 50 * bucket, buckets=50))
+    assert found.buckets == [{"happy": 2}] * 50
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10:30:47",
+        "10:30:47.0",
+        "10:30:47.000",
+        "10:30:47Z",
+        "10:30:47+02:00",
+        "10:30:47.000+02:00",
+        "10:30:47 junk",
+    ],
+)
+def test_a_time_in_another_form_is_in_the_bucket_of_its_text(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, text: str
+) -> None:
+    """SQLite keeps what it is given: an older server gives no fraction, other programs fewer digits, or an offset."""
+    store = open_store()
+    store.record([make_record(emotion="happy", timestamp=NOW)])
+    written(store, 1)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE predictions_log SET timestamp = ?", (f"2026-11-22 {text}",))
+    found = ask(
+        store,
+        lambda connection: figures(connection, Anonymous(), NOW.replace(microsecond=900_000), HOUR / 240, 15),
+    )
+    assert found.buckets == [{}, {"happy": 1}, *[{}] * 13]
+
+
 @pytest.mark.parametrize("window_s", [600.0, 86400.0])
 def test_an_emotion_without_a_name_is_left_out(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
