@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from service.store.schema import emotion_minutes, latency_minutes, predictions_l
 from tests.store.conftest import LABELS, MakeRecord, OpenStore
 from tests.store.harness import NOW, ask, written
 
+HISTORY = Path(__file__).parents[2] / "docs" / "history.md"
 HOUR = timedelta(hours=1)
 START = NOW.replace(second=0, microsecond=0)
 SINCE = START - HOUR
@@ -156,6 +158,24 @@ def test_one_revision_back_and_forth(
         store.record([make_record(timestamp=NOW)])
         written(store, before + 1)
         assert_counted(engine)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "statement", ["INSERT OR IGNORE", "PRAGMA recursive_triggers = ON; INSERT OR REPLACE"]
+)
+def test_rows_that_are_written_again_by_hand(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, statement: str
+) -> None:
+    """The statements that the documentation has for it change no count, as SQLite's plain OR REPLACE would."""
+    assert fill(open_store(), make_record).close(timeout=10) == 0
+    *settings, insert = statement.split("; ")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for sql in (*settings, f"{insert} INTO predictions_log SELECT * FROM predictions_log"):
+            connection.exec_driver_sql(sql)
+    assert_counted(engine)
+    for part in statement.split("; "):
+        assert f"`{part}" in HISTORY.read_text()
 
 
 def write_before_and_beside(engine: sa.Engine, insert: str) -> None:
