@@ -182,7 +182,7 @@ function latestRow({ timestamp, emotion_name: emotion, confidence }) {
     "tr",
     {},
     element("td", { text: clock(parseTime(timestamp), true) }),
-    element("td", {}, label(emotion)),
-    element("td", { text: percent(confidence) }),
+    element("td", {}, ...(emotion === null ? ["–"] : [label(emotion)])),
+    element("td", { text: confidence === null ? "–" : percent(confidence) }),
   );
 }

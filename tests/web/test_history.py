@@ -144,6 +144,22 @@ async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> No
     assert cursors == [None, "8", "16"]
 
 
+async def test_a_row_that_an_older_server_left_incomplete_says_so(open_page: OpenPage) -> None:
+    """Without an emotion and a confidence it has a dash for each, and no emotion called null with 0 %."""
+
+    def incomplete(request: dict[str, Any]) -> dict[str, Any] | None:
+        reply = stored(request)
+        if reply is not None and request["command"] == "history":
+            reply["predictions"][0] |= {"emotion_name": None, "confidence": None}
+        return reply
+
+    page = (await open_page(before=answering(incomplete))).page
+    await page.click("#tab-history")
+    await expect(page.locator("#latest tr").nth(0).locator("td").nth(1)).to_have_text("–")
+    await expect(page.locator("#latest tr").nth(0).locator("td").nth(2)).to_have_text("–")
+    await expect(page.locator("#latest tr").nth(1)).to_contain_text("90%")
+
+
 async def test_the_window_that_is_marked_is_the_one_that_is_shown(open_page: OpenPage) -> None:
     """Also after one has left the page and come back: the one that was chosen last."""
     windows: list[int] = []
