@@ -155,8 +155,8 @@ async def test_a_row_that_an_older_server_left_incomplete_says_so(open_page: Ope
 
     page = (await open_page(before=answering(incomplete))).page
     await page.click("#tab-history")
-    await expect(page.locator("#latest tr").nth(0).locator("td").nth(1)).to_have_text("–")
-    await expect(page.locator("#latest tr").nth(0).locator("td").nth(2)).to_have_text("–")
+    await expect(page.locator("#latest tr").nth(0).locator("td").nth(1)).to_have_text("\N{EN DASH}")
+    await expect(page.locator("#latest tr").nth(0).locator("td").nth(2)).to_have_text("\N{EN DASH}")
     await expect(page.locator("#latest tr").nth(1)).to_contain_text("90%")
 
 
