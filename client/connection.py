@@ -38,6 +38,9 @@ MAX_REPLY_BYTES = 16 * 2**20
 # Bytes in a second, 256 kbit/s. A line that is slower is taken for a server that is silent.
 SLOWEST_LINE = 32_000
 
+# Seconds for a connection to close in good order, before it is cut.
+CLOSING = 2.0
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -198,18 +201,27 @@ class Connection:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 await asyncio.sleep(keepalive)
-                pong = await self._websocket.ping()
                 try:
                     async with asyncio.timeout(keepalive + self._unanswered.size / SLOWEST_LINE):
-                        await pong
+                        # Sending it waits, too: for as long as much is unsent before it.
+                        await (await self._websocket.ping())
                 except TimeoutError:
-                    await self._websocket.close(1011, "keepalive ping timeout")
+                    await self._close(1011, "keepalive ping timeout")
                     return
 
     async def aclose(self) -> None:
         """Close, and wait until the connection is gone. Requests that still wait get `ConnectionLost`."""
-        await self._websocket.close()
+        await self._close()
         await self._reader
+
+    async def _close(self, code: int = 1000, reason: str = "") -> None:
+        try:
+            async with asyncio.timeout(CLOSING):
+                await self._websocket.close(code, reason)
+        except TimeoutError:
+            # The library's own limit begins when all is sent, which on a dead line is never.
+            self._websocket.transport.abort()
+            await self._websocket.wait_closed()
 
     async def _read(self) -> None:
         """Hand out replies until the connection ends; then every request that is left gets an error."""
@@ -233,7 +245,7 @@ class Connection:
             for waiter in self._unanswered.take_all():
                 # Each its own: one exception raised in several tasks would gather all their tracebacks.
                 _fail(waiter, copy.copy(reason))
-        await self._websocket.close()
+        await self._close()
 
 
 def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None:

@@ -102,8 +102,9 @@ async def test_an_image_that_is_long_on_its_way_is_not_taken_for_a_server_that_i
     assert peer.connections == 1
 
 
-async def test_a_server_that_answers_no_ping_is_given_up() -> None:
-    """As where the network has gone: the client says that it was its own decision, and why."""
+@asynccontextmanager
+async def frozen_server() -> AsyncIterator[str]:
+    """A server that reads nothing after its welcome, as where the network has gone; its address."""
 
     async def frozen(websocket: ServerConnection) -> None:
         await websocket.send('{"type":"welcome","protocol":2}')
@@ -111,13 +112,34 @@ async def test_a_server_that_answers_no_ping_is_given_up() -> None:
         await websocket.wait_closed()
 
     async with serve(frozen, "127.0.0.1", 0, close_timeout=0.1) as server:
-        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = AsyncClient(url, keepalive=0.1, retry=Retry(attempts=1))
-        with pytest.raises(ConnectionLost, match=r"given up \(keepalive ping timeout\)"):
-            await client.predict(image())
-        await client.aclose()
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         for websocket in server.connections:
             websocket.transport.abort()
+
+
+# In bytes: what the buffers of both systems hold, and more than they do.
+@pytest.mark.parametrize("size", [1, 2**25])
+async def test_a_server_that_answers_no_ping_is_given_up(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Also where the ping itself cannot be sent: the client says that it was its own decision, and why."""
+    monkeypatch.setattr("client.connection.SLOWEST_LINE", math.inf)
+    async with frozen_server() as url, asyncio.timeout(TIMEOUT):
+        client = AsyncClient(url, keepalive=0.1, timeout=math.inf, retry=Retry(attempts=1))
+        with pytest.raises(ConnectionLost, match=r"given up \(keepalive ping timeout\)"):
+            await client.predict(image(padding="x" * size))
+        await client.aclose()
+
+
+async def test_closing_does_not_wait_for_what_cannot_be_sent() -> None:
+    """A client is closed within seconds, whatever its line does; what waits on it is told."""
+    async with frozen_server() as url, asyncio.timeout(TIMEOUT):
+        client = AsyncClient(url, keepalive=math.inf, timeout=math.inf, retry=Retry(attempts=1))
+        with pytest.raises(DeadlineExceeded):
+            await client.predict(image(padding="x" * 2**25), timeout=0.1)
+        waiting = asyncio.create_task(client.predict(image()))
+        await asyncio.sleep(0)
+        await client.aclose()
+        with pytest.raises(ConnectionLost, match="closed"):
+            await waiting
 
 
 async def test_a_server_that_only_greets_is_told() -> None:
