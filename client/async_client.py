@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from client import results
 from client.connection import Connection, check_url, checked_token
+from client.defaults import Defaults
 from client.errors import (
     CannotConnect,
     ConnectionFailed,
@@ -81,7 +82,7 @@ class AsyncClient:
         if keepalive <= 0:
             raise ValueError(f"keepalive is above 0, or math.inf for no pings; not {keepalive}")
         self.url = url
-        self._token = checked_token(token)
+        self._defaults = Defaults(checked_token(token))
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._retry = retry or Retry()
@@ -90,7 +91,6 @@ class AsyncClient:
         self._leaving: set[Connection] = set()
         self._opening: asyncio.Task[Connection] | None = None
         self._obstacle: VisionAIError | None = None
-        self._configuration: dict[str, Any] = {}
         self._was_connected = False
         self._closed = False
         self._ending: asyncio.Task[None] | None = None
@@ -162,12 +162,17 @@ class AsyncClient:
             VisionAIError: see `client.errors`.
         """
         data = await bytes_of(image)
-        fields = {"detect": detect, "max_faces": max_faces, "priority": priority, "token": self._token}
+        fields = {
+            "detect": detect,
+            "max_faces": max_faces,
+            "priority": priority,
+            "token": self._defaults.token,
+        }
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
         )
         # A camera's frame that was lost is stale by the time it could be sent again.
-        resend = not self._configuration.get("stream", False)
+        resend = not self._defaults.options.get("stream", False)
         return results.prediction(await self._ask(request, timeout, resend=resend))
 
     async def predict_many(
@@ -252,14 +257,32 @@ class AsyncClient:
     async def configure(self, **options: Any) -> Mapping[str, Any]:
         """Set defaults of this client's requests, such as ``detect``, ``max_faces`` or ``stream``.
 
-        They are set again whenever the connection is restored. Returns the whole effective configuration.
+        They are set again whenever the connection is restored. ``token`` takes the place of the client's, as when that
+        has expired; one that is refused does not. Returns the whole effective configuration.
 
         Raises:
             InvalidRequest: the server does not know an option; names it.
+            Unauthorized: the server does not accept the token.
+            ValueError: ``token`` is no token.
         """
-        reply = await self.request("configure", **options)
-        self._configuration.update(options)
+        token = checked_token(options.pop("token", None))
+        reply = await (self.request("configure", **options) if token is None else self._renew(token, options))
+        self._defaults.options.update(options)
         return results.configuration(reply)
+
+    async def _renew(self, token: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Configure with a token that becomes the client's once it is accepted."""
+        before = self._connection
+        self._defaults.renewal = token
+        try:
+            reply = await self.request("configure", token=token, **options)
+            self._defaults.token = token
+        finally:
+            if self._defaults.renewal == token:
+                self._defaults.renewal = None
+            if self._defaults.token != token and self._connection is not before:
+                self._leave(self._connection)  # it may have been opened with what is not the client's
+        return reply
 
     async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
         """Send any command, and return its reply as it came, within the client's timeout. `id` is no field.
@@ -267,8 +290,8 @@ class AsyncClient:
         Raises:
             VisionAIError: see `client.errors`.
         """
-        if self._token is not None and command in _USERS_OWN:
-            fields = {"token": self._token, **fields}
+        if self._defaults.token is not None and command in _USERS_OWN:
+            fields = {"token": self._defaults.token, **fields}
         return await self._ask(Request(command, fields))
 
     async def _ask(
@@ -300,9 +323,9 @@ class AsyncClient:
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    def _leave(self, connection: Connection) -> None:
+    def _leave(self, connection: Connection | None) -> None:
         """Use `connection` no more. It stays open for its requests in flight, until the server closes it."""
-        if self._connection is connection:
+        if connection is not None and self._connection is connection:
             self._connection = None
             self._leaving.add(connection)
             self._leaving = {leaving for leaving in self._leaving if leaving.usable}
@@ -333,19 +356,24 @@ class AsyncClient:
     async def _open(self) -> Connection:
         attempts = self._retry.attempts if self._was_connected else 1
         for attempt in itertools.count(1):
+            token = self._defaults.token_to_connect
             try:
                 connection = await Connection.open(
-                    self.url, token=self._token, timeout=self._connect_timeout, keepalive=self._keepalive
+                    self.url, token=token, timeout=self._connect_timeout, keepalive=self._keepalive
                 )
                 # Greeted: it is the right address, whatever becomes of this connection.
                 self._was_connected, attempts = True, self._retry.attempts
                 try:
-                    await self._introduce(connection)
+                    await self._defaults.introduce(connection, token, self._connect_timeout)
                 except BaseException:
                     await connection.aclose()
                     raise
+            except Unauthorized:
+                if token == self._defaults.token_to_connect:
+                    raise
+                continue  # another was brought meanwhile
             except (CannotConnect, ConnectionLost, Unavailable) as error:
-                if attempt == attempts:
+                if attempt >= attempts:
                     raise
                 self._obstacle = error
                 pause = self._retry.delay(attempt - 1, error.retry_after)
@@ -355,18 +383,3 @@ class AsyncClient:
                 return connection
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
-
-    async def _introduce(self, connection: Connection) -> None:
-        """Set this client's defaults on a new connection. Replies need no order: each finds its request by id."""
-        welcome = connection.welcome
-        if welcome.authentication == "required" and not self._token and "token" not in self._configuration:
-            return  # refused without a token, as all but `health` is: whatever is asked for will say so
-        if "configure" not in welcome.commands:
-            return
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                await connection.exchange(Request("configure", {"ordered": False, **self._configuration}))
-        except TimeoutError:
-            raise CannotConnect(
-                f"the server greets and then gives no answer within {self._connect_timeout:g} s"
-            ) from None

@@ -150,6 +150,8 @@ export interface Configuration {
   stream?: boolean;
   smoothing_ms?: number | null;
   deadline_ms?: number | null;
+  /** In `configure`: takes the place of the client's once it is accepted. */
+  token?: string | null;
   [more: string]: unknown;
 }
 
@@ -289,7 +291,7 @@ export class VisionAI extends EventTarget {
   stats(options?: { windowS?: number; buckets?: number; scope?: "all" | "connection" }): Promise<Stats>;
   /** `cursor` is the `next` of the page before; null is for the first. */
   history(options?: { limit?: number; cursor?: string | null }): Promise<HistoryPage>;
-  configure(options: Configuration, request?: RequestOptions): Promise<Configuration>;
+  configure(options?: Configuration, request?: RequestOptions): Promise<Configuration>;
   /** Any command; `command` and `id` are no fields. */
   request(command: string, fields?: Record<string, unknown>, options?: RequestOptions): Promise<Record<string, unknown>>;
 }

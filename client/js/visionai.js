@@ -387,6 +387,7 @@ export class VisionAI extends EventTarget {
   #others = new Set(); // open connections that are not yet, or no longer, the one for requests
   #opening = null;
   #configuration = {};
+  #renewal; // a token that `configure` is bringing
   #wasConnected = false;
   #greeted = false; // it is the right address
   #closing = new AbortController(); // aborted by closing, which is for good
@@ -554,11 +555,34 @@ export class VisionAI extends EventTarget {
     return this.request("history", { limit, cursor: cursor ?? undefined, token: this.#options.token });
   }
 
-  /** Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection. */
-  async configure(options, { timeoutMs, signal } = {}) {
-    const { configuration } = await this.request("configure", options, { timeoutMs, signal });
-    Object.assign(this.#configuration, options);
+  /**
+   * Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection.
+   * `token` takes the place of the client's, as when that has expired; one that is refused does not.
+   */
+  async configure(options = {}, { timeoutMs, signal } = {}) {
+    const { token, ...others } = options;
+    const brought = token?.trim() || undefined;
+    const ask = () => this.request("configure", { ...others, token: brought }, { timeoutMs, signal });
+    const { configuration } = await (brought ? this.#renewed(brought, ask) : ask());
+    Object.assign(this.#configuration, others);
     return configuration;
+  }
+
+  /** What `ask` gives, which brings a token; it becomes the client's once it is accepted. */
+  async #renewed(token, ask) {
+    const before = this.#connection;
+    // A connection that has to be opened for it would be refused with the old one.
+    this.#renewal = token;
+    try {
+      const reply = await ask();
+      this.#options.token = token;
+      return reply;
+    } finally {
+      if (this.#renewal === token) this.#renewal = undefined;
+      // It may have been opened with what is not the client's.
+      const opened = this.#connection !== before && this.#connection;
+      if (opened && this.#options.token !== token) this.#leave(opened);
+    }
   }
 
   /** Send any command; its reply as it came. `command` and `id` are no fields. */
@@ -630,10 +654,12 @@ export class VisionAI extends EventTarget {
     const { attempts } = this.#options.retry;
     for (let attempt = 1; ; attempt++) {
       if (this.#wasConnected) this.dispatchEvent(new Event("reconnecting"));
+      const token = this.#token;
       let pause;
       try {
-        return await this.#attempt();
+        return await this.#attempt(token);
       } catch (error) {
+        if (error instanceof Unauthorized && token !== this.#token) continue; // another was brought meanwhile
         const again = ["cannot_connect", "connection_lost"].includes(error.code) || error instanceof Unavailable;
         if (!again || attempt >= (this.#greeted ? attempts : 1)) throw error;
         pause = this.#delay(attempt - 1, error.retryAfterMs);
@@ -642,7 +668,12 @@ export class VisionAI extends EventTarget {
     }
   }
 
-  async #attempt() {
+  /** For a new connection. */
+  get #token() {
+    return this.#renewal ?? this.#options.token;
+  }
+
+  async #attempt(token) {
     const { WebSocket, connectTimeoutMs: timeoutMs, keepaliveMs } = this.#options;
     const onEnd = (ended) => this.#ended(ended);
     const { signal: closing } = this.#closing;
@@ -655,12 +686,11 @@ export class VisionAI extends EventTarget {
     }
     const { commands, ...welcome } = connection.welcome;
     // Without a token, where one is required, configuring is refused, as all but `health` is: requests will say so.
-    const nameless = welcome.authentication === "required" && !this.#options.token && !this.#configuration.token;
+    const nameless = welcome.authentication === "required" && !token;
     if (commands?.configure !== undefined && !nameless) {
       // Replies need no order: each finds its request by id. A server that asks for tokens is told in its first
       // message: browsers cannot set headers.
-      const token = welcome.authentication ? this.#options.token : undefined;
-      const options = { ordered: false, ...this.#configuration, token };
+      const options = { ordered: false, ...this.#configuration, token: welcome.authentication ? token : undefined };
       const signal = AbortSignal.timeout(Math.ceil(timeoutMs)); // Node takes whole milliseconds only
       try {
         await connection.exchange("configure", options, undefined, undefined, signal);

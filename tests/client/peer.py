@@ -9,7 +9,8 @@ An "image" is a JSON script that says what to answer, so that any client, in any
                                               first time: cut the connection; second: refuse; then answer
 
 Faults: ``drop`` (cut without a closing frame), ``close`` (a close code), ``error`` (a code, with ``message`` and
-``retry_after_ms``), ``silent`` (never answer), ``garbage`` (send this text instead of a reply). ``emotions`` and
+``retry_after_ms``), ``silent`` (never answer), ``garbage`` (send this text instead of a reply); with any of them
+``expire`` (a token that is refused from then on). ``emotions`` and
 ``health`` are honest, ``model_info`` too; further commands are those of protocol 2.
 
 As a program (``python -m tests.client.peer``) it prints its address and serves until its input ends.
@@ -35,31 +36,20 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
 
+from tests.client.measured import METRICS
+
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+# What `configure` knows, and what holds without it; null means something for the last two.
+DEFAULTS = {
+    "detect": "auto",
+    "max_faces": 16,
+    "ordered": True,
+    "stream": False,
+    "smoothing_ms": None,
+    "deadline_ms": None,
+}
 V1_COMMANDS = ("predict", "emotions", "model_info", "health")
 V2_COMMANDS = (*V1_COMMANDS, "configure", "history", "stats", "models", "ping")
-
-METRICS = """\
-# TYPE visionai_stage_duration_seconds histogram
-visionai_stage_duration_seconds_bucket{stage="total",le="0.001"} 90.0
-visionai_stage_duration_seconds_bucket{stage="total",le="0.01"} 100.0
-visionai_stage_duration_seconds_bucket{stage="total",le="+Inf"} 100.0
-visionai_stage_duration_seconds_count{stage="total"} 100.0
-visionai_stage_duration_seconds_sum{stage="total"} 0.1
-# TYPE visionai_batch_size histogram
-visionai_batch_size_bucket{le="8.0"} 50.0
-visionai_batch_size_bucket{le="+Inf"} 50.0
-visionai_batch_size_count 50.0
-visionai_batch_size_sum 100.0
-# TYPE visionai_predictions counter
-visionai_predictions_total{emotion="happy"} 100.0
-# TYPE visionai_errors counter
-visionai_errors_total{code="invalid_image"} 3.0
-# TYPE visionai_connections gauge
-visionai_connections 2.0
-# TYPE visionai_queue_depth gauge
-visionai_queue_depth 5.0
-"""
 
 
 def image(emotion: str = "happy", **script: Any) -> bytes:
@@ -84,7 +74,8 @@ class Peer:
     `protocol` 1 answers in the order of the requests, takes JSON only and echoes no id. `refuse` is an HTTP
     status that connections are refused with; `bad_welcome` is sent in place of the welcome, `turns_away` is a close
     code in its place; the first `leaving` connections are closed right after it. With `fixed_faces` images need not
-    be scripts: every one has faces in these boxes.
+    be scripts: every one has faces in these boxes. With `authentication` (``optional`` or ``required``) tokens count,
+    and all are accepted that are not among the `expired`.
     """
 
     protocol: int = 2
@@ -98,11 +89,15 @@ class Peer:
     metrics: str | None = METRICS
     fixed_faces: list[tuple[int, int, int, int]] | None = None
     max_size: int = 2**20
+    authentication: str | None = None
+    expired: set[str] = field(default_factory=lambda: {"wrong"})
     received: list[Received] = field(default_factory=list)
     handshakes: list[HTTPRequest] = field(default_factory=list)
     connections: int = 0
     url: str = ""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    _tokens: dict[int, str | None] = field(default_factory=dict)  # of each connection
+    _options: dict[int, dict[str, Any]] = field(default_factory=dict)  # of each connection
     _seen: Counter[bytes] = field(default_factory=Counter)
     _answered: int = 0
     _one_more: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -137,6 +132,8 @@ class Peer:
             return connection.respond(status, self.metrics or "")
         if self.refuse is not None:
             return connection.respond(HTTPStatus(self.refuse), "refused\n")
+        if self.authentication and _bearer(request) in self.expired:
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "the token has expired\n")
         return None
 
     async def _handle(self, websocket: ServerConnection) -> None:
@@ -152,6 +149,9 @@ class Peer:
         welcome: dict[str, Any] = {"type": "welcome", "message": "hello", "version": "peer"}
         if self.protocol >= 2:
             welcome["protocol"] = self.protocol
+        if self.authentication:
+            welcome["authentication"] = self.authentication
+            self._tokens[number] = _bearer(websocket.request)
         welcome["commands"] = dict.fromkeys(self.commands, "")
         await websocket.send(json.dumps(welcome))
         if number <= self.leaving:
@@ -186,12 +186,24 @@ class Peer:
             command = request.message.get("command", "predict")
             if command not in self.commands:
                 reply = _error("unknown_command", f"unknown command {command!r}")
+            elif self.authentication and not self._lets(request):
+                reply = _error("unauthorized", "no token, or one that has expired")
             elif command == "predict":
                 await self._predict(websocket, request)
                 return
             else:
-                reply = self._query(command, request.message)
+                reply = self._query(command, request)
             await self._send(websocket, request, reply)
+
+    def _lets(self, request: Received) -> bool:
+        token = request.message.get("token") or self._tokens[request.connection]
+        if token is None:
+            return self.authentication == "optional" or request.message["command"] == "health"
+        if token in self.expired:
+            return False
+        if request.message.get("command") == "configure":
+            self._tokens[request.connection] = token
+        return True
 
     async def _send(self, websocket: ServerConnection, request: Received, reply: dict[str, Any]) -> None:
         if self.protocol >= 2:
@@ -221,6 +233,8 @@ class Peer:
             self._one_more.notify_all()
 
     async def _fault(self, websocket: ServerConnection, request: Received, fault: dict[str, Any]) -> None:
+        if "expire" in fault:
+            self.expired.add(fault["expire"])
         match fault:
             case {"drop": True}:
                 websocket.transport.abort()
@@ -266,7 +280,19 @@ class Peer:
             }
         return reply
 
-    def _query(self, command: str, message: dict[str, Any]) -> dict[str, Any]:
+    def _configure(self, request: Received) -> dict[str, Any]:
+        ignored = {"command", "id", *(["token"] if self.authentication else [])}
+        changes = {name: value for name, value in request.message.items() if name not in ignored}
+        for name in changes:
+            if name not in DEFAULTS:
+                return _error("invalid_request", f"no such option: {name}")
+        options = self._options.setdefault(request.connection, dict(DEFAULTS))
+        options |= {
+            name: value for name, value in changes.items() if value is not None or name.endswith("_ms")
+        }
+        return _success("configuration", configuration=options)
+
+    def _query(self, command: str, request: Received) -> dict[str, Any]:
         match command:
             case "emotions":
                 entries = [{"id": i, "name": name, "description": name} for i, name in enumerate(EMOTIONS, 1)]
@@ -291,12 +317,7 @@ class Peer:
                     "clients_connected": self.connections,
                 }
             case "configure":
-                options = {key: value for key, value in message.items() if key not in ("command", "id")}
-                known = {"detect": "auto", "max_faces": None, "ordered": True, "stream": False}
-                for option in options:
-                    if option not in known:
-                        return _error("invalid_request", f"no such option: {option}")
-                return _success("configuration", configuration=known | options)
+                return self._configure(request)
             case "models":
                 version = {
                     "version_tag": self.version_tag,
@@ -306,11 +327,11 @@ class Peer:
                 }
                 return _success(command, models=[version])
             case "history":
-                return self._history(message)
+                return self._history(request.message)
             case "stats":
                 return _success(
                     command,
-                    window_s=message["window_s"],
+                    window_s=request.message["window_s"],
                     count=4,
                     mean_confidence=0.8,
                     emotions={
@@ -318,7 +339,7 @@ class Peer:
                         "sad": {"count": 1, "mean_confidence": 0.5},
                     },
                     latency_ms={"p50": 1.2, "p99": 3.4},
-                    buckets=[{}] * message.get("buckets", 0),
+                    buckets=[{}] * request.message.get("buckets", 0),
                 )
             case _:
                 return _success("pong")
@@ -339,6 +360,12 @@ class Peer:
             for number in range(start, stop)
         ]
         return _success("history", predictions=rows, next=str(stop) if stop < 5 else None)
+
+
+def _bearer(request: HTTPRequest | None) -> str | None:
+    assert request is not None
+    header: str | None = request.headers.get("Authorization")
+    return header and header.removeprefix("Bearer ")
 
 
 def _success(kind: str, **fields: Any) -> dict[str, Any]:

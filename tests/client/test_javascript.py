@@ -41,6 +41,8 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
         small = await peers.enter_async_context(Peer(max_size=4096).running())
         chat = await peers.enter_async_context(Peer(bad_welcome='{"type":"chat"}').running())
         leaving = await peers.enter_async_context(Peer(leaving=2).running())
+        required = await peers.enter_async_context(Peer(authentication="required").running())
+        optional = await peers.enter_async_context(Peer(authentication="optional").running())
         addresses = {
             "PEER": peer.url,
             "PEER_LEAVING": leaving.url,
@@ -48,10 +50,13 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
             "PEER_LARGE": large.url,
             "PEER_SMALL": small.url,
             "PEER_CHAT": chat.url,
+            "PEER_REQUIRED": required.url,
+            "PEER_OPTIONAL": optional.url,
         }
         await run_node("peer.test.mjs", tmp_path, addresses | {"NOBODY": unused_url})
         await run_node("silence.test.mjs", tmp_path, addresses)
         await run_node("many.test.mjs", tmp_path, addresses)
+        await run_node("tokens.test.mjs", tmp_path, addresses)
     assert all(request.binary for request in peer.predictions_received)
     assert not any(request.binary for request in v1.predictions_received)
     assert {request.message.get("token") for request in peer.predictions_received} == {None, "secret"}

@@ -9,7 +9,7 @@ import pytest
 from client.cli.metrics import Reading, between, histogram_quantile
 from client.cli.output import sparkline
 from client.cli.top import metrics_address
-from tests.client.peer import METRICS
+from tests.client.measured import METRICS
 
 EMPTY = Reading({})
 
