@@ -167,6 +167,8 @@ class AsyncClient:
             "max_faces": max_faces,
             "priority": priority,
             "token": self._defaults.token,
+            # The server's own would be overruled by what is left of the timeout, which always goes along.
+            "deadline_ms": self._defaults.options.get("deadline_ms"),
         }
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
@@ -257,8 +259,9 @@ class AsyncClient:
     async def configure(self, **options: Any) -> Mapping[str, Any]:
         """Set defaults of this client's requests, such as ``detect``, ``max_faces`` or ``stream``.
 
-        They are set again whenever the connection is restored. ``token`` takes the place of the client's, as when that
-        has expired; one that is refused does not. Returns the whole effective configuration.
+        They are set again whenever the connection is restored. None turns ``deadline_ms`` or ``smoothing_ms`` off; what
+        else is None stays as it is. ``token`` takes the place of the client's, as when that has expired; one that is
+        refused does not. Returns the whole effective configuration.
 
         Raises:
             InvalidRequest: the server does not know an option; names it.
@@ -267,8 +270,9 @@ class AsyncClient:
         """
         token = checked_token(options.pop("token", None))
         reply = await (self.request("configure", **options) if token is None else self._renew(token, options))
-        self._defaults.options.update(options)
-        return results.configuration(reply)
+        effective = results.configuration(reply)
+        self._defaults.remember(options, effective)
+        return effective
 
     async def _renew(self, token: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Configure with a token that becomes the client's once it is accepted."""

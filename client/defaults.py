@@ -25,6 +25,15 @@ class Defaults:
         """What a new connection is opened with: for a token that is renewed it would be refused with the old one."""
         return self.renewal or self.token
 
+    def remember(self, options: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
+        """Keep what the server took of `options`; `effective` is what holds since.
+
+        Null is to it as if the option was not there, but where it means none.
+        """
+        for name, value in options.items():
+            if value is not None or effective.get(name, ...) is None:
+                self.options[name] = value
+
     async def introduce(self, connection: Connection, token: str | None, timeout: float) -> None:
         """Set the options on a new connection. Replies need no order: each finds its request by id.
 

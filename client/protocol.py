@@ -79,7 +79,7 @@ def encode(
     """The frame for `request`, and whether it is a text frame.
 
     `deadline_ms` is what is left of the request's time. Only servers of protocol 2 are told: they then drop a
-    request that nobody waits for any more.
+    request that nobody waits for any more. Where the request has a field of that name, the shorter of the two is sent.
 
     Raises:
         UnknownCommand: the server lists its commands, and this is not one of them.
@@ -103,7 +103,7 @@ def encode(
         header["image"] = base64.b64encode(request.image).decode("ascii")
         return orjson.dumps(header), True
     if deadline_ms is not None:
-        header["deadline_ms"] = round(deadline_ms, 3)
+        header["deadline_ms"] = min(round(deadline_ms, 3), header.get("deadline_ms", math.inf))
     return orjson.dumps(header) + b"\n" + request.image, False
 
 

@@ -268,7 +268,8 @@ function parse(data) {
 function encode(header, image, protocol, deadlineMs) {
   if (image === undefined) return JSON.stringify(header);
   if (protocol < 2) return JSON.stringify({ ...header, image: base64(image) });
-  const line = encoder.encode(JSON.stringify({ ...header, deadline_ms: deadlineMs }) + "\n");
+  const shorter = Math.min(deadlineMs, header.deadline_ms ?? Infinity);
+  const line = encoder.encode(JSON.stringify({ ...header, deadline_ms: shorter }) + "\n");
   const frame = new Uint8Array(line.length + image.length);
   frame.set(line);
   frame.set(image, line.length);
@@ -450,7 +451,9 @@ export class VisionAI extends EventTarget {
   /** The emotion in an image: a Blob, an ArrayBuffer or a typed array with a JPEG, PNG, WebP or BMP file. */
   async predict(image, { detect, maxFaces, priority, timeoutMs, signal } = {}) {
     const bytes = await bytesOf(image);
-    const fields = { detect, max_faces: maxFaces, priority, token: this.#options.token };
+    // The server's own deadline would be overruled by what is left of the timeout, which always goes along.
+    const { deadline_ms } = this.#configuration;
+    const fields = { detect, max_faces: maxFaces, priority, token: this.#options.token, deadline_ms };
     // A camera's frame that was lost is stale by the time it could be sent again.
     return this.#ask("predict", fields, bytes, { timeoutMs, signal, resend: !this.#configuration.stream });
   }
@@ -557,14 +560,18 @@ export class VisionAI extends EventTarget {
 
   /**
    * Set defaults of this client's requests, such as detect, max_faces or stream, now and on every new connection.
-   * `token` takes the place of the client's, as when that has expired; one that is refused does not.
+   * Null turns deadline_ms or smoothing_ms off; what else is null stays as it is. `token` takes the place of the
+   * client's, as when that has expired; one that is refused does not.
    */
   async configure(options = {}, { timeoutMs, signal } = {}) {
     const { token, ...others } = options;
     const brought = token?.trim() || undefined;
     const ask = () => this.request("configure", { ...others, token: brought }, { timeoutMs, signal });
     const { configuration } = await (brought ? this.#renewed(brought, ask) : ask());
-    Object.assign(this.#configuration, others);
+    for (const [name, value] of Object.entries(given(others))) {
+      // Null is to the server as if the option was not there, but where it means none.
+      if (value !== null || configuration[name] === null) this.#configuration[name] = value;
+    }
     return configuration;
   }
 

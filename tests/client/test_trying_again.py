@@ -147,6 +147,23 @@ async def test_a_configuration_outlives_its_connection(peer: Peer) -> None:
     assert commands[1]["command"] == "predict"
 
 
+async def test_what_null_means_to_the_server_is_what_is_configured_again(peer: Peer) -> None:
+    """It turns a deadline and smoothing off, and is elsewhere as if it was not there: the value of before holds."""
+    async with connect(peer) as client:
+        await client.configure(detect="always", max_faces=2, deadline_ms=9000, smoothing_ms=300)
+        before = await client.configure(detect=None, max_faces=None, smoothing_ms=None)
+        await client.predict(image(first=[{"drop": True}]))
+        after = await client.configure()
+    assert peer.connections == 2
+    assert after == before
+    assert {
+        "detect": "always",
+        "max_faces": 2,
+        "deadline_ms": 9000,
+        "smoothing_ms": None,
+    }.items() <= after.items()
+
+
 async def test_an_unknown_option_is_named_and_forgotten(peer: Peer) -> None:
     """A refused option is not set again on the next connection."""
     async with connect(peer) as client:

@@ -214,6 +214,38 @@ test("a configuration outlives its connection", async () => {
   await assert.rejects(client.configure({ colour: "red" }), { code: "invalid_request" });
 });
 
+test("what null means to the server is what is configured again, and undefined is as if it was not there", async () => {
+  const client = connect(PEER);
+  await client.configure({ detect: "always", max_faces: 2, stream: false, deadline_ms: 9000, smoothing_ms: 300 });
+  const before = await client.configure({ detect: null, max_faces: null, stream: undefined, smoothing_ms: null });
+  await client.predict(image("sad", { first: [{ drop: true }] }));
+  const after = await client.configure();
+  const want = { detect: "always", max_faces: 2, ordered: false, stream: false, smoothing_ms: null, deadline_ms: 9000 };
+  assert.deepEqual([before, after], [want, want]);
+});
+
+test("a configured deadline is not loosened by a longer timeout", async () => {
+  const frames = [];
+  class Recorded extends WebSocket {
+    send(frame) {
+      if (typeof frame !== "string") frames.push(JSON.parse(new TextDecoder().decode(frame).split("\n")[0]).deadline_ms);
+      super.send(frame);
+    }
+  }
+  const client = connect(PEER, { WebSocket: Recorded, timeoutMs: 70_000 });
+  await client.configure({ deadline_ms: 25_000 });
+  await client.predict(image("sad"));
+  await client.predict(image("sad"), { timeoutMs: Infinity });
+  await client.configure({ deadline_ms: 65_000 });
+  await client.predict(image("sad"), { timeoutMs: 30_000 });
+  await client.configure({ deadline_ms: null });
+  await client.predict(image("sad"));
+  const [first, endless, shorter, without] = frames;
+  assert.deepEqual([first, endless], [25_000, 25_000]);
+  assert.ok(shorter <= 30_000);
+  assert.ok(without > 65_000 && without <= 70_000);
+});
+
 test("a frame of a stream is not sent again", async () => {
   const client = connect(PEER);
   await client.configure({ stream: true });
