@@ -27,6 +27,8 @@ async def bytes_of(image: ImageSource) -> bytes:
         )
     try:
         return await asyncio.to_thread(Path(image).read_bytes)
+    except ValueError as error:  # a null byte, or a letter that the system's names have no bytes for
+        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

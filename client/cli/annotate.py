@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ class Annotator:
             while target in taken:
                 target = folder / f"{name.stem}-{number}{name.suffix}"
                 number += 1
-            if not isinstance(image.source, bytes) and target.resolve() == Path(image.source).resolve():
+            if not isinstance(image.source, bytes) and _same(target, Path(image.source)):
                 raise InputError(f"{folder} holds {name} itself: name another folder for the copies")
             taken.add(target)
             self._targets[image.name] = target
@@ -103,3 +104,11 @@ class Annotator:
             thickness,
             cv2.LINE_AA,
         )
+
+
+def _same(first: Path, second: Path) -> bool:
+    """Whether both are one file. A name that no file can have is none's, nor is a link to itself."""
+    try:
+        return os.path.realpath(first) == os.path.realpath(second)
+    except ValueError:
+        return False

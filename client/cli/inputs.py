@@ -33,11 +33,12 @@ def collect(
     """The images that the command line names, in its order; those of a folder or a pattern by name.
 
     An argument is a file, a folder, ``-`` for standard input, a ``file:`` URL, or a pattern with ``*``, ``?``,
-    ``[…]`` or ``**`` for shells that leave patterns alone. A file that does not exist is kept: it becomes one
-    failed image among the others.
+    ``[…]`` or ``**`` for shells that leave patterns alone. A file that does not exist, or that cannot, is kept: it
+    becomes one failed image among the others.
 
     Raises:
-        InputError: a folder or a pattern without images, a URL of another scheme, or nothing at all.
+        InputError: a folder or a pattern without images, a folder that cannot be read, a URL of another scheme, or
+            nothing at all.
     """
     images: list[Image] = []
     for argument in arguments:
@@ -60,9 +61,10 @@ def _expand(argument: str, recursive: bool, read_stdin: Callable[[], bytes]) -> 
         yield from _files([_from_url(argument)])
         return
     path = Path(argument)
-    if path.is_dir():
+    # Path's own questions raise where a name is too long, or is in a folder that may not be looked into.
+    if os.path.isdir(path):  # noqa: PTH112
         yield from _files(_in_folder(path, recursive))
-    elif path.exists() or not glob.has_magic(argument):
+    elif os.path.exists(path) or not glob.has_magic(argument):  # noqa: PTH110
         yield from _files([path])
     else:
         # Path.glob takes no absolute patterns.
@@ -81,10 +83,13 @@ def _from_url(url: str) -> Path:
 
 
 def _in_folder(folder: Path, recursive: bool) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
-    entries = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    try:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder")
+        entries = folder.rglob("*") if recursive else folder.iterdir()
+        images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
     if not images:
         raise InputError(f"no images (JPEG, PNG, WebP or BMP) in {folder}")
     return images

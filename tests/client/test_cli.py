@@ -64,6 +64,22 @@ async def test_a_folder_is_all_its_images(peer: Peer, visionai: VisionAI, photos
     assert "0 failed" in done.err
 
 
+async def test_a_name_that_no_file_can_have_is_one_failed_image(
+    peer: Peer, visionai: VisionAI, photos: Path
+) -> None:
+    """An image in base64 in place of its path, say: a line for each such name, and the others' answers."""
+    loop = photos / "loop.jpg"
+    loop.symlink_to(loop)
+    bad = ("x" * 300, "/9j/" + "A" * 5000, "file:///tmp/a%00b.jpg", loop)
+    done = await visionai(
+        "predict", *bad, photos / "a.jpg", "--format", "ndjson", "--annotate", "out", "--url", peer.url
+    )
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row.get("emotion_name") for row in rows] == [None, None, None, None, "happy"], done
+    assert "Traceback" not in done.err
+    assert done.code == ExitCode.IMAGE_FAILED
+
+
 async def test_subfolders_are_taken_when_asked(peer: Peer, visionai: VisionAI, photos: Path) -> None:
     """--recursive goes into subfolders."""
     done = await visionai("predict", photos, "-r", "--json", "--url", peer.url)

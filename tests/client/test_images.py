@@ -219,6 +219,15 @@ async def test_an_image_as_text_is_not_shown(peer: Peer) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize("name", ["a\0b.jpg", "a\ud800b.jpg"])
+async def test_a_name_that_no_file_can_have_does_not_stop_the_others(peer: Peer, name: str) -> None:
+    """It is an OSError, as where a file cannot be read."""
+    async with connect(peer) as client:
+        outcomes = [outcome async for outcome in client.predict_many([name, image("sad")])]
+    assert isinstance(outcomes[0].error, OSError)
+    assert outcomes[1].prediction is not None
+
+
 @pytest.mark.parametrize("one", ["photos/face.jpg", b"\xff\xd8", Path("photos")])
 async def test_one_image_is_not_taken_for_many(peer: Peer, one: Any) -> None:
     """Text would be as many paths as it has letters."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,51 @@ def test_what_names_no_image_is_an_error(
     (tmp_path / "face.png").touch()
     with pytest.raises(InputError, match=r"no image matches|only file:///|name is empty"):
         names(argument)
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("x" * 300, "x" * 300),
+        ("/9j/" + "A" * 5000, "/9j/" + "A" * 5000),
+        ("file:///tmp/a%00b.jpg", "/tmp/a\0b.jpg"),
+    ],
+    ids=["long", "base64", "nul"],
+)
+def test_a_name_that_no_file_can_have_is_one_failed_image(argument: str, name: str) -> None:
+    """As is one that does not exist: the others are not held up."""
+    assert names(argument, "missing.jpg") == [name, "missing.jpg"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder in this one that may not be looked into, for this process as for any that is not root's."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/face.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed").chmod(0)
+    tmp_path.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # nobody
+    try:
+        yield "closed"
+    finally:
+        os.seteuid(user)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_what_may_not_be_looked_at_is_told(closed: str) -> None:
+    """A file in it becomes one failed image; the folder itself gives none, nor does a pattern."""
+    assert names("closed/face.jpg") == ["closed/face.jpg"]
+    for argument in (closed, "closed/*.jpg"):
+        with pytest.raises(InputError, match=r"closed cannot be read: Permission denied|no image matches"):
+            names(argument)
+    for recursive in (False, True):
+        with pytest.raises(InputError, match="closed"):
+            names(folders=(Path(closed),), recursive=recursive)
+    with pytest.raises(InputError, match=r"closed/deep cannot be read: Permission denied"):
+        names(folders=(Path("closed/deep"),))
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
