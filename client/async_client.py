@@ -48,6 +48,7 @@ class AsyncClient:
             print(prediction.emotion_name, prediction.confidence)
 
     Tasks may share a client: their requests are in flight together on one connection. Every method may be cancelled.
+    It belongs to one event loop: while it is connected there, `RuntimeError` is raised in any other.
 
     When the connection is lost, the next request restores it, and requests without an answer are sent again; so
     an image whose reply was lost may be stored twice by the server. Requests that the server refuses for load
@@ -91,6 +92,7 @@ class AsyncClient:
         self._leaving: set[Connection] = set()
         self._opening: asyncio.Task[Connection] | None = None
         self._obstacle: VisionAIError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._was_connected = False
         self._closed = False
         self._ending: asyncio.Task[None] | None = None
@@ -125,6 +127,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connection. Requests in flight fail with `ConnectionLost`. May be called again, and cancelled."""
+        self._check_loop()
         self._closed = True
         self._ending = self._ending or asyncio.create_task(self._end(), name="visionai client closing")
         # Where this is cancelled, as by a timeout that is over just now, it goes on: nobody may call again.
@@ -134,8 +137,20 @@ class AsyncClient:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
-        connections = [*self._leaving, *([self._connection] if self._connection else [])]
-        await asyncio.gather(*(connection.aclose() for connection in connections))
+        await asyncio.gather(*(connection.aclose() for connection in self._connections()))
+
+    def _connections(self) -> list[Connection]:
+        return [*self._leaving, *([self._connection] if self._connection else [])]
+
+    def _check_loop(self) -> None:
+        """Raise RuntimeError where it is another event loop's: what waits in one is not woken by another."""
+        loop = asyncio.get_running_loop()
+        in_use = self._opening is not None or any(connection.usable for connection in self._connections())
+        if in_use and self._loop is not loop:
+            raise RuntimeError(
+                "the client is connected in another event loop: close it there, and make a client for each"
+            )
+        self._loop = loop
 
     async def predict(
         self,
@@ -162,14 +177,8 @@ class AsyncClient:
             VisionAIError: see `client.errors`.
         """
         data = await bytes_of(image)
-        fields = {
-            "detect": detect,
-            "max_faces": max_faces,
-            "priority": priority,
-            "token": self._defaults.token,
-            # The server's own would be overruled by what is left of the timeout, which always goes along.
-            "deadline_ms": self._defaults.options.get("deadline_ms"),
-        }
+        fields = {"detect": detect, "max_faces": max_faces, "priority": priority}
+        fields |= self._defaults.of_predictions
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
         )
@@ -277,16 +286,12 @@ class AsyncClient:
     async def _renew(self, token: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Configure with a token that becomes the client's once it is accepted."""
         before = self._connection
-        self._defaults.renewal = token
         try:
-            reply = await self.request("configure", token=token, **options)
-            self._defaults.token = token
+            with self._defaults.renewing(token):
+                return await self.request("configure", token=token, **options)
         finally:
-            if self._defaults.renewal == token:
-                self._defaults.renewal = None
             if self._defaults.token != token and self._connection is not before:
                 self._leave(self._connection)  # it may have been opened with what is not the client's
-        return reply
 
     async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
         """Send any command, and return its reply as it came, within the client's timeout. `id` is no field.
@@ -336,6 +341,7 @@ class AsyncClient:
 
     async def _connected(self) -> Connection:
         """The connection, restored if need be. Tasks that need it at once share one attempt."""
+        self._check_loop()
         if self._connection is not None and self._connection.usable:
             return self._connection
         if self._closed:

@@ -212,7 +212,8 @@ class Connection:
     async def aclose(self) -> None:
         """Close, and wait until the connection is gone. Requests that still wait get `ConnectionLost`."""
         await self._close()
-        await self._reader
+        if not self._reader.cancelled():
+            await self._reader
 
     async def _close(self, code: int = 1000, reason: str = "") -> None:
         try:
@@ -238,6 +239,10 @@ class Connection:
                 _fail(waiter, ImageTooLarge("the image is larger than the messages that the server accepts"))
         except ProtocolViolation as error:
             reason = error
+        except asyncio.CancelledError:
+            # The end of asyncio.run. What is closed in good order would still be open when the loop is gone.
+            self._websocket.transport.abort()
+            raise
         finally:
             # Nothing may wait for a reader that is gone, whatever ended it.
             self._ended = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,22 @@ class Defaults:
     def token_to_connect(self) -> str | None:
         """What a new connection is opened with: for a token that is renewed it would be refused with the old one."""
         return self.renewal or self.token
+
+    @property
+    def of_predictions(self) -> dict[str, Any]:
+        """What goes along with each: the server's own deadline would be overruled by what is left of a timeout."""
+        return {"token": self.token, "deadline_ms": self.options.get("deadline_ms")}
+
+    @contextmanager
+    def renewing(self, token: str) -> Iterator[None]:
+        """Bring a token, which is the client's if nothing is raised."""
+        self.renewal = token
+        try:
+            yield
+            self.token = token
+        finally:
+            if self.renewal == token:
+                self.renewal = None
 
     def remember(self, options: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
         """Keep what the server took of `options`; `effective` is what holds since.
