@@ -8,6 +8,7 @@ import gc
 import pytest
 
 from client import AsyncClient, ConnectionLost
+from tests.client.harness import TIMEOUT
 from tests.client.peer import Peer, image
 
 
@@ -55,7 +56,7 @@ async def test_another_loop_is_told_while_the_first_connects() -> None:
         connecting = asyncio.create_task(client.connect())
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="another event loop"):
-            await asyncio.to_thread(asyncio.run, client.connect())
+            await asyncio.to_thread(asyncio.run, asyncio.wait_for(client.connect(), TIMEOUT))
         await client.aclose()
         greet.set()
         with pytest.raises(ConnectionLost, match="closed"):
