@@ -182,7 +182,7 @@ def run_worker(
 
     Sends through `pipe` either `Ready` or, as text, why it cannot start. Stops when it is
     told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
-    SIGTERM. What comes second hurries.
+    SIGTERM. What comes a second time by the same way hurries.
     """
     # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -246,28 +246,30 @@ async def _serve(
 ) -> int:
     loop = asyncio.get_running_loop()
     service = make_service()
-    stops = 0
+    heard: set[str] = set()
 
-    def stop() -> None:
-        nonlocal stops
-        stops += 1
-        if stops == 1:
-            service.stop()
-        else:
+    def stop(way: str) -> None:
+        # A signal to the whole process group, as of `timeout` or an init script, comes here itself, and by the pipe
+        # from the supervisor, which has heard it too: that is one.
+        if way in heard:
             service.hurry()
+        heard.add(way)
+        service.stop()
 
     def hear() -> None:
         try:
             pipe.recv()
         except (EOFError, OSError):
             loop.remove_reader(pipe.fileno())
-        stop()
+        stop("pipe")
 
     if sys.platform == "win32":
         # Its event loop watches no pipes; a thread that waits on this one ends with the process.
-        threading.Thread(target=_hear_in_thread, args=(pipe, loop, stop), daemon=True).start()
+        threading.Thread(
+            target=_hear_in_thread, args=(pipe, loop, partial(stop, "pipe")), daemon=True
+        ).start()
     else:
-        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_signal_handler(signal.SIGTERM, stop, "signal")
         loop.add_reader(pipe.fileno(), hear)
     # Reading what is stored, and writing it, are Python too, in threads: they give way to the event loop after so many
     # seconds, and not after the interpreter's 5 ms.

@@ -29,6 +29,20 @@ FACE = (ROOT / "tests/data/astronaut_face.jpg").read_bytes()
 # A reply takes milliseconds. This is what separates slow from stuck, on the slowest machine.
 TIMEOUT = 30 * float(os.environ.get("TEST_TIME_UNIT", "1"))
 
+# What is to be predicted waits, as long as a file is there.
+HELD = """
+import time
+from pathlib import Path
+from service.predictor import Predictor
+serve = Predictor.serve
+def serve_when_let(self, requests, buffer):
+    Path("entered").touch()
+    while Path("hold").exists():
+        time.sleep(0.01)
+    serve(self, requests, buffer)
+Predictor.serve = serve_when_let
+"""
+
 
 def predict_message(image: bytes = FACE, **fields: Any) -> str:
     """A v1 predict request."""

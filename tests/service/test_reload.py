@@ -19,6 +19,7 @@ from client import AsyncClient
 from service.reload import request_reload
 from tests.service.harness import (
     FACE,
+    HELD,
     TIMEOUT,
     ServiceProcess,
     StartProcess,
@@ -313,21 +314,6 @@ def test_a_file_in_the_place_of_the_control_socket_stays(start_process: StartPro
     assert "no control socket at kept (what is there is no socket; check CONTROL_SOCKET)" in log
     assert (tmp_path / "kept").read_text() == "data"
     assert not list(tmp_path.glob("kept.*"))
-
-
-# What is to be predicted waits, as long as a file is there.
-HELD = """
-import time
-from pathlib import Path
-from service.predictor import Predictor
-serve = Predictor.serve
-def serve_when_let(self, requests, buffer):
-    Path("entered").touch()
-    while Path("hold").exists():
-        time.sleep(0.01)
-    serve(self, requests, buffer)
-Predictor.serve = serve_when_let
-"""
 
 
 async def test_a_shutdown_during_a_reload_does_not_hurry_the_predecessor(

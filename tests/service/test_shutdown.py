@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -15,7 +18,7 @@ from wsproto.events import CloseConnection, Pong
 
 from service.store.queries import Queries
 from tests.service.doubles import HeldEngine
-from tests.service.harness import TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
+from tests.service.harness import HELD, TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
 from tests.service.raw_peer import PING, Peer, connected, frame
 
 
@@ -207,6 +210,62 @@ async def test_a_drain_of_a_year_is_a_drain(start_process: StartProcess) -> None
         await read(websocket)
         service.process.terminate()
         assert await closed_with(websocket) == 1001
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+# Whoever waits for it knows that the supervisor has passed the signal on.
+_TOLD = """
+from pathlib import Path
+from service.supervisor import Supervisor
+stop_all = Supervisor._stop_all
+def told(self):
+    stop_all(self)
+    Path("told").touch()
+Supervisor._stop_all = told
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_signal_to_the_whole_process_group_is_one_signal(
+    start_process: StartProcess, tmp_path: Path, again: bool
+) -> None:
+    """A worker hears it, and from the supervisor, too: what is in flight is answered. The next one hurries."""
+    service = start_process(
+        faults=HELD + _TOLD, WORKERS="1", EXECUTORS="1", MAX_BATCH="1", DRAIN_SECONDS="600"
+    )
+    (worker,) = psutil.Process(service.process.pid).children()
+    hold, told, entered = (tmp_path / name for name in ("hold", "told", "entered"))
+    hold.touch()
+
+    async def signal_the_group() -> None:
+        worker.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGTERM)
+        while not told.exists():
+            await asyncio.sleep(0.01)
+        told.unlink()
+
+    async with connect(service.url) as websocket, connect(service.url) as other, asyncio.timeout(TIMEOUT):
+        await read(websocket)
+        await read(other)
+        for name in ("first", "second"):
+            await websocket.send(predict_message(id=name))
+        while not entered.exists():
+            await asyncio.sleep(0.01)
+        await signal_the_group()
+        for _ in range(3):  # both have come by the first question, and are heard by the last
+            assert (await ask(other, '{"command": "health"}'))["status"] == "unhealthy"
+        if again:
+            await signal_the_group()
+            assert await closed_with(other) == 1001
+        hold.unlink()
+        if not again:
+            replies = [await read(websocket) for _ in range(2)]
+            assert [(reply["type"], reply["id"]) for reply in replies] == [
+                ("prediction", "first"),
+                ("prediction", "second"),
+            ]
+            assert await closed_with(other) == 1001
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
 
 
