@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from service.page import Page
 
 _METHODS = ("GET", "HEAD")
 _WEBSOCKET_PATHS = frozenset({"/", "/ws"})
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
 
 # For those who look for an HTTP API.
 _SERVED = "there is GET and HEAD here, without a body; images are sent over a WebSocket, see /asyncapi.yaml\n"
@@ -70,9 +72,14 @@ def refuse_size(reason: SecurityError) -> Response:
 
 
 def _path(target: str) -> str:
-    """The path in what a request asks for: ``/path?query``, or ``http://host/path?query`` (RFC 9112, 3.2)."""
+    """The path in what a request asks for: ``/path?query``, or ``http://host/path?query`` (RFC 9112, 3.2).
+
+    What is neither stays as it is, which is no path that is served: a proxy that keeps a path from its clients must not
+    see another one in it than we do.
+    """
     target = target.partition("?")[0]
-    return target if target.startswith("/") else "/" + target.partition("://")[2].partition("/")[2]
+    scheme, _, rest = target.partition("://")
+    return "/" + rest.partition("/")[2] if rest and _SCHEME.fullmatch(scheme) else target
 
 
 def _answer(

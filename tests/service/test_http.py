@@ -64,7 +64,11 @@ async def test_other_paths_are_not_found(running: Running) -> None:
     [
         (b"GET //[ HTTP/1.1\r\n", 404),
         (b"GET //x/metrics HTTP/1.1\r\n", 404),
-        (b"GET ?/metrics HTTP/1.1\r\n", 200),
+        (b"GET ?/metrics HTTP/1.1\r\n", 404),
+        (b"GET *://x/metrics HTTP/1.1\r\n", 404),
+        (b"GET ://x/metrics HTTP/1.1\r\n", 404),
+        (b"GET 1://x/metrics HTTP/1.1\r\n", 404),
+        (b"GET http:// HTTP/1.1\r\n", 404),
         (b"GET http://x/healthz?y HTTP/1.1\r\n", 200),
         (b"GET http://[ HTTP/1.1\r\n", 200),
         (b"GET /elsewhere HTTP/1.1\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n", 404),
@@ -74,7 +78,7 @@ async def test_other_paths_are_not_found(running: Running) -> None:
 async def test_odd_requests_are_answered_without_a_failure(
     running: Running, request_head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Paths that are no URLs, paths that look like hosts, whole URLs, and headers that come twice."""
+    """Paths that are no URLs, paths that look like hosts, whole URLs, what looks like one, and a header twice."""
     head, _ = await exchange(running, request_head)
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert not caplog.records
