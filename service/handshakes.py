@@ -7,10 +7,12 @@ do, connect again, while a handshake that is refused looks like a service that i
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
@@ -28,17 +30,21 @@ class Handshakes:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        # Accepted, and TLS is not there yet. One whose TLS handshake fails is never heard of again.
+        self._arriving: WeakSet[Connection] = WeakSet()
         self._under_way: set[Connection] = set()
         self._over: asyncio.Future[None] | None = None
 
     def begin(self, *args: Any, **options: Any) -> Connection:
-        """A connection was accepted: make it. One whose TLS handshake fails is never heard of again."""
+        """A connection was accepted: make it."""
         connection = Connection(*args, **options)
         connection.on_made = partial(self._begun, connection)
+        self._arriving.add(connection)
         return connection
 
     def _begun(self, connection: Connection) -> None:
         connection.on_made = None
+        self._arriving.discard(connection)
         self._under_way.add(connection)
         connection.connection_lost_waiter.add_done_callback(lambda _: self.end(connection))
 
@@ -59,7 +65,7 @@ class Handshakes:
     def end(self, connection: Connection) -> None:
         """It was greeted, or it is gone."""
         self._under_way.discard(connection)
-        if not self._under_way and self._over is not None and not self._over.done():
+        if not self._under_way and not self._arriving and self._over is not None and not self._over.done():
             self._over.set_result(None)
 
     async def finish(self, servers: list[Server]) -> None:
@@ -67,7 +73,9 @@ class Handshakes:
         for server in servers:
             server.server = _NoMore(server.server)  # type: ignore[assignment]
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is begun in the next
-        if self._under_way:
+        if self._arriving:
+            gc.collect()  # those whose TLS handshake has failed: the library has made a cycle of each
+        if self._under_way or self._arriving:
             self._over = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._over], timeout=_SECONDS)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import trustme
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK
 
 from client import AsyncClient
 from service.errors import StartupError
@@ -164,6 +166,58 @@ async def test_a_failed_tls_handshake_leaves_nothing_behind(
                 await reader.read()
             writer.close()
         assert not running.service._handshakes._under_way
+
+
+_PATIENT = "import service.handshakes; service.handshakes._SECONDS = 600.0"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_connection_that_was_accepted_is_greeted_before_it_is_closed(
+    start_process: StartProcess, authority: trustme.CA, certificate: tuple[Path, Path], workers: str
+) -> None:
+    """Its TLS handshake begins when the service is shutting down: as without TLS, the close says what it is."""
+    chain, key = certificate
+    context = trusting(authority)
+    service = start_process(
+        faults=_PATIENT, TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS=workers, DRAIN_SECONDS="600"
+    )
+    async with asyncio.timeout(TIMEOUT), contextlib.AsyncExitStack() as stack:
+        early = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", service.port))
+        early.setblocking(False)
+        # Connections are accepted in turn: these after that one, and one of them by the same worker.
+        clients = [await stack.enter_async_context(connect(service.url, ssl=context)) for _ in range(3)]
+        for client in clients:
+            await read(client)
+        service.process.terminate()
+        for client in clients:
+            with contextlib.suppress(ConnectionClosedOK):  # by a worker that has nobody to wait for
+                while (await ask(client, '{"command": "health"}'))["status"] != "unhealthy":
+                    await asyncio.sleep(0)
+        async with connect(service.url, ssl=context, sock=early) as late:
+            assert (await read(late))["type"] == "welcome"
+            with pytest.raises(ConnectionClosedOK) as closed:
+                await read(late)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_tls_handshake_that_has_failed_is_not_waited_for(
+    start_process: StartProcess, certificate: tuple[Path, Path], workers: str
+) -> None:
+    """Nobody tells that it failed, and a shutdown knows it all the same."""
+    chain, key = certificate
+    service = start_process(faults=_PATIENT, TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS=workers)
+    for hello in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(hello)
+        writer.write_eof()
+        async with asyncio.timeout(TIMEOUT):
+            await reader.read()
+        writer.close()
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
 
 
 async def test_the_health_check_of_a_container_speaks_tls_where_the_service_does(
