@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__, hangup
 from service.errors import StartupError
-from service.signals import held_back
+from service.signals import hear, held_back
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -148,6 +148,7 @@ def _start(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, _stop_measuring)
     elif serves:
         signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
+    hear()
     settings = load_settings()
     # A library in C that is interrupted while it loads says that it cannot be imported.
     with held_back(signal.SIGINT, signal.SIGTERM):

@@ -94,6 +94,36 @@ def test_a_signal_to_reload_during_the_start_is_heard_after_it(
     assert service.process.returncode == 0
 
 
+# As a program does that starts the service, and passes on.
+INHERITED = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_signals_that_its_parent_ignores_or_blocks_are_heard(
+    start_process: StartProcess, number: str
+) -> None:
+    """A worker that dies is replaced, and the service ends when it is told to."""
+    service = start_process(faults=INHERITED, WORKERS="1")
+    supervisor = psutil.Process(service.process.pid)
+    (worker,) = supervisor.children()
+    worker.kill()
+    worker.wait(TIMEOUT)
+    deadline = time.monotonic() + TIMEOUT
+    while supervisor.children() in ([], [worker]):
+        assert service.process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    service.process.send_signal(getattr(signal, number))
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert service.process.returncode == 0
+    assert "Traceback" not in log
+
+
 async def test_the_usual_limit_of_open_files_is_no_limit_of_connections(start_process: StartProcess) -> None:
     """Where the system allows more, it is taken."""
     service = start_process(faults=LIMITED.format(64, 1024), WORKERS="1", MAX_CONNECTIONS="900")
