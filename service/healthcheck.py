@@ -1,7 +1,8 @@
 """`python -m service.healthcheck`: whether the service of this container answers. Exit code 0 if it does, 1 if not.
 
 It asks /healthz, which says that the process lives; whether it takes requests is /readyz, for load balancers. Needs no
-program that the image lacks.
+program that the image lacks. Of the settings it reads where the service listens, which a reload does not change: the
+others may be edited at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ssl
 import sys
 
 from service.errors import StartupError
-from service.settings import Settings, load_settings
+from service.settings import load_address
 
 _TIMEOUT_SECONDS = 3.0
 
@@ -19,34 +20,43 @@ _TIMEOUT_SECONDS = 3.0
 _ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def check(settings: Settings) -> str | None:
-    """Ask the service that these settings start. Returns what is wrong; None when it answers as it should."""
-    host = _ALL_ADDRESSES.get(settings.host, settings.host)
-    connection: http.client.HTTPConnection
-    if settings.tls_certificate is None:
-        connection = http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_SECONDS)
-    else:
-        # It asks its own container: the certificate is for another name, and may be any authority's.
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(
-            host, settings.port, timeout=_TIMEOUT_SECONDS, context=context
-        )
+def check(host: str, port: int) -> str | None:
+    """Ask the service that listens there, with TLS or without. Returns what is wrong; None if it answers as it should.
+
+    Whether it is with TLS is not for the settings to say: they may be for the next reload. A service with TLS gives up
+    at once on who comes without it. One without it might wait for the rest, so it is not asked first.
+    """
+    host = _ALL_ADDRESSES.get(host, host)
+    try:
+        try:
+            status = _status(http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS))
+        except (ConnectionRefusedError, TimeoutError):
+            raise
+        except (OSError, http.client.HTTPException):
+            # It asks its own container: the certificate is for another name, and may be any authority's.
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            status = _status(
+                http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
+            )
+    except (OSError, http.client.HTTPException) as exc:
+        return f"{host}:{port} does not answer: {exc}"
+    return None if status == http.HTTPStatus.OK else f"/healthz answers {status}"
+
+
+def _status(connection: http.client.HTTPConnection) -> int:
     try:
         connection.request("GET", "/healthz")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as exc:
-        return f"{host}:{settings.port} does not answer: {exc}"
+        return connection.getresponse().status
     finally:
         connection.close()
-    return None if status == http.HTTPStatus.OK else f"/healthz answers {status}"
 
 
 def main() -> int:
     """Check, say what is wrong, and return the exit code."""
     try:
-        fault = check(load_settings())
+        fault = check(*load_address())
     except StartupError as exc:
         fault = str(exc)
     if fault is not None:

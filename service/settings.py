@@ -170,14 +170,27 @@ def load_control_socket(dotenv: Path | None = Path(".env")) -> Path | None:
         return _optional_path(env, "CONTROL_SOCKET", Settings().control_socket)
 
 
+def load_address(dotenv: Path | None = Path(".env")) -> tuple[str, int]:
+    """HOST and PORT alone, as `load_settings` reads them, whatever is wrong with the other settings or lines.
+
+    Raises:
+        StartupError: PORT is no number of a port, or `dotenv` cannot be read.
+    """
+    with _environment(dotenv, every_line=False) as env:
+        host, port = _address(env)
+        _seal(env, ["PORT"])
+        return host, port
+
+
 @contextmanager
-def _environment(dotenv: Path | None) -> Iterator[Env]:
+def _environment(dotenv: Path | None, *, every_line: bool = True) -> Iterator[Env]:
     env = Env(eager=False)
     before = set(os.environ)
     try:
         try:
             if dotenv is not None and dotenv.is_file():
-                _check_lines(dotenv)
+                if every_line:
+                    _check_lines(dotenv)
                 env.read_env(dotenv, recurse=False)
         except (OSError, UnicodeDecodeError) as exc:
             # Not even looked for, where the current folder is closed to this user.
@@ -204,14 +217,20 @@ def _check_lines(dotenv: Path) -> None:
                 raise StartupError(f"{dotenv} cannot be read: line {line} is not NAME=VALUE")
 
 
+def _address(env: Env) -> tuple[str, int]:
+    default, ports = Settings(), validate.Range(min=0, max=65535)
+    return env.str("HOST", default.host), env.int("PORT", default.port, validate=ports)
+
+
 def _read(env: Env) -> Settings:
     positive, from_zero = validate.Range(min=1), validate.Range(min=0)
     seconds = validate.Range(min=0, max=_LONGEST_SECONDS)
     some_seconds = validate.Range(min=0, min_inclusive=False, max=_LONGEST_SECONDS)
     default = Settings()
+    host, port = _address(env)
     values: dict[str, Any] = {
-        "host": env.str("HOST", default.host),
-        "port": env.int("PORT", default.port, validate=validate.Range(min=0, max=65535)),
+        "host": host,
+        "port": port,
         "database_url": env.str("DATABASE_URL", default.database_url),
         "journal_dir": _optional_path(env, "JOURNAL_DIR", default.journal_dir),
         "journal_fsync": env.str(
@@ -275,16 +294,21 @@ def _read(env: Env) -> Settings:
         ),
         "log_format": env.str("LOG_FORMAT", default.log_format, validate=validate.OneOf(["console", "json"])),
     }
-    written = {name.upper(): env.str(name.upper(), "") for name in values}
-    try:
-        env.seal()
-    except EnvValidationError as exc:
-        raise StartupError(f"a setting is wrong: {_said_of(exc, written)}") from None
+    _seal(env, [name.upper() for name in values])
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
         raise StartupError("TLS_CERTIFICATE and TLS_KEY are set together, or neither is")
     values["origins"] = tuple(_as_sent(origin) for origin in values["origins"])
     values["trusted_proxies"] = tuple(ip_network(network.strip()) for network in values["trusted_proxies"])
     return Settings(**values)
+
+
+def _seal(env: Env, names: Sequence[str]) -> None:
+    """Raises StartupError where one of these that were read is wrong."""
+    written = {name: env.str(name, "") for name in names}
+    try:
+        env.seal()
+    except EnvValidationError as exc:
+        raise StartupError(f"a setting is wrong: {_said_of(exc, written)}") from None
 
 
 def _said_of(error: EnvValidationError, written: Mapping[str, str]) -> str:

@@ -6,16 +6,19 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.service.harness import ROOT, StartProcess
 
 
-def healthcheck(**environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it with these settings."""
+def healthcheck(folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a folder, with these settings."""
     return subprocess.run(
         [sys.executable, "-m", "service.healthcheck"],
-        cwd=ROOT,
-        env=os.environ | environment,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -39,7 +42,20 @@ def test_a_port_where_nobody_answers_is_not() -> None:
     assert f"127.0.0.1:{port} does not answer" in done.stderr
 
 
-def test_a_wrong_setting_is_told() -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["MAX_WAIT_MS=fast", "AUTH:required", "TLS_KEY=gone.key", "TLS_CERTIFICATE=gone.crt\nTLS_KEY=gone.key"],
+)
+def test_a_service_is_healthy_while_its_settings_are_edited(
+    start_process: StartProcess, tmp_path: Path, line: str
+) -> None:
+    """A mistake, and what the next reload takes up, is no fault of the service that runs."""
+    started = start_process(WORKERS="1")
+    (tmp_path / ".env").write_text(f"PORT={started.port}\n{line}\n")
+    assert healthcheck(tmp_path).returncode == 0
+
+
+def test_a_wrong_port_is_told() -> None:
     """The exit code stays 1: Docker reserves 2."""
     done = healthcheck(PORT="web")
     assert done.returncode == 1
