@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
@@ -182,27 +185,29 @@ def run_worker(
 
     Sends through `pipe` either `Ready` or, as text, why it cannot start. Stops when it is
     told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
-    SIGTERM. What comes a second time by the same way hurries.
+    SIGTERM. What comes a second time by the same way hurries. While it loads it ends at once instead, also where it
+    waits for a database that is locked.
     """
     # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_native_libraries()
     try:
-        engine = load_engine(settings)
-        if served is not None and tuple(engine.card.labels) != served.labels:
-            raise StartupError(
-                f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
-                f"{', '.join(served.labels)}: that needs a restart"
-            )
-        canary_engine = load_canary(settings, engine)
-        engines = [engine] if canary_engine is None else [engine, canary_engine]
-        detector = load_detector(settings, engine)
-        metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
-        perimeter = Perimeter(settings, shared, row, metrics.refused)
-        same_database = served is not None and served.database_url == settings.database_url
-        stores = _open_stores(settings, engines, during_outage=same_database)
+        with _ending_with(pipe):
+            engine = load_engine(settings)
+            if served is not None and tuple(engine.card.labels) != served.labels:
+                raise StartupError(
+                    f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
+                    f"{', '.join(served.labels)}: that needs a restart"
+                )
+            canary_engine = load_canary(settings, engine)
+            engines = [engine] if canary_engine is None else [engine, canary_engine]
+            detector = load_detector(settings, engine)
+            metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
+            perimeter = Perimeter(settings, shared, row, metrics.refused)
+            same_database = served is not None and served.database_url == settings.database_url
+            stores = _open_stores(settings, engines, during_outage=same_database)
     except StartupError as exc:
-        pipe.send(str(exc))
+        _tell(pipe, str(exc))
         return EXIT_CANNOT_START
     tracing = start_tracing(__version__)
     canary = None
@@ -227,6 +232,42 @@ def run_worker(
         status = StoreStatus.together([store.status() for store in stores])
         metrics.stored(status.written, status.rejected)
         metrics.spent(time.process_time())
+
+
+@contextmanager
+def _ending_with(pipe: Pipe) -> Iterator[None]:
+    """Meanwhile the process ends at once when the other end of the pipe is closed: the event loop does not listen yet.
+
+    On Windows it ends once it listens.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    over, over_end = os.pipe()
+    ends = select.poll()
+    ends.register(
+        pipe.fileno(), 0
+    )  # its end, which is always told, and not what is said: that is for the loop
+    ends.register(over, 0)
+
+    def wait() -> None:
+        if pipe.fileno() in dict(ends.poll()):
+            os._exit(EXIT_FAILED)  # whatever the main thread waits for; nothing was begun that is not undone
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(over_end)
+        thread.join()
+        os.close(over)
+
+
+def _tell(pipe: Pipe, word: Ready | str) -> None:
+    # Where the supervisor is gone nobody is to be told; that it is, is heard at this end of the pipe.
+    with suppress(BrokenPipeError):
+        pipe.send(word)
 
 
 def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner:
@@ -276,7 +317,7 @@ async def _serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     async with service.running(sockets):
         gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
-        pipe.send(ready)
+        _tell(pipe, ready)
         await service.wait_stopped()
     if sys.platform != "win32":
         # The loop's handler goes with the loop; another SIGTERM must not cut the flush of the store short.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import orjson
@@ -16,7 +18,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, metric, read
+from tests.service.harness import MODEL, ROOT, TIMEOUT, StartProcess, metric, read, run_service
 from tests.service.reloading import reload
 
 # A worker's start waits, as long as a file is there; successors' not for long.
@@ -182,6 +184,75 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: boo
         hold.unlink()  # a worker that was left behind ends
         service.kill()
         service.communicate()
+
+
+def start_and_kill(
+    folder: Path, begun: Callable[[], bool], faults: str = ""
+) -> tuple[list[psutil.Process], Path]:
+    """Start a service, and kill its supervisor at this moment of the start: the workers that are left, and the log."""
+    path = folder / "log"
+    with path.open("w") as log:
+        service = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"{faults}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
+            ],
+            cwd=folder,
+            env=os.environ
+            | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
+            | {"WORKERS": "2", "THREADS": "1", "MAX_BATCH": "8", "DATABASE_URL": "sqlite:///locked.db"},
+            stderr=log,
+        )
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not begun():
+            assert service.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers: list[psutil.Process] = psutil.Process(service.pid).children()
+    finally:
+        service.kill()
+        service.wait()
+    return workers, path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers end there when they have loaded")
+def test_workers_that_wait_for_a_database_end_with_their_supervisor(tmp_path: Path) -> None:
+    """While it is locked, too: else they would keep the port, and the next start would find it taken."""
+    assert run_service("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///locked.db").returncode == 0
+    with closing(sqlite3.connect(tmp_path / "locked.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        log = tmp_path / "log"
+        workers, _ = start_and_kill(tmp_path, lambda: log.exists() and log.read_text().count("locked") >= 2)
+        assert len(workers) == 2
+        _, alive = psutil.wait_procs(workers, TIMEOUT)
+        assert not alive
+    assert "Traceback" not in log.read_text()
+
+
+# Past what a worker's start waits for, and before it says that it is ready.
+LOADED = """
+import os, time
+from pathlib import Path
+import service.worker
+start_tracing = service.worker.start_tracing
+def start_when_let(version):
+    Path(f"loaded.{os.getpid()}").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return start_tracing(version)
+service.worker.start_tracing = start_when_let
+"""
+
+
+def test_workers_that_are_ready_for_nobody_end_without_a_word(tmp_path: Path) -> None:
+    """Their supervisor was killed before they could tell: that is no fault of theirs."""
+    workers, log = start_and_kill(tmp_path, lambda: len(list(tmp_path.glob("loaded.*"))) == 2, LOADED)
+    (tmp_path / "go").touch()
+    _, alive = psutil.wait_procs(workers, TIMEOUT)
+    assert not alive
+    assert log.read_text() == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
