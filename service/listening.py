@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -13,12 +14,18 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# What an address is told that this machine does not have, or whose kind it does not know.
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 # Files that a worker has open besides its connections: its store's, its pipes, its event loop's, and some to spare.
 _OWN_FILES = 64
 
 
 def bind(settings: Settings) -> list[socket.socket]:
     """The listening sockets, one for each address that HOST stands for. Port 0 is one free port for all.
+
+    Addresses that this machine does not have are left out, as long as it has one: many list ::1 for localhost in
+    /etc/hosts, and do no IPv6.
 
     Raises:
         StartupError: the address does not exist, is in use, or may not be used.
@@ -33,10 +40,22 @@ def bind(settings: Settings) -> list[socket.socket]:
         ) from None
     sockets: list[socket.socket] = []
     port = settings.port
+    missing: OSError | None = None
     try:
         for family, kind, protocol, _, address in addresses:
-            sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
+            try:
+                sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
+            except OSError as exc:
+                if exc.errno not in _NOT_HERE:
+                    raise
+                missing = exc
+                log.info(
+                    "HOST=%s: this machine does not have %s, which is left out", settings.host, address[0]
+                )
+                continue
             port = sockets[0].getsockname()[1]
+        if missing is not None and not sockets:
+            raise missing
     except OSError as exc:
         for sock in sockets:
             sock.close()
