@@ -182,7 +182,14 @@ def _start(arguments: argparse.Namespace) -> int:
     check_layout(settings)
     check_canary(settings)
     make_room(settings)
-    return Supervisor(settings).run()
+    try:
+        supervisor = Supervisor(settings)
+    except OSError as exc:
+        raise StartupError(
+            f"the workers can share no memory: {exc.strerror}; make /dev/shm writable, or where it has not some MB of "
+            "room, the folder for temporary files (TMPDIR)"
+        ) from None
+    return supervisor.run()
 
 
 def _stop_starting(number: int, frame: object) -> NoReturn:

@@ -70,6 +70,9 @@ def make_room(settings: Settings) -> None:
 
     Each connection is one, and what most systems set, 1024, is for programs that cannot do with more. One worker
     without a file left drops what connects without a word, and its store cannot open the next file of its journal.
+
+    Raises:
+        StartupError: there are too few for a worker alone.
     """
     if sys.platform == "win32":  # it has no such limit
         return
@@ -84,6 +87,11 @@ def make_room(settings: Settings) -> None:
         files = wanted
     except (OSError, ValueError):
         pass  # it is too much after all: what is not enough is told
+    if files <= _OWN_FILES:
+        raise StartupError(
+            f"a worker needs more than {_OWN_FILES} open files, and may have {files}; raise the limit (`ulimit -n`, "
+            "LimitNOFILE of systemd)"
+        )
     room = (files - _OWN_FILES) * settings.workers
     if room < settings.max_connections:
         log.warning(

@@ -116,7 +116,11 @@ class Reloads:
 
 
 class SharedCells:
-    """The memory that the workers of one service share, a row for each. To be made before they are started."""
+    """The memory that the workers of one service share, a row for each. To be made before they are started.
+
+    Raises:
+        OSError: there is no place for it, which is a file in /dev/shm, or else in the folder for temporary files.
+    """
 
     # More than any model's layout takes: the model is not known yet when this is made.
     _ROW = 512

@@ -146,6 +146,37 @@ def test_a_limit_of_open_files_that_is_too_low_is_told(start_process: StartProce
     assert "ulimit" in log
 
 
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        (LIMITED.format(30, 30), "a worker needs more than 64 open files, and may have 30; raise the limit"),
+        # As where /dev/shm is read-only, or too small and there is no other folder to write to.
+        (
+            "from multiprocessing.heap import Arena\nArena._choose_dir = lambda *_: 'nowhere'",
+            "the workers can share no memory: No such file or directory; make /dev/shm writable",
+        ),
+    ],
+    ids=["open files", "shared memory"],
+)
+def test_what_the_system_lacks_is_one_line(tmp_path: Path, lacks: str, said: str) -> None:
+    """No traceback, and what to do."""
+    code = f"{lacks}\nimport sys, service.__main__\nsys.exit(service.__main__.main())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PORT": "0", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
+        | {"WORKERS": "1", "THREADS": "1", "MAX_BATCH": "8"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"VisionAI cannot start: {said}")
+    assert ended.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("hangs_up", [False, pytest.param(True, marks=NO_SIGHUP)])
 def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: bool) -> None:
     """A service that is stopped before it is ready, or whose terminal is closed, waits for no start, and says so by
