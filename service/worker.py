@@ -245,9 +245,8 @@ def _ending_with(pipe: Pipe) -> Iterator[None]:
         return
     over, over_end = os.pipe()
     ends = select.poll()
-    ends.register(
-        pipe.fileno(), 0
-    )  # its end, which is always told, and not what is said: that is for the loop
+    # Their ends, which are always told, and not what is said through them: that is for the loop.
+    ends.register(pipe.fileno(), 0)
     ends.register(over, 0)
 
     def wait() -> None:

@@ -30,8 +30,7 @@ def reload(
 ) -> None:
     """Reload the service that was started in this folder, wait, and say how it went.
 
-    VisionAI's own clients lose no request meanwhile, but a camera's frames. Others see the close 1001, and connect
-    again.
+    VisionAI's own clients lose nothing meanwhile but frames of a camera. Others see the close 1001 and connect again.
 
     Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read.
 
