@@ -33,10 +33,21 @@ def in_float32(path: Path, model: Any) -> Any:
     # Mixed precision, and what has no weights yet.
     for layer in model._flatten_layers():
         if layer.compute_dtype != "float32":
-            layer.dtype_policy = keras.DTypePolicy("float32")
+            layer.dtype_policy = _policy(layer)
     if _others(model):
         raise SourceError(f"{path}: {_advice(model)}")
     return model
+
+
+def _policy(layer: Any) -> Any:
+    """The layer's policy, in float32."""
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        policy = policy[layer.path]
+    if policy.quantization_mode is None:
+        return keras.DTypePolicy("float32")
+    # After `quantize` the policy also says that the weights are whole steps: without that nothing scales them back.
+    return policy.from_config({**policy.get_config(), "source_name": "float32"})
 
 
 def _others(model: Any) -> list[str]:

@@ -9,12 +9,12 @@ import pytest
 
 from conversion.convert import Request, convert
 from conversion.errors import SourceError
-from conversion.images import portrait_variants
+from conversion.images import portrait_variants, random_images
 from conversion.options import Options
 from conversion.sessions import open_session, run
 from conversion.sources import load
 from conversion.tensorflow_quietly import keras, tf
-from tests.conversion.keras_models import LABELS
+from tests.conversion.keras_models import LABELS, options, randomise
 
 _OTHERS = (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -60,6 +60,26 @@ def test_a_network_wholly_in_another_precision_is_converted_in_float32(
     faces = portrait_variants((32, 32, 3), 5)
     want = np.asarray(model(faces.astype(np.float32), training=False)).astype(np.float32)
     assert np.abs(run(open_session(converted.shipped.path), faces) - want).max() < difference
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("mixed_bfloat16", "int8"), ("mixed_bfloat16", "int4"), ("mixed_float16", "int4")]
+)
+def test_a_quantised_network_in_mixed_precision_keeps_its_steps(kind: str, mode: str, tmp_path: Path) -> None:
+    """After `model.quantize`, too: the graph answers as that network does, which scales its whole numbers back."""
+    layers = keras.layers
+    images = keras.Input((16, 16, 1))
+    features = layers.Dense(16, activation="relu", dtype=kind)(layers.Flatten(dtype=kind)(images))
+    features = layers.Dense(8, activation="relu", dtype=kind)(features)
+    model = randomise(keras.Model(images, layers.Dense(7, activation="softmax")(features)))
+    model.quantize(mode)
+    model.save(tmp_path / "model.keras")
+    how = options(scale=1 / 255, source_labels=list(LABELS))
+    converted = convert(Request(tmp_path / "model.keras", tmp_path / "out" / "model.onnx", how))
+    noise = random_images(16, (16, 16, 1))
+    want = np.asarray(keras.ops.cast(model(noise / np.float32(255), training=False), "float32"))
+    assert np.abs(run(open_session(converted.shipped.path), noise) - want).max() < 0.02
 
 
 @keras.saving.register_keras_serializable(package="tests")
