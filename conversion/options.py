@@ -50,6 +50,13 @@ def _numbers(value: Any) -> tuple[float, ...]:
     return numbers
 
 
+def _scale(value: Any) -> tuple[float, ...]:
+    numbers = _numbers(value)
+    if 0 in numbers:
+        raise ValueError("numbers other than 0, which would make all images alike")
+    return numbers
+
+
 def _size(value: Any) -> tuple[int, int]:
     items = value.lower().split("x") if isinstance(value, str) else value
     try:
@@ -88,7 +95,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "source_labels": _strings,
     "color": _choice("gray", "rgb"),
     "channel_order": _choice("rgb", "bgr"),
-    "scale": _numbers,
+    "scale": _scale,
     "offset": _numbers,
     "activation": _choice("auto", "softmax", "logits"),
     "input_size": _size,
@@ -248,7 +255,7 @@ def resolve(
     contradicts the network.
     """
     height, width, channels = input_geometry(options, shape, name)
-    source_labels = options.source_labels or options.labels
+    source_labels = options.source_labels
     if source_labels is None:
         raise OptionError(
             f"the class order of {name} is not known: give --source-labels with {shape.classes} names"

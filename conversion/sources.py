@@ -174,13 +174,26 @@ def _load_savedmodel(path: Path, options: Options) -> _Loaded:
     sides = (None, None, None, None) if spec.shape.rank is None else tuple(spec.shape)
     if len(sides) != 4:
         raise SourceError(f"{path}: the input is {_shown(sides)}; expected [batch, height, width, channels]")
-    shape = NetworkShape(sides[1], sides[2], sides[3], 0, scales_itself=False)
+    if spec.dtype.is_integer:
+        _demand_whole_pixels(path, spec.dtype, options)
+    shape = NetworkShape(sides[1], sides[2], sides[3], 0, scales_itself=spec.dtype.is_integer)
     parameters = sum(int(tf.size(variable)) for variable in signature.variables if variable.dtype.is_floating)
 
     def call(images: Any, _keep_alive: Any = loaded) -> Any:
         return signature(**{argument: tf.cast(images, spec.dtype)})[result]
 
     return "SavedModel", shape, input_geometry(options, shape, path.name), parameters, call
+
+
+def _demand_whole_pixels(path: Path, dtype: Any, options: Options) -> None:
+    """Raise where whole numbers of this type would not hold what the network is to be given."""
+    if dtype.max < 255:
+        raise SourceError(f"{path}: the input is {dtype.name}, which does not hold a pixel (0..255)")
+    if any(number != 1 for number in options.scale or ()) or any(options.offset or ()):
+        raise OptionError(
+            f"{path.name} takes pixels as whole numbers ({dtype.name}), so it scales them itself: give no --scale and"
+            " --offset, or 1 and 0"
+        )
 
 
 def _probe(path: Path, call: Callable[[Any], Any], geometry: tuple[int, int, int]) -> int:

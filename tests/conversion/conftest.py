@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import pytest
 
+from conversion.cli import main
 from conversion.convert import Converted, Request, convert
 from conversion.images import portrait_variants
 from conversion.options import Options
@@ -63,5 +64,22 @@ def convert_here(tmp_path: Path) -> Callable[..., Converted]:
 
     def run(source: Path, chosen: Options, **request: Any) -> Converted:
         return convert(Request(source, tmp_path / "out" / "model.onnx", chosen, **request))
+
+    return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, demand a failure in one line and no output file, and return the line."""
+
+    def run(*arguments: str | Path, status: int = 2) -> str:
+        output = tmp_path / "refused" / "model.onnx"
+        assert main([*map(str, arguments), "-o", str(output)]) == status
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert not output.parent.exists() or not list(output.parent.iterdir())
+        return captured.err
 
     return run

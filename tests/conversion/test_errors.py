@@ -23,23 +23,6 @@ SEVEN = ",".join(LABELS)
 SCALED = ["--source-labels", SEVEN, "--scale", "0.00392", "--offset", "0"]
 
 
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command line, demand a failure in one line and no output file, and return the line."""
-
-    def run(*arguments: str | Path, status: int = 2) -> str:
-        output = tmp_path / "refused" / "model.onnx"
-        assert main([*map(str, arguments), "-o", str(output)]) == status
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.startswith("error: ")
-        assert captured.err.count("\n") == 1
-        assert not output.parent.exists() or not list(output.parent.iterdir())
-        return captured.err
-
-    return run
-
-
 def test_missing_file(refused: Callable[..., str], tmp_path: Path) -> None:
     """A path where nothing is."""
     assert "No such file" in refused(tmp_path / "nothing.keras")
@@ -158,6 +141,12 @@ def test_unknown_class_order_and_scale(refused: Callable[..., str], rgb_model: P
     assert "--scale and --offset" in refused(rgb_model, "--source-labels", SEVEN)
 
 
+def test_the_wanted_order_is_not_taken_for_the_networks(refused: Callable[..., str], rgb_model: Path) -> None:
+    """`--labels` alone says nothing of the order of the outputs: that is asked for."""
+    line = refused(rgb_model, "--labels", SEVEN, "--scale", "1", "--offset", "0")
+    assert "the class order of rgb.keras is not known: give --source-labels with 7 names" in line
+
+
 def test_labels_that_contradict(refused: Callable[..., str], rgb_model: Path) -> None:
     """The wanted labels must be the source's, in whatever order."""
     line = refused(rgb_model, *SCALED, "--labels", "angry,disgust,fear,joy,neutral,sad,surprise")
@@ -239,6 +228,8 @@ def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path:
         ({"scale": "a lot"}, "a number, or one number per channel"),
         ({"scale": [1, 2]}, "three numbers"),
         ({"scale": "nan"}, "finite numbers"),
+        ({"scale": 0}, "numbers other than 0"),
+        ({"scale": [1, 0, 1]}, "numbers other than 0"),
         ({"offset": [0, 0, float("inf")]}, "finite numbers"),
         ({"input_size": "big"}, "HEIGHTxWIDTH"),
         ({"input_size": "4x4"}, "8 to 2048"),
