@@ -270,7 +270,7 @@ def resolve(
         odd = sorted(set(labels) ^ set(source_labels))
         raise OptionError(f"labels and source_labels name different classes: {', '.join(odd)}")
     scale, offset = options.scale, options.offset
-    if scale is None and offset is None and not shape.scales_itself:
+    if scale is None and not shape.scales_itself:
         raise OptionError(
             f"the input range of {name} is not known: give --scale and --offset"
             " (the network takes pixel * scale + offset, pixel 0..255; 1 and 0 where it scales them itself)"

@@ -12,12 +12,10 @@ from conversion.digests import sha256_of
 from conversion.errors import OptionError, SourceError, quoted
 from conversion.float32 import in_float32
 from conversion.options import NetworkShape, Options, input_geometry
+from conversion.preprocessing import scales_itself
 from conversion.sourcefile import SourceFormat, identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
 
-_PREPROCESSING_LAYERS = ("Rescaling", "Normalization")
-# Layers that leave pixels pixels, beside `Random...`: what comes behind them still sees the input's range.
-_GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "InputLayer", "Resizing", "ZeroPadding2D")
 _ONE_AT_A_TIME = "takes one image at a time, not a batch; save it with its batch size left open"
 
 
@@ -89,7 +87,7 @@ def _load_keras(path: Path, options: Options) -> _Loaded:
     geometry = input_geometry(options, shape, path.name)
     if not model.built:
         model(tf.zeros((1, *geometry), tf.float32), training=False)
-    shape = replace(shape, scales_itself=_scales_itself(model))
+    shape = replace(shape, scales_itself=scales_itself(model))
     kind = (
         "Sequential"
         if isinstance(model, keras.Sequential)
@@ -110,37 +108,6 @@ def _why_not_loaded(error: Exception) -> str:
     if ("Lambda" in text and "safe_mode" in text) or "python bytecode" in text.lower():
         return "a Lambda layer holds Python code, which is not run; export the model as a SavedModel instead"
     return f"Keras cannot load it: {quoted(error) or type(error).__name__}"
-
-
-def _scales_itself(model: Any) -> bool:
-    """Whether a Rescaling or Normalization sees the input's own pixels, augmented, cropped or resized at most.
-
-    One further on is part of the network, such as a temperature. What a subclassed model does first is not known.
-    """
-    pixels = {id(tensor) for tensor in getattr(model, "inputs", None) or ()}
-    for node in _nodes(model):
-        if not all(id(tensor) in pixels for tensor in node.input_tensors):
-            continue
-        if type(node.operation).__name__ in _PREPROCESSING_LAYERS or _scales_itself(node.operation):
-            return True
-        if _keeps_pixels(node.operation):
-            pixels |= {id(tensor) for tensor in node.outputs}
-    return False
-
-
-def _keeps_pixels(operation: Any) -> bool:
-    inner = _nodes(operation)
-    if inner:
-        return all(_keeps_pixels(node.operation) for node in inner)
-    name = type(operation).__name__
-    return name.startswith("Random") or name in _GEOMETRY_LAYERS
-
-
-def _nodes(model: Any) -> list[Any]:
-    """Return the calls in the graph of a Sequential or Functional model, from its inputs on; none of anything else."""
-    graph = getattr(model, "_functional", None) or model
-    by_depth: dict[int, list[Any]] = getattr(graph, "_nodes_by_depth", {})
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def _input_shape(path: Path, model: Any) -> tuple[int | None, int | None, int | None]:
