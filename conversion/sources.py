@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from conversion.digests import sha256_of
@@ -16,6 +17,8 @@ from conversion.preprocessing import scales_itself
 from conversion.sourcefile import SourceFormat, identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
 
+# What Keras, which goes by the name, takes for a file of the format.
+_SUFFIXES = {"keras": (".keras",), "hdf5": (".h5", ".hdf5")}
 _ONE_AT_A_TIME = "takes one image at a time, not a batch; save it with its batch size left open"
 
 
@@ -48,8 +51,9 @@ def import_custom_layers(module: Path) -> None:
     sys.modules[name] = loaded
     try:
         spec.loader.exec_module(loaded)
-    except Exception as error:
-        raise OptionError(f"--custom {module}: {type(error).__name__}: {error}") from error
+    # A script calls sys.exit() when it is done: here that would end the conversion, as one that succeeded.
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"--custom {module}: {type(error).__name__}: {quoted(error)}") from error
 
 
 def load(path: Path, options: Options) -> Source:
@@ -62,8 +66,11 @@ def load(path: Path, options: Options) -> Source:
     source_format = identify(path)
     own_options = read_own_options(path, source_format)
     options = options.over(own_options)
-    loader = _load_savedmodel if source_format == "savedmodel" else _load_keras
-    kind, shape, geometry, parameters, call = loader(path, options)
+    kind, shape, geometry, parameters, call = (
+        _load_savedmodel(path, options)
+        if source_format == "savedmodel"
+        else _load_keras(path, _SUFFIXES[source_format], options)
+    )
     classes = _probe(path, call, geometry)
     if classes < 2:
         raise SourceError(f"{path}: the network has {classes} output; a classifier has two or more")
@@ -74,11 +81,11 @@ def load(path: Path, options: Options) -> Source:
 _Loaded = tuple[str, NetworkShape, tuple[int, int, int], int, Callable[[Any], Any]]
 
 
-def _load_keras(path: Path, options: Options) -> _Loaded:
+def _load_keras(path: Path, suffixes: tuple[str, ...], options: Options) -> _Loaded:
     # Layer names must not depend on what else was loaded in this process: they end up in the ONNX graph.
     keras.backend.clear_session()
     try:
-        model = keras.models.load_model(path, compile=False)
+        model = _read_keras(path, suffixes)
     except Exception as error:  # Keras raises nearly every type here; each becomes one line.
         raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
     model = in_float32(path, model)
@@ -96,6 +103,15 @@ def _load_keras(path: Path, options: Options) -> _Loaded:
         else "subclassed"
     )
     return kind, shape, geometry, int(model.count_params()), lambda images: model(images, training=False)
+
+
+def _read_keras(path: Path, suffixes: tuple[str, ...]) -> Any:
+    if path.suffix in suffixes:
+        return keras.models.load_model(path, compile=False)
+    with TemporaryDirectory() as folder:
+        named = Path(folder) / f"source{suffixes[0]}"
+        named.symlink_to(path.resolve())
+        return keras.models.load_model(named, compile=False)
 
 
 def _why_not_loaded(error: Exception) -> str:

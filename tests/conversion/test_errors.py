@@ -120,6 +120,19 @@ def test_custom_layers_that_are_missing(tmp_path: Path) -> None:
     assert json.loads(known.stdout)["written"] == [str(tmp_path / "m.onnx")]
 
 
+@pytest.mark.parametrize(
+    ("status", "told"), [("0", "0"), ("2", "2"), ("'usage:\\n custom.py'", "usage: custom.py")]
+)
+def test_custom_layers_that_end_the_program(
+    status: str, told: str, refused: Callable[..., str], rgb_model: Path, tmp_path: Path
+) -> None:
+    """A script given as --custom that exits, as one without a `__main__` guard does, fails the conversion."""
+    custom = tmp_path / "custom.py"
+    custom.write_text(f"import sys\nsys.exit({status})\n")
+    line = refused(rgb_model, *SCALED, "--custom", custom)
+    assert line == f"error: --custom {custom}: SystemExit: {told}\n"
+
+
 def test_lambda_layers_are_not_run(refused: Callable[..., str], tmp_path: Path) -> None:
     """A Lambda layer, which is code inside a data file, is refused with the way round it."""
     model = keras.Sequential(

@@ -14,7 +14,7 @@ import pytest
 
 from conversion.convert import Converted
 from conversion.errors import OptionError, SourceError
-from conversion.images import portrait_variants
+from conversion.images import portrait_variants, random_images
 from conversion.options import Options
 from conversion.sessions import open_session, run
 from conversion.sourcefile import HDF5_ATTRIBUTE, KERAS_MEMBER, SAVEDMODEL_MEMBER
@@ -207,6 +207,24 @@ def test_only_layers_that_see_pixels_are_taken_for_preprocessing(name: str, tmp_
     path = tmp_path / "model.keras"
     (SCALED | UNSCALED)[name]().save(path)
     assert load(path, Options()).shape.scales_itself == (name in SCALED)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("a.keras", "b.h5"), ("a.h5", "b.keras"), ("a.keras", "b.KERAS"), ("a.h5", "b.model"), ("a.keras", "b")],
+)
+def test_a_file_is_read_by_what_it_holds(
+    written: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed, and named from the current folder, each kind of file is read as what it is."""
+    monkeypatch.chdir(tmp_path)
+    model = behind(Layers.Rescaling(1 / 255))
+    model.save(written)
+    Path(written).rename(name)
+    source = load(Path(name), Options())
+    noise = random_images(2, (32, 32, 3)).astype(np.float32)
+    assert (source.path.name, source.format) == (name, "keras" if "keras" in written else "hdf5")
+    assert np.array_equal(source.call(tf.constant(noise)), model(noise, training=False))
 
 
 def test_a_temperature_leaves_the_input_range_open(tmp_path: Path, convert_here: Convert) -> None:
