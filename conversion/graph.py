@@ -37,7 +37,10 @@ class FrozenGraph:
 
 
 def freeze(source: Source, specification: Specification) -> FrozenGraph:
-    """Wrap the network in preprocessing, softmax (for logits) and our class order, and freeze its weights."""
+    """Wrap the network in preprocessing, softmax (for logits) and our class order, and freeze its weights.
+
+    Raises GraphError when it does not answer as a function of the images alone.
+    """
     scale = np.array(specification.scale, np.float32)
     offset = np.array(specification.offset, np.float32)
     uniform_scale = scale[0] if (scale == scale[0]).all() else scale
@@ -60,7 +63,10 @@ def freeze(source: Source, specification: Specification) -> FrozenGraph:
 
     shape = (None, specification.height, specification.width, specification.channels)
     traced = tf.function(forward, autograph=False, input_signature=[tf.TensorSpec(shape, tf.uint8, INPUT)])
-    return FrozenGraph(convert_variables_to_constants_v2(traced.get_concrete_function()))
+    try:
+        return FrozenGraph(convert_variables_to_constants_v2(traced.get_concrete_function()))
+    except ValueError as error:  # A variable that is written to, such as a seed, is no constant.
+        raise GraphError(f"the network changes as it answers, or draws numbers: {quoted(error)}") from error
 
 
 def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 """What the layers at a network's entry do to the pixels that it is given."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,26 @@ _GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "InputLayer", "Resizing", "ZeroP
 _MOST_SCALE = 0.1
 _LEAST_DEVIATION = 2
 _LEAST_MEAN = 2
+# Keras's own augmentations that draw numbers at inference, too, and use none: they would change their seed in a graph.
+_DRAW_ALWAYS = (
+    "RandomColorDegeneration",
+    "RandomGrayscale",
+    "RandomHue",
+    "RandomPosterization",
+    "RandomSaturation",
+    "RandomSharpness",
+)
+
+
+def draw_in_training_only(model: Any) -> None:
+    """Let the augmentations of a network, which do nothing at inference, draw nothing then either."""
+    for layer in model._flatten_layers():
+        if type(layer).__name__ in _DRAW_ALWAYS and type(layer).__module__.startswith("keras."):
+            layer.get_random_transformation = _in_training_only(layer.get_random_transformation)
+
+
+def _in_training_only(draw: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda data, training=True, seed=None: draw(data, training, seed) if training else None
 
 
 def scales_itself(model: Any) -> bool:

@@ -13,7 +13,7 @@ from conversion.digests import sha256_of
 from conversion.errors import OptionError, SourceError, quoted
 from conversion.float32 import in_float32
 from conversion.options import NetworkShape, Options, input_geometry
-from conversion.preprocessing import scales_itself
+from conversion.preprocessing import draw_in_training_only, scales_itself
 from conversion.sourcefile import SourceFormat, identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
 
@@ -89,6 +89,7 @@ def _load_keras(path: Path, suffixes: tuple[str, ...], options: Options) -> _Loa
     except Exception as error:  # Keras raises nearly every type here; each becomes one line.
         raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
     model = in_float32(path, model)
+    draw_in_training_only(model)
     height, width, channels = _input_shape(path, model)
     shape = NetworkShape(height, width, channels, 0, scales_itself=False)
     geometry = input_geometry(options, shape, path.name)

@@ -1,6 +1,7 @@
 """What the ONNX graph is made of, and that broken graphs are found."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from conversion.divergence import first_divergence
 from conversion.errors import GraphError
 from conversion.folding import fold
 from conversion.graph import freeze
-from conversion.images import portrait_variants
+from conversion.images import portrait_variants, random_images
+from conversion.options import Options
 from conversion.sessions import OPTIMISATION_LEVELS, open_session, run
 from conversion.sources import load
 from conversion.tensorflow_quietly import keras, tf
@@ -275,6 +277,49 @@ def test_layers_that_tensorflow_wraps_or_onnx_lacks_convert(
     assert graph.transposes == ()
     assert graph.operations["Transpose"] == 1
     assert graph.operations["Conv"] == 3
+
+
+def test_augmentations_that_draw_at_inference_convert(
+    tmp_path: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """Layers of Keras that draw numbers even where they use none leave nothing in the graph, nested or not."""
+    layers = keras.layers
+    colours = [layers.RandomColorDegeneration(0.2), layers.RandomGrayscale(), layers.RandomSaturation(0.2)]
+    nested = keras.Sequential([keras.Input((16, 16, 3)), *colours, layers.RandomPosterization(4)])
+    images = keras.Input((16, 16, 3))
+    pixels = layers.RandomSharpness(0.2)(nested(layers.RandomHue(0.2)(images)))
+    scores = layers.Dense(7)(layers.Flatten()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(pixels))))
+    model = randomise(keras.Model(images, scores))
+    model.save(tmp_path / "model.keras")
+    how = Options.parse({"source_labels": list(LABELS), "activation": "logits"}, "test")
+    converted = convert_here(tmp_path / "model.keras", how)
+    noise = random_images(8, (16, 16, 3))
+    want = keras.ops.softmax(model(noise.astype(np.float32), training=False))
+    assert np.abs(run(open_session(converted.shipped.model), noise) - np.asarray(want)).max() < 1e-5
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class AlwaysNoisy(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of a user's that adds noise at inference, too."""
+
+    def build(self, _shape: Any) -> None:
+        """Make the seed, which every draw changes."""
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, inputs: Any) -> Any:
+        """Draw."""
+        return inputs + keras.random.normal((16, 16, 3), seed=self.seed)
+
+
+def test_a_layer_that_draws_at_inference_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No two answers of such a network are alike: it is refused in one line, by the layer's name."""
+    layers = [AlwaysNoisy(name="grain"), keras.layers.Flatten(), keras.layers.Dense(7)]
+    keras.Sequential([keras.Input((16, 16, 3)), *layers]).save(tmp_path / "model.keras")
+    arguments = ["--source-labels", ",".join(LABELS), "--scale", "1", "--activation", "logits"]
+    capfd.readouterr()
+    assert main([str(tmp_path / "model.keras"), *arguments, "-o", str(tmp_path / "model.onnx")]) == 3
+    error = capfd.readouterr().err
+    assert re.fullmatch(r"error: the network changes as it answers, or draws numbers: .*grain.*\n", error)
 
 
 def test_an_operation_without_onnx_form_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
