@@ -12,7 +12,7 @@ from conversion import metadata
 from conversion.atomic import write_all
 from conversion.destinations import check_destinations, model_files, variant_path
 from conversion.divergence import first_divergence
-from conversion.errors import OptionError, ParityError
+from conversion.errors import GraphError, OptionError, ParityError
 from conversion.evidence import Evidence, Stage, gather
 from conversion.folding import fold
 from conversion.graph import FrozenGraph, describe_ends, freeze, to_onnx
@@ -27,7 +27,7 @@ from conversion.reference import detect_activation
 from conversion.rounding import is_rounded, round_weights
 from conversion.sources import Source, load
 from conversion.tools import tool_versions
-from conversion.variants import Variant, gate, measure_variant, parity_failures
+from conversion.variants import Unbuilt, Variant, gate, measure_variant, parity_failures
 
 ALL_SETS = ("random", "faces")
 _DIVERGENCE_IMAGES = 4
@@ -61,7 +61,7 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Converted:
     """What a conversion made and measured. `variants` starts with the source in its own precision, fp32 or INT8; those
-    with refusals were not written.
+    with refusals were not written. `unbuilt` are further precisions that this network cannot have.
     """
 
     source: Source
@@ -69,6 +69,7 @@ class Converted:
     evidence: Evidence
     variants: tuple[Variant, ...]
     latencies: Latencies
+    unbuilt: tuple[Unbuilt, ...] = ()
 
     @property
     def shipped(self) -> Variant:
@@ -89,9 +90,9 @@ def convert(
     """Convert `request.source` and write the models that pass, each with its manifest, and the `further` files.
 
     Guarantees that each file appears complete or not at all, and none before every check of the first has passed. A
-    further precision that fails its gate is not written, and what an earlier conversion left in its place is
-    removed. `stage` is told of each part that may take long. Raises ConversionError, of the kind that says what
-    was wrong; nothing was written then, and what the request reads is never written to.
+    further precision that cannot be built, or that fails its gate, is not written, and what an earlier conversion left
+    in its place is removed. `stage` is told of each part that may take long. Raises ConversionError, of the kind that
+    says what was wrong; nothing was written then, and what the request reads is never written to.
     """
     faces = [faces_path(where) for where in (request.images, request.evaluation) if where]
     check_destinations(model_files(request.output, request.precisions), request.source, faces)
@@ -113,17 +114,19 @@ def convert(
         model, precision, request.output, entries, evidence, thresholds, ALL_SETS, stage
     )
     _demand_parity(shipped, frozen, model, names, evidence.images["faces"])
-    candidates = [
+    attempts = [
         _measure_reduced(request, source, specification, evidence, model, reduced, stage)
         for reduced in request.precisions
     ]
+    candidates = [attempt for attempt in attempts if isinstance(attempt, Variant)]
+    unbuilt = tuple(attempt for attempt in attempts if isinstance(attempt, Unbuilt))
     latencies: Latencies = {}
     if candidates or request.latency:
         models = {variant.precision: variant.model for variant in (shipped, *candidates)}
         advance = stage("measure latency", len(BATCHES))
         latencies = measure_latency(models, evidence.images["faces"], advance)
     judged = [gate(variant, shipped, latencies, request.max_accuracy_drop) for variant in candidates]
-    converted = Converted(source, specification, evidence, (shipped, *judged), latencies)
+    converted = Converted(source, specification, evidence, (shipped, *judged), latencies, unbuilt)
     _write(converted, further(converted))
     return converted
 
@@ -157,14 +160,17 @@ def _measure_reduced(
     model: onnx.ModelProto,
     precision: str,
     stage: Stage,
-) -> Variant:
+) -> Variant | Unbuilt:
     thresholds = request.thresholds[precision]
     entries = metadata.describe(source, specification, precision, thresholds)
     path = variant_path(request.output, precision)
-    reduced = _reduce(model, precision, evidence, stage)
     # Noise lies outside the ranges that INT8 is calibrated for.
     sets = ("faces",) if precision == "int8" else ALL_SETS
-    return measure_variant(reduced, precision, path, entries, evidence, thresholds, sets, stage)
+    try:
+        reduced = _reduce(model, precision, evidence, stage)
+        return measure_variant(reduced, precision, path, entries, evidence, thresholds, sets, stage)
+    except GraphError as error:
+        return Unbuilt(precision, path, f"there is no {precision} of this network: {error}")
 
 
 def _reduce(model: onnx.ModelProto, precision: str, evidence: Evidence, stage: Stage) -> onnx.ModelProto:
@@ -220,7 +226,7 @@ def manifest_of(converted: Converted, variant: Variant) -> dict[str, Any]:
 
 def _write(converted: Converted, further: Mapping[Path, bytes]) -> None:
     files: dict[Path, bytes] = {}
-    obsolete = []
+    obsolete = [path for each in converted.unbuilt for path in (each.path, manifest_path(each.path))]
     for variant in converted.variants:
         manifest = manifest_path(variant.path)
         if variant.refusals:

@@ -25,7 +25,8 @@ def as_json(converted: Converted) -> dict[str, Any]:
         variants[variant.precision]["level_difference"] = variant.graph.level_difference
     return {
         "written": [str(variant.path) for variant in converted.variants if not variant.refusals],
-        "refused": {v.precision: list(v.refusals) for v in converted.variants if v.refusals},
+        "refused": {v.precision: list(v.refusals) for v in converted.variants if v.refusals}
+        | {each.precision: [each.reason] for each in converted.unbuilt},
         "variants": variants,
         "latency_ms": {
             precision: {str(size): round(value, 4) for size, value in medians.items()}
@@ -59,6 +60,10 @@ def file_rows(converted: Converted) -> tuple[Sequence[str], Rows]:
         verdict = "refused: " + "; ".join(variant.refusals) if variant.refusals else "written"
         rows.append(
             (variant.precision, variant.path.name, f"{len(variant.model):,}", accuracy, speed, verdict)
+        )
+    for each in converted.unbuilt:
+        rows.append(
+            (each.precision, each.path.name, "none", *["not measured"] * 2, f"refused: {each.reason}")
         )
     return header, rows
 

@@ -41,10 +41,13 @@ def open_session(model: bytes | Path, level: str = "all") -> ort.InferenceSessio
 
 
 def run(session: ort.InferenceSession, images: Images) -> Probabilities:
-    """Return [N, classes] for uint8 [N, h, w, c], in batches of 64."""
+    """Return [N, classes] for uint8 [N, h, w, c], in batches of 64. Raises GraphError when ONNX Runtime fails."""
     name = session.get_inputs()[0].name
-    batches = [
-        np.asarray(session.run(None, {name: images[start : start + _BATCH]})[0], np.float32)
-        for start in range(0, len(images), _BATCH)
-    ]
+    try:
+        batches = [
+            np.asarray(session.run(None, {name: images[start : start + _BATCH]})[0], np.float32)
+            for start in range(0, len(images), _BATCH)
+        ]
+    except Exception as error:  # As above.
+        raise GraphError(f"ONNX Runtime cannot run the model: {quoted(error)}") from error
     return np.concatenate(batches)

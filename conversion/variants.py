@@ -47,6 +47,15 @@ class Variant:
     refusals: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Unbuilt:
+    """A further precision of which no model came about, and why."""
+
+    precision: str
+    path: Path
+    reason: str
+
+
 def measure_variant(
     model: onnx.ModelProto,
     precision: str,

@@ -20,9 +20,10 @@ from conversion.parity import DEFAULT_THRESHOLDS, Thresholds
 from conversion.precisions import to_int8
 from conversion.report import as_json, print_report, report_files
 from conversion.sessions import open_session, run
+from conversion.tensorflow_quietly import keras
 from conversion.variants import gate, speed_ratio
 from conversion.verify import verify
-from tests.conversion.keras_models import LABELS, options
+from tests.conversion.keras_models import LABELS, options, randomise
 
 LOOSE = {**DEFAULT_THRESHOLDS, "int8": Thresholds(1.0, 1.0, 0.0)}
 
@@ -119,6 +120,41 @@ def test_a_precision_that_fails_its_gate_is_not_written(
     refusals = as_json(converted)["refused"]["int8"]
     assert any("max difference" in reason for reason in refusals)
     assert any("give labelled faces with --evaluation" in reason for reason in refusals)
+
+
+@pytest.mark.parametrize(("convolved", "reason"), [(False, "refuses"), (True, "cannot run")])
+def test_a_precision_that_cannot_be_built_is_refused(
+    convolved: bool, reason: str, face_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime lacks a kernel for a bicubic resizing in INT8: fp16 and fp32 ship all the same, the report says why
+    INT8 does not, and what was in its place is removed."""
+    layers = keras.layers
+    resizing = layers.Resizing(16, 16, crop_to_aspect_ratio=True, interpolation="bicubic")
+    entry = [layers.Conv2D(3, 1)] if convolved else []
+    rest = [resizing, layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(7)]
+    randomise(keras.Sequential([keras.Input((20, 24, 3)), *entry, *rest])).save(tmp_path / "model.keras")
+    output = tmp_path / "out" / "model.onnx"
+    stale = output.with_name("model.int8.onnx")
+    output.parent.mkdir()
+    stale.write_bytes(b"from an earlier conversion")
+    arguments = [
+        "--source-labels",
+        ",".join(LABELS),
+        "--scale",
+        "0.00392",
+        "--images",
+        str(face_folder),
+        "--json",
+    ]
+    arguments += ["--precision", "int8", "--precision", "fp16", "--report", str(tmp_path / "report")]
+    arguments += ["--max-difference", "fp16=1", "--mean-difference", "fp16=1", "--agreement", "fp16=0"]
+    assert main([str(tmp_path / "model.keras"), *arguments, "-o", str(output)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == [str(output), str(output.with_name("model.fp16.onnx"))]
+    assert set(report["refused"]) == {"int8"}
+    assert report["refused"]["int8"][0].startswith(f"there is no int8 of this network: ONNX Runtime {reason}")
+    assert not stale.exists()
+    assert "| refused: there is no int8 of" in (tmp_path / "report" / "report.md").read_text("utf-8")
 
 
 def test_the_gate_weighs_accuracy_parity_and_speed(all_precisions: Converted) -> None:
