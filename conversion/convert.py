@@ -20,7 +20,7 @@ from conversion.images import Images, faces_path, spread
 from conversion.latency import BATCHES, Latencies, measure_latency
 from conversion.manifest import SCHEMA, manifest_path, reference_entry, serialise_manifest
 from conversion.onnxfile import canonicalise
-from conversion.options import Options, Specification, resolve
+from conversion.options import LONGEST_TAG, Options, Specification, resolve
 from conversion.parity import DEFAULT_THRESHOLDS, ROUNDED, Thresholds
 from conversion.precisions import MOST_CALIBRATION_FACES, to_fp16, to_int8
 from conversion.reference import detect_activation
@@ -136,7 +136,8 @@ def specify(source: Source, options: Options) -> Specification:
     activation = options.activation or "auto"
     if activation == "auto":
         activation = detect_activation(source)
-    default_tag = f"{source.path.stem}-{source.sha256[:8]}"
+    version = f"-{source.sha256[:8]}"
+    default_tag = source.path.stem[: LONGEST_TAG - len(version)] + version
     return resolve(options, source.shape, source.path.name, default_tag, activation)
 
 

@@ -24,6 +24,9 @@ from conversion.errors import OptionError
 # Read by ONNX Runtime since 1.11; QDQ per channel needs 13; the newest that tf2onnx writes is 18.
 DEFAULT_OPSET = 17
 OPSETS = range(13, 19)
+# As long as the service's database takes them.
+_LONGEST_NAME = 50
+LONGEST_TAG = 100
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -33,6 +36,8 @@ def _strings(value: Any) -> tuple[str, ...]:
     names = tuple(item.strip() for item in items)
     if len(names) < 2 or not all(names) or len(set(names)) != len(names):
         raise ValueError("two or more different names")
+    if any(len(name) > _LONGEST_NAME for name in names):
+        raise ValueError(f"names of at most {_LONGEST_NAME} characters")
     return names
 
 
@@ -78,8 +83,8 @@ def _choice(*choices: str) -> Callable[[Any], str]:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > 100:
-        raise ValueError("a text of 1 to 100 characters")
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_TAG:
+        raise ValueError(f"a text of 1 to {LONGEST_TAG} characters")
     return value.strip()
 
 

@@ -250,6 +250,7 @@ def test_unknown_options(refused: Callable[..., str], rgb_model: Path, tmp_path:
         ({"opset": True}, "from 13 to 18"),
         ({"labels": ["happy", "happy"]}, "different names"),
         ({"labels": 7}, "a list of names"),
+        ({"source_labels": ["happy", "s" * 51]}, "names of at most 50 characters"),
         ({"version_tag": ""}, "1 to 100 characters"),
         ({"activation": "relu"}, "auto, softmax, logits"),
     ],

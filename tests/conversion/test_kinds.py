@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from conversion.convert import Converted
+from conversion.convert import Converted, specify
 from conversion.errors import OptionError, SourceError
 from conversion.images import portrait_variants, random_images
 from conversion.options import Options
@@ -20,6 +20,7 @@ from conversion.sessions import open_session, run
 from conversion.sourcefile import HDF5_ATTRIBUTE, KERAS_MEMBER, SAVEDMODEL_MEMBER
 from conversion.sources import load
 from conversion.tensorflow_quietly import keras, tf
+from service.store.schema import emotion_class, model_version
 from tests.conversion.keras_models import (
     LABELS,
     SOURCE_LABELS,
@@ -291,6 +292,20 @@ def test_the_models_own_metadata_is_used(name: str, tmp_path: Path, convert_here
     converted = convert_here(path, Options.parse({"version_tag": "mine-2"}, "test"))
     assert converted.specification.source_labels == SOURCE_LABELS
     assert converted.specification.version_tag == "mine-2"
+
+
+def test_names_fit_the_columns_of_the_services_database(tmp_path: Path) -> None:
+    """The tag of a file with a long name keeps the whole hash, and what may be given is what can be stored."""
+    path = tmp_path / f"{'a' * 200}.keras"
+    behind().save(path)
+    source = load(path, options())
+    tag = specify(source, options()).version_tag
+    assert tag == f"{'a' * 91}-{source.sha256[:8]}"
+    assert repr(model_version.c.model_version_tag.type) == f"String(length={len(tag)})"
+    names = ["b" * 50, "c"]
+    assert repr(emotion_class.c.emotion_name.type) == f"String(length={len(names[0])})"
+    parsed = Options.parse({"labels": names, "version_tag": tag}, "test")
+    assert (parsed.labels, parsed.version_tag) == (tuple(names), tag)
 
 
 def test_independent_sigmoids_are_not_taken_for_probabilities(tmp_path: Path, convert_here: Convert) -> None:
