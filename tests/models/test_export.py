@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from models.architecture import VARIANTS, build, with_mirrored_look
-from models.export import deflated, fit_biases, fit_temperature, mean_weights, settle_temperature
+from models.export import deflated, fit_biases, fit_temperature, mean_weights, settle_temperature, short_of
 from models.quantization import on_grid
 
 
@@ -46,6 +46,27 @@ def test_a_rare_emotion_gets_the_least_bias_that_finds_more_than_half_of_its_fac
     logits[4:, 0] = 2.5
     truth = np.array([1, 1, 1, 1, 0, 0, 0, 0])
     assert fit_biases(logits, truth) == pytest.approx([0.0, 1.0])
+
+
+def test_a_bias_that_another_one_undoes_is_raised_again() -> None:
+    """The second class loses its faces to the third; what it is given takes the first's faces from it, so that gets
+    more."""
+    rows = [[1.0, 1.02, 0.0]] * 4 + [[0.0, 1.0, 1.25]] * 4 + [[0.0, 0.0, 3.0]] * 9
+    truth = np.repeat([0, 1, 2], [4, 4, 9])
+    logits = np.array(rows, np.float32)
+    biases = fit_biases(logits, truth)
+    assert biases == pytest.approx([0.4, 0.3, 0.0])
+    assert not short_of(logits + biases, truth)
+
+
+def test_two_emotions_that_cannot_both_be_found_are_not_raised_for_nothing() -> None:
+    """Each needs more than the other: the biases stay the least with which one of them is found, and it is told which
+    is not."""
+    logits = np.array([[1.0, 1.02, 0.0]] * 4 + [[1.25, 1.0, 0.0]] * 6, np.float32)
+    truth = np.repeat([0, 1], [4, 6])
+    biases = fit_biases(logits, truth)
+    assert biases == pytest.approx([0.1, 0.4, 0.0])
+    assert short_of(logits + biases, truth) == {0: 0.0}
 
 
 def test_an_emotion_without_faces_keeps_its_logits() -> None:

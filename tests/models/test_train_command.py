@@ -233,6 +233,20 @@ def test_one_network_is_exported_without_the_training_faces(data: Path, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_export_tells_which_emotions_are_still_missed(data: Path, tmp_path: Path) -> None:
+    """A network that answers always the same, and too surely for any bias, finds no happy and no sad face."""
+    network = build(VARIANTS["tiny"], "tiny")
+    kernel, offsets = network.get_layer("logits").get_weights()
+    network.get_layer("logits").set_weights([kernel * 0, offsets + np.array([90] + 6 * [0], np.float32)])
+    network.save(tmp_path / "tiny.keras")
+    command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", str(tmp_path / "out.keras")]
+    result = RUNNER.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    missed = [line for line in result.output.splitlines() if "still found" in line]
+    assert missed == [f"{emotion} is still found in 0% of its faces only" for emotion in ("happy", "sad")]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Path, tmp_path: Path) -> None:
     """One line, and the old file with nothing beside it."""
     build(VARIANTS["tiny"], "tiny").save(tmp_path / "tiny.keras")
