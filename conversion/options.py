@@ -229,6 +229,11 @@ class NetworkShape:
 
 def input_geometry(options: Options, shape: NetworkShape, name: str) -> tuple[int, int, int]:
     """Return (height, width, channels) of the input. Raises OptionError where sizes are open or contradict."""
+    if shape.height in (1, 3) and shape.channels not in (None, 1, 3):
+        raise OptionError(
+            f"{name} takes {shape.height}x{shape.width}x{shape.channels}: its channels come first, and an image's last."
+            " Put a layer keras.layers.Permute((3, 1, 2)) before it, and save that"
+        )
     channels = {None: shape.channels, "gray": 1, "rgb": 3}[options.color]
     if shape.height is None or shape.width is None:
         if options.input_size is None:

@@ -200,6 +200,20 @@ def test_networks_that_are_no_image_classifiers(refused: Callable[..., str], tmp
     assert "has 2 inputs" in refused(tmp_path / "both.keras", *SCALED)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_first(channels: int, refused: Callable[..., str], tmp_path: Path) -> None:
+    """A network that takes its channels first is told what to put before it, and is taken with that."""
+    layers = keras.layers
+    first = keras.Sequential([keras.Input((channels, 16, 20)), layers.Flatten(), layers.Dense(7)])
+    first.save(tmp_path / "first.keras")
+    line = refused(tmp_path / "first.keras", *SCALED)
+    assert f"takes {channels}x16x20: its channels come first" in line
+    assert "keras.layers.Permute((3, 1, 2))" in line
+    last = keras.Sequential([keras.Input((16, 20, channels)), layers.Permute((3, 1, 2)), first])
+    last.save(tmp_path / "last.keras")
+    assert main([str(tmp_path / "last.keras"), *SCALED, "-o", str(tmp_path / "last.onnx")]) == 0
+
+
 @pytest.mark.parametrize("batch", [1, None])
 def test_networks_that_take_one_image_at_a_time(
     batch: int | None, refused: Callable[..., str], tmp_path: Path
