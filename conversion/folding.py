@@ -275,8 +275,8 @@ def _per_channel(
     if operand.size == 1:
         return np.full(channels, operand.ravel()[0])
     # The axis, counted from the end, that lines up with the output's channels: [C] behind a dense layer,
-    # [C, 1, 1] behind a convolution.
-    axis = 1 if layer.op_type == "MatMul" else 3
+    # [C, 1, 1] behind a convolution, [C, 1, 1, 1] behind one in three dimensions.
+    axis = 1 if layer.op_type == "MatMul" else weights.ndim - 1
     return (
         operand.ravel() if operand.ndim >= axis and operand.shape[-axis] == channels == operand.size else None
     )

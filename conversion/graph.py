@@ -91,7 +91,10 @@ def to_onnx(frozen: FrozenGraph, specification: Specification) -> onnx.ModelProt
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise GraphError(f"tf2onnx cannot convert the network: {quoted(error)}") from error
     if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
-        raise GraphError("the network holds loops or branches; only straight classifiers can be converted")
+        raise GraphError(
+            "the network holds loops or branches; only straight classifiers can be converted (LSTM, GRU and SimpleRNN"
+            " are that with unroll=True: build the network with it, give it these weights, and save that)"
+        )
     foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
     unknown = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type)} - set(foreign))
     if foreign or unknown:

@@ -279,6 +279,46 @@ def test_layers_that_tensorflow_wraps_or_onnx_lacks_convert(
     assert graph.operations["Conv"] == 3
 
 
+def test_a_normalization_behind_a_convolution_in_three_dimensions_is_folded(
+    tmp_path: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """It goes into the weights as behind any other."""
+    layers = keras.layers
+    entry = [keras.Input((8, 8, 3)), layers.Reshape((8, 8, 3, 1)), layers.Conv3D(4, 3, padding="same")]
+    rest = [layers.BatchNormalization(), layers.Flatten(), layers.Dense(7, activation="softmax")]
+    model = randomise(keras.Sequential([*entry, *rest]))
+    model.save(tmp_path / "model.keras")
+    converted = convert_here(tmp_path / "model.keras", options(source_labels=list(LABELS)))
+    assert converted.shipped.graph.operations["Mul"] == 1  # the scale of the pixels
+    noise = random_images(4, (8, 8, 3))
+    want = np.asarray(model(noise / np.float32(255), training=False))
+    assert np.abs(run(open_session(converted.shipped.model), noise) - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "SimpleRNN"])
+def test_a_recurrent_layer_converts_unrolled(
+    layer: str, tmp_path: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """As a loop it is refused with the way out, and with that it is converted."""
+
+    def network(*, unroll: bool) -> Any:
+        recurrent = getattr(keras.layers, layer)(4, unroll=unroll)
+        shaped = [keras.Input((8, 8, 1)), keras.layers.Reshape((8, 8))]
+        return randomise(keras.Sequential([*shaped, recurrent, keras.layers.Dense(7)]))
+
+    looped, unrolled = network(unroll=False), network(unroll=True)
+    looped.save(tmp_path / "looped.keras")
+    how = options(activation="logits", source_labels=list(LABELS))
+    with pytest.raises(GraphError, match=rf"holds loops or branches;.*\b{layer}\b.* unroll=True: build"):
+        convert_here(tmp_path / "looped.keras", how)
+    unrolled.set_weights(looped.get_weights())
+    unrolled.save(tmp_path / "unrolled.keras")
+    converted = convert_here(tmp_path / "unrolled.keras", how)
+    noise = random_images(4, (8, 8, 1))
+    want = keras.ops.softmax(looped(noise / np.float32(255), training=False))
+    assert np.abs(run(open_session(converted.shipped.model), noise) - np.asarray(want)).max() < 1e-5
+
+
 def test_augmentations_that_draw_at_inference_convert(
     tmp_path: Path, convert_here: Callable[..., Converted]
 ) -> None:
