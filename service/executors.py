@@ -27,10 +27,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
+from service.costs import CostModel
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
 from service.lingering import Lingering
 from service.predictor import Batches, Client, Request
-from service.scheduler import Batch, CostModel, MicroBatchQueue, share
+from service.scheduler import Batch, MicroBatchQueue, share
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Re
     if cost.observe(took):
         queue.reprice(lambda request: cost.predict(request.detect, request.size))
     return sum(seconds for _, _, seconds in took)
+
+
+def _doubt(cost: CostModel, queue: MicroBatchQueue[Request], refused: list[Request], now: float) -> None:
+    """Tell the cost model whom its predictions alone have turned away."""
+    for request in refused:
+        if queue.is_hopeless(request, now):
+            cost.doubt(request.detect, request.size)
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
@@ -138,7 +146,7 @@ class InlineExecutor:
         """
         if self._stopping:
             raise ShuttingDown(_STOPPING)
-        request.cost = self._cost.predict(request.detect, request.size)
+        request.cost = self._cost.price(request.detect, request.size)
         now = request.received
         if not self._scheduled:
             self._lingering.asked(request.client, now)
@@ -147,7 +155,11 @@ class InlineExecutor:
         if request.deadline is not None:
             request.deadline -= now - self._since
             slice_work = self._slice_of(self._queue.round)
-        self._queue.admit(request, now, slice_work)
+        try:
+            self._queue.admit(request, now, slice_work)
+        except DeadlineExceeded:
+            _doubt(self._cost, self._queue, [request], now)
+            raise
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -185,6 +197,8 @@ class InlineExecutor:
         self._held = batch.requests + batch.expired
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
+        else:
+            _doubt(self._cost, self._queue, batch.expired, began)
         # Scheduled again before replies are delivered: the network is looked at in between.
         self._scheduled = bool(self._queue)
         if self._scheduled:
@@ -269,8 +283,12 @@ class ThreadExecutors:
         with self._lock:
             if self._stopping:
                 raise ShuttingDown(_STOPPING)
-            request.cost = self._cost.predict(request.detect, request.size)
-            self._queue.admit(request, request.received)
+            request.cost = self._cost.price(request.detect, request.size)
+            try:
+                self._queue.admit(request, request.received)
+            except DeadlineExceeded:
+                _doubt(self._cost, self._queue, [request], request.received)
+                raise
             if not self._idle:
                 return
             self._idle -= 1
@@ -320,6 +338,9 @@ class ThreadExecutors:
                 held = batch.requests + batch.expired
                 if batch.requests:
                     self._predictor.serve(batch.requests, buffer)
+                else:
+                    with self._lock:
+                        _doubt(self._cost, self._queue, batch.expired, began)
                 _refuse(batch.expired, DeadlineExceeded(_LATE))
                 self._hand_over(held)
                 held = []

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -62,71 +62,6 @@ class Waiting(Protocol):
 
 
 R = TypeVar("R", bound=Waiting)
-
-
-class CostModel:
-    """Predicts the seconds of one executor that a request takes from its kind and size, by what it saw so far.
-
-    Sizes in bytes are told apart by powers of two; each has an exponential average. A size not seen yet is predicted
-    as the nearest one of its kind that was. What took much longer than predicted was held up, by a machine that
-    stood still, say: a batch, however large, moves a prediction by half of the way at most, towards no more than
-    `_OUTLIER` times what it was, or one stall would turn away requests for long after it.
-    """
-
-    _WEIGHT = 0.1
-    _MOST = 0.5
-    _FIRST_GUESS = 0.001
-    _OUTLIER = 4.0
-    # From which factor on another prediction is news, see `observe`.
-    _NEWS = 1.5
-
-    def __init__(self) -> None:
-        self._averages: dict[Hashable, dict[int, float]] = {}
-        # The predictions that were news last.
-        self._told: dict[tuple[Hashable, int], float] = {}
-
-    def predict(self, kind: Hashable, size: int) -> float:
-        """Seconds for a request of this kind and size."""
-        return self._predict(kind, size.bit_length())
-
-    def _predict(self, kind: Hashable, magnitude: int) -> float:
-        averages = self._averages.get(kind)
-        if not averages:
-            return self._FIRST_GUESS
-        known = averages.get(magnitude)
-        if known is not None:
-            return known
-        return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
-
-    def observe(self, batch: Iterable[tuple[Hashable, int, float]]) -> bool:
-        """Take in what the requests of one batch took: their kind, size in bytes, and seconds.
-
-        Returns whether the prediction for such is far from what it was when this said so last: then what waits at the
-        price that it had when it came is to be priced anew (`MicroBatchQueue.reprice`).
-        """
-        alike: dict[tuple[Hashable, int], list[float]] = {}
-        for kind, size, seconds in batch:
-            alike.setdefault((kind, size.bit_length()), []).append(seconds)
-        news = False
-        for of_what, took in alike.items():
-            news |= self._take_in(of_what, took)
-        return news
-
-    def _take_in(self, of_what: tuple[Hashable, int], took: list[float]) -> bool:
-        """Learn from requests of one batch, of one kind and size. They share the run, and what held it up."""
-        kind, magnitude = of_what
-        told = self._told.get(of_what)
-        if told is None:
-            told = self._told[of_what] = self._predict(kind, magnitude)
-        averages = self._averages.setdefault(kind, {})
-        mean = sum(took) / len(took)
-        known = averages.get(magnitude, mean)
-        weight = min(self._MOST, len(took) * self._WEIGHT)
-        average = averages[magnitude] = known + weight * (min(mean, self._OUTLIER * known) - known)
-        if told / self._NEWS <= average <= told * self._NEWS:
-            return False
-        self._told[of_what] = average
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +219,11 @@ class MicroBatchQueue(Generic[R]):
         together = max(request.cost, min(slice_work, self._work + request.cost))
         return now + _CAUTION * wait + together * self._pace > request.deadline
 
+    def is_hopeless(self, request: R, now: float) -> bool:
+        """Whether a request would be late with nothing in its way, though its deadline has not passed yet."""
+        deadline = request.deadline
+        return deadline is not None and now < deadline < now + request.cost * self._pace
+
     def take(self, limit: int, now: float, budget: float = math.inf) -> Batch[R]:
         """Take up to `limit` requests to run, and no more than `budget` seconds of predicted work, but at least one.
 
@@ -316,7 +256,7 @@ class MicroBatchQueue(Generic[R]):
 
         Args:
             batch: what `take` returned.
-            work: seconds that its requests took, by the measure that `CostModel` predicts.
+            work: seconds that its requests took, by the measure that `costs.CostModel` predicts.
             seconds: how long the executor was busy with it, replies and all.
         """
         self._running = max(0.0, self._running - sum(request.cost for request in batch.requests))

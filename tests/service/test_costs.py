@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from service.costs import CostModel
 from service.engine import Engine
 from service.errors import DeadlineExceeded, Overloaded
 from service.executors import InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
+from service.scheduler import HIGH, NORMAL
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
 from tests.service.harness import FACE
 from tests.service.pictures import encode
@@ -29,6 +32,32 @@ def slow(engine: Engine, seconds: float) -> Any:
         return False
 
     return FaultyEngine(engine, wait)
+
+
+def stalling(engine: Engine, stalls: Iterator[float]) -> Any:
+    """The engine, with first runs that take so long at least."""
+
+    def wait(_: npt.NDArray[np.uint8]) -> bool:
+        time.sleep(next(stalls, 0.0))
+        return False
+
+    return FaultyEngine(engine, wait)
+
+
+def make(kind: str, predictor: Predictor, inbox: Inbox, **options: Any) -> InlineExecutor | ThreadExecutors:
+    """Executors of a kind, started."""
+    chosen: dict[str, Any] = {
+        "max_batch": 1,
+        "capacity": 100,
+        "max_wait": 100.0,
+        "deliver": inbox.deliver,
+        "on_failure": fail,
+    } | options
+    if kind == "inline":
+        return InlineExecutor(predictor, **chosen)
+    threads = ThreadExecutors(predictor, count=1, **chosen)
+    threads.start()
+    return threads
 
 
 async def test_an_image_that_cannot_be_read_says_nothing_of_those_that_can(engine: Engine) -> None:
@@ -82,19 +111,7 @@ async def test_work_that_is_done_makes_nobody_wait(engine: Engine, kind: str) ->
     """Requests one after the other are all admitted, however many, where far fewer at once would be too many."""
     inbox = Inbox()
     predictor = Predictor(slow(engine, 0.005), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
-    options: dict[str, Any] = {
-        "max_batch": 1,
-        "capacity": 100,
-        "max_wait": 0.1,
-        "deliver": inbox.deliver,
-        "on_failure": fail,
-    }
-    executors: InlineExecutor | ThreadExecutors
-    if kind == "inline":
-        executors = InlineExecutor(predictor, **options)
-    else:
-        executors = ThreadExecutors(predictor, count=1, **options)
-        executors.start()
+    executors = make(kind, predictor, inbox, max_wait=0.1)
     for number in range(100):
         executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
         await inbox.wait_for(number + 1)
@@ -120,3 +137,112 @@ async def test_a_newcomer_has_its_turn_though_others_were_taken_for_cheap(engine
     await inbox.wait_for(51)
     answered = [request.id for request in inbox.delivered]
     assert answered.index(50) < 15
+
+
+def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
+    """A prediction follows what was observed for sizes alike, and takes the nearest size for one not seen."""
+    model = CostModel()
+    assert model.predict("crop", 1000) > 0
+    for _ in range(100):
+        model.observe([("crop", 1000, 0.0005)])
+        model.observe([("crop", 1_000_000, 0.02)])
+        model.observe([("photo", 1000, 0.1)])
+    assert model.predict("crop", 1023) == pytest.approx(0.0005)
+    assert model.predict("crop", 900_000) == pytest.approx(0.02)
+    assert model.predict("crop", 10) == pytest.approx(0.0005)
+    assert model.predict("crop", 50_000_000) == pytest.approx(0.02)
+    assert model.predict("photo", 1000) == pytest.approx(0.1)
+    for _ in range(100):
+        model.observe([("crop", 1000, 0.001)])
+    assert model.predict("crop", 1000) == pytest.approx(0.001, rel=0.01)
+    model.observe([("crop", 1000, 10.0)])  # a machine that stood still for ten seconds
+    assert model.predict("crop", 1000) < 0.0014
+
+
+def test_a_batch_that_was_held_up_counts_as_one() -> None:
+    """However many its requests are, and for however long: those that wait are not taken to wait for so long each."""
+    model = CostModel()
+    for _ in range(100):
+        model.observe([("crop", 1000, 0.001)])
+    model.observe([("crop", 1000, 0.1)] * 16)
+    assert model.predict("crop", 1000) == pytest.approx(0.0025)
+    for _ in range(5):
+        model.observe([("crop", 1000, 0.001)] * 16)
+    assert model.predict("crop", 1000) < 0.0011
+    model.observe([("crop", 1000, 0.002), ("crop", 900, 0.001), ("photo", 1000, 0.1)])
+    assert model.predict("crop", 1000) == pytest.approx(0.001 + 0.2 * 0.0005, rel=0.05)
+    assert model.predict("photo", 1000) == pytest.approx(0.1)
+
+
+def test_what_is_far_from_what_was_predicted_is_news() -> None:
+    """Once: what waits need not be priced anew with every request that takes a little more, or less."""
+    model = CostModel()
+    assert model.observe([("photo", 1000, 0.01)])  # where the first guess was a millisecond
+    assert not any(model.observe([("photo", 1000, seconds)]) for seconds in [0.009, 0.01, 0.011] * 10)
+    assert sum(model.observe([("photo", 1000, 0.02)]) for _ in range(50)) == 1
+
+
+def refused_until_tried(model: CostModel) -> int:
+    """How many are turned away before one is let in for nothing."""
+    for refused in range(100):
+        if model.price("crop", 1000) == 0:
+            return refused
+        model.doubt("crop", 1000)
+    raise AssertionError("none is ever tried")
+
+
+def test_a_price_that_turns_everybody_away_is_put_to_the_test() -> None:
+    """The third is tried, and what it takes is believed if it is less; then all are let in."""
+    model = CostModel()
+    model.observe([("crop", 1000, 0.4)])
+    model.observe([("crop", 1000, 0.4)])
+    assert refused_until_tried(model) == 2
+    model.observe([("crop", 1000, 0.001)])
+    assert model.price("crop", 1000) == model.predict("crop", 1000) == pytest.approx(0.001)
+
+
+def test_a_price_that_proves_right_is_put_to_the_test_ever_less_often() -> None:
+    """What is run for nobody is one of many; and there is no end to trying."""
+    model = CostModel()
+    tries = []
+    for _ in range(6):
+        model.observe([("crop", 1000, 0.4)])
+        tries.append(refused_until_tried(model))
+    assert tries == [2, 4, 8, 16, 16, 16]
+    assert model.predict("crop", 1000) == pytest.approx(0.4)
+
+
+def test_the_first_of_its_size_is_not_believed_where_the_second_takes_less() -> None:
+    """It may have been cold, or the machine stood still; the third counts as any other."""
+    model = CostModel()
+    for seconds in (0.4, 0.001, 0.0001):
+        model.observe([("crop", 1000, seconds)])
+    assert model.predict("crop", 1000) == pytest.approx(0.0009, rel=0.02)
+
+
+@pytest.mark.parametrize("priority", [HIGH, NORMAL])
+@pytest.mark.parametrize("kind", ["inline", "threads"])
+async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: str, priority: int) -> None:
+    """A stall while the first of its kind was worked on: an idle service finds out that it can do it after all."""
+    stalls = iter([1.0])
+    inbox = Inbox()
+    predictor = Predictor(stalling(engine, stalls), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executors = make(kind, predictor, inbox)
+    executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))
+    await inbox.wait_for(1)
+    await asyncio.sleep(
+        0.01
+    )  # what came while the machine stood still has waited as long, and is refused for that
+    for number in range(1, 31):
+        now = time.perf_counter()
+        try:
+            executors.submit(Request(Peer(), number, FACE, now, deadline=now + 0.9, priority=priority))
+        except DeadlineExceeded as exc:
+            late = Request(Peer(), number, FACE, now)
+            late.fail(exc)
+            inbox.deliver([late])
+        await inbox.wait_for(number + 1)
+    codes = [reply.get("code") for reply in await inbox.wait_for(31)]
+    assert codes.count("deadline_exceeded") == 2
+    assert codes.count(None) == 29
+    await executors.stop()

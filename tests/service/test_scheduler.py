@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
-from service.scheduler import HIGH, LOW, NORMAL, CostModel, MicroBatchQueue, share
+from service.scheduler import HIGH, LOW, NORMAL, MicroBatchQueue, share
 from tests.service.waiting import Waiting, filled
 
 
@@ -100,49 +100,6 @@ def test_a_batch_is_bounded_by_predicted_work() -> None:
     batch = queue.take(8, now=1.0, budget=0.002)
     assert len(batch.expired) == 1
     assert batch.requests == small[:4]
-
-
-def test_the_cost_of_a_kind_and_size_is_learnt() -> None:
-    """A prediction follows what was observed for sizes alike, and takes the nearest size for one not seen."""
-    model = CostModel()
-    assert model.predict("crop", 1000) > 0
-    for _ in range(100):
-        model.observe([("crop", 1000, 0.0005)])
-        model.observe([("crop", 1_000_000, 0.02)])
-        model.observe([("photo", 1000, 0.1)])
-    assert model.predict("crop", 1023) == pytest.approx(0.0005)
-    assert model.predict("crop", 900_000) == pytest.approx(0.02)
-    assert model.predict("crop", 10) == pytest.approx(0.0005)
-    assert model.predict("crop", 50_000_000) == pytest.approx(0.02)
-    assert model.predict("photo", 1000) == pytest.approx(0.1)
-    for _ in range(100):
-        model.observe([("crop", 1000, 0.001)])
-    assert model.predict("crop", 1000) == pytest.approx(0.001, rel=0.01)
-    model.observe([("crop", 1000, 10.0)])  # a machine that stood still for ten seconds
-    assert model.predict("crop", 1000) < 0.0014
-
-
-def test_a_batch_that_was_held_up_counts_as_one() -> None:
-    """However many its requests are, and for however long: those that wait are not taken to wait for so long each."""
-    model = CostModel()
-    for _ in range(100):
-        model.observe([("crop", 1000, 0.001)])
-    model.observe([("crop", 1000, 0.1)] * 16)
-    assert model.predict("crop", 1000) == pytest.approx(0.0025)
-    for _ in range(5):
-        model.observe([("crop", 1000, 0.001)] * 16)
-    assert model.predict("crop", 1000) < 0.0011
-    model.observe([("crop", 1000, 0.002), ("crop", 900, 0.001), ("photo", 1000, 0.1)])
-    assert model.predict("crop", 1000) == pytest.approx(0.001 + 0.2 * 0.0005, rel=0.05)
-    assert model.predict("photo", 1000) == pytest.approx(0.1)
-
-
-def test_what_is_far_from_what_was_predicted_is_news() -> None:
-    """Once: what waits need not be priced anew with every request that takes a little more, or less."""
-    model = CostModel()
-    assert model.observe([("photo", 1000, 0.01)])  # where the first guess was a millisecond
-    assert not any(model.observe([("photo", 1000, seconds)]) for seconds in [0.009, 0.01, 0.011] * 10)
-    assert sum(model.observe([("photo", 1000, 0.02)]) for _ in range(50)) == 1
 
 
 def test_what_waits_can_be_priced_anew() -> None:
