@@ -223,6 +223,9 @@ class ThreadExecutors:
     On Linux the threads have the `niceness` that they are given: those beside an event loop that works inline take the
     processor when it has nothing to do.
 
+    A batch is no more predicted work than `longest` seconds, but at least one request: nobody waits for what others of
+    the batch take. Where a GPU works on it whole that is no bound.
+
     An executor that finds the queue empty counts itself as idle and blocks on a token. Whoever admits a request
     takes one executor out of that count and puts one token: as many tokens as executors taken out, so that no
     executor is woken for nothing and none sleeps beside a request.
@@ -239,8 +242,10 @@ class ThreadExecutors:
         deliver: Deliver,
         on_failure: OnFailure,
         niceness: int = 0,
+        longest: float = LONGEST_SLICE,
     ) -> None:
         self._predictor = predictor
+        self._longest = longest
         self._niceness = niceness
         self._max_batch = max_batch
         self._deliver = deliver
@@ -368,7 +373,7 @@ class ThreadExecutors:
                     return None
                 if waiting := len(self._queue):
                     limit = share(waiting, self._idle + 1, self._max_batch)
-                    return self._queue.take(limit, time.perf_counter())
+                    return self._queue.take(limit, time.perf_counter(), self._longest)
                 self._idle += 1
             self._tokens.get()
 

@@ -28,7 +28,7 @@ from service.canary import Chooser, Version, make_predictor, store_status
 from service.connection import Connection
 from service.engine import Engine
 from service.errors import RequestError, ShuttingDown
-from service.executors import InlineExecutor, ThreadExecutors
+from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes
 from service.images.peek import holds_up
@@ -38,7 +38,7 @@ from service.page import Page
 from service.predictor import Request
 from service.protocol import SUBPROTOCOL, Options
 from service.security.perimeter import Perimeter
-from service.settings import Settings
+from service.settings import ON_GPU, Settings
 from service.store import Store
 from service.tracing import Tracing
 
@@ -105,6 +105,7 @@ class Service:
             deliver=self._deliver,
             on_failure=self._executor_failed,
             niceness=0 if settings.executors else _LARGE_IMAGE_NICENESS,
+            longest=math.inf if settings.executors and settings.provider in ON_GPU else LONGEST_SLICE,
         )
         # With no executor threads set, work is done inline, and one thread is there for what is too large for that.
         self._inline = (

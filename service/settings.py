@@ -19,6 +19,7 @@ from service.errors import StartupError
 from service.logs import LogFormat
 
 Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
+ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})
 ProviderSetting = Provider | Literal["auto"]
 Detect = Literal["auto", "always", "never"]
 Authentication = Literal["off", "optional", "required"]

@@ -32,7 +32,7 @@ from service.engine import Engine, onnx, openvino
 from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.modelfile import resolve_model
-from service.settings import Provider, ProviderSetting, Settings
+from service.settings import ON_GPU, Provider, ProviderSetting, Settings
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,6 @@ _FORMAT = 2
 #: Is told what share of the measuring is done, from 0 to 1.
 Progress = Callable[[float], None]
 
-_ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})
 _ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
 
 
@@ -100,7 +99,7 @@ def choose(measured: Sequence[Measured]) -> Measured:
     rivals = [e for e in measured if (e.provider, e.sessions) == (first.provider, first.sessions)]
     best = max(each.images_per_second for each in rivals)
     near = [each for each in rivals if each.images_per_second >= NEARLY * best]
-    return (min if first.provider in _ON_GPU else max)(near, key=lambda each: each.batch)
+    return (min if first.provider in ON_GPU else max)(near, key=lambda each: each.batch)
 
 
 def _worth(each: Measured) -> float:
@@ -168,9 +167,9 @@ def _measure_provider(
     """Each combination, and what share of them is done with it."""
     seconds = _THOROUGH_SECONDS if thorough else _QUICK_SECONDS
     batches: tuple[int, ...] = _THOROUGH_BATCHES if thorough else _QUICK_BATCHES
-    if provider in _ON_GPU:
+    if provider in ON_GPU:
         batches = _GPU_BATCHES
-    shapes = [(1, 1)] if provider in _ON_GPU else layouts(cpus, thorough)
+    shapes = [(1, 1)] if provider in ON_GPU else layouts(cpus, thorough)
     for position, (sessions, threads) in enumerate(shapes):
         # One session with threads of its own computes one run at a time, so there are as many of these.
         engines = [
@@ -241,7 +240,7 @@ def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
     On a CPU each session is a worker's, which works inline: no hand-over between threads, no waiting for the GIL. A GPU
     is fed by one worker whose threads decode. Windows cannot share a listening socket among event loops.
     """
-    one_worker = chosen.provider in _ON_GPU or sys.platform == "win32"
+    one_worker = chosen.provider in ON_GPU or sys.platform == "win32"
     executors = (cpus if one_worker else 0) if settings.executors < 0 else settings.executors
     return replace(
         settings,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from service.errors import StartupError
 from service.modelfile import read_model
-from service.settings import Provider
+from service.settings import ON_GPU, Provider
 
 # ONNX Runtime's Linux wheels can send telemetry; this must be said before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -56,7 +56,7 @@ def open_session(path: Path, provider: Provider = "cpu", threads: int = 1) -> or
             f"PROVIDER={provider}: this onnxruntime has no {name}"
             + ("" if provider == "cpu" else "; install onnxruntime-gpu in place of onnxruntime")
         )
-    if provider in ("cuda", "tensorrt"):
+    if provider in ON_GPU:
         ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where the system has none
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

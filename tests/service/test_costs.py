@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +16,13 @@ import pytest
 from service.costs import CostModel
 from service.engine import Engine
 from service.errors import DeadlineExceeded, Overloaded
-from service.executors import InlineExecutor, ThreadExecutors
+from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
 from service.scheduler import HIGH, NORMAL
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
-from tests.service.harness import FACE
+from tests.service.harness import FACE, TIMEOUT
 from tests.service.pictures import encode
 
 
@@ -245,4 +247,34 @@ async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: 
     codes = [reply.get("code") for reply in await inbox.wait_for(31)]
     assert codes.count("deadline_exceeded") == 2
     assert codes.count(None) == 29
+    await executors.stop()
+
+
+@pytest.mark.parametrize(("longest", "size"), [(LONGEST_SLICE, 1), (math.inf, 4)])
+async def test_nobody_waits_for_the_rest_of_a_costly_batch(engine: Engine, longest: float, size: int) -> None:
+    """A thread takes at once what a slice allows, one request at least; for a GPU all that there is room for."""
+    free = threading.Event()
+
+    def wait(_: npt.NDArray[np.uint8]) -> bool:
+        time.sleep(0.02)
+        assert free.wait(TIMEOUT)
+        return False
+
+    inbox = Inbox()
+    held: Any = FaultyEngine(engine, wait)
+    predictor = Predictor(held, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    executors = make("threads", predictor, inbox, max_batch=4, longest=longest)
+    free.set()
+    executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))
+    await inbox.wait_for(1)
+    free.clear()
+    executors.submit(Request(Peer(), 1, FACE, time.perf_counter()))
+    async with asyncio.timeout(TIMEOUT):
+        while executors.waiting:
+            await asyncio.sleep(0)
+    for number in range(2, 6):
+        executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
+    free.set()
+    replies = await inbox.wait_for(6)
+    assert {reply["timing"]["batch_size"] for reply in replies[2:]} == {size}
     await executors.stop()
