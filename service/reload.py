@@ -51,7 +51,7 @@ def reloaded(current: Settings) -> Settings:
         StartupError: a value is wrong, or the new model or provider cannot be used.
     """
     fresh = load_settings()
-    fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers))
+    fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers), current)
     check_canary(fresh)
     kept = {name: getattr(current, name) for name in _FIXED}
     if waiting := [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]:

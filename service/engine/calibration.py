@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -45,7 +46,7 @@ NEARLY = 0.95
 #: over sessions only.
 WORTH_FEWER_SESSIONS = 1.5
 
-#: A choice whose rounds differ by more than this is used, but not kept.
+#: A choice whose rounds differ by more than this is chance: it is neither used nor kept.
 STEADY = 0.7
 
 # Looks at each combination, of which the best counts: what disturbs the machine only ever slows down.
@@ -140,9 +141,7 @@ def measure(
     providers = _ALL if setting == "auto" else (setting,)
     for number, provider in enumerate(providers):
         progress(number / len(providers))
-        if setting == "auto" and not (
-            openvino.available() if provider == "openvino" else onnx.available(provider)
-        ):
+        if setting == "auto" and not _is_installed(provider):
             left_out[provider] = "not installed"
             continue
         try:
@@ -159,6 +158,10 @@ def measure(
                 raise
             left_out[provider] = str(exc)
     return Calibration(measured, left_out, choose(measured), agreements)
+
+
+def _is_installed(provider: Provider) -> bool:
+    return openvino.available() if provider == "openvino" else onnx.available(provider)
 
 
 def _measure_provider(
@@ -213,8 +216,11 @@ def _throughput(engines: Sequence[Engine], batch: int, seconds: float) -> float:
 # For the service
 
 
-def calibrated(settings: Settings) -> Settings:
+def calibrated(settings: Settings, current: Settings | None = None) -> Settings:
     """Fill in what is left open: from the cache, or measured now.
+
+    Where the machine is too busy to tell, what `current` has stays, if its provider is one of those that were measured;
+    else there is a session for each CPU.
 
     Raises:
         StartupError: the model or the provider that was asked for cannot be used.
@@ -226,12 +232,25 @@ def calibrated(settings: Settings) -> Settings:
     cache = cache_file(path, settings.provider, cpus)
     chosen = _read(cache)
     if chosen is None:
-        chosen = measure_apart(path, settings.provider, cpus, thorough=False).chosen
+        found = measure_apart(path, settings.provider, cpus, thorough=False)
+        chosen = found.chosen
         if chosen.steadiness < STEADY:
-            log.info("the machine is busy: calibration may be wrong, and is done again at the next start")
+            chosen = _without_measuring(found, cpus, current)
+            log.info("the machine is busy: calibration would be wrong, and is done again at the next start")
         elif reason := keep(cache, chosen):
             log.info("calibration is not kept: %s", reason)
     return apply(settings, chosen, cpus)
+
+
+def _without_measuring(found: Calibration, cpus: int, current: Settings | None) -> Measured:
+    """What to use where the rates are chance; which providers work is not."""
+    for each in found.measured:
+        if current is not None and each.provider == current.provider:
+            return Measured(each.provider, current.workers, current.threads, current.max_batch, math.nan)
+    if found.chosen.provider in ON_GPU:
+        return found.chosen
+    # The largest batch of those that a calibration tries: for how long one holds up others a slice decides.
+    return Measured(found.chosen.provider, cpus, 1, max(_QUICK_BATCHES), math.nan)
 
 
 def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
@@ -322,7 +341,9 @@ def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
         onnxruntime.__version__,  # whatever the package is called: onnxruntime-gpu stands in for onnxruntime
         metadata.version("openvino") if openvino.available() else None,
     ]
-    what = orjson.dumps([_FORMAT, model, setting, cpus, _processor(), *versions])
+    # What "auto" may choose from. The package for a GPU has the same version as the one for none.
+    offered = [[each for each in _ALL if _is_installed(each)], _gpus()] if setting == "auto" else []
+    what = orjson.dumps([_FORMAT, model, setting, cpus, _processor(), *versions, *offered])
     return root / "visionai" / f"calibration-{hashlib.sha256(what).hexdigest()[:20]}.json"
 
 
@@ -344,9 +365,17 @@ def _read(cache: Path | None) -> Measured | None:
     if cache is None:
         return None
     try:
-        return Measured(**orjson.loads(cache.read_bytes()))
+        kept = Measured(**orjson.loads(cache.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None  # not measured yet, or damaged: it is measured again
+    counts = (kept.sessions, kept.threads, kept.batch)
+    is_whole = kept.provider in _ALL and all(type(count) is int and count > 0 for count in counts)
+    return kept if is_whole and _is_installed(kept.provider) else None
+
+
+def _gpus() -> list[str]:
+    """Devices of NVIDIA's that this process, or its container, is given; on Linux only."""
+    return sorted(each.name for name in ("nvidia[0-9]*", "dxg") for each in Path("/dev").glob(name))
 
 
 def _processor() -> str:

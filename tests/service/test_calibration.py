@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ import psutil
 import pytest
 
 from service.engine import Engine, calibration, onnx, openvino
-from service.engine.calibration import Measured, apply, cache_file, calibrated, choose, layouts, measure
+from service.engine.calibration import Measured, apply, calibrated, choose, layouts, measure
 from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.images.decode import InputShape
@@ -75,76 +73,6 @@ def test_what_is_set_is_not_second_guessed() -> None:
     assert (gpu.provider, gpu.workers, gpu.executors, gpu.max_batch) == ("cuda", 1, 8, 64)
 
 
-def test_calibration_is_done_once_per_machine_and_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The second start reads what the first one measured; a damaged file is measured again."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibration, "STEADY", 0.0)  # however busy this machine is
-    first = calibrated(OPEN)
-    assert first.workers * first.threads >= 1
-    assert first.max_batch >= 1
-    (kept,) = (tmp_path / "visionai").iterdir()
-    monkeypatch.setattr(calibration, "measure_apart", lambda *_, **__: pytest.fail("measured again"))
-    assert calibrated(OPEN) == first
-    kept.write_bytes(b"{}")
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
-        calibrated(OPEN)
-
-
-def test_onnxruntime_may_be_installed_under_another_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """On a GPU it is the package onnxruntime-gpu; its version tells choices apart all the same."""
-
-    def version(name: str) -> str:
-        if name == "onnxruntime":
-            raise PackageNotFoundError(name)
-        return "1"
-
-    monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = cache_file(MODEL, "cpu", 2)
-    monkeypatch.setattr("onnxruntime.__version__", "0.0")
-    assert cache_file(MODEL, "cpu", 2) != before
-
-
-def test_a_model_that_is_gone_meanwhile_is_an_error_that_says_so(tmp_path: Path) -> None:
-    """It was found, and is being replaced: a reload reports that, and the old workers go on."""
-    with pytest.raises(StartupError, match=r"gone\.onnx cannot be read"):
-        cache_file(tmp_path / "gone.onnx", "cpu", 2)
-
-
-def test_a_user_without_a_home_calibrates_at_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container, whose user is a number: there is nowhere to keep the choice, and the service starts."""
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # nobody has that number
-    assert calibrated(OPEN).max_batch >= 1
-
-
-def test_what_was_measured_on_a_busy_machine_is_not_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """It is better than nothing now, and measured again at the next start."""
-    chosen = Measured("cpu", 2, 1, 4, 1000.0, steadiness=0.3)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        calibration, "measure_apart", lambda *_, **__: calibration.Calibration([chosen], {}, chosen)
-    )
-    assert calibrated(OPEN).max_batch == 4
-    assert not (tmp_path / "visionai").exists()
-
-
-def test_a_cache_that_cannot_be_written_does_not_keep_the_service_from_starting(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A read-only system calibrates at each start."""
-    (tmp_path / "visionai").write_text("a file where the folder would be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert calibrated(OPEN).workers >= 1
-
-
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_is_asked_for_and_missing_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: str
@@ -161,7 +89,7 @@ def test_a_provider_that_is_asked_for_and_missing_is_an_error(
 def test_openvino_that_is_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra, and the message says how to install it."""
     monkeypatch.setattr(openvino, "available", lambda: False)
-    with pytest.raises(StartupError, match=r"visionai\[openvino\]"):
+    with pytest.raises(StartupError, match=r"docs/performance\.md"):
         Engine(MODEL, "openvino")
 
 
