@@ -4,7 +4,7 @@ Guarantees:
 
 * Every request given to `serve` has its reply when `serve` returns, whatever happened on the way.
 * An image that cannot be decoded fails its own request only; so does one that the search for faces or the model raises
-  on.
+  on, or that the model answers with no numbers.
 * A prediction is handed to the store before its reply exists.
 """
 
@@ -327,7 +327,7 @@ class _Scoring:
         self.size = max(self.size, len(waiting))
         self.total += len(waiting)
         begun = time.perf_counter()
-        rows: Sequence[list[float] | None]
+        rows: list[list[float] | None]
         try:
             rows = _rounded(self._engine.run(self._buffer[: len(waiting)]))
         except Exception:  # ONNX Runtime's exceptions share no narrower base
@@ -351,7 +351,16 @@ class _Scoring:
             return None
 
 
-def _rounded(probabilities: npt.NDArray[np.float32]) -> list[list[float]]:
-    """Six decimals: more would only be noise in the JSON; the sum of a row stays within 1e-5 of 1."""
-    rows: list[list[float]] = probabilities.astype(np.float64).round(6).tolist()
+def _rounded(probabilities: npt.NDArray[np.float32]) -> list[list[float] | None]:
+    """Six decimals: more would only be noise in the JSON; the sum of a row stays within 1e-5 of 1.
+
+    None for a row that is no answer: not all of it are numbers.
+    """
+    rows: list[list[float] | None] = probabilities.astype(np.float64).round(6).tolist()
+    finite = np.isfinite(probabilities)
+    if not finite.all():
+        unanswered = np.flatnonzero(~finite.all(axis=1)).tolist()
+        log.error("the model's answer to %d of %d images is no number", len(unanswered), len(rows))
+        for index in unanswered:
+            rows[index] = None
     return rows

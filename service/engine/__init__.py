@@ -71,7 +71,8 @@ class Engine:
 
     Raises:
         StartupError: the file is missing, unreadable, not what its manifest says or not made by the conversion
-            step, its outputs are not those that it names, or the provider is missing.
+            step, it does not run on one image and on two, its outputs are no numbers or not those that it names, or
+            the provider is missing.
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 1, callers: int = 1) -> None:
@@ -89,12 +90,25 @@ class Engine:
             self._runner, metadata = onnx.BucketRunner(session), onnx.metadata_of(session)
         self.provider = self._runner.name
         self.card = _read_card(path, metadata)
-        scored = self._score_nothing(1).shape
-        if scored != (1, len(self.card.labels)):
-            raise StartupError(
-                f"{path} names {len(self.card.labels)} emotions, and its output for an image is "
-                f"{' x '.join(map(str, scored[1:]))}: convert it anew with the labels of its outputs"
-            )
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Find out what would fail with every image. A batch of two: the file may be for one image at a time."""
+        path = self.card.path
+        for batch in (1, 2):
+            try:
+                scored = self._score_nothing(batch)
+            except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
+                raise StartupError(
+                    f"{path} does not run on a batch of {batch}: {onnx.first_line(exc)}"
+                ) from exc
+            if scored.shape != (batch, len(self.card.labels)):
+                raise StartupError(
+                    f"{path} names {len(self.card.labels)} emotions, and its output for an image is "
+                    f"{' x '.join(map(str, scored.shape[1:]))}: convert it anew with the labels of its outputs"
+                )
+            if not np.isfinite(scored).all():
+                raise StartupError(f"{path} answers an image without light with what are no numbers")
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities of a batch: uint8 [n, height, width, channels] in, float32 [n, labels] out."""
@@ -125,15 +139,20 @@ def _read_card(path: Path, metadata: dict[str, str]) -> ModelCard:
         raise StartupError(f"{path} has metadata of schema {schema}; this service reads {_METADATA_SCHEMA}")
     if (kind := read("kind")) != "classifier":
         raise StartupError(f"{path} is a {kind}; MODEL_PATH is an emotion classifier")
-    wanted: dict[str, Any] = json.loads(read("input"))
-    return ModelCard(
-        path=path,
-        version_tag=read("version_tag"),
-        labels=tuple(json.loads(read("labels"))),
-        shape=InputShape(wanted["height"], wanted["width"], wanted["color"]),
-        source=read("source"),
-        source_sha256=read("source_sha256"),
-        precision=read("precision"),
-        opset=int(read("opset")),
-        parameters=int(read("parameters")),
-    )
+    try:
+        wanted: dict[str, Any] = json.loads(read("input"))
+        return ModelCard(
+            path=path,
+            version_tag=read("version_tag"),
+            labels=tuple(json.loads(read("labels"))),
+            shape=InputShape(int(wanted["height"]), int(wanted["width"]), wanted["color"]),
+            source=read("source"),
+            source_sha256=read("source_sha256"),
+            precision=read("precision"),
+            opset=int(read("opset")),
+            parameters=int(read("parameters")),
+        )
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StartupError(
+            f"{path} has metadata that cannot be read ({type(exc).__name__}: {exc}): convert it anew"
+        ) from exc

@@ -149,6 +149,30 @@ async def test_an_image_that_fails_in_the_model_does_not_fail_its_batch(
     assert len(at.ledger.records) == 6
 
 
+async def test_an_image_that_is_answered_with_no_numbers_does_not_fail_its_batch(
+    bench: OpenBench, engine: Engine
+) -> None:
+    """One answer of the run is not finite: it is `internal`, is not stored, and the others are predictions."""
+    spoilt = iter([math.nan, math.inf])
+
+    class Unsure(Engine):
+        def __init__(self) -> None:
+            self.card = engine.card
+
+        def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            rows = engine.run(images).copy()
+            rows[1, 3] = next(spoilt)
+            return rows
+
+    async with bench(Unsure(), start=False, count=1, max_batch=3) as at:
+        for number in range(6):
+            at.submit(number)
+        at.start()
+        replies = await at.inbox.wait_for(6)
+    assert [reply.get("code") for reply in replies] == [None, "internal", None] * 2
+    assert len(at.ledger.records) == 4
+
+
 async def test_a_failing_store_does_not_leave_clients_waiting(bench: OpenBench) -> None:
     """An exception where none is expected is answered `internal`, and the executor goes on."""
 
