@@ -21,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
-from service import __version__
+from service.announcement import announcement, difference, models_served
 from service.errors import StartupError
 from service.hangup import RELOAD_SIGNALS, hung_up, let_through
 from service.listening import bind
@@ -227,8 +227,18 @@ class Supervisor:
         worker.ready = True
         if not worker.told:
             worker.deadline = math.inf
-        if worker is slot.successor and not self._stops and not (self._roll and self._roll.error):
-            self._hand_over(slot, worker)  # unless it was too late: it is killed
+        if worker is slot.successor:
+            roll = self._roll
+            if self._stops or roll is None or roll.error:
+                return  # it was too late, and is told to stop, or killed
+            if other := difference(said, roll.first, roll.settings):
+                self._give_up(f"a worker serves {other}")
+                self._stop(worker)
+                return
+            roll.first = said
+            self._hand_over(slot, worker)
+        elif self._announced and (other := difference(said, self._ready, self.settings)):
+            log.warning("worker %d, which replaces one that ended, serves %s", slot.index, other)
         self._ready = said
         if self._announced or self._stops:
             return
@@ -239,16 +249,7 @@ class Supervisor:
                 self._reload()
 
     def _announce(self, ready: Ready) -> None:
-        host, port = self.sockets[0].getsockname()[:2]
-        settings = self.settings
-        scheme = "ws" if settings.tls_certificate is None else "wss"
-        layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
-        if settings.executors:
-            layout += f" of {settings.executors} executor threads"
-        line = (
-            f"VisionAI {__version__} is ready on {scheme}://{f'[{host}]' if ':' in host else host}:{port} "
-            f"({_models(ready, settings)}, {layout}, {settings.provider})\n"
-        )
+        line = announcement(ready, self.settings, *self.sockets[0].getsockname()[:2])
         # It is only information: a pipe that nobody reads or a full disk does not keep us from serving. Past Python's
         # buffer, which would try again at the end, and in each process that is forked meanwhile.
         with contextlib.suppress(OSError):
@@ -339,12 +340,12 @@ class Supervisor:
         served = self._ready
         assert served is not None
         if error is None:
-            log.info("reloaded: all workers serve %s", _models(served, self.settings))
+            log.info("reloaded: all workers serve %s", models_served(served, self.settings))
         else:
             if roll is not None and roll.replaced:
                 error += (
                     f"; by then {roll.replaced} of {len(self.slots)} workers had been replaced, "
-                    f"by {_models(served, self.settings)}"
+                    f"by {models_served(served, self.settings)}"
                 )
                 served = roll.before
             log.error("not reloaded, who serves goes on: %s", error)
@@ -389,10 +390,3 @@ class Supervisor:
             sock.close()
         if self._control is not None:
             self._control.remove()
-
-
-def _models(ready: Ready, settings: Settings) -> str:
-    """What is served, for people."""
-    if ready.canary_tag is None:
-        return f"model {ready.version_tag}"
-    return f"model {ready.version_tag}, canary {ready.canary_tag} for {settings.canary_percent:g} %"

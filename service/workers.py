@@ -95,6 +95,8 @@ class Roll:
     # What was served when it began, and in how many slots it is not served any longer.
     before: Ready
     replaced: int = 0
+    # What the first successor serves, which is what all are to serve.
+    first: Ready | None = None
     error: str | None = None
 
 

@@ -115,3 +115,50 @@ async def test_a_reload_that_fails_half_way_tells_what_is_served(
     assert f"model {VERSION} is still served: injected" in said
     assert f"1 of 2 workers had been replaced, by model {OTHER_VERSION}" in said
     assert await asyncio.to_thread(metric, service, "visionai_workers_ready") == 2
+
+
+# Once a worker has loaded its model, the file is replaced by `next`, where there is one.
+SWAPPING = """
+from pathlib import Path
+import service.worker
+load_engine = service.worker.load_engine
+def load_and_swap(settings):
+    engine = load_engine(settings)
+    if Path("next").exists():
+        Path("next").replace(settings.model_path)
+    return engine
+service.worker.load_engine = load_and_swap
+"""
+
+
+async def test_a_model_that_is_replaced_amid_a_reload_is_told(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Half of the workers would serve another version than the first: that is no reload, and says what serves."""
+    model = copy_model(tmp_path)
+    service = start_process(faults=SWAPPING, MODEL_PATH=str(model), WORKERS="2", MAX_BATCH="8", THREADS="1")
+    old = model.read_bytes()
+    change(model, VERSION, OTHER_VERSION)
+    (tmp_path / "next").write_bytes(old)
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert f"a worker serves model {VERSION}, where others serve model {OTHER_VERSION}" in said
+    assert f"1 of 2 workers had been replaced, by model {OTHER_VERSION}" in said
+    assert await asyncio.to_thread(metric, service, "visionai_workers_ready") == 2
+    code, said = await reload(tmp_path)
+    assert (code, said.strip()) == (0, f"reloaded: model {VERSION}")
+
+
+async def test_a_replacement_that_serves_another_version_is_told(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The file was replaced without a reload, and then a worker died: the log says so."""
+    model = copy_model(tmp_path)
+    service = start_process(MODEL_PATH=str(model), WORKERS="2", MAX_BATCH="8", THREADS="1")
+    change(model, VERSION, OTHER_VERSION)
+    psutil.Process(service.process.pid).children()[0].kill()
+    assert service.process.stderr is not None
+    async with asyncio.timeout(TIMEOUT):
+        while "where others serve" not in (line := await asyncio.to_thread(service.process.stderr.readline)):
+            pass
+    assert f"serves model {OTHER_VERSION}, where others serve model {VERSION}" in line
