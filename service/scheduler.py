@@ -158,6 +158,9 @@ class MicroBatchQueue(Generic[R]):
         # Work that was taken and is not done, and seconds of the clock that a second of work takes.
         self._running = 0.0
         self._pace = 1.0
+        # Work of those that were sent away, as far as there was no time for it since, and when the last of them was.
+        self._sent_away = 0.0
+        self._sent_at = 0.0
         self._levels: dict[int, _Level[R]] = {priority: _Level() for priority in (HIGH, NORMAL, LOW)}
         self._taken = 0
 
@@ -200,8 +203,7 @@ class MicroBatchQueue(Generic[R]):
         if not is_full and (wait > self._max_wait or self._is_late(request, now, wait, slice_work)):
             wait = self.predicted_wait(request)
         if is_full or wait > self._max_wait:
-            # By then half of what is in the way will be gone: room for more than the first that comes back.
-            retry_after_ms = max(1, round(wait / 2 * 1000))
+            retry_after_ms = max(1, round(self._send_away(request, now, wait) * 1000))
             raise Overloaded(f"{self._size} requests are waiting already; try again later", retry_after_ms)
         if self._is_late(request, now, wait, slice_work):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
@@ -210,6 +212,18 @@ class MicroBatchQueue(Generic[R]):
         level.work += request.cost
         self._size += 1
         self._work += request.cost
+
+    def _send_away(self, request: R, now: float, wait: float) -> float:
+        """Seconds until there will be room for a request, after those that were sent away before it.
+
+        By half of its wait half of what is in the way will be gone. Of what was sent away no more counts than takes
+        twice the wait: who comes again at once, whatever it is told, must not send the others away for long.
+        """
+        per_work = self._pace / self._executors
+        ahead = max(0.0, self._sent_away - (now - self._sent_at) / per_work)
+        self._sent_away = min(ahead + request.cost, 2 * wait / per_work)
+        self._sent_at = now
+        return wait / 2 + ahead * per_work
 
     def _is_late(self, request: R, now: float, wait: float, slice_work: float) -> bool:
         """Whether a request that waits so long would not be done before its deadline."""

@@ -158,3 +158,20 @@ def test_a_deadline_counts_to_the_end_of_the_slice() -> None:
         queue.admit(Waiting("a", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
     queue.admit(Waiting("a", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
     filled().admit(Waiting("b", deadline=0.2, cost=0.1), now=0.0, slice_work=0.5)
+
+
+def test_those_that_are_sent_away_are_told_to_come_one_after_the_other() -> None:
+    """There is room for one at a time; what there was time for since counts no more, and there is a bound."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(100, max_wait=1.0, executors=2)
+    for number in range(21):
+        queue.admit(Waiting(str(number), cost=0.1), now=0)
+
+    def told(now: float) -> int | None:
+        with pytest.raises(Overloaded) as caught:
+            queue.admit(Waiting("late", cost=0.2), now=now)
+        return caught.value.retry_after_ms
+
+    assert [told(now=0) for _ in range(3)] == [525, 625, 725]
+    assert told(now=0.25) == 575
+    assert told(now=10) == 525
+    assert [told(now=10) for _ in range(100)][-1] == 525 + 2100
