@@ -175,6 +175,7 @@ def _start(arguments: argparse.Namespace) -> int:
     from service.engine.calibration import calibrated
     from service.listening import make_room
     from service.security.exposure import warn_if_exposed
+    from service.store import bring_up_to_date
     from service.supervisor import Supervisor
 
     warn_if_exposed(settings)
@@ -189,6 +190,7 @@ def _start(arguments: argparse.Namespace) -> int:
             f"the workers can share no memory: {exc.strerror}; make /dev/shm writable, or where it has not some MB of "
             "room, the folder for temporary files (TMPDIR)"
         ) from None
+    bring_up_to_date(settings.database_url)  # once the port is ours: that it is taken is told first
     return supervisor.run()
 
 

@@ -11,23 +11,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import multiprocessing
 import os
 import platform
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
-from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 import numpy as np
 import onnxruntime  # after `service.engine`, which forbids it telemetry: this module's package comes first
 import orjson
 
+from service.apart import Progress, ignore_progress, run_apart
 from service.cpus import available_cpus
 from service.engine import Engine, onnx, openvino
 from service.engine.gate import Agreement, compare, drawn_faces
@@ -57,9 +56,6 @@ _GPU_BATCHES = (1, 8, 32, 64)
 
 # A part of the cache's key, to be raised when what is measured or how it is decided changes.
 _FORMAT = 2
-
-#: Is told what share of the measuring is done, from 0 to 1.
-Progress = Callable[[float], None]
 
 _ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
 
@@ -116,17 +112,13 @@ def layouts(cpus: int, thorough: bool) -> list[tuple[int, int]]:
     return [(cpus // threads, threads) for threads in range(1, cpus + 1) if cpus % threads == 0]
 
 
-def _ignore(_: float) -> None:
-    pass
-
-
 def measure(
     path: Path,
     setting: ProviderSetting,
     cpus: int,
     *,
     thorough: bool = False,
-    progress: Progress = _ignore,
+    progress: Progress = ignore_progress,
 ) -> Calibration:
     """Measure what a provider, or with ``auto`` each that loads, makes of this machine.
 
@@ -272,55 +264,24 @@ def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
 
 
 def measure_apart(
-    path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool, progress: Progress = _ignore
+    path: Path, setting: ProviderSetting, cpus: int, *, thorough: bool, progress: Progress = ignore_progress
 ) -> Calibration:
     """`measure`, in a process of its own.
 
     Raises:
         StartupError: as `measure`, or the process ended.
     """
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(  # type: ignore[attr-defined]
-        target=_measure_and_tell, args=(theirs, path, setting, cpus, thorough), daemon=True
+    return run_apart(
+        partial(_measure, path, setting, cpus, thorough),
+        unfinished="calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without",
+        progress=progress,
     )
-    process.start()
-    theirs.close()
-    try:
-        while isinstance(found := ours.recv(), float):
-            progress(found)
-    except EOFError:
-        found = "calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without"
-    finally:
-        process.kill()  # it has told what it had to, or Ctrl-C came meanwhile
-        process.join()
-        ours.close()
-    if isinstance(found, str):
-        raise StartupError(found)
-    assert isinstance(found, Calibration)
-    return found
 
 
-def _measure_and_tell(pipe: Pipe, path: Path, setting: ProviderSetting, cpus: int, thorough: bool) -> None:
-    # A forked process has its parent's handlers: a supervisor's, at a reload, would tell it of these signals twice.
-    # Ctrl-C and a hang-up reach the parent too, and this process ends with it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        pipe.send(measure(path, setting, cpus, thorough=thorough, progress=pipe.send))
-    except StartupError as exc:
-        pipe.send(str(exc))
-
-
-def _end_with_parent() -> None:
-    """Do not go on measuring for nobody, however the parent ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _measure(
+    path: Path, setting: ProviderSetting, cpus: int, thorough: bool, progress: Progress
+) -> Calibration:
+    return measure(path, setting, cpus, thorough=thorough, progress=progress)
 
 
 def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:

@@ -20,14 +20,17 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from service.apart import Progress, run_apart
 from service.errors import StartupError
 from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
@@ -42,7 +45,7 @@ from service.store.retention import Retention
 from service.store.segments import Fsync
 from service.store.writer import Writer
 
-__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus", "prepare"]
+__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus", "bring_up_to_date", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -262,12 +265,36 @@ def prepare(
 
     Raises StartupError as it does.
     """
+    model = Model(version_tag, model_filename, tuple(labels))
+    with _administered(url) as engine:
+        _prepare(engine, model, descriptions or {}, active=False, patient=True)
+
+
+def bring_up_to_date(url: str) -> None:
+    """Make the database where there is none, and migrate it, in a process of its own.
+
+    :meth:`Store.open` would do both, but what Alembic imports, 11 MB, would stay in the process that did it.
+
+    Raises StartupError as it does.
+    """
+    run_apart(
+        partial(_migrate, url),
+        unfinished="the process that was to migrate the database has ended; the log has the cause",
+    )
+
+
+def _migrate(url: str, _: Progress) -> None:
+    with _administered(url) as engine:
+        migrate(engine)
+
+
+@contextmanager
+def _administered(url: str) -> Iterator[sa.Engine]:
     parsed = parse_url(url)
     create_file(parsed)
-    model = Model(version_tag, model_filename, tuple(labels))
     engine = create_engine(parsed, durable=True, existing=True)
     try:
-        _prepare(engine, model, descriptions or {}, active=False, patient=True)
+        yield engine
     except exc.DBAPIError as error:
         raise unusable(parsed, error) from error
     finally:

@@ -248,15 +248,22 @@ def start_and_kill(
     return workers, path
 
 
+# As when somebody locks it between its migration and the start of the workers.
+MIGRATED = "import service.store\nservice.store.bring_up_to_date = lambda url: None"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="workers end there when they have loaded")
-def test_workers_that_wait_for_a_database_end_with_their_supervisor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("faults", "waiting"), [("", 1), (MIGRATED, 2)])
+def test_who_waits_for_a_database_ends_with_the_supervisor(tmp_path: Path, faults: str, waiting: int) -> None:
     """While it is locked, too: else they would keep the port, and the next start would find it taken."""
     assert run_service("--migrate-only", cwd=tmp_path, DATABASE_URL="sqlite:///locked.db").returncode == 0
     with closing(sqlite3.connect(tmp_path / "locked.db", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         log = tmp_path / "log"
-        workers, _ = start_and_kill(tmp_path, lambda: log.exists() and log.read_text().count("locked") >= 2)
-        assert len(workers) == 2
+        workers, _ = start_and_kill(
+            tmp_path, lambda: log.exists() and log.read_text().count("locked") >= waiting, faults
+        )
+        assert len(workers) == waiting
         _, alive = psutil.wait_procs(workers, TIMEOUT)
         assert not alive
     assert "Traceback" not in log.read_text()

@@ -1,0 +1,60 @@
+"""`run_apart`: what comes back from another process, and what stays in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from service.apart import Progress, run_apart
+from service.errors import StartupError
+from tests.client.harness import run_command
+
+
+def doubled(number: int, progress: Progress) -> tuple[int, int]:
+    """Tells of half and whole on its way."""
+    progress(0.5)
+    progress(1.0)
+    return os.getpid(), 2 * number
+
+
+def refuses(_: Progress) -> None:
+    """Cannot be done."""
+    raise StartupError("there is no such thing")
+
+
+def ends(_: Progress) -> None:
+    """As a fault in a library would."""
+    os._exit(3)
+
+
+def test_work_is_done_in_another_process_and_its_result_comes_back() -> None:
+    """With its progress on the way."""
+    told: list[float] = []
+    pid, result = run_apart(partial(doubled, 21), unfinished="it has ended", progress=told.append)
+    assert pid != os.getpid()
+    assert (result, told) == (42, [0.5, 1.0])
+
+
+def test_work_that_cannot_be_done_says_why() -> None:
+    """In its own words where it has some, and in its caller's where it just ended."""
+    with pytest.raises(StartupError, match="there is no such thing"):
+        run_apart(refuses, unfinished="it has ended")
+    with pytest.raises(StartupError, match="it has ended"):
+        run_apart(ends, unfinished="it has ended")
+
+
+async def test_what_a_migration_imports_is_in_no_process_that_serves(tmp_path: Path) -> None:
+    """The database is there afterwards, and who had it made has not imported Alembic."""
+    script = (
+        "import sqlite3, sys\n"
+        "from service.store import bring_up_to_date\n"
+        "bring_up_to_date('sqlite:///made.db')\n"
+        "print(sqlite3.connect('made.db').execute('SELECT count(*) FROM predictions_log').fetchone())\n"
+        "print('alembic' in sys.modules)\n"
+    )
+    done = await run_command([sys.executable, "-c", script], folder=tmp_path)
+    assert done.out.splitlines() == ["(0,)", "False"], done.err
