@@ -9,7 +9,7 @@ options     options and exit codes that commands share
 target      the server under test, started and measured
 workload    what is sent
 wire        a WebSocket client of little CPU; `http_wire` for peers that speak HTTP
-load        many clients, in a closed or an open loop
+load        many clients, in a closed or an open loop; `clients` are those, and the count of their replies
 arrivals    when the requests of an open loop are due; `timer` keeps to it
 percentiles latencies, summed up; `spread` does so with repeats
 quiet       whether something else keeps the machine busy

@@ -21,7 +21,7 @@ from rich.progress import (
 from benchmarks.arrivals import Arrivals
 from benchmarks.compare import against_limit
 from benchmarks.limit import Workers, limit_bench
-from benchmarks.load import LoadPlan, LoadResult, allow_open_files
+from benchmarks.load import LoadPlan, LoadResult, Unanswered, allow_open_files, answered
 from benchmarks.load import load as run_one
 from benchmarks.machine import describe_machine
 from benchmarks.options import (
@@ -178,7 +178,8 @@ def load(
         ),
     ] = None,
     slo: Annotated[
-        str | None, typer.Option(help="For example p99=10ms,rps=3000,errors=0; missed is exit 4.")
+        str | None,
+        typer.Option(help="For example p99=10ms,rps=3000,errors=0; missed is exit 4, a wrong answer 1."),
     ] = None,
     url: UrlOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -209,9 +210,14 @@ def load(
     show(as_json, {"results": [r for results in series for r in results], "slo": outcomes}, *grids)
     if any(bursts := [took for results in series for r in results for took in r.bursts_ms]) and not as_json:
         console.print(f"last answer of a burst: {sorted(bursts)[len(bursts) // 2]:.0f} ms in the median")
+    flat = [result for results in series for result in results]
+    for result in flat:
+        answered(result)
+    if any(result.wrong for result in flat):
+        raise typer.Exit(EXIT_WRONG)
     if not all(outcome.met for each in outcomes for outcome in each):
         raise typer.Exit(EXIT_MISSED)
-    if not objectives and any(result.failed for results in series for result in results):
+    if not objectives and any(result.failed for result in flat):
         raise typer.Exit(EXIT_WRONG)
 
 
@@ -264,10 +270,8 @@ def sweep(
     workload = make_workload(size)
     with _target(url, model) as target, errors.status("sweep"):
         closed = list(sweep_clients(target, workload, CLIENTS, seconds))
-        saturation = max(point.throughput for point in closed)
-        if not saturation:  # there are no rates to go over
-            codes = sorted({code for point in closed for code in point.errors})
-            raise RuntimeError(f"no request was answered: {', '.join(codes)}")
+        # Without an answer there are no rates to go over.
+        saturation = answered(max(closed, key=lambda point: point.throughput)).throughput
         rates = [share * saturation for share in SHARES]
         found = Sweep(size, saturation, closed, list(sweep_rates(target, workload, rates, seconds)))
     # First: a disk that is full does not cost the figures.
@@ -339,6 +343,9 @@ def main() -> None:
         if exc.reason:
             print(f"benchmarks: the output cannot be written: {exc.reason}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+    except Unanswered as exc:
+        print(f"benchmarks: {exc}", file=sys.stderr)
+        sys.exit(EXIT_WRONG)
     except (ConnectionLost, StartupError, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         sys.exit(EXIT_NO_SERVER)

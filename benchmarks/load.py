@@ -6,8 +6,14 @@ the moment a request was due, not from when it could be sent: a server that stal
 meanwhile (no coordinated omission).
 
 After the measured interval nothing more is sent, and what is in flight is waited for. In an open loop its latencies
-count, too: they were due in the interval. Errors and wrong answers count in both loops, and what is never answered is
-an error, `unanswered`.
+count, too: they were due in the interval. Errors and wrong answers count in both loops, and with codes of
+their own:
+
+* ``unanswered``: what never had a reply;
+* ``connection_lost``: what was in flight or due on a connection that was lost; in a closed loop, once for each client
+  that had lost it before;
+* ``unreadable``: a reply that is none, of a server that speaks something else;
+* ``unasked``: a message that answers nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +21,19 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle
 
-import orjson
-
 from benchmarks.arrivals import Arrivals, OpenLoop
+from benchmarks.clients import Client, Tally
 from benchmarks.http_wire import HTTPClient
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.target import Target, Usage
 from benchmarks.wire import Connection, WireClient
-from benchmarks.workload import Request, Workload
+from benchmarks.workload import Workload
 
 _CONNECT_AT_ONCE = 64
 
@@ -62,17 +66,21 @@ class LoadResult:
     """What came of it. Counts and CPU are of the measured interval, after the warm-up; `errors` and `wrong` are also of
     what was in flight at its end, and so is `latency` in an open loop.
 
-    `throughput` is in answers per second without an error, `goodput` in right ones within the deadline, of all if there
-    was none; `slowest_client_share` is of the mean client's answers; `bursts_ms` are the times of each burst's last
-    answer; `others_cores` were busy with neither the server nor the generator (None if the server is not ours, or has
-    ended).
+    `throughput` is in right answers per second, `goodput` in those of them within the deadline, of all if there was
+    none; `succeeded` counts wrong ones, too, which took as long. `slowest_client_share` is of the mean client's
+    answers; `bursts_ms` are the times of each burst's last answer; `others_cores` were busy with neither the server nor
+    the generator (None if the server is not ours, or has ended). `arrivals` is None in a closed loop.
     """
 
     size: str
     framing: str
     detect: str
     clients: int
+    depth: int
     rate: float | None
+    arrivals: Arrivals | None
+    deadline_ms: float | None
+    polling: bool
     seconds: float
     succeeded: int
     errors: dict[str, int]
@@ -99,96 +107,20 @@ class LoadResult:
         return sum(self.errors.values()) + self.wrong
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Counts replies while `measuring`. While `ending` it notes how late those are to what was in flight."""
-
-    deadline: float
-    measuring: bool = False
-    ending: bool = False
-    latencies: list[float] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
-    wrong: int = 0
-    in_time: int = 0
-    last_of_due: dict[float, float] = field(default_factory=dict)
-
-    def count(self, payload: bytes, expected: str | None, due: float, seconds: float) -> bool:
-        """Look at one reply, in which this emotion is expected, or any; true for a success that counts."""
-        if not self.measuring and not self.ending:
-            return False
-        reply = orjson.loads(payload)
-        if reply.get("status") != "success":
-            self.errors[reply.get("code", "?")] += 1
-            return False
-        right = expected is None or reply["emotion_name"] == expected
-        self.wrong += not right
-        if self.ending:
-            self.late.append(seconds)
-            return False
-        self.in_time += right and seconds <= self.deadline
-        self.latencies.append(seconds)
-        self.last_of_due[due] = seconds
-        return True
-
-    def lose(self, requests: int) -> None:
-        """Requests will have no reply, for their connection is gone."""
-        if requests and (self.measuring or self.ending):
-            self.errors["connection_lost"] += requests
+class Unanswered(Exception):
+    """A load had no right answer, so that nothing was measured."""
 
 
-class _Client:
-    """One connection and its requests in flight with their times, oldest first: replies come in order."""
+def answered(result: LoadResult) -> LoadResult:
+    """The result of a load that had a right answer.
 
-    def __init__(self, requests: Iterator[Request], tally: _Tally, resend: bool) -> None:
-        self._requests = requests
-        self._tally = tally
-        self._resend = resend
-        self._lost = False
-        self._finished: asyncio.Event | None = None
-        self._sent: deque[tuple[float, Request]] = deque()
-        self.succeeded = 0
-        self.wire: Connection
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have no reply yet."""
-        return len(self._sent)
-
-    def send(self, due: float) -> None:
-        """Send the next request, which was due at this time. Without a connection it is an error at once."""
-        if self._lost:
-            self._tally.lose(1)
-            return
-        request = next(self._requests)
-        self._sent.append((due, request))
-        self.wire.send(request.frame)
-
-    def on_reply(self, payload: bytes) -> None:
-        """Count a reply; in a closed loop, ask again."""
-        now = time.perf_counter()
-        due, request = self._sent.popleft()
-        self.succeeded += self._tally.count(payload, request.expected_emotion, due, now - due)
-        if self._resend:
-            self.send(time.perf_counter())
-        elif self._finished is not None and not self._sent:
-            self._finished.set()
-
-    async def finish(self) -> None:
-        """Ask no more, and wait until all is answered, or the connection lost."""
-        self._resend = False
-        if self._sent:
-            self._finished = asyncio.Event()
-            await self._finished.wait()
-
-    def on_lost(self) -> None:
-        """Every request in flight is an error of its own kind."""
-        # Also where nothing was asked just then, while it is measured.
-        self._tally.lose(max(1, self.waiting) if self._tally.measuring else self.waiting)
-        self._sent.clear()
-        self._resend, self._lost = False, True
-        if self._finished is not None:
-            self._finished.set()
+    Raises:
+        Unanswered: it had none; holds the codes of its errors.
+    """
+    if result.throughput:
+        return result
+    codes = [*sorted(result.errors), *(["wrong"] if result.wrong else [])]
+    raise Unanswered("no request was answered: " + (", ".join(codes) or "none was due, or none in time"))
 
 
 def allow_open_files(connections: int) -> None:
@@ -220,7 +152,7 @@ async def open_wire(url: str, on_reply: Callable[[bytes], None]) -> Connection:
     return await WireClient.connect(url, on_reply)
 
 
-async def _connect(clients: list[_Client], url: str) -> None:
+async def _connect(clients: list[Client], url: str) -> None:
     """Connect all clients, some at a time.
 
     Raises:
@@ -228,7 +160,7 @@ async def _connect(clients: list[_Client], url: str) -> None:
     """
     gate = asyncio.Semaphore(_CONNECT_AT_ONCE)
 
-    async def connect(client: _Client) -> None:
+    async def connect(client: Client) -> None:
         async with gate:
             client.wire = await open_wire(url, client.on_reply)
             client.wire.on_lost = client.on_lost
@@ -238,7 +170,7 @@ async def _connect(clients: list[_Client], url: str) -> None:
     await asyncio.gather(*(connect(client) for client in clients[1:]))
 
 
-def _begin(clients: list[_Client], plan: LoadPlan) -> OpenLoop | None:
+def _begin(clients: list[Client], plan: LoadPlan) -> OpenLoop | None:
     """Send the first requests: of a closed loop, whose replies send the next, or of the open one that is returned."""
     if plan.rate is None:
         for client in clients:
@@ -258,7 +190,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
     Raises:
         ConnectionLost: the server cannot be reached.
     """
-    tally = _Tally(float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000)
+    tally = Tally(float("inf") if plan.deadline_ms is None else plan.deadline_ms / 1000)
     loop = asyncio.get_running_loop()
     awake = plan.polling
 
@@ -272,7 +204,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         # Each begins with another one: the same of all at once would come in waves.
         turn = number % len(workload.requests)
         requests = cycle(workload.requests[turn:] + workload.requests[:turn])
-        clients.append(_Client(requests, tally, resend=plan.rate is None))
+        clients.append(Client(requests, tally, resend=plan.rate is None))
     open_loop: OpenLoop | None = None
     try:
         await _connect(clients, target.url)
@@ -284,6 +216,9 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         own_before, begun = time.process_time(), time.perf_counter()
         busy_before = busy_seconds()
         tally.measuring = True
+        if plan.rate is None:
+            # Nobody asks for them any more: a server that is gone would have no errors.
+            tally.fail("connection_lost", sum(client.lost for client in clients))
         await asyncio.sleep(plan.seconds)
         tally.measuring = False
         elapsed = time.perf_counter() - begun
@@ -324,7 +259,7 @@ class _Spent:
 
 
 def _result(
-    plan: LoadPlan, workload: Workload, tally: _Tally, of_clients: list[int], spent: _Spent
+    plan: LoadPlan, workload: Workload, tally: Tally, of_clients: list[int], spent: _Spent
 ) -> LoadResult:
     """The figures; `of_clients` are the successes of each client."""
     succeeded, cpu, closed = len(tally.latencies), spent.server, plan.rate is None
@@ -333,12 +268,16 @@ def _result(
         framing=workload.framing,
         detect=workload.detect,
         clients=plan.clients,
+        depth=plan.depth,
         rate=plan.rate,
+        arrivals=None if closed else plan.arrivals,
+        deadline_ms=plan.deadline_ms,
+        polling=plan.polling,
         seconds=spent.elapsed,
         succeeded=succeeded,
         errors=dict(tally.errors),
         wrong=tally.wrong,
-        throughput=succeeded / spent.elapsed,
+        throughput=tally.right / spent.elapsed,
         goodput=tally.in_time / spent.elapsed,
         latency=latency(tally.latencies if closed else tally.latencies + tally.late),
         # The first and the last may have been cut by the interval's ends.

@@ -3,9 +3,9 @@
     p99=10ms,rps=3000,errors=0
 
 A latency (p50, p90, p99, p999, worst) is an upper bound with its unit, ``us``, ``ms`` or ``s``; ``rps`` and
-``goodput`` are lower bounds in requests per second; ``errors`` (wrong answers count) and ``cpu`` (of the server, per
-request, with its unit) are upper bounds. Each is held against the median of the repeats; ``errors`` against the worst
-of them, so that none is passed over.
+``goodput`` are lower bounds in right answers per second; ``errors`` (wrong answers count) and ``cpu`` (of the server,
+per request, with its unit) are upper bounds. Each is held against the median of the repeats; ``errors`` against the
+worst of them, so that none is passed over.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""What goes wrong with a load is counted, and is no success of the command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import websockets.asyncio.server
+import websockets.sync.server
+
+from benchmarks.load import LoadPlan, run_load
+from benchmarks.target import Target
+from benchmarks.workload import make_workload
+from tests.benchmarks.harness import benchmark
+
+RIGHT = '{"status": "success", "emotion_name": "happy"}'
+WRONG = '{"status": "success", "emotion_name": "sad"}'
+WELCOME = '{"type": "welcome"}'
+SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
+
+
+@asynccontextmanager
+async def answering(*messages: str, first: str = WELCOME) -> AsyncIterator[Target]:
+    """A server that answers each request with these messages, and hangs up instead where there are none."""
+
+    async def handle(websocket: websockets.asyncio.server.ServerConnection) -> None:
+        await websocket.send(first)
+        async for _ in websocket:
+            if not messages:
+                await websocket.close()
+            for message in messages:
+                await websocket.send(message)
+
+    async with websockets.asyncio.server.serve(handle, "127.0.0.1", 0, compression=None) as server:
+        yield Target(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+@contextmanager
+def started(answer: Callable[[websockets.sync.server.ServerConnection, int], None]) -> Iterator[str]:
+    """The address of a server in a thread; `answer` is called with the number of each request."""
+
+    def handle(websocket: websockets.sync.server.ServerConnection) -> None:
+        websocket.send(WELCOME)
+        for number, _ in enumerate(websocket):
+            answer(websocket, number)
+
+    with websockets.sync.server.serve(handle, "127.0.0.1", 0, compression=None) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+        serving.join()
+
+
+async def test_clients_that_were_lost_before_the_interval_are_errors() -> None:
+    """In a closed loop nobody asks for them any more: a server that is gone would have no errors."""
+    async with answering() as target:
+        result = await run_load(target, make_workload("64x64"), SHORT)
+    assert result.errors == {"connection_lost": 4}
+
+
+@pytest.mark.parametrize("reply", ["hello", "[1]", '{"status": "success"}'])
+async def test_a_reply_that_is_none_is_an_error_of_its_own(reply: str) -> None:
+    """A server that speaks something else is no lost connection, and is asked on."""
+    async with answering(reply) as target:
+        result = await run_load(target, make_workload("64x64"), SHORT)
+    assert list(result.errors) == ["unreadable"]
+    assert result.errors["unreadable"] > SHORT.clients
+    assert result.succeeded == 0
+
+
+async def test_a_message_that_answers_nothing_takes_no_replys_place() -> None:
+    """It is told, and each answer is still held against its own request."""
+    async with answering(RIGHT, '{"type": "notice"}') as target:
+        result = await run_load(target, make_workload("64x64-sure"), SHORT)
+    assert list(result.errors) == ["unasked"]
+    assert result.succeeded > SHORT.clients
+    assert result.wrong == 0
+
+
+async def test_a_second_reply_to_one_request_is_an_error() -> None:
+    """Of a client that asked nothing else it is not taken for the next one's."""
+    async with answering(RIGHT, RIGHT) as target:
+        plan = LoadPlan(clients=1, rate=20, arrivals="paced", seconds=0.5, warmup=0.1, grace=0.2)
+        result = await run_load(target, make_workload("64x64-sure"), plan)
+    assert list(result.errors) == ["unasked"]
+
+
+async def test_wrong_answers_are_no_throughput() -> None:
+    """What a server gets wrong it may as well not answer."""
+    async with answering(WRONG) as target:
+        result = await run_load(target, make_workload("64x64-sure"), SHORT)
+    assert result.succeeded > 0
+    assert result.throughput == 0
+
+
+def test_a_load_without_an_answer_is_exit_1_whatever_was_asked_for() -> None:
+    """A server that ends in the warm-up has no errors left to meet an objective with."""
+    with started(lambda websocket, _: websocket.close()) as url:
+        ended = benchmark(
+            *("load", "--clients", "2", "--seconds", "0.2", "--slo", "errors=2,rps=0", "--url", url)
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "benchmarks: no request was answered: connection_lost\n"
+
+
+def test_wrong_answers_are_exit_1_whatever_was_asked_for() -> None:
+    """Objectives that are met do not make them right."""
+    with started(lambda websocket, number: websocket.send(WRONG if number % 2 else RIGHT)) as url:
+        ended = benchmark(
+            *("load", "--size", "64x64-sure", "--clients", "1", "--seconds", "0.3", "--url", url),
+            *("--slo", "rps=1,p50=60s"),
+        )
+    assert ended.returncode == 1, ended.stderr
+    assert "NO" not in ended.stdout
