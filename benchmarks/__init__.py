@@ -6,7 +6,7 @@ What every measurement stands on:
 commands    throughput and latency on the command line, and what `python -m benchmarks` does alone
 scenarios   the other commands, of one thing each
 options     options and exit codes that commands share
-target      the server under test, started and measured
+target      the server under test, started and measured; `memory` is what it takes beside the generator
 workload    what is sent
 wire        a WebSocket client of little CPU; `http_wire` for peers that speak HTTP
 load        many clients, in a closed or an open loop; `clients` are those, and the count of their replies
