@@ -25,6 +25,13 @@ Arrivals = Literal["poisson", "paced", "burst"]
 #: when a request was due, so the wait is a part of it.
 TOGETHER_S: Final = 0.25e-3
 
+#: After so long the event loop has a turn, though more is due: replies are read, and signals heard, also where so many
+#: are asked for that it never catches up.
+TURN_S: Final = 20e-3
+
+#: The last turn, which no signal waits for long: enough for what a stall of the machine has held up.
+LAST_TURN_S: Final = 0.25
+
 
 class OpenLoop:
     """Calls the senders when they are due, with the time they were due, from `start` to `stop`.
@@ -41,6 +48,7 @@ class OpenLoop:
         senders: Sequence[Callable[[float], None]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._rate = rate
         self._dues = dues(arrivals, rate, len(senders))
         self._next, self._client = next(self._dues)
         self._begin = 0.0
@@ -52,16 +60,28 @@ class OpenLoop:
         self._begin = time.perf_counter()
         self._send_due()
 
-    def stop(self) -> None:
+    def stop(self) -> int:
+        """Send what is due, for one last turn, and nothing after it; how many, about, were due and are not sent."""
+        self._timer.close()
+        passed = self._send(LAST_TURN_S)
+        return max(0, round((passed - self._next) * self._rate))
+
+    def close(self) -> None:
         """Send nothing more."""
         self._timer.close()
 
     def _send_due(self) -> None:
-        passed = time.perf_counter() - self._begin
-        while self._next <= passed:
+        passed = self._send(TURN_S)
+        self._timer.arm(self._begin + max(self._next, passed + TOGETHER_S))
+
+    def _send(self, turn: float) -> float:
+        """Send what is due now, as far as so many seconds allow; what time it is, from the first."""
+        now = time.perf_counter()
+        passed, end = now - self._begin, now + turn
+        while self._next <= passed and time.perf_counter() < end:
             self._senders[self._client](self._begin + self._next)
             self._next, self._client = next(self._dues)
-        self._timer.arm(self._begin + max(self._next, passed + TOGETHER_S))
+        return passed
 
 
 def dues(arrivals: Arrivals, rate: float, clients: int) -> Iterator[tuple[float, int]]:

@@ -10,6 +10,7 @@ count, too: they were due in the interval. Errors and wrong answers count in bot
 their own:
 
 * ``unanswered``: what never had a reply;
+* ``unsent``: what was due in an open loop and never sent, about: the generator cannot keep the rate;
 * ``connection_lost``: what was in flight or due on a connection that was lost; in a closed loop, once for each client
   that had lost it before;
 * ``unreadable``: a reply that is none, of a server that speaks something else;
@@ -226,7 +227,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
         own = time.process_time() - own_before
         tally.ending = True
         if open_loop is not None:
-            open_loop.stop()
+            tally.fail("unsent", open_loop.stop())
         cpu_after = await asyncio.to_thread(target.cpu_seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(plan.grace):
@@ -237,7 +238,7 @@ async def run_load(target: Target, workload: Workload, plan: LoadPlan) -> LoadRe
     finally:
         awake = False
         if open_loop is not None:
-            open_loop.stop()
+            open_loop.close()
         for client in clients:
             if hasattr(client, "wire"):  # one that could not connect has none
                 client.wire.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,6 +11,7 @@ import pytest
 import websockets.asyncio.server
 import websockets.sync.server
 
+from benchmarks.arrivals import OpenLoop
 from benchmarks.load import LoadPlan, run_load
 from benchmarks.target import Target
 from benchmarks.workload import make_workload
@@ -115,3 +117,21 @@ def test_wrong_answers_are_exit_1_whatever_was_asked_for() -> None:
         )
     assert ended.returncode == 1, ended.stderr
     assert "NO" not in ended.stdout
+
+
+async def test_a_rate_that_the_generator_cannot_keep_is_told_and_leaves_the_event_loop_its_turns() -> None:
+    """What was due and never sent is an error; replies are read meanwhile, and the load ends when it should."""
+    async with answering(RIGHT) as target:
+        plan = LoadPlan(clients=4, rate=1e7, seconds=0.3, warmup=0.1, grace=0.1)
+        result = await asyncio.wait_for(run_load(target, make_workload("64x64-sure"), plan), 30)
+    assert result.errors["unsent"] > 1e6
+
+
+async def test_a_rate_that_is_kept_leaves_nothing_unsent() -> None:
+    """What is due when the interval ends is sent, with all that waited for it to be sent together."""
+    sent: list[float] = []
+    loop = OpenLoop("paced", 20_000, [sent.append], asyncio.get_running_loop())
+    loop.start()
+    await asyncio.sleep(0.01)
+    assert loop.stop() == 0
+    assert len(sent) > 100
