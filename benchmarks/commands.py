@@ -323,6 +323,8 @@ def main() -> None:
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
+        if ended:
+            return  # it is on its way: what is raised once more would be raised amid what stops the service
         ended.append(number)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             sys.exit(128 + number)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from service.modelfile import resolve_model
 
 ROOT = Path(__file__).parents[1]
 _STOP_SECONDS = 30
+
+# What ends a benchmark: Ctrl-C, `kill`, a terminal that is closed. Windows has no such thing as the last.
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 # Some servers end before their children, and some never tell them.
 _ORPHAN_SECONDS = 5
@@ -145,7 +150,35 @@ def started_service(
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a process and wait for it. One that does not end in time is killed, and so is what it leaves behind."""
+    """End a process and wait for it. One that does not end in time is killed, and so is what it leaves behind.
+
+    A signal to this process is heard after that: it would leave the other running, and whoever waits for that hangs.
+    """
+    with _hearing_later():
+        _stop(process)
+
+
+@contextmanager
+def _hearing_later() -> Iterator[None]:
+    """What would end this process does so after this.
+
+    `service.signals.held_back` holds back what comes to the calling thread; here others run, which would hear it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which alone hears signals
+        return
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
     try:
         children = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

@@ -1,0 +1,77 @@
+"""A benchmark that is ended ends what it started, however often it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from benchmarks.target import stop
+from tests.benchmarks.harness import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+@pytest.mark.parametrize("ends", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_heard_when_the_process_has_been_stopped(ends: str) -> None:
+    """One that comes while it ends would leave it running, and whoever waits for it would hang."""
+    # It says that it was told to end, by a signal to the one who told it; and it needs a moment for it.
+    script = f"""
+import os, signal, sys
+def end(number, _):
+    os.kill(os.getppid(), signal.{ends})
+    sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+print(flush=True)
+signal.pause()
+"""
+
+    class Told(Exception):
+        pass
+
+    def tell(*_: object) -> None:
+        raise Told
+
+    number = getattr(signal, ends)
+    before = signal.signal(number, tell)
+    try:
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(Told):
+                stop(process)
+            assert process.poll() == 7
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("gap", [0.001, 0.02])
+@pytest.mark.parametrize("ends", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_does_not_leave_the_service_running(ends: str, gap: float) -> None:
+    """Whatever it does when that comes, it ends, and nobody is left."""
+    command = [sys.executable, "-m", "benchmarks", "load", "--clients", "2", "--seconds", "60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        bench = psutil.Process(process.pid)
+        try:
+            while not any(each.status == psutil.CONN_ESTABLISHED for each in bench.net_connections()):
+                assert process.poll() is None
+                time.sleep(0.05)
+            started = bench.children(recursive=True)
+            number = getattr(signal, ends)
+            process.send_signal(number)
+            time.sleep(gap)
+            process.send_signal(number)
+            process.wait(60)
+            assert psutil.wait_procs(started, timeout=10)[1] == []
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number
