@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from benchmarks.capacity import Costs
 from benchmarks.hosts import haproxy
 from benchmarks.idle import measure_idle
-from benchmarks.load import LoadPlan, load
+from benchmarks.load import LoadPlan, answered, load
 from benchmarks.persistence import started_postgresql
 from benchmarks.target import Target, started_service
 from benchmarks.wire import WireClient
@@ -33,6 +33,7 @@ def measure_costs(model: Path, workload: Workload, clients: int, seconds: float)
 
     Raises:
         RuntimeError: HAProxy is not installed, or something did not start.
+        Unanswered: the load had no right answer.
     """
     plan = LoadPlan(clients=clients, seconds=seconds)
     with ExitStack() as stack:
@@ -46,7 +47,7 @@ def measure_costs(model: Path, workload: Workload, clients: int, seconds: float)
         time.sleep(_FLUSH_SECONDS)
         rows, size = _rows(url)
         database, forwarding = _postgresql_seconds(url), _cpu_seconds(balancer.pid)
-        result = load(target, workload, plan)
+        result = answered(load(target, workload, plan))
         forwarding = _cpu_seconds(balancer.pid) - forwarding
         time.sleep(_FLUSH_SECONDS)
         database = _postgresql_seconds(url) - database

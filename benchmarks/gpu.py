@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
 from service.engine import Engine
@@ -57,7 +57,11 @@ def batch_curve(model: Path, provider: Provider, batches: Sequence[int] = BATCHE
 
 
 def service_on(model: Path, provider: Provider, workload: Workload, plan: LoadPlan) -> LoadResult:
-    """Load the service on this provider, with the layout that it chooses for it."""
+    """Load the service on this provider, with the layout that it chooses for it.
+
+    Raises:
+        Unanswered: the load had no right answer.
+    """
     environment = {"PROVIDER": provider, "MAX_BATCH": "64" if provider == "cuda" else "8"}
     with started_service(model, environment) as target:
-        return load(target, workload, plan)
+        return answered(load(target, workload, plan))

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import LoadPlan, allow_open_files, load
+from benchmarks.load import LoadPlan, allow_open_files, answered, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import WireClient
 from benchmarks.workload import SIZES, Detect, make_workload
@@ -40,7 +40,11 @@ class IdleResult:
 
 
 def measure_idle(model: Path, connections: int = 1000, seconds: float = 3.0) -> IdleResult:
-    """Start the service, load it with 64 clients, then leave it alone with many connections."""
+    """Start the service, load it with 64 clients, then leave it alone with many connections.
+
+    Raises:
+        Unanswered: a load had no right answer, so that the memory is not of one that worked.
+    """
     allow_open_files(connections)
     begun = time.perf_counter()
     measure_apart(resolve_model(model, "--model"), "cpu", available_cpus(), thorough=False)
@@ -49,7 +53,7 @@ def measure_idle(model: Path, connections: int = 1000, seconds: float = 3.0) -> 
     with started_service(model) as target:
         ready = time.perf_counter() - begun
         fresh = _memory(target)
-        load(target, make_workload("64x64"), LoadPlan(clients=64, seconds=2.0, warmup=0.2))
+        answered(load(target, make_workload("64x64"), LoadPlan(clients=64, seconds=2.0, warmup=0.2)))
         time.sleep(_SETTLE_SECONDS)  # what the load left is closed and written by then
         loaded = _memory(target)
         kb, share = asyncio.run(_hold(target, connections, seconds, loaded))
@@ -61,7 +65,8 @@ def _mixed(target: Target) -> float:
     """Photos of every size, with and without a search for faces; the memory in use after them."""
     for size in SIZES:
         for detect in _MIXED_DETECT:
-            load(target, make_workload(size, detect=detect), LoadPlan(clients=16, seconds=1.0, warmup=0.2))
+            plan = LoadPlan(clients=16, seconds=1.0, warmup=0.2)
+            answered(load(target, make_workload(size, detect=detect), plan))
     time.sleep(_SETTLE_SECONDS)
     return _memory(target)
 

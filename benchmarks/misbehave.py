@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import build_frame
 from benchmarks.workload import make_workload
@@ -160,13 +160,16 @@ def disturb(
         seconds: how long each is.
         offend: a module's function, which does not end by itself.
         arguments: what it is called with.
+
+    Raises:
+        Unanswered: predictions had no right answer even in the quiet.
     """
     workload = make_workload("64x64")
     plan = LoadPlan(clients=OTHERS, rate=RATE, seconds=seconds)
     context = multiprocessing.get_context("spawn")
     results = []
     for _ in range(repeats):
-        quiet = load(target, workload, plan)
+        quiet = answered(load(target, workload, plan))
         offender = context.Process(target=offend, args=arguments, daemon=True)
         offender.start()
         try:

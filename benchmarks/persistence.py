@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.quiet import wait_until_quiet
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
@@ -49,6 +49,9 @@ def compare_storing(
     """Load each in turn, `repeats` times; all are started before the first is loaded, and stay idle meanwhile.
 
     Each round waits for a quiet moment for at most `patience` seconds. `tick` is called after each load.
+
+    Raises:
+        Unanswered: a load had no right answer.
     """
     results = []
     with ExitStack() as stack:
@@ -67,7 +70,8 @@ def compare_storing(
         for _ in range(repeats):
             wait_until_quiet(patience)
             for storing, target in targets.items():
-                results.append(StoringResult(storing, load(target, workload, plan)))  # type: ignore[arg-type]
+                result = answered(load(target, workload, plan))
+                results.append(StoringResult(storing, result))  # type: ignore[arg-type]
                 tick()
     return results
 

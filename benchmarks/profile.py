@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import orjson
 
-from benchmarks.load import LoadPlan, load
+from benchmarks.load import LoadPlan, answered, load
 from benchmarks.stages import MINIMUM_REQUESTS
 from benchmarks.target import started_service
 from benchmarks.workload import Workload
@@ -77,18 +77,19 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
 
     Raises:
         RuntimeError: too few requests were answered to tell.
+        Unanswered: none was.
     """
     plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
     one = {"WORKERS": "1", "EXECUTORS": "0"}
     with started_service(model, one) as target:
-        found_plain = load(target, workload, plan)
+        found_plain = answered(load(target, workload, plan))
     plain = found_plain.server_cpu_per_request_us
     # Timing slows the worker, and a busy machine is slower still: for as long as it takes, at half the pace.
     timed = replace(plan, seconds=max(seconds, 2 * MINIMUM_REQUESTS / max(found_plain.throughput, 1.0)))
     with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
         file = Path(folder) / "stages.json"
         with started_service(model, one, ("-m", "benchmarks.variants", "profiled", str(file))) as target:
-            load(target, workload, timed)
+            answered(load(target, workload, timed))
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")
@@ -96,7 +97,7 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
     same = replace(workload, requests=workload.requests[:1])
     frame_bytes = str(len(same.requests[0].frame))
     with started_service(None, {}, ("-m", "benchmarks.profile", frame_bytes)) as target:
-        echo = load(target, same, plan).server_cpu_per_request_us
+        echo = answered(load(target, same, plan)).server_cpu_per_request_us
     assert plain is not None
     assert echo is not None
     return Profile(

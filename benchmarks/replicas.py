@@ -21,7 +21,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from benchmarks.hosts import Host, haproxy
-from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.percentiles import latency
 from benchmarks.persistence import started_postgresql
 from benchmarks.target import Target
@@ -267,7 +267,11 @@ def _stored(database: str, identifiers: Sequence[UUID]) -> list[int]:
 
 
 def scaling(workload: Workload, plan: LoadPlan, replicas: Sequence[int]) -> list[tuple[int, LoadResult]]:
-    """Throughput through HAProxy by the number of replicas, of one worker each, in a closed loop."""
+    """Throughput through HAProxy by the number of replicas, of one worker each, in a closed loop.
+
+    Raises:
+        Unanswered: a load had no right answer.
+    """
     results = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionai-replicas-")))
@@ -276,5 +280,5 @@ def scaling(workload: Workload, plan: LoadPlan, replicas: Sequence[int]) -> list
         _start(hosts, stack)
         for count in replicas:
             with haproxy(_addresses(hosts[:count]), folder) as balancer:
-                results.append((count, load(Target(balancer.url), workload, plan)))
+                results.append((count, answered(load(Target(balancer.url), workload, plan))))
     return results

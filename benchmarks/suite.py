@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.compare import Paired, against_limit
 from benchmarks.idle import IdleResult, measure_idle
 from benchmarks.limit import LimitBench, LimitResult, Workers, limit_bench
-from benchmarks.load import LoadPlan, LoadResult, allow_open_files, load
+from benchmarks.load import LoadPlan, LoadResult, allow_open_files, answered, load
 from benchmarks.persistence import StoringResult, compare_storing
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
 from benchmarks.profile import Profile, profile
@@ -125,6 +125,7 @@ def run_suite(model: Path, repeats: int, seconds: float, patience: float, progre
                     bench, target, make_workload(size, "json", detect), plan, repeats, patience
                 ):
                     progress(f"{size}, {clients} clients against the limit")
+                    answered(pair.load)  # or there is no rate to hold others against
                     pairs.append(pair)
                 suite.pairs.append(pairs)
             saturation = _saturation(suite)

@@ -214,7 +214,9 @@ _WHERE: dict[Storing, str] = {
 
 def storing_grid(results: Sequence[StoringResult]) -> Grid:
     """Throughput by where predictions go, as ratios within each round."""
-    grid = Grid("what storing costs", ["predictions are", "req/s", "of dropped", "p99 ms", "CPU µs/req"])
+    grid = Grid(
+        "what storing costs", ["predictions are", "req/s", "of dropped", "p99 ms", "CPU µs/req", "errors"]
+    )
     dropped = [result.load for result in results if result.storing == "dropped"]
     for storing in _WHERE:
         loads = [result.load for result in results if result.storing == storing]
@@ -228,6 +230,7 @@ def storing_grid(results: Sequence[StoringResult]) -> Grid:
                 f"{spread(shares):.3f}",
                 _cell(_over(loads, lambda r: r.latency.p99), ".1f"),
                 _cell(_over(loads, lambda r: r.server_cpu_per_request_us), ".0f"),
+                str(sum(each.failed for each in loads)),
             ]
         )
     return grid

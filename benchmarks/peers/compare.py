@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import LoadPlan, LoadResult, load
+from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.quiet import wait_until_quiet
 from benchmarks.spread import spread
 from benchmarks.tables import Grid
@@ -200,7 +200,11 @@ def compare_peers(
     patience: float,
     say: Callable[[str], None],
 ) -> tuple[list[PeerResult], dict[str, str]]:
-    """Load the service and these peers in turns. Returns the results, and why a peer is missing from them."""
+    """Load the service and these peers in turns. Returns the results, and why a peer is missing from them.
+
+    Raises:
+        Unanswered: the service had no right answer, so that there is nothing to compare.
+    """
     results: list[PeerResult] = []
     missing: dict[str, str] = {}
     with ExitStack() as stack:
@@ -223,7 +227,8 @@ def compare_peers(
                 wait_until_quiet(patience)
                 for name, framing, target in targets:
                     say(f"{name}, {plan.clients} clients, {repeat + 1} of {repeats}")
-                    results.append(PeerResult(name, load(target, make_workload(size, framing), plan)))
+                    result = load(target, make_workload(size, framing), plan)
+                    results.append(PeerResult(name, answered(result) if name == OURS else result))
     return results, missing
 
 

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import websockets.asyncio.server
@@ -13,9 +15,11 @@ import websockets.sync.server
 
 from benchmarks.arrivals import OpenLoop
 from benchmarks.load import LoadPlan, run_load
+from benchmarks.persistence import StoringResult
+from benchmarks.tables import storing_grid
 from benchmarks.target import Target
 from benchmarks.workload import make_workload
-from tests.benchmarks.harness import benchmark
+from tests.benchmarks.harness import LOAD, benchmark
 
 RIGHT = '{"status": "success", "emotion_name": "happy"}'
 WRONG = '{"status": "success", "emotion_name": "sad"}'
@@ -135,3 +139,34 @@ async def test_a_rate_that_is_kept_leaves_nothing_unsent() -> None:
     await asyncio.sleep(0.01)
     assert loop.stop() == 0
     assert len(sent) > 100
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("storing", "--clients", "2", "--repeats", "1", "--seconds", "0.2"),
+        ("profile", "--clients", "2", "--seconds", "0.2"),
+        ("idle", "--connections", "1", "--seconds", "0.2"),
+        ("misbehave", "--offences", "garbage", "--repeats", "1", "--seconds", "0.2"),
+        ("--repeats", "1", "--seconds", "0.2"),
+    ],
+    ids=["storing", "profile", "idle", "misbehave", "short set"],
+)
+def test_a_service_that_answers_nobody_is_not_measured(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a setting that has it refuse everything: one line says so, instead of a table of nothing."""
+    monkeypatch.setenv("AUTH", "required")
+    monkeypatch.setenv("JWT_SECRET", "0123456789abcdef0123456789abcdef")
+    out = ("--out", str(tmp_path)) if command[0] == "--repeats" else ()
+    ended = benchmark(*command, *out)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.splitlines()[-1] == "benchmarks: no request was answered: unauthorized"
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_fails_while_storing_is_shown() -> None:
+    """Refusals of all repeats are one figure."""
+    refused = StoringResult("dropped", replace(LOAD, errors={"overloaded": 2}))
+    grid = storing_grid([refused, refused])
+    assert (grid.columns[-1], grid.rows[0][-1]) == ("errors", "4")
