@@ -51,7 +51,7 @@ from benchmarks.options import (
     writing,
 )
 from benchmarks.profile import profile as measure_profile
-from benchmarks.report import write_report, write_results
+from benchmarks.report import to_json, write_report, write_results
 from benchmarks.scenarios import add_scenarios
 from benchmarks.slo import Outcome, check_slo, parse_slo
 from benchmarks.sweep import CLIENTS, SHARES, Sweep, sweep_clients, sweep_rates
@@ -279,7 +279,7 @@ def sweep(
     path = OUT / f"sweep-{size}.svg"
     with writing(OUT):
         path.write_text(plot_sweep(found))
-        path.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        path.with_suffix(".json").write_bytes(to_json(found, orjson.OPT_INDENT_2))
     if not as_json:
         console.print(f"written: {path}")
 

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from benchmarks.report import make_folder
+from benchmarks.report import make_folder, to_json
 from benchmarks.tables import Grid
 from benchmarks.target import check_url
 from benchmarks.workload import SIZES, Detect
@@ -114,7 +113,7 @@ def writing(folder: Path) -> Iterator[None]:
 def show(as_json: bool, results: dict[str, Any], *grids: Grid) -> None:
     """Print results as JSON, or as tables."""
     if as_json:
-        print(orjson.dumps(results).decode())
+        print(to_json(results).decode())
         return
     for grid in grids:
         print_grid(grid)

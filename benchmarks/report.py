@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,22 @@ def write_report(
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Write ``results.json``. Dataclasses become objects. Returns its path."""
+    """Write ``results.json``, as `to_json` has it. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    options = orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATACLASS
-    path.write_bytes(orjson.dumps(results, default=_plain, option=options) + b"\n")
+    path.write_bytes(to_json(results, orjson.OPT_INDENT_2) + b"\n")
     return path
+
+
+def to_json(results: object, options: int = 0) -> bytes:
+    """Results as JSON: of each dataclass its fields and its properties, so that it holds what the tables tell."""
+    return orjson.dumps(results, default=_plain, option=options | orjson.OPT_PASSTHROUGH_DATACLASS)
 
 
 def _plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        told = [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        return {name: getattr(value, name) for name in (*(each.name for each in fields(value)), *told)}
     raise TypeError(f"{type(value).__name__} has no place in the results")
 
 

@@ -46,6 +46,7 @@ from benchmarks.tables import (
 )
 from benchmarks.workload import SIZES, make_workload
 from service.errors import StartupError
+from service.modelfile import resolve_model
 from service.settings import DEFAULT_MODEL, Provider
 
 
@@ -118,16 +119,20 @@ def gpu(
     as_json: JsonOption = False,
 ) -> None:
     """Batches and the service on a GPU, against the CPU; says so where there is no GPU."""
+    model = resolve_model(model, "--model")  # first: without it there is nothing to say about a GPU
     try:
         with errors.status("gpu"):
             curve = batch_curve(model, "cuda") + batch_curve(model, "cpu")
     except StartupError as exc:
-        console.print(f"no GPU to measure: {exc}")
+        if as_json:
+            show(as_json, {"curve": [], "served": {}, "missing": str(exc)})
+        else:
+            console.print(f"no GPU to measure: {exc}")
         return
     providers: tuple[Provider, ...] = ("cpu", "cuda")
     plan = LoadPlan(clients=clients, seconds=seconds)
     served = {each: service_on(model, each, make_workload("64x64"), plan) for each in providers}
-    show(as_json, {"curve": curve, "served": served}, curve_grid(curve), served_grid(served))
+    show(as_json, {"curve": curve, "served": served, "missing": None}, curve_grid(curve), served_grid(served))
 
 
 def replicas(
