@@ -23,7 +23,7 @@ from benchmarks.compare import against_limit
 from benchmarks.limit import Workers, limit_bench
 from benchmarks.load import LoadPlan, LoadResult, Unanswered, allow_open_files, answered
 from benchmarks.load import load as run_one
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, describe_service
 from benchmarks.options import (
     ALL_SIZES,
     EXIT_MISSED,
@@ -98,11 +98,11 @@ def short(
                 command = context.invoked_subcommand
                 raise typer.BadParameter(f"give it after the command: {command}", param_hint=option.opts[0])
         return
-    from benchmarks.suite import run_suite, steps
+    from benchmarks.suite import run_suite, seconds_of, steps
 
     require_folder(out)
     begun = time.monotonic()
-    machine = describe_machine(model)
+    machine, service = describe_machine(model), describe_service()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task("starting", total=steps(repeats))
@@ -113,7 +113,13 @@ def short(
                 errors.print(what)
 
         suite = run_suite(model, repeats, seconds, patience, tell)
-    settings = {"repeats": repeats, "seconds_each": seconds, "took": f"{time.monotonic() - begun:.0f} s"}
+    settings = {
+        "service": service,
+        "repeats": repeats,
+        "seconds_of_each": seconds_of(seconds),
+        "patience_seconds": patience,
+        "took": f"{time.monotonic() - begun:.0f} s",
+    }
     parts = suite.parts()
     for part in parts:
         if isinstance(part, Grid):

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
+from dataclasses import fields
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
+from dotenv import dotenv_values
 
-from benchmarks.target import ROOT
+from benchmarks.target import ROOT, SET_BY_US
 from service.cpus import available_cpus
 from service.engine import Engine
 from service.modelfile import resolve_model
+from service.settings import Settings
 
 _PACKAGES = (
     "numpy",
     "onnxruntime",
+    "onnxruntime-gpu",
     "opencv-python-headless",
+    "openvino",
     "orjson",
     "pybase64",
     "simplejpeg",
@@ -48,9 +54,30 @@ def describe_machine(model: Path) -> dict[str, Any]:
             "input": f"{card.shape.width}x{card.shape.height} {card.shape.color}",
             "precision": card.precision,
         },
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": _versions(),
         "commit": _commit(),
     }
+
+
+def describe_service() -> dict[str, str]:
+    """The service's variables that are set, where it is started: in the environment, or in `.env` for what that leaves
+    open. And PROVIDER in any case. Not those that the benchmark sets itself; a secret is not shown."""
+    given = {**dotenv_values(ROOT / ".env"), **os.environ}
+    found: dict[str, str] = {"PROVIDER": Settings().provider}
+    for setting in fields(Settings):
+        name = setting.name.upper()
+        if name not in SET_BY_US and (value := given.get(name)) is not None:
+            found[name] = value if setting.repr else "(not shown)"
+    return found
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed: one of the two onnxruntimes, and OpenVINO by choice."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:

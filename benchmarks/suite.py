@@ -52,6 +52,7 @@ PAIRS: tuple[tuple[str, Detect, int], ...] = (
 
 # The shortest profile that gets through its warm-up on a slow machine.
 _PROFILE_SECONDS = 1.5
+_IDLE_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -111,15 +112,31 @@ def steps(repeats: int) -> int:
     return len(SIZES) * repeats + repeats * len(PAIRS) + 4 * repeats + 4 + len(SHARES) + 1 + 4 * repeats + 1
 
 
+def seconds_of(seconds: float) -> dict[str, float]:
+    """How long each measurement of a part is, by the seconds that `run_suite` was given."""
+    return {
+        "limit": round(seconds / 3, 3),
+        "against the limit": seconds,
+        "arrivals": seconds,
+        "bursts": seconds + 2,
+        "sweep": seconds / 2,
+        "idle": _IDLE_SECONDS,
+        "storing": seconds,
+        # Its warm-up is a number of requests, whatever the time.
+        "profile": max(seconds, _PROFILE_SECONDS),
+    }
+
+
 def run_suite(model: Path, repeats: int, seconds: float, patience: float, progress: Progress) -> Suite:
-    """Measure everything, `repeats` times `seconds` seconds each; waits for quiet moments where things are compared."""
+    """Measure everything, `repeats` times, as long as `seconds_of` says; waits for quiet where things are compared."""
     suite = Suite()
+    lasting = seconds_of(seconds)
     allow_open_files(_MOST_CLIENTS)
     with limit_bench(model, available_cpus()) as bench:
-        _limits(suite, bench, repeats, seconds / 3, progress)
+        _limits(suite, bench, repeats, lasting["limit"], progress)
         with started_service(model) as target:
             for size, detect, clients in PAIRS:
-                plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
+                plan = LoadPlan(clients=clients, seconds=lasting["against the limit"], warmup=0.5)
                 pairs = []
                 for pair in against_limit(
                     bench, target, make_workload(size, "json", detect), plan, repeats, patience
@@ -130,18 +147,17 @@ def run_suite(model: Path, repeats: int, seconds: float, patience: float, progre
                 suite.pairs.append(pairs)
             saturation = _saturation(suite)
             wait_until_quiet(patience)
-            _arrivals(suite, target, saturation, repeats, seconds, progress)
-            suite.sweep = _sweep(target, saturation, seconds, progress)
+            _arrivals(suite, target, saturation, repeats, lasting, progress)
+            suite.sweep = _sweep(target, saturation, lasting["sweep"], progress)
     progress("idle")
-    suite.idle = measure_idle(model)
-    plan = LoadPlan(clients=64, seconds=seconds, warmup=0.5)
+    suite.idle = measure_idle(model, seconds=lasting["idle"])
+    plan = LoadPlan(clients=64, seconds=lasting["storing"], warmup=0.5)
     suite.storing = compare_storing(
         model, make_workload("64x64"), plan, repeats, patience, lambda: progress("what storing costs")
     )
     progress("profile")
     wait_until_quiet(patience)
-    # Its warm-up is a number of requests, whatever the time.
-    suite.profile = profile(model, make_workload("64x64"), seconds=max(seconds, _PROFILE_SECONDS))
+    suite.profile = profile(model, make_workload("64x64"), seconds=lasting["profile"])
     return suite
 
 
@@ -163,10 +179,16 @@ def _saturation(suite: Suite) -> float:
 
 
 def _arrivals(
-    suite: Suite, target: Target, saturation: float, repeats: int, seconds: float, progress: Progress
+    suite: Suite,
+    target: Target,
+    saturation: float,
+    repeats: int,
+    lasting: dict[str, float],
+    progress: Progress,
 ) -> None:
+    seconds = lasting["arrivals"]
     paced = LoadPlan(clients=1000, rate=1000, arrivals="paced", seconds=seconds)
-    burst = LoadPlan(clients=1000, rate=1000, arrivals="burst", seconds=seconds + 2, warmup=0.5)
+    burst = LoadPlan(clients=1000, rate=1000, arrivals="burst", seconds=lasting["bursts"], warmup=0.5)
     brisk = LoadPlan(clients=64, rate=0.7 * saturation, seconds=seconds, warmup=0.5)
     excess = LoadPlan(
         clients=256, rate=1.5 * saturation, deadline_ms=_DEADLINE_MS, seconds=seconds, warmup=0.5
@@ -183,10 +205,10 @@ def _arrivals(
 def _sweep(target: Target, saturation: float, seconds: float, progress: Progress) -> Sweep:
     workload = make_workload("64x64")
     closed, points = [], []
-    for result in sweep_clients(target, workload, (2, 8, 16, 128), seconds / 2):
+    for result in sweep_clients(target, workload, (2, 8, 16, 128), seconds):
         progress(f"sweep, {result.clients} clients")
         closed.append(result)
-    for result in sweep_rates(target, workload, [share * saturation for share in SHARES], seconds / 2):
+    for result in sweep_rates(target, workload, [share * saturation for share in SHARES], seconds):
         progress(f"sweep, {result.rate:,.0f}/s")
         points.append(result)
     return Sweep("64x64", saturation, closed, points)

@@ -26,6 +26,9 @@ _STOP_SECONDS = 30
 # What ends a benchmark: Ctrl-C, `kill`, a terminal that is closed. Windows has no such thing as the last.
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
+# Whatever they are in the environment.
+SET_BY_US = ("HOST", "PORT", "DATABASE_URL", "JOURNAL_DIR", "LOG_LEVEL", "MODEL_PATH")
+
 # Some servers end before their children, and some never tell them.
 _ORPHAN_SECONDS = 5
 
