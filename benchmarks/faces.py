@@ -149,6 +149,9 @@ def _read_labels(path: Path, emotions: Sequence[str]) -> dict[str, str]:
             )
         labels = {row["file"]: row["emotion"] for row in rows}
     for name, emotion in labels.items():
+        # Photos of folders within are not looked at.
+        if name != Path(name).name:
+            raise ValueError(f"{name} is no name of a file in the folder itself")
         if not (path.parent / name).is_file():
             raise ValueError(f"{name} is not in the folder")
         if emotion not in emotions:

@@ -67,6 +67,10 @@ def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
         ),
         ("", "labels.csv: its first line has to name the columns file and emotion"),
         ("file,emotion\nphoto.jpg,happy\ngone.jpg,sad\n", "labels.csv: gone.jpg is not in the folder"),
+        (
+            "file,emotion\nfolder/photo.jpg,happy\n",
+            "labels.csv: folder/photo.jpg is no name of a file in the folder itself",
+        ),
         ("file,emotion\nphoto.jpg,Happy\n", "labels.csv: photo.jpg is 'Happy'; the network knows angry, "),
         ("file,emotion\nphoto.jpg\n", "labels.csv: photo.jpg is None; the network knows angry, "),
         ("file,emotion\nnotes.txt,happy\n", "notes.txt has a label, but: "),
@@ -77,6 +81,8 @@ def test_labels_that_would_be_counted_as_wrong_answers_are_refused(
 ) -> None:
     """One that names no photo, no emotion of the network's, or is no such table: no share is told, and why."""
     shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "folder/photo.jpg")
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / "labels.csv").write_text(labels)
     ended = measure(tmp_path)
