@@ -40,7 +40,9 @@ SecondsOption = Annotated[
 PatienceOption = Annotated[
     float,
     typer.Option(
-        min=0, help="Seconds to wait, before each measurement, for a machine that does nothing else."
+        min=0,
+        help="Seconds to wait, before each measurement, for a machine that does nothing else.",
+        callback=finite,
     ),
 ]
 PollingOption = Annotated[

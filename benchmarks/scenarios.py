@@ -45,6 +45,7 @@ from benchmarks.tables import (
     storing_grid,
 )
 from benchmarks.workload import SIZES, make_workload
+from client.cli.options import finite
 from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import DEFAULT_MODEL, Provider
@@ -93,7 +94,9 @@ def history(
 
 def capacity(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
-    rate: Annotated[float, typer.Option(min=0.001, help="Images per second of each camera.")] = 1.0,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="Images per second of each camera.", callback=finite)
+    ] = 1.0,
     cameras: Annotated[str, typer.Option(help="Several by commas.")] = "10000,100000,1000000",
     clients: Annotated[int, typer.Option(min=1, help="Connections of the measurement.")] = 64,
     model: ModelOption = DEFAULT_MODEL,
@@ -138,8 +141,12 @@ def gpu(
 def replicas(
     count: Annotated[int, typer.Option("--replicas", min=2, help="Replicas behind HAProxy.")] = 3,
     clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 32,
-    rate: Annotated[float, typer.Option(min=1, help="Requests per second, of all clients.")] = 200.0,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds from one event to the next.")] = 5.0,
+    rate: Annotated[
+        float, typer.Option(min=1, help="Requests per second, of all clients.", callback=finite)
+    ] = 200.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Seconds from one event to the next.", callback=finite)
+    ] = 5.0,
     scale: Annotated[bool, typer.Option(help="Measure throughput by the number of replicas, too.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,7 +213,7 @@ def peers(
     """The same job in other servers; installs each on demand into an environment of its own."""
     from benchmarks.peers.compare import PEERS, compare_peers, peers_grid
 
-    chosen = names.split(",")
+    chosen = list(dict.fromkeys(names.split(",")))  # twice the same would have two rows where one is expected
     for name in chosen:
         if name not in PEERS:
             raise typer.BadParameter(f"of {', '.join(PEERS)}", param_hint="--peers")
