@@ -19,7 +19,8 @@ from benchmarks.target import check_url
 from benchmarks.workload import SIZES, Detect
 from client.cli.options import finite
 
-# Exit codes: 1 errors or wrong answers, 2 usage, 3 a server cannot be reached or started, 4 an objective is missed.
+# Exit codes: 1 errors, wrong answers or none at all, 2 usage, 3 a server cannot be reached or started, 4 an objective
+# is missed.
 EXIT_WRONG, EXIT_USAGE, EXIT_NO_SERVER, EXIT_MISSED = 1, 2, 3, 4
 
 # Wide enough for the load table also where output goes to a file.
