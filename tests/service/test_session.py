@@ -189,7 +189,7 @@ async def test_large_images_are_read_as_fast_as_they_are_worked_on(serve: Serve,
     """A client may send more of them than may wait: those beyond a few megabytes stay in the network."""
     image = large_bitmap()
     message = predict_message(image) if as_text else image
-    async with serve(max_waiting=3) as running, running.client() as websocket:
+    async with serve(max_waiting=3, max_wait_ms=1e6) as running, running.client() as websocket:
         for _ in range(12):
             await websocket.send(message)
         assert [(await read(websocket))["status"] for _ in range(12)] == ["success"] * 12

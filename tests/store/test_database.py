@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from service.errors import Internal, StartupError
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
+from service.store.segments import Fsync
 from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import PATIENCE_S, ask, eventually
 
@@ -311,6 +312,34 @@ def test_only_the_writer_keeps_what_undoes_a_statement_in_memory(
     finally:
         sa.event.remove(sa.Engine, "begin", note)
     assert in_memory == {"MainThread": {False}, "store-writer": {True}}
+
+
+@pytest.mark.parametrize(
+    ("fsync", "flushed"), [("always", True), ("interval", True), ("never", False), (None, False)]
+)
+def test_a_commit_to_sqlite_survives_a_power_loss_where_the_journal_does(
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    fsync: Fsync | None,
+    flushed: bool,
+) -> None:
+    """Else what the journal lets go of could be lost; without one that does, nobody waits for the disk."""
+    levels: list[int] = []
+
+    def note(connection: sa.Connection) -> None:
+        if threading.current_thread().name == "store-writer":
+            levels.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    sa.event.listen(sa.Engine, "begin", note)
+    try:
+        journal = {} if fsync is None else {"journal_dir": tmp_path / "journal", "fsync": fsync}
+        store = open_store(url=f"sqlite:///{tmp_path / 'predictions.db'}", **journal)
+        assert store.record([make_record()])
+        assert store.close(timeout=10) == 0
+    finally:
+        sa.event.remove(sa.Engine, "begin", note)
+    assert set(levels) == {2 if flushed else 1}
 
 
 def _open_new_files(folder: Path, gate: Barrier) -> None:
