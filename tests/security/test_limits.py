@@ -85,6 +85,19 @@ def test_addresses_are_counted_apart_and_networks_of_one_subscriber_together() -
     assert not one.has_enough("2001:db8::2")
 
 
+@pytest.mark.parametrize("shared_one", [0, 1])
+def test_an_address_that_shares_a_cell_with_others_may_come_in(shared_one: int) -> None:
+    """It has as many connections as the lesser of its two cells says: only who shares both is taken for another."""
+    shared = SharedCells(2)
+    admission = Admission(shared, 0, 0, 1)
+    cells = admission._cells("192.0.2.1")
+    others = shared.address_row(1)
+    others[cells[shared_one]] += 1
+    assert not admission.has_enough("192.0.2.1")
+    others[cells[1 - shared_one]] += 1
+    assert admission.has_enough("192.0.2.1")
+
+
 async def test_behind_a_trusted_proxy_the_client_is_who_it_says(serve: Serve) -> None:
     """Limits count by the last address in X-Forwarded-For that is no proxy's; from others the header is ignored."""
 
