@@ -210,6 +210,49 @@ async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_g
         assert await close_code(websocket) == 1008
 
 
+async def test_a_key_that_is_deleted_late_ends_its_connections_too(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key without a last day is asked for once; whoever had it when it was is closed when it is gone."""
+    monkeypatch.setattr("service.connection.PATIENCE", 0.1)
+    path = tmp_path / "keys"
+    headers = {"Authorization": f"Bearer {create(path, 'anna')}"}
+    async with (
+        serve(auth="required", api_keys_file=path) as running,
+        connect(running.url, additional_headers=headers) as websocket,
+    ):
+        await read(websocket)
+        (connection,) = running.service._connections
+        timer = connection._credential_timer
+        assert timer is not None
+        while asyncio.get_running_loop().time() <= timer.when():
+            await asyncio.sleep(0.01)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        path.write_text("# nobody\n")
+        assert await close_code(websocket) == 1008
+
+
+@pytest.mark.parametrize("line", ["{} anna 2020-01-01 2020-01-02", "{} bruno 2020-01-01"])
+async def test_a_key_whose_line_has_changed_ends_on_open_connections(
+    serve: Serve, database: str, tmp_path: Path, line: str
+) -> None:
+    """One whose last day is over now, and one that is another user's, as one that is gone."""
+    path = tmp_path / "keys"
+    headers = {"Authorization": f"Bearer {create(path, 'anna')}"}
+    async with (
+        serve(auth="required", api_keys_file=path) as running,
+        connect(running.url, additional_headers=headers) as websocket,
+    ):
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        path.write_text(line.format(path.read_text().split()[0]))
+        async with asyncio.timeout(TIMEOUT):
+            while (reply := await ask(websocket, predict_message()))["type"] != "error":
+                pass
+        assert reply["code"] == "unauthorized"
+    assert set(users(database)) == {"anna"}
+
+
 def test_of_the_credentials_that_were_shown_the_one_that_holds_longest_counts(tmp_path: Path) -> None:
     """When one is gone, the other does; then none."""
     path = tmp_path / "keys"

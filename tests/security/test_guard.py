@@ -91,6 +91,19 @@ def test_a_credential_that_ends_earlier_does_not_end_one_that_was_shown_before()
         assert guard.holds_until == 100.0
 
 
+def test_when_the_one_that_holds_longest_is_gone_the_connections_own_counts() -> None:
+    """A connection is not closed for a token of one of its requests that is no longer known."""
+    credentials = Known(ANNA, BRUNO)
+    guard = Guard(Rules(credentials=credentials), None, 0.0)
+    assert guard.user_of(Configure(None, {}, "bruno"), 0.0) == "bruno"
+    assert guard.user_of(predict("anna"), 0.0) == "anna"
+    assert guard.holds_until == 100.0
+    del credentials.known["anna"]
+    guard.recheck()
+    assert guard.holds_until == 50.0
+    assert guard.user_of(predict(), 49.0) == "bruno"
+
+
 def test_without_a_credential_there_is_only_health_where_one_is_required() -> None:
     """Where one is optional everything is anybody's, and where nobody asks tokens are not looked at."""
     required, optional = (Rules(credentials=Known(required=each)) for each in (True, False))

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from service.errors import StartupError, Unauthorized
+from service.security.credentials import MAX_LENGTH, Credentials
 from service.security.tokens import TokenRules, TokenVerifier, read_keys, secret_key
+from service.settings import Settings
 
 SECRET = "s" * 32
 RSA = rsa.generate_private_key(65537, 2048)
@@ -181,6 +183,22 @@ def test_what_is_no_token_is_not_accepted(token: str) -> None:
     """Whatever it is, the error is the same."""
     with pytest.raises(Unauthorized):
         verifier().verify(token)
+
+
+def test_a_credential_that_is_too_long_reaches_no_parser() -> None:
+    """Of tokens that are right otherwise, those up to the bound are accepted, and none beyond it."""
+    credentials = Credentials(Settings(auth="required", jwt_secret=SECRET))
+    body = {"sub": "anna", "exp": int(time.time()) + 60}
+    lengths = set()
+    for extra in range(6030, 6060):
+        signed = jwt.encode(body | {"extra": "x" * extra}, SECRET, "HS256")
+        lengths.add(len(signed))
+        if len(signed) <= MAX_LENGTH:
+            assert credentials.verify(signed).user == "anna"
+        else:
+            with pytest.raises(Unauthorized, match="neither a token nor an API key"):
+                credentials.verify(signed)
+    assert {MAX_LENGTH, MAX_LENGTH + 1} <= lengths
 
 
 def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from service.store import retention
 from service.store.retention import CHUNK_ROWS, delete_before
 from service.store.schema import predictions_log
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import eventually
+from tests.store.harness import PATIENCE_S, eventually
 
 
 def ages(engine: sa.Engine) -> list[int]:
@@ -68,6 +68,29 @@ def test_all_that_is_old_is_deleted_however_many_transactions_that_takes(
     open_store(retention_days=30)
     eventually(lambda: f"deleted {len(old)} predictions older than 30 days" in caplog.text)
     assert ages(engine) == [0]
+
+
+def test_a_large_deletion_pauses_and_ends_when_the_store_is_closed(
+    open_store: OpenStore,
+    engine: sa.Engine,
+    make_record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Between two transactions the writer has its turn, and a shutdown does not wait for the rest of them."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(retention, "_PAUSE_S", 3600.0)
+    store = open_store()
+    now = datetime.now(UTC)
+    store.record([make_record(timestamp=now - timedelta(days=40)) for _ in range(2 * CHUNK_ROWS + 1)])
+    assert store.close(timeout=30) == 0
+    deleting = retention.Retention(engine, 30)
+    try:
+        eventually(lambda: len(ages(engine)) == CHUNK_ROWS + 1)
+    finally:
+        deleting.close(PATIENCE_S)
+    assert not deleting._thread.is_alive()
+    assert f"deleted {CHUNK_ROWS} predictions older than 30 days" in caplog.text
 
 
 def test_a_deletion_that_fails_is_told_and_tried_again(
