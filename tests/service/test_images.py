@@ -121,6 +121,17 @@ def test_a_rotated_photo_is_turned_upright(suffix: str, orientation: int, decode
     assert np.sort(means.ravel())[2] < 15
 
 
+def test_a_webp_is_turned_upright_whatever_lies_before_its_orientation() -> None:
+    """A chunk of an odd length has a byte behind it that it does not count."""
+    image = oriented(".webp", 6)
+    start = image.index(b"EXIF")
+    image = image[:start] + b"odd " + struct.pack("<I", 3) + b"abc\0" + image[start:]
+    image = image[:4] + struct.pack("<I", len(image) - 8) + image[8:]
+    assert read_header(image).orientation == 6
+    photo = RGB.decode_photo(image)
+    assert (photo.width, photo.height) == (80, 120)
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("shape", [(1300, 2600), (2600, 1300)], ids=["wide", "tall"])
 def test_a_large_photo_is_decoded_no_larger_than_it_is_searched(

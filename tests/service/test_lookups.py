@@ -240,3 +240,20 @@ async def test_a_database_that_fails_is_an_error_reply(
             assert (logged.levelname, logged.request_ids) == ("WARNING", ["seven"])
             assert (await ask(websocket, FACE))["status"] == "success"
             other.execute("ALTER TABLE elsewhere RENAME TO predictions_log")
+
+
+async def test_questions_that_fail_are_counted_as_errors(serve: Serve, database: str) -> None:
+    """Of both kinds, as predictions that fail are: an alarm that looks at them sees a database that cannot be read."""
+    async with serve() as running, running.client() as websocket:
+        path = Path(database.removeprefix("sqlite:///"))
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("ALTER TABLE predictions_log RENAME TO elsewhere")
+            questions: list[dict[str, Any]] = [
+                {"command": "history"},
+                {"command": "stats", "scope": "connection"},
+            ]
+            for number, question in enumerate(questions, 1):
+                assert (await query(websocket, **question))["code"] == "internal"
+                counted = f'visionai_errors_total{{code="internal"}} {number}.0\n'
+                assert counted.encode() in running.service._exposition()
+            other.execute("ALTER TABLE elsewhere RENAME TO predictions_log")

@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 
 from websockets.asyncio.client import ClientConnection
 
-from tests.service.harness import Running, Serve, ask, predict_message, read
+from tests.service.doubles import HeldEngine
+from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
 
 
 async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
@@ -67,3 +68,23 @@ async def test_a_stream_does_not_supersede_another_clients_frames(running: Runni
         await first.send(predict_message())
         await second.send(predict_message())
         assert (await read(first))["type"] == (await read(second))["type"] == "prediction"
+
+
+async def test_a_frame_that_is_refused_overtakes_none(serve: Serve, held: HeldEngine) -> None:
+    """The one that waits is predicted all the same: else a camera beside busy clients would get nothing but errors."""
+    settings = {"executors": 1, "max_batch": 1, "max_waiting": 1, "max_wait_ms": 1e6}
+    async with (
+        serve(held, **settings) as running,
+        running.client() as other,
+        running.client() as camera,
+    ):
+        await ask(camera, '{"command": "configure", "stream": true, "ordered": false}')
+        await other.send(predict_message())
+        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
+        await camera.send(predict_message(id="waits"))
+        refused = await ask(camera, predict_message(id="is refused"))
+        assert (refused["id"], refused["code"]) == ("is refused", "overloaded")
+        held.released.set()
+        predicted = await read(camera)
+        assert (predicted["id"], predicted["type"]) == ("waits", "prediction")
+        assert (await read(other))["type"] == "prediction"
