@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import re
 from http import HTTPStatus
@@ -18,9 +19,11 @@ from client import (
     CannotConnect,
     ConnectionLost,
     DeadlineExceeded,
+    InternalError,
     Overloaded,
     ProtocolViolation,
     RateLimited,
+    Retry,
     ShuttingDown,
     Unauthorized,
     Unavailable,
@@ -222,6 +225,30 @@ async def test_a_server_that_is_not_visionai_is_recognised() -> None:
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         client = AsyncClient(url)
         with pytest.raises(ProtocolViolation, match="is not a VisionAI server"):
+            await client.connect()
+        async with asyncio.timeout(TIMEOUT):
+            await gone.wait()
+        await client.aclose()
+
+
+@pytest.mark.parametrize("reply", ['{"type": "error", "code": "internal", "message": "no", "id": %s}', ""])
+async def test_a_server_that_greets_and_then_fails_is_hung_up_on(reply: str) -> None:
+    """Whether it refuses what a client sets, or says nothing: nobody would close the connection later."""
+    gone = asyncio.Event()
+
+    async def greet(websocket: ServerConnection) -> None:
+        await websocket.send('{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}')
+        configure = json.loads(await websocket.recv())
+        assert configure["command"] == "configure"
+        if reply:
+            await websocket.send(reply % json.dumps(configure["id"]))
+        await websocket.wait_closed()
+        gone.set()
+
+    async with serve(greet, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = AsyncClient(url, connect_timeout=TIMEOUT if reply else 0.1, retry=Retry(attempts=1))
+        with pytest.raises(InternalError if reply else CannotConnect):
             await client.connect()
         async with asyncio.timeout(TIMEOUT):
             await gone.wait()

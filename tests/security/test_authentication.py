@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import resource
 import sqlite3
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,30 @@ async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_g
         assert (await ask(websocket, predict_message(token=key)))["status"] == "success"
         path.write_text("# nobody\n")
         assert await close_code(websocket) == 1008
+
+
+async def test_a_connection_that_is_gone_is_not_kept_until_its_token_expires(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that come and go with tokens of an hour would pile up for as long."""
+    monkeypatch.setattr("service.connection.PATIENCE", 0.1)
+    headers = {"Authorization": f"Bearer {token(seconds=3600)}"}
+    async with serve(auth="required", **JWT) as running:
+
+        def looks_at_it_again() -> float:
+            (connection,) = running.service._connections
+            assert connection._credential_timer is not None
+            return connection._credential_timer.when() - asyncio.get_running_loop().time()
+
+        async with connect(running.url, additional_headers=headers) as websocket:
+            await read(websocket)
+            while looks_at_it_again() < 1000:
+                await asyncio.sleep(0.01)
+            gone = weakref.ref(next(iter(running.service._connections)))
+        async with asyncio.timeout(TIMEOUT):
+            while gone() is not None:
+                gc.collect()
+                await asyncio.sleep(0.01)
 
 
 async def test_a_key_that_is_deleted_late_ends_its_connections_too(
