@@ -1,0 +1,96 @@
+"""Slices of work in the event loop: what they mean for a deadline, and what lies between them."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from service.errors import DeadlineExceeded
+from service.executors import InlineExecutor
+from service.predictor import Request
+from tests.service.doubles import Inbox, Peer, fail
+
+
+class Steady:
+    """Batches of which each request takes the same time, by a clock that only work and reading move."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 1.0
+        self._seconds = seconds
+
+    def perf_counter(self) -> float:
+        """The time."""
+        return self.now
+
+    def make_buffer(self, max_batch: int) -> npt.NDArray[np.uint8]:
+        """Nothing is put into it."""
+        return np.empty((max_batch, 0), np.uint8)
+
+    def serve(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
+        """Answer."""
+        for request in requests:
+            request.started = self.now
+            self.now += self._seconds
+            request.decoded = self.now
+            request.reply = b"{}"
+
+
+@pytest.mark.parametrize(("slice_work", "is_refused"), [(0.5, True), (0.1, False)])
+async def test_a_deadline_within_the_slice_is_refused_at_once(slice_work: float, is_refused: bool) -> None:
+    """Replies go out when the slice is done, however soon a request has its turn in it."""
+    executor = InlineExecutor(
+        Steady(0.001),
+        max_batch=1000,
+        capacity=1000,
+        max_wait=100.0,
+        deliver=Inbox().deliver,
+        on_failure=fail,
+        slice_of=lambda _: slice_work,
+    )
+    busy = Peer()
+    for number in range(400):
+        executor.submit(Request(busy, number, b"image", 1.0))
+    assert executor._queue.predicted_wait() > 0.3
+    soon = Request(Peer(), 400, b"image", 1.0, deadline=1.2)
+    if is_refused:
+        with pytest.raises(DeadlineExceeded):
+            executor.submit(soon)
+    else:
+        executor.submit(soon)
+    assert executor.waiting == (400 if is_refused else 401)
+    await executor.stop()
+
+
+async def wait_of_ten(monkeypatch: pytest.MonkeyPatch, work: float, reading: float) -> float:
+    """The predicted wait of ten requests behind ten that were worked on, with so much reading between each two."""
+    steady, inbox, loop = Steady(work), Inbox(), asyncio.get_running_loop()
+    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    executor = InlineExecutor(
+        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    for number in range(20):
+        executor.submit(Request(Peer(), number, b"image", steady.now))
+
+    def read() -> None:
+        steady.now += reading
+        if len(inbox.delivered) < 20:
+            loop.call_soon(read)
+
+    read()
+    while len(inbox.delivered) < 10:
+        await asyncio.sleep(0)
+    wait = executor._queue.predicted_wait()
+    await executor.stop()
+    return wait
+
+
+async def test_what_is_read_between_two_slices_delays_those_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where reading takes as long as the work, the wait that is predicted is twice as long."""
+    waits = [await wait_of_ten(monkeypatch, 0.025, reading) for reading in (0.0, 0.025)]
+    assert waits == pytest.approx([0.25, 0.5], rel=0.01)
