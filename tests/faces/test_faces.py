@@ -220,3 +220,19 @@ def test_a_near_face_half_covered_is_still_found(detector: FaceDetector) -> None
     (face,) = detector.detect(np.asarray(image, np.uint8), 8)
     assert face.score < 0.8
     assert face.box[2] > 500
+
+
+@pytest.mark.parametrize("x", [20, 880])
+def test_a_small_face_beside_a_near_one_is_found_on_either_side(detector: FaceDetector, x: int) -> None:
+    """Somebody in the shade, of whom the first network is not sure: the mirrored look is at the same face."""
+    photo = cv2.imread(str(ROOT / "tests/data/astronaut.jpg"))
+    assert photo is not None
+    image = cv2.resize(photo[:, :, ::-1], (1000, 1000), interpolation=cv2.INTER_CUBIC)
+    small = cv2.resize(photo[2:258, 96:352, ::-1], (100, 100), interpolation=cv2.INTER_AREA)
+    image[20:120, x : x + 100] = small // 4
+    near, far = detector.detect(np.asarray(image[:800], np.uint8), 8)
+    assert near.box[2] > 150
+    assert far.score < 0.8
+    assert far.box[2] < 60
+    assert x < far.box[0] < x + 100
+    assert 20 < far.box[1] < 120
