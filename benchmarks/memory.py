@@ -18,9 +18,8 @@ import numpy as np
 
 # A word for each page, in /proc/PID/pagemap (the kernel's Documentation/admin-guide/mm/pagemap.rst).
 _PRESENT: Final = np.uint64(1 << 63)
-_OF_FILE: Final = np.uint64(
-    1 << 61
-)  # or of shared memory; a page that was written to is the process's own by then
+# Or of shared memory; a page of a file that was written to is the process's own by then.
+_OF_FILE: Final = np.uint64(1 << 61)
 _BOTH: Final = _PRESENT | _OF_FILE
 _WORD: Final = 8
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import limit
 from benchmarks.limit import LimitBench
-from benchmarks.load import LoadPlan, _result, _Spent, _Tally
+from benchmarks.load import LoadPlan, Tally, _result, _Spent
 from benchmarks.target import Usage
 from benchmarks.workload import make_workload
 
@@ -54,7 +54,7 @@ def test_the_limit_is_of_all_threads_and_others_are_who_was_busy_beside_them(
 
 def test_a_load_is_reckoned_per_answer_and_per_second() -> None:
     """CPU time per answer, cores that neither server nor generator had, the slowest client's share of the mean."""
-    tally = _Tally(float("inf"), latencies=[0.01] * 600)
+    tally = Tally(float("inf"), latencies=[0.01] * 600)
     result = _result(LoadPlan(clients=3), make_workload("64x64"), tally, [100, 200, 300], SPENT)
     assert result.server_cpu_per_request_us == pytest.approx(2500.0)
     assert result.others_cores == pytest.approx(0.5)
@@ -70,7 +70,7 @@ def test_a_load_is_reckoned_per_answer_and_per_second() -> None:
 
 def test_bursts_that_the_interval_may_have_cut_are_left_out() -> None:
     """The first and the last of them; of each of the others counts the last answer."""
-    tally = _Tally(float("inf"), latencies=[0.01] * 4, last_of_due={1.0: 0.5, 2.0: 0.02, 3.0: 0.03, 4.0: 0.7})
+    tally = Tally(float("inf"), latencies=[0.01] * 4, last_of_due={1.0: 0.5, 2.0: 0.02, 3.0: 0.03, 4.0: 0.7})
     result = _result(BURSTS, make_workload("64x64"), tally, [2, 1, 1], SPENT)
     assert result.bursts_ms == pytest.approx([20.0, 30.0])
     assert (
