@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import limit
+from benchmarks.clients import Tally
 from benchmarks.limit import LimitBench
-from benchmarks.load import LoadPlan, Tally, _result, _Spent
+from benchmarks.load import LoadPlan, _result, _Spent
 from benchmarks.target import Usage
 from benchmarks.workload import make_workload
 
