@@ -250,11 +250,11 @@ def bucket_of(
         # Not extract(), which gives an exact number and takes four times as long.
         passed = sa.func.date_part("epoch", moment - sa.literal(since, UTCDateTime()))
         return sa.cast(passed * 1_000_000, sa.BigInteger) // length
+    # What SQLite takes for no time is counted where the window begins.
     if bucket < _LONG:
-        # What SQLite takes for no time is counted where the window begins.
         return sa.func.coalesce(_microseconds_since(since, moment), 0) // length
     days = sa.func.julianday(moment) - sa.func.julianday(sa.literal(since, UTCDateTime()))
-    return sa.cast(days * (86400 / bucket.total_seconds()), sa.Integer)
+    return sa.func.coalesce(sa.cast(days * (86400 / bucket.total_seconds()), sa.Integer), 0)
 
 
 def _microseconds_since(since: datetime, moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[int]:

@@ -28,6 +28,7 @@ WHERE rows.oid = to_regclass('{predictions_log.name}')
     SELECT FROM pg_class AS other
     WHERE (other.relnamespace, other.relname) IN (
       (found.relnamespace, rows.relname), (rows.relnamespace, found.relname)))
+ORDER BY found.relname  -- as who writes locks them
 """
 
 

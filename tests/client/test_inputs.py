@@ -120,7 +120,7 @@ def test_what_may_not_be_looked_at_is_told(closed: str) -> None:
     for recursive in (False, True):
         with pytest.raises(InputError, match="closed"):
             names(folders=(Path(closed),), recursive=recursive)
-    with pytest.raises(InputError, match=r"closed/deep cannot be read: Permission denied"):
+    with pytest.raises(InputError, match=r"closed/deep (cannot be read: Permission denied|is not a folder)"):
         names(folders=(Path("closed/deep"),))
 
 

@@ -176,6 +176,21 @@ def test_a_time_in_another_form_is_in_the_bucket_of_its_text(
     assert found.buckets == [{}, {"happy": 1}, *[{}] * 13]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("window", [HOUR / 60, HOUR / 2 + HOUR / 3600])
+def test_what_sqlite_takes_for_no_time_is_counted_where_the_window_begins(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window: timedelta
+) -> None:
+    """In short buckets and in long ones: it must not cost the whole answer."""
+    store = open_store()
+    store.record([make_record(emotion="happy", timestamp=NOW)])
+    written(store, 1)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE predictions_log SET timestamp = '2026-11-22 10:30:45 UTC'")
+    found = ask(store, lambda connection: figures(connection, Anonymous(), NOW - window / 2, window, 2))
+    assert found.buckets == [{"happy": 1}, {}]
+
+
 @pytest.mark.parametrize("window_s", [600.0, 86400.0])
 def test_an_emotion_without_a_name_is_left_out(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
