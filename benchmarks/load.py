@@ -5,7 +5,7 @@ Open loop: requests arrive at times of their own (see `arrivals`), whatever the 
 the moment a request was due, not from when it could be sent: a server that stalls is charged for all that waited
 meanwhile (no coordinated omission).
 
-After the measured interval nothing more is sent, and what is in flight is waited for. In an open loop its latencies
+After the measured interval nothing more becomes due, and what is in flight is waited for. In an open loop its latencies
 count, too: they were due in the interval. Errors and wrong answers count in both loops, and with codes of
 their own:
 

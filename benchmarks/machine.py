@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 from benchmarks.target import ROOT, SET_BY_US
 from service.cpus import available_cpus
 from service.engine import Engine
+from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import Settings
 
@@ -62,7 +63,10 @@ def describe_machine(model: Path) -> dict[str, Any]:
 def describe_service() -> dict[str, str]:
     """The service's variables that are set, where it is started: in the environment, or in `.env` for what that leaves
     open. And PROVIDER in any case. Not those that the benchmark sets itself; a secret is not shown."""
-    given = {**dotenv_values(ROOT / ".env"), **os.environ}
+    try:
+        given = {**dotenv_values(ROOT / ".env"), **os.environ}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise StartupError(f"{ROOT / '.env'} cannot be read: {exc}") from None
     found: dict[str, str] = {"PROVIDER": Settings().provider}
     for setting in fields(Settings):
         name = setting.name.upper()

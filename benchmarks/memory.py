@@ -32,6 +32,16 @@ _OWN: Final = re.compile(rb"^Pss_Anon: +([0-9]+) kB", re.MULTILINE)
 _Pages = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
+def tells_pages() -> bool:
+    """Whether the system says what `pss_bytes` asks: not all that call themselves Linux do."""
+    try:
+        return Path("/proc/self/pagemap").exists() and bool(
+            _OWN.search(Path("/proc/self/smaps_rollup").read_bytes())
+        )
+    except OSError:
+        return False
+
+
 def pss_bytes(pids: Sequence[int]) -> int:
     """What the PSS of these processes would add up to if nobody else mapped their files. On Linux, since 5.4.
 

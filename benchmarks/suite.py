@@ -1,4 +1,4 @@
-"""The short set of all benchmarks but the peers: some three minutes, one report."""
+"""The short set of all benchmarks but the peers: some five minutes, one report."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks.memory import pss_bytes
+from benchmarks.memory import pss_bytes, tells_pages
 from service.modelfile import resolve_model
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ class Target:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 rss += process.memory_info().rss
-        pss = pss_bytes([process.pid for process in family]) if sys.platform == "linux" else rss
+        pss = pss_bytes([process.pid for process in family]) if tells_pages() else rss
         return Usage(_cpu_seconds(family), rss / 2**20, pss / 2**20)
 
     def cpu_seconds(self) -> float | None:

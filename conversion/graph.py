@@ -64,7 +64,11 @@ def freeze(source: Source, specification: Specification) -> FrozenGraph:
     shape = (None, specification.height, specification.width, specification.channels)
     traced = tf.function(forward, autograph=False, input_signature=[tf.TensorSpec(shape, tf.uint8, INPUT)])
     try:
-        return FrozenGraph(convert_variables_to_constants_v2(traced.get_concrete_function()))
+        concrete = traced.get_concrete_function()
+    except ValueError as error:
+        raise GraphError(f"the network cannot be traced for any number of images: {quoted(error)}") from error
+    try:
+        return FrozenGraph(convert_variables_to_constants_v2(concrete))
     except ValueError as error:  # A variable that is written to, such as a seed, is no constant.
         raise GraphError(f"the network changes as it answers, or draws numbers: {quoted(error)}") from error
 

@@ -8,13 +8,14 @@ import numpy as np
 from conversion.tensorflow_quietly import keras
 
 # Layers that leave pixels pixels, beside `Random...`: what comes behind them still sees the input's range.
-_GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "InputLayer", "Resizing", "ZeroPadding2D")
+_GEOMETRY_LAYERS = ("CenterCrop", "Cropping2D", "CutMix", "InputLayer", "MixUp", "Resizing", "ZeroPadding2D")
 # What divides pixels by so much, or takes so much away from them, is for 0..255: in [0, 1] it would leave nothing.
 _MOST_SCALE = 0.1
 _LEAST_DEVIATION = 2
 _LEAST_MEAN = 2
 # Keras's own augmentations that draw numbers at inference, too, and use none: they would change their seed in a graph.
 _DRAW_ALWAYS = (
+    "MixUp",
     "RandomColorDegeneration",
     "RandomGrayscale",
     "RandomHue",

@@ -77,7 +77,11 @@ def _verify(model: Path, manifest: dict[str, Any], source: Path | None) -> Verif
     thresholds = Thresholds(**manifest["thresholds"])
     size = manifest["specification"]
     images = reference_images((size["height"], size["width"], 1 if size["color"] == "gray" else 3))
-    parity = compare(expected_answers(manifest, images), run(session, images))
+    try:
+        answers = run(session, images)
+    except GraphError as error:
+        raise VerificationError(f"{model}: {error}") from None
+    parity = compare(expected_answers(manifest, images), answers)
     failed = failures(parity, thresholds)
     if failed:
         raise VerificationError(f"{model}: does not answer like its source: {'; '.join(failed)}")

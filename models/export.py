@@ -225,7 +225,7 @@ def fit_biases(
     in training; a bias gives some back. A class without rows keeps 0.
     """
     biases = best = np.zeros(logits.shape[1], np.float32)
-    fewest = len(biases) + 1
+    fewest = len(short_of(logits, truth, least_recall))
     while True:
         before = biases
         biases = _raised(logits, truth, biases, least_recall)

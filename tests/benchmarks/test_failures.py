@@ -126,9 +126,9 @@ def test_wrong_answers_are_exit_1_whatever_was_asked_for() -> None:
 async def test_a_rate_that_the_generator_cannot_keep_is_told_and_leaves_the_event_loop_its_turns() -> None:
     """What was due and never sent is an error; replies are read meanwhile, and the load ends when it should."""
     async with answering(RIGHT) as target:
-        plan = LoadPlan(clients=4, rate=1e7, seconds=0.3, warmup=0.1, grace=0.1)
+        plan = LoadPlan(clients=4, rate=1e7, seconds=0.1, warmup=0.05, grace=0.1)
         result = await asyncio.wait_for(run_load(target, make_workload("64x64-sure"), plan), 30)
-    assert result.errors["unsent"] > 1e6
+    assert result.errors["unsent"] > 1e5
 
 
 async def test_a_rate_that_is_kept_leaves_nothing_unsent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,22 @@ from typer.testing import CliRunner
 from benchmarks.commands import app
 from benchmarks.machine import describe_machine, describe_service
 from benchmarks.suite import Suite
-from service.settings import DEFAULT_MODEL
+from service.errors import StartupError
+from service.settings import DEFAULT_MODEL, Settings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by who runs the tests nor in the checkout."""
+    monkeypatch.setattr("benchmarks.machine.ROOT", tmp_path)
+    for setting in fields(Settings):
+        monkeypatch.delenv(setting.name.upper(), raising=False)
 
 
 def test_settings_of_the_service_are_told_and_secrets_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The environment before `.env`, as the service has it; not what the benchmark sets itself."""
-    monkeypatch.setattr("benchmarks.machine.ROOT", tmp_path)
     (tmp_path / ".env").write_text("MAX_BATCH=4\nWORKERS=3\nDATABASE_URL=sqlite:///mine.db\n")
     monkeypatch.setenv("MAX_BATCH", "16")
     monkeypatch.setenv("JWT_SECRET", "0123456789abcdef0123456789abcdef")
@@ -31,6 +40,13 @@ def test_settings_of_the_service_are_told_and_secrets_are_not(
     }
     monkeypatch.setenv("PROVIDER", "openvino")
     assert describe_service()["PROVIDER"] == "openvino"
+
+
+def test_settings_that_cannot_be_read_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """As at the start of the service."""
+    (tmp_path / ".env").write_bytes(b"JWT_ISSUER=\xff\xfe\n")
+    with pytest.raises(StartupError, match=r"\.env cannot be read"):
+        describe_service()
 
 
 def test_versions_are_of_what_is_installed() -> None:

@@ -325,7 +325,8 @@ def test_augmentations_that_draw_at_inference_convert(
     """Layers of Keras that draw numbers even where they use none leave nothing in the graph, nested or not."""
     layers = keras.layers
     colours = [layers.RandomColorDegeneration(0.2), layers.RandomGrayscale(), layers.RandomSaturation(0.2)]
-    nested = keras.Sequential([keras.Input((16, 16, 3)), *colours, layers.RandomPosterization(4)])
+    others = [layers.RandomPosterization(4), layers.MixUp(0.2)]
+    nested = keras.Sequential([keras.Input((16, 16, 3)), *colours, *others])
     images = keras.Input((16, 16, 3))
     pixels = layers.RandomSharpness(0.2)(nested(layers.RandomHue(0.2)(images)))
     scores = layers.Dense(7)(layers.Flatten()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(pixels))))

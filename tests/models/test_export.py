@@ -69,6 +69,12 @@ def test_two_emotions_that_cannot_both_be_found_are_not_raised_for_nothing() -> 
     assert short_of(logits + biases, truth) == {0: 0.0}
 
 
+def test_an_emotion_that_no_bias_finds_is_left_as_it_is() -> None:
+    """What helps nobody is not added: the others would only lose faces to it."""
+    logits = np.array([[1.0, 9.0]] * 4 + [[1.0, 1.5]] * 4, np.float32)
+    assert not fit_biases(logits, np.repeat([0, 1], [4, 4])).any()
+
+
 def test_an_emotion_without_faces_keeps_its_logits() -> None:
     assert not fit_biases(np.ones((3, 4), np.float32), np.zeros(3, np.int64)).any()
 
