@@ -130,6 +130,7 @@ def _start(arguments: argparse.Namespace) -> int:
     # that the service does not do; a process with threads cannot fork safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
+    from functools import partial
 
     if arguments.reload:
         return _reload()
@@ -154,7 +155,7 @@ def _start(arguments: argparse.Namespace) -> int:
     with held_back(signal.SIGINT, signal.SIGTERM):
         from service.logs import configure_logging
         from service.modelfile import resolve_model
-        from service.worker import load_engine, prepare_database
+        from service.worker import load_engine, load_models, prepare_database
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
@@ -190,7 +191,8 @@ def _start(arguments: argparse.Namespace) -> int:
             f"the workers can share no memory: {exc.strerror}; make /dev/shm writable, or where it has not some MB of "
             "room, the folder for temporary files (TMPDIR)"
         ) from None
-    bring_up_to_date(settings.database_url)  # once the port is ours: that it is taken is told first
+    # Once the port is ours: that it is taken is told first. And only where the models can be served.
+    bring_up_to_date(settings.database_url, partial(load_models, settings))
     return supervisor.run()
 
 

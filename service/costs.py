@@ -28,7 +28,7 @@ class CostModel:
     `_OUTLIER` times what it was, or one stall would turn away requests for long after it.
 
     What is turned away for its price is not run, and so corrects no price. Of those that are, one now and then is tried
-    (`price`): after two, after twice as many each time that the price proves right, after `_RAREST` at last.
+    (`is_tried`): after two, after twice as many each time that the price proves right, after `_RAREST` at last.
     """
 
     _WEIGHT = 0.1
@@ -45,17 +45,14 @@ class CostModel:
         self._told: dict[tuple[Hashable, int], float] = {}
         self._doubts: dict[tuple[Hashable, int], _Doubt] = {}
 
-    def price(self, kind: Hashable, size: int) -> float:
-        """What a request that comes now is let in for: what is predicted, or nothing, to see what it really takes."""
-        doubt = self._doubts.get((kind, size.bit_length()))
-        if doubt is None or doubt.refused < doubt.patience:
-            return self.predict(kind, size)
+    def is_tried(self, kind: Hashable, size: int) -> bool:
+        """Whether a request that is late by its price alone is run nevertheless, to see what it really takes."""
+        doubt = self._doubts.setdefault((kind, size.bit_length()), _Doubt())
+        if doubt.refused < doubt.patience:
+            doubt.refused += 1
+            return False
         doubt.refused, doubt.patience, doubt.tried = 0, min(self._RAREST, 2 * doubt.patience), True
-        return 0.0
-
-    def doubt(self, kind: Hashable, size: int) -> None:
-        """A request was turned away for nothing but its price."""
-        self._doubts.setdefault((kind, size.bit_length()), _Doubt()).refused += 1
+        return True
 
     def predict(self, kind: Hashable, size: int) -> float:
         """Seconds for a request of this kind and size."""

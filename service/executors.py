@@ -58,11 +58,10 @@ def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Re
     return sum(seconds for _, _, seconds in took)
 
 
-def _doubt(cost: CostModel, queue: MicroBatchQueue[Request], refused: list[Request], now: float) -> None:
-    """Tell the cost model whom its predictions alone have turned away."""
-    for request in refused:
-        if queue.is_hopeless(request, now):
-            cost.doubt(request.detect, request.size)
+def _try(cost: CostModel, queue: MicroBatchQueue[Request], request: Request, now: float) -> None:
+    """Let a request that only its price makes late be run now and then: it costs what any does, and may be late."""
+    if queue.is_hopeless(request, now) and cost.is_tried(request.detect, request.size):
+        request.deadline = None
 
 
 def _refuse(requests: list[Request], error: RequestError) -> list[Request]:
@@ -146,7 +145,7 @@ class InlineExecutor:
         """
         if self._stopping:
             raise ShuttingDown(_STOPPING)
-        request.cost = self._cost.price(request.detect, request.size)
+        request.cost = self._cost.predict(request.detect, request.size)
         now = request.received
         if not self._scheduled:
             self._lingering.asked(request.client, now)
@@ -155,11 +154,8 @@ class InlineExecutor:
         if request.deadline is not None:
             request.deadline -= now - self._since
             slice_work = self._slice_of(self._queue.round)
-        try:
-            self._queue.admit(request, now, slice_work)
-        except DeadlineExceeded:
-            _doubt(self._cost, self._queue, [request], now)
-            raise
+            _try(self._cost, self._queue, request, now)
+        self._queue.admit(request, now, slice_work)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -197,8 +193,6 @@ class InlineExecutor:
         self._held = batch.requests + batch.expired
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
-        else:
-            _doubt(self._cost, self._queue, batch.expired, began)
         # Scheduled again before replies are delivered: the network is looked at in between.
         self._scheduled = bool(self._queue)
         if self._scheduled:
@@ -288,12 +282,9 @@ class ThreadExecutors:
         with self._lock:
             if self._stopping:
                 raise ShuttingDown(_STOPPING)
-            request.cost = self._cost.price(request.detect, request.size)
-            try:
-                self._queue.admit(request, request.received)
-            except DeadlineExceeded:
-                _doubt(self._cost, self._queue, [request], request.received)
-                raise
+            request.cost = self._cost.predict(request.detect, request.size)
+            _try(self._cost, self._queue, request, request.received)
+            self._queue.admit(request, request.received)
             if not self._idle:
                 return
             self._idle -= 1
@@ -343,9 +334,6 @@ class ThreadExecutors:
                 held = batch.requests + batch.expired
                 if batch.requests:
                     self._predictor.serve(batch.requests, buffer)
-                else:
-                    with self._lock:
-                        _doubt(self._cost, self._queue, batch.expired, began)
                 _refuse(batch.expired, DeadlineExceeded(_LATE))
                 self._hand_over(held)
                 held = []

@@ -109,6 +109,16 @@ def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
     return FaceDetector(short_range, second, settings.small_faces)
 
 
+def load_models(settings: Settings) -> tuple[Engine, Engine | None, FaceDetector]:
+    """All that a worker serves: the active model, the canary, and the detector.
+
+    Raises:
+        StartupError: one of them may not be served.
+    """
+    engine = load_engine(settings)
+    return engine, load_canary(settings, engine), load_detector(settings, engine)
+
+
 def open_store(
     settings: Settings, engine: Engine, *, during_outage: bool = False, active: bool = True
 ) -> Store:
@@ -193,15 +203,13 @@ def run_worker(
     silence_native_libraries()
     try:
         with _ending_with(pipe):
-            engine = load_engine(settings)
+            engine, canary_engine, detector = load_models(settings)
             if served is not None and tuple(engine.card.labels) != served.labels:
                 raise StartupError(
                     f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
                     f"{', '.join(served.labels)}: that needs a restart"
                 )
-            canary_engine = load_canary(settings, engine)
             engines = [engine] if canary_engine is None else [engine, canary_engine]
-            detector = load_detector(settings, engine)
             metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
             perimeter = Perimeter(settings, shared, row, metrics.refused)
             same_database = served is not None and served.database_url == settings.database_url
@@ -245,9 +253,9 @@ def _ending_with(pipe: Pipe) -> Iterator[None]:
         return
     over, over_end = os.pipe()
     ends = select.poll()
-    # Their ends, which are always told, and not what is said through them: that is for the loop.
-    ends.register(pipe.fileno(), 0)
-    ends.register(over, 0)
+    # Nothing is said to a worker that loads: what can be read is the end. macOS tells that only of what is asked for.
+    ends.register(pipe.fileno(), select.POLLIN)
+    ends.register(over, select.POLLIN)
 
     def wait() -> None:
         if pipe.fileno() in dict(ends.poll()):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -270,22 +270,23 @@ def prepare(
         _prepare(engine, model, descriptions or {}, active=False, patient=True)
 
 
-def bring_up_to_date(url: str) -> None:
+def bring_up_to_date(url: str, before: Callable[[], object]) -> None:
     """Make the database where there is none, and migrate it, in a process of its own.
 
-    :meth:`Store.open` would do both, but what Alembic imports, 11 MB, would stay in the process that did it.
+    :meth:`Store.open` would do both, but what Alembic imports, 11 MB, would stay in the process that did it. There
+    ``before`` is called before tables are changed that older releases use; what it raises leaves them as they were.
 
     Raises StartupError as it does.
     """
     run_apart(
-        partial(_migrate, url),
+        partial(_migrate, url, before),
         unfinished="the process that was to migrate the database has ended; the log has the cause",
     )
 
 
-def _migrate(url: str, _: Progress) -> None:
+def _migrate(url: str, before: Callable[[], object], _: Progress) -> None:
     with _administered(url) as engine:
-        migrate(engine)
+        migrate(engine, before=before)
 
 
 @contextmanager

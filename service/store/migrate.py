@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,12 +28,13 @@ _LOCK_TIMEOUT: Final = "60s"
 _MIGRATION_S: Final = 1800
 
 
-def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
+def migrate(engine: sa.Engine, *, patient: bool = True, before: Callable[[], object] | None = None) -> None:
     """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
 
     Any number of processes may call this at once: one migrates, the others wait and find it done. On PostgreSQL tables
     are made in the schema of ``predictions_log``, or moved there, wherever on the search path that is. Without
-    ``patient`` a SQLite file that somebody else keeps locked is an OperationalError after a few seconds.
+    ``patient`` a SQLite file that somebody else keeps locked is an OperationalError after a few seconds. ``before`` is
+    called before tables that are there are changed; what it raises leaves them as they were.
 
     Raises StartupError when the tables are another application's or older than the database's revision says, or the
     database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be reached.
@@ -51,6 +53,8 @@ def migrate(engine: sa.Engine, *, patient: bool = True) -> None:
                 placement.gather(connection)
                 if found == HEAD:
                     return
+                if before is not None and sa.inspect(connection).has_table(predictions_log.name):
+                    before()
                 _upgrade(connection, found)
         except exc.OperationalError as error:
             # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from service.apart import Progress, run_apart
 from service.errors import StartupError
 from tests.client.harness import run_command
+from tests.service.harness import MODEL, run_service
+from tests.store.older_server import make_older_server
 
 
 def doubled(number: int, progress: Progress) -> tuple[int, int]:
@@ -52,9 +56,32 @@ async def test_what_a_migration_imports_is_in_no_process_that_serves(tmp_path: P
     script = (
         "import sqlite3, sys\n"
         "from service.store import bring_up_to_date\n"
-        "bring_up_to_date('sqlite:///made.db')\n"
+        "bring_up_to_date('sqlite:///made.db', list)\n"
         "print(sqlite3.connect('made.db').execute('SELECT count(*) FROM predictions_log').fetchone())\n"
         "print('alembic' in sys.modules)\n"
     )
     done = await run_command([sys.executable, "-c", script], folder=tmp_path)
     assert done.out.splitlines() == ["(0,)", "False"], done.err
+
+
+def test_a_start_whose_models_cannot_be_served_changes_no_older_database(tmp_path: Path) -> None:
+    """Older releases refuse one that was migrated: there would be no way back to the one that served."""
+    for name in (MODEL.name, f"{MODEL.name}.manifest.json"):
+        shutil.copy(MODEL.parent / name, tmp_path / name)  # and no face detector beside it
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'older.db'}")
+    make_older_server(engine, ["happy"])
+    before = set(sa.inspect(engine).get_table_names())
+    engine.dispose()
+    done = run_service(
+        cwd=tmp_path,
+        MODEL_PATH=MODEL.name,
+        DATABASE_URL="sqlite:///older.db",
+        PORT="0",
+        WORKERS="1",
+        THREADS="1",
+        MAX_BATCH="8",
+    )
+    assert done.returncode == 2
+    assert "face_short" in done.stderr
+    assert set(sa.inspect(engine).get_table_names()) == before
+    engine.dispose()

@@ -187,9 +187,8 @@ def test_what_is_far_from_what_was_predicted_is_news() -> None:
 def refused_until_tried(model: CostModel) -> int:
     """How many are turned away before one is let in for nothing."""
     for refused in range(100):
-        if model.price("crop", 1000) == 0:
+        if model.is_tried("crop", 1000):
             return refused
-        model.doubt("crop", 1000)
     raise AssertionError("none is ever tried")
 
 
@@ -200,7 +199,7 @@ def test_a_price_that_turns_everybody_away_is_put_to_the_test() -> None:
     model.observe([("crop", 1000, 0.4)])
     assert refused_until_tried(model) == 2
     model.observe([("crop", 1000, 0.001)])
-    assert model.price("crop", 1000) == model.predict("crop", 1000) == pytest.approx(0.001)
+    assert model.predict("crop", 1000) == pytest.approx(0.001)
 
 
 def test_a_price_that_proves_right_is_put_to_the_test_ever_less_often() -> None:
@@ -232,9 +231,8 @@ async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: 
     executors = make(kind, predictor, inbox)
     executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))
     await inbox.wait_for(1)
-    await asyncio.sleep(
-        0.01
-    )  # what came while the machine stood still has waited as long, and is refused for that
+    # What came while the machine stood still has waited as long, and is refused for that.
+    await asyncio.sleep(0.01)
     for number in range(1, 31):
         now = time.perf_counter()
         try:
@@ -244,6 +242,8 @@ async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: 
             late.fail(exc)
             inbox.deliver([late])
         await inbox.wait_for(number + 1)
+        while isinstance(executors, ThreadExecutors) and not executors._idle:
+            await asyncio.sleep(0)  # a thread learns what it took when it has answered
     codes = [reply.get("code") for reply in await inbox.wait_for(31)]
     assert codes.count("deadline_exceeded") == 2
     assert codes.count(None) == 29

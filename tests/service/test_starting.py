@@ -249,7 +249,7 @@ def start_and_kill(
 
 
 # As when somebody locks it between its migration and the start of the workers.
-MIGRATED = "import service.store\nservice.store.bring_up_to_date = lambda url: None"
+MIGRATED = "import service.store\nservice.store.bring_up_to_date = lambda *_: None"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="workers end there when they have loaded")
