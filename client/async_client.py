@@ -19,6 +19,7 @@ from client.errors import (
     ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
+    RequestRejected,
     ShuttingDown,
     Unauthorized,
     Unavailable,
@@ -30,9 +31,6 @@ from client.protocol import Request, Welcome
 from client.retry import Retry
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
-
-# Whose answer depends on the user; other commands would take the token for an unknown field.
-_USERS_OWN = frozenset({"history", "stats"})
 
 Detect = Literal["auto", "always", "never"]
 Priority = Literal["high", "normal", "low"]
@@ -177,8 +175,9 @@ class AsyncClient:
             VisionAIError: see `client.errors`.
         """
         data = await bytes_of(image)
-        fields = {"detect": detect, "max_faces": max_faces, "priority": priority}
-        fields |= self._defaults.of_predictions
+        # The server's own deadline would be overruled by what is left of the timeout, which always goes along.
+        deadline_ms = self._defaults.options.get("deadline_ms")
+        fields = {"detect": detect, "max_faces": max_faces, "priority": priority, "deadline_ms": deadline_ms}
         request = Request(
             "predict", {name: value for name, value in fields.items() if value is not None}, data
         )
@@ -288,10 +287,16 @@ class AsyncClient:
         before = self._connection
         try:
             with self._defaults.renewing(token):
-                return await self.request("configure", token=token, **options)
-        finally:
-            if self._defaults.token != token and self._connection is not before:
-                self._leave(self._connection)  # it may have been opened with what is not the client's
+                reply = await self.request("configure", token=token, **options)
+        except BaseException as error:
+            # Opened for it, it may have been so with what is not the client's; without an answer, it may have taken it.
+            refused = isinstance(error, RequestRejected | Unauthorized)
+            if self._defaults.token != token and not (refused and self._connection is before):
+                self._leave(self._connection)
+            raise
+        if self._connection is not None:
+            self._connection.token = token
+        return reply
 
     async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
         """Send any command, and return its reply as it came, within the client's timeout. `id` is no field.
@@ -299,8 +304,6 @@ class AsyncClient:
         Raises:
             VisionAIError: see `client.errors`.
         """
-        if self._defaults.token is not None and command in _USERS_OWN:
-            fields = {"token": self._defaults.token, **fields}
         return await self._ask(Request(command, fields))
 
     async def _ask(
@@ -373,11 +376,7 @@ class AsyncClient:
                 )
                 # Greeted: it is the right address, whatever becomes of this connection.
                 self._was_connected, attempts = True, self._retry.attempts
-                try:
-                    await self._defaults.introduce(connection, token, self._connect_timeout)
-                except BaseException:
-                    await connection.aclose()
-                    raise
+                await self._defaults.introduce(connection, token, self._connect_timeout)
             except Unauthorized:
                 if token == self._defaults.token_to_connect:
                     raise
@@ -389,7 +388,10 @@ class AsyncClient:
                 pause = self._retry.delay(attempt - 1, error.retry_after)
             else:
                 self._obstacle = None
-                self._connection = connection
-                return connection
+                if token == self._defaults.token_to_connect:
+                    self._connection = connection
+                    return connection
+                await connection.aclose()
+                continue  # another was brought meanwhile, or this one was given up
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")

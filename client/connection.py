@@ -92,11 +92,14 @@ class _WebSocket(ClientConnection):
 class Connection:
     """An open connection. Ends with the first fault, and then tells every request that waits.
 
-    `exchange` may be cancelled at any time: the reply that comes later is dropped.
+    `exchange` may be cancelled at any time: the reply that comes later is dropped. `token` is the one that it has.
     """
 
-    def __init__(self, websocket: ClientConnection, welcome: Welcome, keepalive: float) -> None:
+    def __init__(
+        self, websocket: ClientConnection, welcome: Welcome, token: str | None, keepalive: float
+    ) -> None:
         self.welcome = welcome
+        self.token = token
         self._websocket = websocket
         self._ids = itertools.count(1)
         self._unanswered: Unanswered[asyncio.Future[dict[str, Any]]] = Unanswered(welcome.protocol)
@@ -130,7 +133,8 @@ class Connection:
                     open_timeout=None,
                     close_timeout=1,
                 )
-                connection = cls(websocket, parse_welcome(await websocket.recv(decode=False)), keepalive)
+                welcome = parse_welcome(await websocket.recv(decode=False))
+                connection = cls(websocket, welcome, token, keepalive)
                 websocket = None  # the connection owns it now
                 return connection
         except TimeoutError:
@@ -178,7 +182,7 @@ class Connection:
                 if self._ended:
                     raise ConnectionLost("the connection is closed")
                 remaining = None if deadline is None else max(0.001, (deadline - loop.time()) * 1000)
-                frame, is_text = encode(request, request_id, self.welcome, remaining)
+                frame, is_text = encode(request.of(self.token), request_id, self.welcome, remaining)
                 # `send` writes before it first waits: requests are registered in the order in which they are sent.
                 self._unanswered.add(request_id, reply, len(frame))
                 # The reader sees a closed connection too, and knows better what becomes of each request.

@@ -26,11 +26,6 @@ class Defaults:
         """What a new connection is opened with: for a token that is renewed it would be refused with the old one."""
         return self.renewal or self.token
 
-    @property
-    def of_predictions(self) -> dict[str, Any]:
-        """What goes along with each: the server's own deadline would be overruled by what is left of a timeout."""
-        return {"token": self.token, "deadline_ms": self.options.get("deadline_ms")}
-
     @contextmanager
     def renewing(self, token: str) -> Iterator[None]:
         """Bring a token, which is the client's if nothing is raised."""
@@ -52,7 +47,9 @@ class Defaults:
                 self.options[name] = value
 
     async def introduce(self, connection: Connection, token: str | None, timeout: float) -> None:
-        """Set the options on a new connection. Replies need no order: each finds its request by id.
+        """Set the options on a new connection, which is closed where that fails.
+
+        Replies need no order: each finds its request by id.
 
         Raises:
             CannotConnect: there is no answer within `timeout` seconds.
@@ -70,4 +67,8 @@ class Defaults:
             async with asyncio.timeout(timeout):
                 await connection.exchange(Request("configure", options))
         except TimeoutError:
+            await connection.aclose()
             raise CannotConnect(f"the server greets and then gives no answer within {timeout:g} s") from None
+        except BaseException:
+            await connection.aclose()
+            raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -17,6 +17,9 @@ import orjson
 from client.errors import InvalidRequest, ProtocolViolation, UnknownCommand
 
 Waiter = TypeVar("Waiter")
+
+# Whose answer depends on the user; other commands would take the token for an unknown field.
+USERS_OWN = frozenset({"predict", "history", "stats"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,12 @@ class Request:
     command: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     image: bytes | None = None
+
+    def of(self, token: str | None) -> Request:
+        """This request with the user's token, where its answer depends on the user and it has none of its own."""
+        if token is None or self.command not in USERS_OWN or "token" in self.fields:
+            return self
+        return replace(self, fields={"token": token, **self.fields})
 
 
 def parse_welcome(frame: str | bytes) -> Welcome:

@@ -59,6 +59,9 @@ const lost = (message) => new ConnectionFailed(message, "connection_lost");
 
 const SLOWEST_LINE = 32; // bytes in a millisecond, 256 kbit/s; one that is slower is taken for a server that is silent
 
+/** Whose answer depends on the user; other commands would take the token for an unknown field. */
+const USERS_OWN = new Set(["predict", "history", "stats"]);
+
 const encoder = new TextEncoder();
 
 const LONGEST_TIMER = 2 ** 31 - 1; // milliseconds, 25 days: a longer one, as of Infinity, would fire at once
@@ -68,6 +71,7 @@ const ignore = () => {}; // in Node's package ws an error that nobody listens to
 /** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
 class Connection {
   ended = false;
+  token; // the one that it has
   #socket;
   #welcome;
   #nextId = 1;
@@ -76,7 +80,8 @@ class Connection {
   #heardOf = Date.now();
   #heartbeat;
 
-  constructor(socket, welcome, keepaliveMs, onEnd) {
+  constructor(socket, welcome, token, keepaliveMs, onEnd) {
+    this.token = token;
     this.#socket = socket;
     this.#welcome = welcome;
     this.#onEnd = onEnd;
@@ -88,7 +93,7 @@ class Connection {
   }
 
   /** Connect and read the welcome. */
-  static open(url, { WebSocket, timeoutMs, keepaliveMs, onEnd, signal }) {
+  static open(url, { WebSocket, token, timeoutMs, keepaliveMs, onEnd, signal }) {
     return new Promise((resolve, reject) => {
       if (signal.aborted) return reject(signal.reason);
       // No subprotocol is asked for: browsers refuse servers that do not know it, and the welcome says it all.
@@ -116,7 +121,7 @@ class Connection {
           const welcome = parse(data);
           if (welcome.type !== "welcome") throw violation(`its first message is ${welcome.type}, not a welcome`);
           settle();
-          resolve(new Connection(socket, welcome, keepaliveMs, onEnd));
+          resolve(new Connection(socket, welcome, token, keepaliveMs, onEnd));
         } catch (error) {
           fail(violation(`${url} is not a VisionAI server: ${error.message}`));
         }
@@ -154,7 +159,8 @@ class Connection {
     if (this.ended) return Promise.reject(lost("the connection is closed"));
     if (signal?.aborted) return Promise.reject(signal.reason);
     const id = this.#nextId++;
-    const frame = encode({ ...fields, command, id }, image, protocol, deadlineMs);
+    const own = USERS_OWN.has(command) && fields.token === undefined ? { token: this.token } : {};
+    const frame = encode({ ...fields, ...own, command, id }, image, protocol, deadlineMs);
     return new Promise((resolve, reject) => {
       const size = typeof frame === "string" ? frame.length : frame.byteLength;
       const entry = { resolve, reject, size };
@@ -453,7 +459,7 @@ export class VisionAI extends EventTarget {
     const bytes = await bytesOf(image);
     // The server's own deadline would be overruled by what is left of the timeout, which always goes along.
     const { deadline_ms } = this.#configuration;
-    const fields = { detect, max_faces: maxFaces, priority, token: this.#options.token, deadline_ms };
+    const fields = { detect, max_faces: maxFaces, priority, deadline_ms };
     // A camera's frame that was lost is stale by the time it could be sent again.
     return this.#ask("predict", fields, bytes, { timeoutMs, signal, resend: !this.#configuration.stream });
   }
@@ -550,12 +556,12 @@ export class VisionAI extends EventTarget {
 
   /** Counts, confidence and latency of the predictions of the last `windowS` seconds. */
   stats({ windowS = 3600, buckets, scope } = {}) {
-    return this.request("stats", { window_s: windowS, buckets, scope, token: this.#options.token });
+    return this.request("stats", { window_s: windowS, buckets, scope });
   }
 
   /** Stored predictions, latest first; `cursor` is the `next` of the page before. */
   history({ limit = 50, cursor } = {}) {
-    return this.request("history", { limit, cursor: cursor ?? undefined, token: this.#options.token });
+    return this.request("history", { limit, cursor: cursor ?? undefined });
   }
 
   /**
@@ -583,12 +589,16 @@ export class VisionAI extends EventTarget {
     try {
       const reply = await ask();
       this.#options.token = token;
+      if (this.#connection) this.#connection.token = token;
       return reply;
+    } catch (error) {
+      // What was opened for it may have been so with what is not the client's; and where the answer has not come, what
+      // was open may have taken it.
+      const refused = error instanceof RequestRejected || error instanceof Unauthorized;
+      if (this.#options.token !== token && !(refused && this.#connection === before)) this.#leave(this.#connection);
+      throw error;
     } finally {
       if (this.#renewal === token) this.#renewal = undefined;
-      // It may have been opened with what is not the client's.
-      const opened = this.#connection !== before && this.#connection;
-      if (opened && this.#options.token !== token) this.#leave(opened);
     }
   }
 
@@ -641,7 +651,7 @@ export class VisionAI extends EventTarget {
 
   /** Use a connection no more; it stays open for its requests in flight. */
   #leave(connection) {
-    if (this.#connection !== connection) return;
+    if (!connection || this.#connection !== connection) return;
     this.#connection = null;
     this.#others.add(connection);
   }
@@ -664,7 +674,9 @@ export class VisionAI extends EventTarget {
       const token = this.#token;
       let pause;
       try {
-        return await this.#attempt(token);
+        const connection = await this.#attempt(token);
+        if (connection) return connection;
+        continue;
       } catch (error) {
         if (error instanceof Unauthorized && token !== this.#token) continue; // another was brought meanwhile
         const again = ["cannot_connect", "connection_lost"].includes(error.code) || error instanceof Unavailable;
@@ -680,11 +692,12 @@ export class VisionAI extends EventTarget {
     return this.#renewal ?? this.#options.token;
   }
 
+  /** A connection with `token`; null where another was brought meanwhile, or this one was given up. */
   async #attempt(token) {
     const { WebSocket, connectTimeoutMs: timeoutMs, keepaliveMs } = this.#options;
     const onEnd = (ended) => this.#ended(ended);
     const { signal: closing } = this.#closing;
-    const connection = await Connection.open(this.url, { WebSocket, timeoutMs, keepaliveMs, onEnd, signal: closing });
+    const connection = await Connection.open(this.url, { WebSocket, token, timeoutMs, keepaliveMs, onEnd, signal: closing });
     this.#greeted = true;
     this.#others.add(connection);
     if (closing.aborted) {
@@ -705,6 +718,10 @@ export class VisionAI extends EventTarget {
         connection.close();
         throw signal.aborted ? lost(`${this.url} gave no answer within ${timeoutMs} ms`) : error;
       }
+    }
+    if (token !== this.#token) {
+      connection.close();
+      return null;
     }
     this.#others.delete(connection);
     this.#connection = connection;

@@ -96,7 +96,7 @@ class Peer:
     connections: int = 0
     url: str = ""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
-    _tokens: dict[int, str | None] = field(default_factory=dict)  # of each connection
+    tokens: dict[int, str | None] = field(default_factory=dict)  # of each connection
     _options: dict[int, dict[str, Any]] = field(default_factory=dict)  # of each connection
     _seen: Counter[bytes] = field(default_factory=Counter)
     _answered: int = 0
@@ -151,7 +151,7 @@ class Peer:
             welcome["protocol"] = self.protocol
         if self.authentication:
             welcome["authentication"] = self.authentication
-            self._tokens[number] = _bearer(websocket.request)
+            self.tokens[number] = _bearer(websocket.request)
         welcome["commands"] = dict.fromkeys(self.commands, "")
         await websocket.send(json.dumps(welcome))
         if number <= self.leaving:
@@ -196,13 +196,13 @@ class Peer:
             await self._send(websocket, request, reply)
 
     def _lets(self, request: Received) -> bool:
-        token = request.message.get("token") or self._tokens[request.connection]
+        token = request.message.get("token") or self.tokens[request.connection]
         if token is None:
             return self.authentication == "optional" or request.message["command"] == "health"
         if token in self.expired:
             return False
         if request.message.get("command") == "configure":
-            self._tokens[request.connection] = token
+            self.tokens[request.connection] = token
         return True
 
     async def _send(self, websocket: ServerConnection, request: Received, reply: dict[str, Any]) -> None:

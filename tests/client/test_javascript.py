@@ -57,6 +57,7 @@ async def test_the_javascript_client_survives_every_fault(tmp_path: Path, unused
         await run_node("silence.test.mjs", tmp_path, addresses)
         await run_node("many.test.mjs", tmp_path, addresses)
         await run_node("tokens.test.mjs", tmp_path, addresses)
+    assert {optional.tokens[request.connection] for request in optional.predictions_received} == {None}
     assert all(request.binary for request in peer.predictions_received)
     assert not any(request.binary for request in v1.predictions_received)
     assert {request.message.get("token") for request in peer.predictions_received} == {None, "secret"}

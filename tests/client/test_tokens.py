@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 
@@ -75,11 +76,11 @@ async def test_a_token_is_not_refused_for_an_attempt_that_was_made_with_the_old_
     with pytest.raises(Unauthorized):
         await client.predict(EXPIRED_AND_CUT)
     refused = len(guarded.handshakes)
-    other = asyncio.create_task(client.emotions())
+    other = asyncio.create_task(client.predict(image("sad")))
     while len(guarded.handshakes) == refused:
         await asyncio.sleep(0)
     await client.configure(token="fresh")
-    assert len(await other) == 7
+    assert (await other).emotion_name == "sad"
     await client.aclose()
 
 
@@ -118,3 +119,22 @@ async def test_what_is_no_token_is_refused_before_it_is_sent(guarded: Peer) -> N
         with pytest.raises(ValueError, match="the whole token"):
             await client.configure(token="fr esh")
         await ask_everything(client)
+
+
+@pytest.mark.parametrize("moment", ["handshake", "answer"])
+async def test_a_token_that_was_given_up_is_nobodys(peer: Peer, moment: str) -> None:
+    """Whether the connection was still opening or already had it: what a client without token sends is no user's."""
+    peer.authentication = "optional"
+    async with aclosing(connect(peer)) as client:
+        if moment == "answer":
+            await client.connect()
+        configuring = asyncio.create_task(client.configure(token="fresh"))
+        while not (peer.handshakes if moment == "handshake" else "fresh" in peer.tokens.values()):
+            await asyncio.sleep(0)
+        configuring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await configuring
+        await client.predict(image("sad"))
+    (prediction,) = peer.predictions_received
+    assert peer.tokens[prediction.connection] is None
+    assert "token" not in prediction.message

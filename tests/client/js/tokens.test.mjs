@@ -54,7 +54,7 @@ for (const how of ["option", "configure"]) {
     await assert.rejects(client.predict(image("sad", { first: [{ expire: token, drop: true }] })), { code: "unauthorized" });
     let renewed;
     client.addEventListener("reconnecting", () => setImmediate(() => (renewed ??= client.configure({ token: "fresh" }))));
-    assert.equal((await client.emotions()).length, 7);
+    assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
     await renewed;
     await askEverything(client);
   });
@@ -79,3 +79,23 @@ test("a connection that was opened for a refused request is left", async () => {
   await client.predict(image("sad"));
   assert.equal(opened, 2);
 });
+
+for (const moment of ["handshake", "answer"]) {
+  test(`${moment}: a token that was given up is nobody's`, async () => {
+    const abort = new AbortController();
+    class Abandoned extends WebSocket {
+      constructor(url) {
+        super(url);
+        if (moment === "handshake") queueMicrotask(() => abort.abort());
+      }
+      send(data) {
+        super.send(data);
+        if (moment === "answer" && String(data).includes("fresh")) abort.abort();
+      }
+    }
+    const client = connect(PEER_OPTIONAL, { WebSocket: Abandoned });
+    if (moment === "answer") await client.connect();
+    await assert.rejects(client.configure({ token: "fresh" }, { signal: abort.signal }), { name: "AbortError" });
+    await client.predict(image("sad")); // the peer tells whose it was
+  });
+}
