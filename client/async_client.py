@@ -336,9 +336,10 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
     def _leave(self, connection: Connection | None) -> None:
-        """Use `connection` no more. It stays open for its requests in flight, until the server closes it."""
+        """Use `connection` no more. It stays open for its requests in flight only."""
         if connection is not None and self._connection is connection:
             self._connection = None
+            connection.retire()
             self._leaving.add(connection)
             self._leaving = {leaving for leaving in self._leaving if leaving.usable}
 
@@ -359,7 +360,9 @@ class AsyncClient:
             raise ConnectionLost("the client is closed")
         if (error := opening.exception()) is not None:
             raise copy.copy(error)
-        return opening.result()
+        connection = opening.result()
+        # Until this task's turn it may have been left: it has what is not the client's, or will answer nothing new.
+        return await self._connected() if connection.retired else connection
 
     def _opened(self, opening: asyncio.Task[Connection]) -> None:
         self._opening = None

@@ -95,11 +95,12 @@ class Connection:
     `exchange` may be cancelled at any time: the reply that comes later is dropped. `token` is the one that it has.
     """
 
-    def __init__(
-        self, websocket: ClientConnection, welcome: Welcome, token: str | None, keepalive: float
-    ) -> None:
+    def __init__(self, websocket: ClientConnection, welcome: Welcome, token: str | None, keepalive: float):
         self.welcome = welcome
         self.token = token
+        self.retired = False
+        self._waiting = 0
+        self._unused = asyncio.Event()  # retired, and nobody waits for a reply any more
         self._websocket = websocket
         self._ids = itertools.count(1)
         self._unanswered: Unanswered[asyncio.Future[dict[str, Any]]] = Unanswered(welcome.protocol)
@@ -175,6 +176,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[dict[str, Any]] = loop.create_future()
         request_id = next(self._ids)
+        self._waiting += 1
         try:
             # One at a time: on a slow line, what waits for its turn can still be given up without being sent, and
             # the server is told what is left of its time when it goes.
@@ -192,19 +194,28 @@ class Connection:
         except asyncio.CancelledError:
             self._unanswered.give_up(request_id)
             raise
+        finally:
+            self._waiting -= 1
+            if self.retired:
+                self.retire()
         if answer.get("type") == "error":
             raise error_of(answer)
         return answer
 
     async def _ping(self, keepalive: float) -> None:
-        """Give up a connection on which no ping is answered: of one whose other end is gone nothing else may tell.
+        """Give up a connection on which no ping is answered, as nothing else may tell; close one that is unused.
 
         No ping overtakes an image, and how much of that still waits in the system's buffers cannot be seen: what is
         unanswered is given the time that it takes on the slowest line.
         """
         with contextlib.suppress(ConnectionClosed):
             while True:
-                await asyncio.sleep(keepalive)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(keepalive):
+                        await self._unused.wait()
+                if self._unused.is_set():
+                    await self._close()
+                    return
                 try:
                     async with asyncio.timeout(keepalive + self._unanswered.size / SLOWEST_LINE):
                         # Sending it waits, too: for as long as much is unsent before it.
@@ -212,6 +223,12 @@ class Connection:
                 except TimeoutError:
                     await self._close(1011, "keepalive ping timeout")
                     return
+
+    def retire(self) -> None:
+        """Close as soon as nobody waits for a reply."""
+        self.retired = True
+        if not self._waiting:
+            self._unused.set()
 
     async def aclose(self) -> None:
         """Close, and wait until the connection is gone. Requests that still wait get `ConnectionLost`."""

@@ -71,6 +71,7 @@ const ignore = () => {}; // in Node's package ws an error that nobody listens to
 /** One WebSocket: opened, welcomed, then requests out and replies back. Ends with the first fault. */
 class Connection {
   ended = false;
+  retired = false;
   token; // the one that it has
   #socket;
   #welcome;
@@ -168,6 +169,7 @@ class Connection {
       const abandon = () => {
         entry.resolve = null;
         reject(signal.reason);
+        if (this.retired) this.retire();
       };
       const settled = (settle) => (value) => {
         signal?.removeEventListener("abort", abandon);
@@ -189,6 +191,12 @@ class Connection {
     this.#finish(() => lost("the client is closed"));
   }
 
+  /** Close as soon as nobody waits for a reply. */
+  retire() {
+    this.retired = true;
+    if (![...this.#unanswered.values()].some(({ resolve }) => resolve)) this.close();
+  }
+
   #receive(data) {
     this.#heardOf = Date.now();
     try {
@@ -197,6 +205,7 @@ class Connection {
       if (!entry.resolve) return;
       if (reply.type === "error") entry.reject(errorOf(reply));
       else entry.resolve(reply);
+      if (this.retired) this.retire();
     } catch (error) {
       this.#socket.close(1000);
       this.#finish(() => violation(error.message));
@@ -628,7 +637,10 @@ export class VisionAI extends EventTarget {
   async #askUntil(deadline, command, fields, image, signal, resend) {
     const { attempts } = this.#options.retry;
     for (let attempt = 1; ; attempt++) {
-      const connection = await unlessAborted(this.#connected(), signal);
+      let connection;
+      // What was left until this request's turn has what is not the client's, or will answer nothing new.
+      do connection = await unlessAborted(this.#connected(), signal);
+      while (connection.retired);
       let pause;
       try {
         return await connection.exchange(command, fields, image, Math.max(1, deadline - Date.now()), signal);
@@ -649,11 +661,12 @@ export class VisionAI extends EventTarget {
     return atLeastMs + Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** retry);
   }
 
-  /** Use a connection no more; it stays open for its requests in flight. */
+  /** Use a connection no more; it stays open for its requests in flight only. */
   #leave(connection) {
     if (!connection || this.#connection !== connection) return;
     this.#connection = null;
     this.#others.add(connection);
+    connection.retire();
   }
 
   /** The connection, restored if need be. Requests that need it at once share one attempt. */

@@ -94,6 +94,7 @@ class Peer:
     received: list[Received] = field(default_factory=list)
     handshakes: list[HTTPRequest] = field(default_factory=list)
     connections: int = 0
+    open: set[int] = field(default_factory=set)  # connections
     url: str = ""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     tokens: dict[int, str | None] = field(default_factory=dict)  # of each connection
@@ -158,6 +159,7 @@ class Peer:
             await websocket.close(1001)
             return
         answers: list[asyncio.Task[None]] = []
+        self.open.add(number)
         try:
             async for frame in websocket:
                 request = self._read(number, frame)
@@ -169,6 +171,7 @@ class Peer:
         except ConnectionClosed:
             pass
         finally:
+            self.open.remove(number)
             for answer in answers:
                 answer.cancel()
             await asyncio.gather(*answers, return_exceptions=True)

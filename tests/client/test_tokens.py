@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -111,6 +111,37 @@ async def test_a_connection_that_was_opened_for_a_refused_request_is_left(peer: 
         await client.predict(image("sad"))
     assert "Authorization" not in peer.handshakes[-1].headers
     assert peer.predictions_received[-1].connection == peer.connections
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once it holds."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def test_connections_that_are_left_are_closed(peer: Peer) -> None:
+    """Once what is in flight on them is answered, and not before."""
+    peer.authentication = "optional"
+    async with connect(peer, retry=Retry(attempts=1)) as client:
+        for number in range(3):
+            with pytest.raises(ConnectionLost):
+                await client.predict(image(first=[{"drop": True}], salt=number))
+            with pytest.raises(InvalidRequest, match="colour"):
+                await client.configure(token="fresh", colour="red")
+        await client.connect()
+        await until(lambda: peer.open == {peer.connections})
+        in_flight = asyncio.create_task(client.predict(image("sad", gated=True)))
+        await until(lambda: len(peer.predictions_received) == 4)
+        configuring = asyncio.create_task(client.configure(token="fresh"))
+        await until(lambda: peer.tokens[peer.connections] == "fresh")
+        configuring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await configuring
+        await client.predict(image("fear"))
+        assert peer.open == {peer.connections - 1, peer.connections}
+        peer.gate.set()
+        assert (await in_flight).emotion_name == "sad"
+        await until(lambda: peer.open == {peer.connections})
 
 
 async def test_what_is_no_token_is_refused_before_it_is_sent(guarded: Peer) -> None:

@@ -99,3 +99,51 @@ for (const moment of ["handshake", "answer"]) {
     await client.predict(image("sad")); // the peer tells whose it was
   });
 }
+
+/** A class of sockets, of which those in `open` are. */
+function counted() {
+  const open = new Set();
+  class Counted extends WebSocket {
+    constructor(url) {
+      super(url);
+      open.add(this);
+      this.addEventListener("close", () => open.delete(this));
+    }
+  }
+  const onlyOne = async () => {
+    while (open.size !== 1) await new Promise(setImmediate);
+  };
+  return { Counted, onlyOne };
+}
+
+test("connections that are left are closed", async () => {
+  const { Counted, onlyOne } = counted();
+  const client = connect(PEER_OPTIONAL, { retry: { attempts: 1 }, WebSocket: Counted });
+  for (let round = 0; round < 3; round++) {
+    await assert.rejects(cut(client), { code: "connection_lost" });
+    await assert.rejects(client.configure({ token: "fresh", colour: "red" }), { code: "invalid_request" });
+  }
+  await client.connect();
+  await onlyOne();
+});
+
+test("a connection that is left answers what is in flight on it", async () => {
+  const { Counted, onlyOne } = counted();
+  const abort = new AbortController();
+  const givenUp = () =>
+    assert.rejects(client.configure({ token: "fresh" }, { signal: abort.signal }), { name: "AbortError" });
+  let left;
+  class Left extends Counted {
+    send(data) {
+      super.send(data);
+      if (typeof data !== "string") left ??= givenUp();
+      else if (data.includes("fresh")) abort.abort();
+    }
+  }
+  const client = connect(PEER_OPTIONAL, { retry: { attempts: 1 }, WebSocket: Left });
+  await client.connect();
+  assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
+  await left;
+  await client.connect();
+  await onlyOne();
+});
