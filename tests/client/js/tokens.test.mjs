@@ -140,7 +140,7 @@ test("a connection that is left answers what is in flight on it", async () => {
       else if (data.includes("fresh")) abort.abort();
     }
   }
-  const client = connect(PEER_OPTIONAL, { retry: { attempts: 1 }, WebSocket: Left });
+  const client = connect(PEER_REQUIRED, { token: "own", retry: { attempts: 1 }, WebSocket: Left });
   await client.connect();
   assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
   await left;
