@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.lookups import Lookup
 from service.predictor import Request
-from service.protocol import Options, Query
+from service.protocol import Lookup, Options, Query
 from service.security.guard import Rules
 
 if TYPE_CHECKING:

@@ -35,10 +35,9 @@ from service.errors import (
 from service.faces.tracking import FaceTracker
 from service.frames import text_frame
 from service.images import ImageFile
-from service.lookups import History, Lookup, Stats
 from service.messages import MessageConnection
 from service.predictor import Request
-from service.protocol import Configure, FrameError, Options, Predict, Query, RequestId
+from service.protocol import Configure, FrameError, Lookup, Options, Predict, Query, RequestId
 from service.security.gate import Visitor
 from service.security.guard import PATIENCE, Guard
 from service.store.prediction_ids import PredictionIds
@@ -239,7 +238,7 @@ class Connection(MessageConnection):
                     self._reply(self._backend.answer(parsed), parsed.id)
                 case Configure():
                     self._configure(parsed, user)
-                case History() | Stats():
+                case protocol.History() | protocol.Stats():
                     self._look_up(parsed, user)
 
     def _look_up(self, lookup: Lookup, user: str | None) -> None:

@@ -1,4 +1,5 @@
-"""`history` and `stats`, without sockets and without a database: fields in, typed requests out; rows in, replies out.
+"""`history` and `stats`, without sockets and without a database of its own: requests in, what reads the rows out, and
+their replies.
 
 Whose predictions are looked at is decided here, in one place:
 
@@ -17,16 +18,16 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
-import orjson
 import sqlalchemy as sa
 
 from service.errors import InvalidRequest
+from service.protocol import History, Lookup, Stats
+from service.replies import naive_utc, success
 from service.store import minutes
 from service.store.history import (
     Anonymous,
@@ -40,84 +41,11 @@ from service.store.history import (
 )
 from service.store.prediction_ids import PredictionIds
 
-MAX_LIMIT: Final = 1000
-MAX_BUCKETS: Final = 500
-MAX_WINDOW_S: Final = 10 * 366 * 86400.0
-# Far below what anybody looks at, and far above the microseconds that times are told in.
-MIN_BUCKET_S: Final = 0.001
-_MAX_CURSOR: Final = 100
 # What the columns hold: a row's number is a bigint, a face's a smallint.
 _MAX_ROW: Final = 2**63 - 1
 _MAX_FACE: Final = 2**15 - 1
 
-RequestId = str | int | None
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """A request for stored predictions, newest first. `cursor` is the `next` of the page before."""
-
-    id: RequestId
-    limit: int = 50
-    cursor: str | None = None
-    token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """A request for figures over the last `window_s` seconds, in so many `buckets` or in none."""
-
-    id: RequestId
-    window_s: float = 3600.0
-    buckets: int = 0
-    scope: Literal["all", "connection"] = "all"
-    token: str | None = field(default=None, repr=False)
-
-
-Lookup = History | Stats
 Read = Callable[[sa.Connection], bytes]
-Default = TypeVar("Default", int, None)
-
-
-def parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any]) -> Lookup:
-    """Read the fields of a `history` or `stats` request. Null is as if the field was not there.
-
-    Raises:
-        InvalidRequest: one has an impossible value; names it.
-    """
-    fields = {name: value for name, value in fields.items() if value is not None}
-    if command == "history":
-        cursor = fields.get("cursor")
-        if cursor is not None and (not isinstance(cursor, str) or len(cursor) > _MAX_CURSOR):
-            raise InvalidRequest("'cursor' is the 'next' of the page before, or left out")
-        return History(request_id, integer(fields, "limit", 50, 1, MAX_LIMIT), cursor)
-    window = fields.get("window_s", 3600.0)
-    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window <= MAX_WINDOW_S:
-        raise InvalidRequest(f"'window_s' is a number of seconds above 0, at most {MAX_WINDOW_S:.0f}")
-    buckets = integer(fields, "buckets", 0, 0, MAX_BUCKETS)
-    # In whole microseconds: 0.071 / 71 is a little less than 0.001.
-    if round(window * 1e6) < max(buckets, 1) * round(MIN_BUCKET_S * 1e6):
-        raise InvalidRequest(f"'window_s' is at least {MIN_BUCKET_S} seconds for each of the 'buckets'")
-    scope = fields.get("scope", "all")
-    if scope not in ("all", "connection"):
-        raise InvalidRequest("'scope' is all or connection")
-    return Stats(request_id, float(window), buckets, scope)
-
-
-def integer(fields: Mapping[str, Any], name: str, default: Default, low: int, high: int) -> int | Default:
-    """The integer of a field, `default` where it is null or not there. 4.0 is one, as in JSON Schema.
-
-    Raises:
-        InvalidRequest: it is none, or not from `low` to `high`.
-    """
-    value = fields.get(name)
-    if value is None:
-        return default
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"'{name}' is an integer from {low} to {high}")
-    return value
 
 
 def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, pending: int) -> Read:
@@ -161,16 +89,14 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
 
 def _history_reply(history: History, rows: Sequence[StoredFace], pending: int) -> bytes:
     page = rows[: history.limit]
-    return _success(
-        history.id,
+    return success(
         {
             "type": "history",
-            "status": "success",
             "predictions": [
                 {
                     "prediction_id": row.prediction_id,
                     "face_index": row.face_index,
-                    "timestamp": row.timestamp.replace(tzinfo=None).isoformat(timespec="microseconds"),
+                    "timestamp": naive_utc(row.timestamp),
                     "emotion_name": row.emotion,
                     "confidence": row.confidence,
                     "model_version_tag": row.version_tag,
@@ -183,6 +109,7 @@ def _history_reply(history: History, rows: Sequence[StoredFace], pending: int) -
             "next": _cursor(page[-1].position) if len(rows) > history.limit else None,
             "pending": pending,
         },
+        history.id,
     )
 
 
@@ -191,9 +118,8 @@ def _stats_reply(stats: Stats, scope: str, since: datetime, found: Figures, pend
     confidence = sum(tally.confidence for tally in found.emotions.values())
     reply: dict[str, Any] = {
         "type": "stats",
-        "status": "success",
         "scope": scope,
-        "since": since.replace(tzinfo=None).isoformat(timespec="microseconds"),
+        "since": naive_utc(since),
         "window_s": stats.window_s,
         "count": count,
         "mean_confidence": round(confidence / count, 6) if count else None,
@@ -207,13 +133,7 @@ def _stats_reply(stats: Stats, scope: str, since: datetime, found: Figures, pend
     if stats.buckets:
         reply["bucket_s"] = stats.window_s / stats.buckets
         reply["buckets"] = found.buckets
-    return _success(stats.id, reply)
-
-
-def _success(request_id: RequestId, reply: dict[str, Any]) -> bytes:
-    if request_id is not None:
-        reply["id"] = request_id
-    return orjson.dumps(reply)
+    return success(reply, stats.id)
 
 
 def _cursor(position: Position) -> str:

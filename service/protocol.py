@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar
 
 import orjson
 
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.images import ImageFile
-from service.lookups import Lookup, integer, parse_lookup
 from service.scheduler import HIGH, LOW, NORMAL
 from service.settings import Detect
 
@@ -41,6 +40,13 @@ DETECT: Final[tuple[Detect, ...]] = ("auto", "always", "never")
 MAX_FACES: Final = 64
 PRIORITIES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
 SUBPROTOCOL: Final = "visionai.v2"
+
+MAX_LIMIT: Final = 1000
+MAX_BUCKETS: Final = 500
+MAX_WINDOW_S: Final = 10 * 366 * 86400.0
+# Far below what anybody looks at, and far above the microseconds that times are told in.
+MIN_BUCKET_S: Final = 0.001
+_MAX_CURSOR: Final = 100
 
 # A request id comes back in the reply and is stored with the prediction: long ones would be free storage.
 MAX_ID_LENGTH: Final = 128
@@ -77,6 +83,30 @@ class Query:
     id: RequestId
     command: str
     token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A request for stored predictions, newest first. `cursor` is the `next` of the page before."""
+
+    id: RequestId
+    limit: int = 50
+    cursor: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A request for figures over the last `window_s` seconds, in so many `buckets` or in none."""
+
+    id: RequestId
+    window_s: float = 3600.0
+    buckets: int = 0
+    scope: Literal["all", "connection"] = "all"
+    token: str | None = field(default=None, repr=False)
+
+
+Lookup = History | Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +160,7 @@ class Options:
         if "detect" in checked:
             checked["detect"] = _read_detect(changes)
         if "max_faces" in checked:
-            checked["max_faces"] = integer(changes, "max_faces", None, 1, MAX_FACES)
+            checked["max_faces"] = _integer(changes, "max_faces", None, 1, MAX_FACES)
         return replace(self, **checked)
 
 
@@ -203,7 +233,7 @@ def _parse_object(
                 _read_milliseconds(message, "deadline_ms"),
                 _read_priority(message),
                 _read_detect(message),
-                integer(message, "max_faces", None, 1, MAX_FACES),
+                _integer(message, "max_faces", None, 1, MAX_FACES),
                 _read_token(message),
             )
         if command == "configure":
@@ -215,11 +245,32 @@ def _parse_object(
         if isinstance(command, str) and command in QUERIES:
             return Query(request_id, command, _read_token(message))
         if isinstance(command, str) and command in LOOKUPS:
-            return replace(parse_lookup(command, request_id, message), token=_read_token(message))
+            return replace(_parse_lookup(command, request_id, message), token=_read_token(message))
         shown = repr(command[:40]) if isinstance(command, str) else _json_type(command)
         raise UnknownCommand(f"unknown command {shown}; the commands are {', '.join(COMMANDS)}")
     except RequestError as exc:
         raise FrameError(exc, request_id) from None
+
+
+def _parse_lookup(command: str, request_id: RequestId, fields: Mapping[str, Any]) -> Lookup:
+    """The fields of a `history` or `stats` request. Null is as if the field was not there."""
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if command == "history":
+        cursor = fields.get("cursor")
+        if cursor is not None and (not isinstance(cursor, str) or len(cursor) > _MAX_CURSOR):
+            raise InvalidRequest("'cursor' is the 'next' of the page before, or left out")
+        return History(request_id, _integer(fields, "limit", 50, 1, MAX_LIMIT), cursor)
+    window = fields.get("window_s", 3600.0)
+    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window <= MAX_WINDOW_S:
+        raise InvalidRequest(f"'window_s' is a number of seconds above 0, at most {MAX_WINDOW_S:.0f}")
+    buckets = _integer(fields, "buckets", 0, 0, MAX_BUCKETS)
+    # In whole microseconds: 0.071 / 71 is a little less than 0.001.
+    if round(window * 1e6) < max(buckets, 1) * round(MIN_BUCKET_S * 1e6):
+        raise InvalidRequest(f"'window_s' is at least {MIN_BUCKET_S} seconds for each of the 'buckets'")
+    scope = fields.get("scope", "all")
+    if scope not in ("all", "connection"):
+        raise InvalidRequest("'scope' is all or connection")
+    return Stats(request_id, float(window), buckets, scope)
 
 
 def _read_id(message: dict[str, Any]) -> RequestId:
@@ -250,6 +301,21 @@ def _read_image(message: dict[str, Any]) -> str:
     if not isinstance(image, str):
         raise InvalidRequest(f"'image' is a base64 string, not {_json_type(image)}")
     return image
+
+
+Default = TypeVar("Default", int, None)
+
+
+def _integer(fields: Mapping[str, Any], name: str, default: Default, low: int, high: int) -> int | Default:
+    """The integer of a field, `default` where it is null or not there. 4.0 is one, as in JSON Schema."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(f"'{name}' is an integer from {low} to {high}")
+    return value
 
 
 def _read_milliseconds(message: Mapping[str, Any], name: str) -> float | None:

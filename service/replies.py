@@ -146,12 +146,12 @@ def welcome(version: str, authentication: Authentication = "off") -> bytes:
 
 def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
     """The reply to `emotions`."""
-    return _success({"type": "emotions", "emotions": emotions}, request_id)
+    return success({"type": "emotions", "emotions": emotions}, request_id)
 
 
 def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
     """The reply to `model_info`."""
-    return _success({"type": "model_info", "info": info}, request_id)
+    return success({"type": "model_info", "info": info}, request_id)
 
 
 def configuration_reply(options: Options, request_id: RequestId, user: str | None = None) -> bytes:
@@ -159,17 +159,17 @@ def configuration_reply(options: Options, request_id: RequestId, user: str | Non
     body: dict[str, Any] = {"type": "configuration", "configuration": asdict(options)}
     if user is not None:
         body["user"] = user
-    return _success(body, request_id)
+    return success(body, request_id)
 
 
 def pong_reply(now: datetime, request_id: RequestId) -> bytes:
     """The reply to `ping`."""
-    return _success({"type": "pong", "timestamp": naive_utc(now)}, request_id)
+    return success({"type": "pong", "timestamp": naive_utc(now)}, request_id)
 
 
 def models_reply(models: Sequence[Mapping[str, Any]], request_id: RequestId) -> bytes:
     """The reply to `models`."""
-    return _success({"type": "models", "models": models}, request_id)
+    return success({"type": "models", "models": models}, request_id)
 
 
 def health_reply(
@@ -204,7 +204,8 @@ def health_reply(
     return orjson.dumps(reply)
 
 
-def _success(body: dict[str, Any], request_id: RequestId) -> bytes:
+def success(body: dict[str, Any], request_id: RequestId) -> bytes:
+    """The reply to what succeeded: the body, whose `type` goes first."""
     reply = {"type": body.pop("type"), "status": "success", **body}
     if request_id is not None:
         reply["id"] = request_id

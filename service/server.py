@@ -32,11 +32,11 @@ from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes
 from service.images.peek import holds_up
-from service.lookups import Lookup, reader
+from service.lookups import reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
 from service.predictor import Request
-from service.protocol import SUBPROTOCOL, Options
+from service.protocol import SUBPROTOCOL, Lookup, Options
 from service.security.perimeter import Perimeter
 from service.settings import ON_GPU, Settings
 from service.store import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -15,8 +16,16 @@ from hypothesis import strategies as st
 
 from service import replies
 from service.errors import InvalidRequest, Overloaded
-from service.lookups import History
-from service.protocol import MAX_HEADER_BYTES, FrameError, Options, Predict, Query, parse_frame
+from service.protocol import (
+    MAX_HEADER_BYTES,
+    FrameError,
+    History,
+    Options,
+    Predict,
+    Query,
+    Stats,
+    parse_frame,
+)
 from service.replies import PredictionReplies, ScoredFace, Timing
 from service.scheduler import LOW
 from service.security.credentials import MAX_LENGTH
@@ -322,3 +331,26 @@ def test_the_welcome_names_the_commands_of_v1() -> None:
     assert message["version"] == "1.2.3"
     assert isinstance(message["message"], str)
     assert {"predict", "emotions", "model_info", "health"} <= set(message["commands"])
+
+
+def lookup(command: str, fields: Mapping[str, object]) -> object:
+    """What a request for what is stored, with these fields, is read as."""
+    return parse_frame(orjson.dumps({"command": command, "id": 1, **fields}).decode())
+
+
+def test_a_field_that_is_null_is_one_left_out() -> None:
+    """As clients send what they have no value for: the latest fifty, or an hour of all."""
+    for named in (False, True):
+        fields = ("limit", "cursor", "window_s", "buckets", "scope") if named else ()
+        assert lookup("history", dict.fromkeys(fields)) == History(1, 50, None)
+        assert lookup("stats", dict.fromkeys(fields)) == Stats(1, 3600.0, 0, "all")
+
+
+def test_the_least_and_the_most_that_may_be_asked_for() -> None:
+    """What the error names as the bounds is still allowed."""
+    assert [lookup("history", {"limit": limit}) for limit in (1, 1000)] == [
+        History(1, 1),
+        History(1, 1000),
+    ]
+    for fields in ({"window_s": 0.001}, {"window_s": 316224000}, {"window_s": 0.5, "buckets": 500}):
+        assert lookup("stats", fields) == Stats(1, **fields)

@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import DeadlineExceeded, Internal, Overloaded, ShuttingDown
-from service.lookups import Stats, reader
+from service.lookups import reader
+from service.protocol import Stats
 from service.store.database import parse_url
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
 from service.store.prediction_ids import PredictionIds

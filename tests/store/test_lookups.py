@@ -9,7 +9,8 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from service.lookups import History, Lookup, Stats, parse_lookup, reader
+from service.lookups import reader
+from service.protocol import History, Lookup, Stats
 from service.store import Store
 from service.store.prediction_ids import PredictionIds
 from tests.store.conftest import MakeRecord, OpenStore
@@ -163,21 +164,3 @@ def test_figures_tell_whose_they_are(
         own = told(user, scope="connection", buckets=2)
         assert (own["scope"], own["count"], own["mean_confidence"]) == ("connection", 1, confidence)
         assert own["buckets"] == [{}, {emotion: 1}]
-
-
-def test_a_field_that_is_null_is_one_left_out() -> None:
-    """As clients send what they have no value for: the latest fifty, or an hour of all."""
-    for named in (False, True):
-        fields = ("limit", "cursor", "window_s", "buckets", "scope") if named else ()
-        assert parse_lookup("history", 1, dict.fromkeys(fields)) == History(1, 50, None)
-        assert parse_lookup("stats", 1, dict.fromkeys(fields)) == Stats(1, 3600.0, 0, "all")
-
-
-def test_the_least_and_the_most_that_may_be_asked_for() -> None:
-    """What the error names as the bounds is still allowed."""
-    assert [parse_lookup("history", 1, {"limit": limit}) for limit in (1, 1000)] == [
-        History(1, 1),
-        History(1, 1000),
-    ]
-    for fields in ({"window_s": 0.001}, {"window_s": 316224000}, {"window_s": 0.5, "buckets": 500}):
-        assert parse_lookup("stats", 1, fields) == Stats(1, **fields)
