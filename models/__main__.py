@@ -88,7 +88,7 @@ def train(context: typer.Context) -> None:
 @app.command(**_FORWARDED)
 def label(context: typer.Context) -> None:
     """Ask a teacher about the training faces. Options: python -m models label --help."""
-    from models.labels import label_command
+    from models.label import label_command
 
     _forward(label_command, context)
 

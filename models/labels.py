@@ -1,34 +1,23 @@
-"""`python -m models label`: what a teacher says of every training face, seen in several augmented ways.
+"""What a teacher says of every training face, seen in several augmented ways: `label` asks, `training` learns from it.
 
 A student that learns from these labels sees the very same pixels as its teacher did (Beyer et al., "Knowledge
 distillation: a good teacher is patient and consistent", 2022). The pixels are not stored: recipe, seed and number
-of a view make them again. A teacher is asked once for all students and cycles.
+of a view make them again.
 """
 
 import hashlib
 import io
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from conversion.arrays import ArraysError, read_arrays
-from conversion.atomic import check_writable, write_atomically
-from conversion.digests import sha256_of
-from conversion.errors import ConversionError
-from models.dataset import EMOTIONS, INPUT_SIDE, DataError, Split, load_split, soft_targets
-from models.networks import ModelError, load_trained
+from conversion.atomic import write_atomically
+from models.dataset import DataError, Split
 from models.recipe import Recipe, is_light
-from models.resuming import alone, begin
 
 # What the pixels of a view depend on, of all that a recipe says.
 _OF_VIEWS = ("batch_size", "oversample", "augmentation", "seed")
@@ -53,7 +42,7 @@ def save_labels(path: Path, labels: Labels, recipe: Recipe, faces: Split) -> Non
         content,
         strong=labels.strong,
         light=labels.light,
-        recipe=np.array(_fingerprint(recipe)),
+        recipe=np.array(fingerprint(recipe)),
         faces=np.array(faces_digest(faces)),
     )
     write_atomically(path, content.getvalue())
@@ -69,7 +58,7 @@ def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
         raise DataError(f"{path}: {error}") from error
     if found.keys() != set(names):
         raise DataError(f"{path}: not a file of labels (it lacks {', '.join(set(names) - found.keys())})")
-    if str(found["recipe"]) != _fingerprint(recipe):
+    if str(found["recipe"]) != fingerprint(recipe):
         raise DataError(f"{path}: labels views of another recipe: {found['recipe']}")
     if str(found["faces"]) != faces_digest(faces):
         raise DataError(f"{path}: these labels are for other faces")
@@ -96,137 +85,7 @@ def faces_digest(faces: Split) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(recipe: Recipe) -> str:
+def fingerprint(recipe: Recipe) -> str:
+    """Return what the pixels of a view depend on, of all that a recipe says, as JSON."""
     values = asdict(recipe)
     return json.dumps({name: values[name] for name in _OF_VIEWS})
-
-
-class LabelledViews:
-    """The views that are labelled so far, one file each in a folder, so that what is cut off goes on.
-
-    Raises DataError when the folder holds views of other `teachers`, of other faces in the file `data`, or of another
-    recipe.
-    """
-
-    def __init__(self, folder: Path, teachers: Sequence[Path], data: Path, recipe: Recipe) -> None:
-        self._folder = folder
-        digests = {"teachers": [sha256_of(path) for path in teachers], "data": sha256_of(data)}
-        begin(folder, digests | {"recipe": _fingerprint(recipe)})
-
-    def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
-        """Return the labels of a view, asking `label` for them if they are not there yet, or damaged.
-
-        Raises ConversionError where they cannot be kept.
-        """
-        path = self._folder / f"{'light' if light else 'strong'}-{number}.npy"
-        try:
-            kept: NDArray[np.float16] = np.load(path)
-        except (OSError, EOFError, ValueError):
-            said = label()
-            # Not into the file itself: where a disk is full, NumPy may lose the end and say nothing.
-            content = io.BytesIO()
-            np.save(content, said)
-            write_atomically(path, content.getvalue())
-            return said
-        return kept
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self._folder)
-
-
-def label_command(
-    teachers: Annotated[
-        list[Path],
-        typer.Argument(help="Trained networks that give logits, as RUN/teacher.keras; of several, the mean."),
-    ],
-    data: Annotated[Path, typer.Option(help="The .npz with train_x and train_votes.")],
-    output: Annotated[Path, typer.Option("-o", "--output")] = Path("models/runs/labels.npz"),
-    views: Annotated[int, typer.Option(min=0, help="How many strongly augmented views.")] = 8,
-    light_views: Annotated[
-        int, typer.Option(min=0, help="How many lightly augmented ones: all, for `train --light-share 1`.")
-    ] = 2,
-    bf16: Annotated[bool, typer.Option(help="Convolutions in bfloat16, as in train.")] = True,
-) -> None:
-    """Ask teachers about augmented training faces; `train --labels` then learns from their answers.
-
-    A run that was cut off goes on when it is started again in the same way.
-
-    Example: python -m models label models/runs/teacher/teacher.keras --data fer2013_train_val.npz
-    """
-    if output.suffix != ".npz":
-        raise typer.BadParameter(f"{output}: name a .npz file", param_hint="--output")
-    if views + light_views == 0:
-        raise typer.BadParameter("ask about one view or more", param_hint="--views")
-    try:
-        check_writable(output)
-    except ConversionError as error:
-        raise typer.BadParameter(str(error), param_hint="--output") from error
-    recipe = Recipe()
-    try:
-        split = load_split(data, "train", INPUT_SIDE)
-    except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--data") from error
-    import tensorflow as tf
-
-    from models.training import steps_per_epoch, view
-
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bf16})
-    targets, keep = soft_targets(split.votes)
-    images, targets = split.images[keep], targets[keep]
-    try:
-        steps = steps_per_epoch(targets, recipe)
-    except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--data") from error
-    try:
-        ask = _asking([load_trained(path, INPUT_SIDE) for path in teachers])
-    except ModelError as error:
-        raise typer.BadParameter(str(error), param_hint="TEACHERS") from error
-    folder, held = output.with_name(f"{output.name}.views"), ExitStack()
-    try:
-        labelled = LabelledViews(folder, teachers, data, recipe)
-        held.enter_context(alone(folder))
-    except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--output") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with held, Progress(*columns) as progress:
-        task = progress.add_task("labelling", total=(views + light_views) * steps)
-
-        def label(number: int, light: bool) -> NDArray[np.float16]:
-            rows = []
-            for faces, _ in view(images, targets, recipe, number, light):
-                rows.append(ask(tf.constant(faces)).numpy().astype(np.float16))
-                progress.advance(task)
-            return np.concatenate(rows)
-
-        def all_views(light: bool, count: int) -> NDArray[np.float16]:
-            said = []
-            for number in range(count):
-                said.append(labelled.get(light, number, partial(label, number, light)))
-                progress.update(task, completed=steps * (number + 1 + (views if light else 0)))
-            return np.array(said, np.float16).reshape(count, steps * recipe.batch_size, len(EMOTIONS))
-
-        try:
-            labels = Labels(all_views(False, views), all_views(True, light_views))
-            save_labels(output, labels, recipe, split)
-        except ConversionError as error:
-            typer.echo(
-                f"error: {error}; when there is room, start again in the same way: what is labelled is kept",
-                err=True,
-            )
-            raise typer.Exit(1) from error
-        labelled.remove()
-    typer.echo(f"{output}: {output.stat().st_size:,} bytes")
-
-
-def _asking(networks: Sequence[Any]) -> Any:
-    """Return a function from faces [n, h, w, 1] to the mean of what the networks say of them and of their mirror
-    images, probabilities [n, 7]. A mirrored look makes the teacher better by about a point of a hundred."""
-    import tensorflow as tf
-
-    def ask(faces: tf.Tensor) -> tf.Tensor:
-        looks = (faces, faces[:, :, ::-1])
-        said = [tf.nn.softmax(network(look, training=False)) for network in networks for look in looks]
-        return tf.add_n(said) / len(said)
-
-    return tf.function(ask, autograph=False)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.dataset import DataError, Split
-from models.labels import LabelledViews, Labels, label_command, load_labels, save_labels
+from models.label import LabelledViews, label_command
+from models.labels import Labels, load_labels, save_labels
 from models.recipe import Recipe
 from models.train import train_command
 from models.training import batches, steps_per_epoch, view
