@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 
 from service.costs import CostModel
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
 from service.lingering import Lingering
+from service.niceness import give_way
 from service.predictor import Batches, Client, Request
 from service.scheduler import Batch, MicroBatchQueue, share
 
@@ -320,12 +318,7 @@ class ThreadExecutors:
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""
-        if sys.platform == "linux":
-            thread = threading.get_native_id()
-            # A service that is nicer already may not take that back. A sandbox may forbid it: no reason not to work.
-            with suppress(OSError):
-                if os.getpriority(os.PRIO_PROCESS, thread) < self._niceness:
-                    os.setpriority(os.PRIO_PROCESS, thread, self._niceness)
+        give_way(self._niceness)
         buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
         try:

@@ -8,8 +8,6 @@ give way to everything else of this process where the system lets one thread do 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import DeadlineExceeded, Internal, Overloaded, RequestError, ShuttingDown
+from service.niceness import give_way
 from service.store.database import create_reading_engine, first_line
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ CAPACITY: Final = 16
 TIMEOUT_S: Final = 10.0
 
 _RETRY_AFTER_MS: Final = 1000
-_NICE: Final = 10
+_NICENESS: Final = 10
 # Instructions of SQLite's machine between two looks at the clock: some milliseconds.
 _SQLITE_STEPS: Final = 500_000
 _QUERY_CANCELED: Final = "57014"
@@ -96,7 +95,7 @@ class Queries:
         self._engine.dispose()
 
     def _work(self) -> None:
-        _give_way()
+        give_way(_NICENESS)  # predictions are more urgent
         while (task := self._tasks.get()) is not None:
             _answer(*task)
             del task  # or the answer is kept until the next query
@@ -156,13 +155,3 @@ def _answer(future: Future[T], run: Callable[[], T]) -> None:
 
 def _was_cut(error: exc.DBAPIError) -> bool:
     return getattr(error.orig, "pgcode", None) == _QUERY_CANCELED or str(error.orig) == "interrupted"
-
-
-def _give_way() -> None:
-    """Lower this thread's priority: predictions are more urgent."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        # A service that is nicer already may not take that back. A sandbox may forbid it: no reason not to answer.
-        with suppress(OSError):
-            if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
-                os.setpriority(os.PRIO_PROCESS, thread, _NICE)
