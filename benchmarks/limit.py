@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.workload import Detect, face_jpeg, faces_of
+from service.apart import end_with_parent
 from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
@@ -186,17 +187,10 @@ def _load_job(model: str, barrier: threading.Barrier) -> None:
         # What ends a group (`timeout`, a terminal that is closed) would end a worker that holds the queue's lock, for
         # which `terminate` waits for ever. It is for the parent to end the workers.
         os.setpgid(0, 0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A parent that is killed ends nobody, and at the barrier a worker would wait for ever for one that is gone.
+    threading.Thread(target=end_with_parent, daemon=True).start()
     global _job, _barrier  # a pool's workers have no other place for what their initializer makes
     _job, _barrier = Job(Path(model)), barrier
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed ends nobody, and at the barrier a worker would wait for ever for one that is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _loop_in_process(size: str, batch: int, detect: Detect, seconds: float) -> tuple[int, float, float]:

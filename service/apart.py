@@ -66,15 +66,15 @@ def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))
     except StartupError as exc:
         pipe.send(("failed", str(exc)))
 
 
-def _end_with_parent() -> None:
-    """Do not go on for nobody, however the parent ended."""
+def end_with_parent() -> None:
+    """Wait for the parent, and do not go on for nobody, however it ended. For a thread of its own."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
