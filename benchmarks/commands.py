@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -313,9 +314,7 @@ def _slo_grids(outcomes: list[list[Outcome]], series: list[list[LoadResult]]) ->
     return [slo_grid(each, f"{first.size}, {first.clients} clients") for each, first in pairs if each]
 
 
-def _target(url: str | None, model: Path) -> Any:
-    from contextlib import nullcontext
-
+def _target(url: str | None, model: Path) -> AbstractContextManager[Target]:
     return nullcontext(Target(url)) if url is not None else started_service(model)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -70,8 +71,6 @@ def filled_service(
     model: Path, database: Database, rows: int, tell: Callable[[int], object]
 ) -> Iterator[tuple[Target, str]]:
     """A service whose database holds so many rows, and the database's URL."""
-    import tempfile
-
     with ExitStack() as stack:
         if database == "postgresql":
             url = stack.enter_context(started_postgresql())

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import cv2
+import numpy as np
+
 from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import build_frame
@@ -87,9 +90,6 @@ async def _flood(address: tuple[str, int]) -> None:
 
 
 async def _huge_images(address: tuple[str, int]) -> None:
-    import cv2
-    import numpy as np
-
     noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     encoded = cv2.imencode(".jpg", noise)[1].tobytes()
     await _send_for_ever(address, build_frame(encoded, text=False))

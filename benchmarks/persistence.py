@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.quiet import wait_until_quiet
-from benchmarks.target import started_service
+from benchmarks.target import Target, started_service
 from benchmarks.workload import Workload
 
 Storing = Literal["dropped", "sqlite", "postgresql", "unreachable"]
@@ -55,7 +55,7 @@ def compare_storing(
     """
     results = []
     with ExitStack() as stack:
-        targets = {
+        targets: dict[Storing, Target] = {
             "dropped": stack.enter_context(
                 started_service(model, command=("-m", "benchmarks.variants", "no-store"))
             ),
@@ -71,7 +71,7 @@ def compare_storing(
             wait_until_quiet(patience)
             for storing, target in targets.items():
                 result = answered(load(target, workload, plan))
-                results.append(StoringResult(storing, result))  # type: ignore[arg-type]
+                results.append(StoringResult(storing, result))
                 tick()
     return results
 

@@ -30,6 +30,7 @@ from benchmarks.options import (
     parse_size,
     show,
 )
+from benchmarks.peers.compare import PEERS, compare_peers, peers_grid
 from benchmarks.persistence import compare_storing
 from benchmarks.replicas import failover, scaling
 from benchmarks.tables import (
@@ -211,8 +212,6 @@ def peers(
     as_json: JsonOption = False,
 ) -> None:
     """The same job in other servers; installs each on demand into an environment of its own."""
-    from benchmarks.peers.compare import PEERS, compare_peers, peers_grid
-
     chosen = list(dict.fromkeys(names.split(",")))  # twice the same would have two rows where one is expected
     for name in chosen:
         if name not in PEERS:
