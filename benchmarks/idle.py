@@ -10,10 +10,11 @@ from pathlib import Path
 from benchmarks.load import LoadPlan, allow_open_files, answered, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import WireClient
-from benchmarks.workload import SIZES, Detect, make_workload
+from benchmarks.workload import SIZES, make_workload
 from service.cpus import available_cpus
 from service.engine.calibration import measure_apart
 from service.modelfile import resolve_model
+from service.settings import Detect
 
 _SETTLE_SECONDS = 1.0
 _MIXED_ROUNDS = 3

@@ -24,14 +24,14 @@ import numpy as np
 
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
-from benchmarks.workload import Detect, face_jpeg, faces_of
+from benchmarks.workload import face_jpeg, faces_of
 from service.apart import end_with_parent
 from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detector, resolve_model
-from service.settings import DETECTORS, Provider
+from service.settings import DETECTORS, Detect, Provider
 from service.signals import held_back
 
 Workers = Literal["threads", "processes"]

@@ -16,8 +16,9 @@ from rich.table import Table
 from benchmarks.report import make_folder, to_json
 from benchmarks.tables import Grid
 from benchmarks.target import check_url
-from benchmarks.workload import SIZES, Detect
+from benchmarks.workload import SIZES
 from client.cli.options import finite
+from service.settings import Detect
 
 # Exit codes: 1 errors, wrong answers or none at all, 2 usage, 3 a server cannot be reached or started, 4 an objective
 # is missed.

@@ -29,8 +29,9 @@ from benchmarks.tables import (
     sweep_grid,
 )
 from benchmarks.target import Target, started_service
-from benchmarks.workload import SIZES, Detect, make_workload
+from benchmarks.workload import SIZES, make_workload
 from service.cpus import available_cpus
+from service.settings import Detect
 
 # Says what comes next; called once before each measurement.
 Progress = Callable[[str], None]

@@ -14,11 +14,11 @@ import orjson
 
 from benchmarks.http_wire import build_post
 from benchmarks.wire import build_frame
+from service.settings import Detect
 
 _DATA = Path(__file__).parents[1] / "tests/data"
 
 Framing = Literal["json", "binary", "http"]
-Detect = Literal["never", "auto", "always"]
 
 # A face cut out by the client, a larger crop, a webcam's frame.
 SIZES: dict[str, tuple[int, int]] = {
