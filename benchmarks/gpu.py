@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,7 @@ from benchmarks.workload import Workload
 from service.engine import Engine
 from service.settings import Provider
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _RUNS = 50
 
 
@@ -34,7 +33,7 @@ class BatchPoint:
         return self.batch / self.milliseconds * 1000
 
 
-def batch_curve(model: Path, provider: Provider, batches: Sequence[int] = BATCHES) -> list[BatchPoint]:
+def batch_curve(model: Path, provider: Provider) -> list[BatchPoint]:
     """Time batches of random images.
 
     Raises:
@@ -44,7 +43,7 @@ def batch_curve(model: Path, provider: Provider, batches: Sequence[int] = BATCHE
     shape = engine.card.shape
     random = np.random.default_rng(0)
     points = []
-    for batch in batches:
+    for batch in _BATCHES:
         images = random.integers(0, 256, (batch, shape.height, shape.width, shape.channels), np.uint8)
         engine.run(images)  # the first of a size allocates, and on a GPU chooses its kernels
         times = []

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from benchmarks.wire import Connection, ConnectionLost
 
 
-def build_post(path: str, body: bytes) -> bytes:
-    """A complete request with a JSON body."""
+def build_post(body: bytes) -> bytes:
+    """A complete request with a JSON body, as peers take it."""
     return (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n".encode()
         + body
     )

@@ -29,8 +29,8 @@ class Sweep:
         return find_knee(self.open)
 
 
-def find_knee(points: Sequence[LoadResult], factor: float = 4.0) -> LoadResult | None:
-    """The highest rate that is served (95 % of it, without errors) with a p99 within `factor` times the lowest rate's.
+def find_knee(points: Sequence[LoadResult]) -> LoadResult | None:
+    """The highest rate that is served (95 % of it, without errors) with a p99 within four times the lowest rate's.
 
     None where not even the lowest rate is served.
     """
@@ -41,7 +41,7 @@ def find_knee(points: Sequence[LoadResult], factor: float = 4.0) -> LoadResult |
         due = point.rate * point.seconds
         # Of Poisson arrivals fewer than the mean may have come: three standard deviations are not held against it.
         served = point.succeeded >= 0.95 * due - 3 * math.sqrt(due) and not point.failed
-        if not served or point.latency.p99 > factor * ordered[0].latency.p99:
+        if not served or point.latency.p99 > 4 * ordered[0].latency.p99:
             break
         knee = point
     return knee
@@ -56,8 +56,8 @@ def sweep_clients(
 
 
 def sweep_rates(
-    target: Target, workload: Workload, rates: Sequence[float], seconds: float, clients: int = 64
+    target: Target, workload: Workload, rates: Sequence[float], seconds: float
 ) -> Iterator[LoadResult]:
-    """The open loop: Poisson arrivals at each rate."""
+    """The open loop: Poisson arrivals at each rate, from 64 clients."""
     for rate in rates:
-        yield load(target, workload, LoadPlan(clients=clients, rate=rate, seconds=seconds, warmup=0.3))
+        yield load(target, workload, LoadPlan(clients=64, rate=rate, seconds=seconds, warmup=0.3))

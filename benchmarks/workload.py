@@ -106,7 +106,7 @@ def _frame(image: bytes, framing: Framing, options: Mapping[str, Any]) -> bytes:
         case "binary":
             return build_frame(orjson.dumps(options) + b"\n" + image, text=False)
         case "http":
-            return build_post("/predict", orjson.dumps({"image": base64.b64encode(image).decode()}))
+            return build_post(orjson.dumps({"image": base64.b64encode(image).decode()}))
         case "json":
             message = {"command": "predict", "image": base64.b64encode(image).decode(), **options}
             return build_frame(orjson.dumps(message), text=True)

@@ -86,7 +86,7 @@ def export_command(
     from models.training import predict_logits
 
     try:
-        cycles = [load_trained(path, INPUT_SIDE) for path in networks]
+        cycles = [load_trained(path) for path in networks]
     except ModelError as error:
         raise typer.BadParameter(str(error), param_hint="NETWORKS") from error
     trained = cycles[0]
@@ -212,10 +212,8 @@ def settle_temperature(logits: NDArray[np.floating], truth: NDArray[np.int64], f
     return float(min(fitted * np.linspace(0.9, 1.1, 41), key=error))
 
 
-def fit_biases(
-    logits: NDArray[np.floating], truth: NDArray[np.int64], least_recall: float = LEAST_RECALL
-) -> NDArray[np.float32]:
-    """What to add to each emotion's logit so that its recall is above `least_recall`: float32 [k], the least multiples
+def fit_biases(logits: NDArray[np.floating], truth: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What to add to each emotion's logit so that its recall is above LEAST_RECALL: float32 [k], the least multiples
     of 0.1, at most 2, for the classes that fall short, and 0 for the others.
 
     Above, for a runtime that rounds otherwise may take a face away. Where two classes take faces from each other and
@@ -225,11 +223,11 @@ def fit_biases(
     in training; a bias gives some back. A class without rows keeps 0.
     """
     biases = best = np.zeros(logits.shape[1], np.float32)
-    fewest = len(short_of(logits, truth, least_recall))
+    fewest = len(short_of(logits, truth))
     while True:
         before = biases
-        biases = _raised(logits, truth, biases, least_recall)
-        short = len(short_of(logits + biases, truth, least_recall))
+        biases = _raised(logits, truth, biases)
+        short = len(short_of(logits + biases, truth))
         if short < fewest:
             best, fewest = biases, short
         # A class may have taken faces from one that had enough before: that one is raised again.
@@ -238,26 +236,24 @@ def fit_biases(
 
 
 def _raised(
-    logits: NDArray[np.floating], truth: NDArray[np.int64], biases: NDArray[np.float32], least_recall: float
+    logits: NDArray[np.floating], truth: NDArray[np.int64], biases: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """`biases`, with that of one class after the other raised until it has enough of its faces."""
     biases = biases.copy()
     for emotion in range(len(biases)):
         own = truth == emotion
         while own.any() and biases[emotion] < _MOST_BIAS:
-            if ((logits + biases)[own].argmax(axis=1) == emotion).mean() > least_recall:
+            if ((logits + biases)[own].argmax(axis=1) == emotion).mean() > LEAST_RECALL:
                 break
             biases[emotion] += np.float32(0.1)
     return biases
 
 
-def short_of(
-    logits: NDArray[np.floating], truth: NDArray[np.int64], least_recall: float = LEAST_RECALL
-) -> dict[int, float]:
-    """Return the recalls, by class, that are not above `least_recall`; a class without rows has none."""
+def short_of(logits: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[int, float]:
+    """Return the recalls, by class, that are not above LEAST_RECALL; a class without rows has none."""
     found = logits.argmax(axis=1) == truth
     recalls = {int(emotion): float(found[truth == emotion].mean()) for emotion in np.unique(truth)}
-    return {emotion: recall for emotion, recall in recalls.items() if not recall > least_recall}
+    return {emotion: recall for emotion, recall in recalls.items() if not recall > LEAST_RECALL}
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -101,7 +101,7 @@ def label_command(
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
     try:
-        ask = _asking([load_trained(path, INPUT_SIDE) for path in teachers])
+        ask = _asking([load_trained(path) for path in teachers])
     except ModelError as error:
         raise typer.BadParameter(str(error), param_hint="TEACHERS") from error
     folder, held = output.with_name(f"{output.name}.views"), ExitStack()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from conversion.errors import SourceError
 from conversion.sourcefile import identify
-from models.dataset import EMOTIONS
+from models.dataset import EMOTIONS, INPUT_SIDE
 
 # float32 sums of seven probabilities are this close to one, with room for networks that compute in half precision.
 _SUM_TOLERANCE = 1e-3
@@ -47,10 +47,10 @@ def load_network(path: Path, side: int | None = None) -> Any:
     return network
 
 
-def load_trained(path: Path, side: int) -> Any:
-    """Load a network as training leaves it: grey faces [n, side, side, 1] to logits [n, 7]. Raises ModelError."""
-    network = load_network(path, side)
-    noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 1)).astype(np.float32)
+def load_trained(path: Path) -> Any:
+    """Load a network as training leaves it: grey faces of INPUT_SIDE to logits [n, 7]. Raises ModelError."""
+    network = load_network(path, INPUT_SIDE)
+    noise = np.random.default_rng(0).integers(0, 256, (2, INPUT_SIDE, INPUT_SIDE, 1)).astype(np.float32)
     if are_probabilities(np.asarray(network(noise, training=False))):
         raise ModelError(f"{path}: gives probabilities, not logits: it has been exported already")
     return network

@@ -31,6 +31,7 @@ Size = Variant | MobileNet | Inception | Quantized
 _BATCHES_AHEAD = 6
 # Ten thousand faces in batches of 128, and of a teacher's 48 four thousand.
 _SETTLING_BATCHES = 80
+_ASKED_AT_ONCE = 64
 
 
 def epoch_order(targets: NDArray[np.float32], recipe: Recipe, epoch: int) -> NDArray[np.int64]:
@@ -312,13 +313,11 @@ def settle_statistics(network: keras.Model, batches: Iterable[NDArray[np.float32
         layer.momentum = momentum
 
 
-def predict_logits(
-    network: keras.Model, images: NDArray[np.uint8], batch_size: int = 64
-) -> NDArray[np.float32]:
+def predict_logits(network: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the logits, float32 [n, 7], of faces uint8 [n, height, width]."""
     graph = tf.function(lambda batch: network(batch, training=False), autograph=False)
     logits = [
-        graph(tf.constant(images[start : start + batch_size, ..., None], tf.float32)).numpy()
-        for start in range(0, len(images), batch_size)
+        graph(tf.constant(images[start : start + _ASKED_AT_ONCE, ..., None], tf.float32)).numpy()
+        for start in range(0, len(images), _ASKED_AT_ONCE)
     ]
     return np.concatenate(logits) if logits else np.zeros((0, len(EMOTIONS)), np.float32)

@@ -150,7 +150,10 @@ _LONGEST_SECONDS = 31_536_000
 _LARGEST_BATCH = 4096
 
 
-def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
+_DOTENV = Path(".env")
+
+
+def load_settings(dotenv: Path | None = _DOTENV) -> Settings:
     """Read the environment, and `dotenv` if it exists, for what the environment leaves open.
 
     Raises:
@@ -161,23 +164,23 @@ def load_settings(dotenv: Path | None = Path(".env")) -> Settings:
         return _read(env)
 
 
-def load_control_socket(dotenv: Path | None = Path(".env")) -> Path | None:
+def load_control_socket() -> Path | None:
     """CONTROL_SOCKET alone, as `load_settings` reads it, whatever is wrong with the other settings.
 
     Raises:
-        StartupError: `dotenv` cannot be read.
+        StartupError: `.env` cannot be read.
     """
-    with _environment(dotenv) as env:
+    with _environment(_DOTENV) as env:
         return _optional_path(env, "CONTROL_SOCKET", Settings().control_socket)
 
 
-def load_address(dotenv: Path | None = Path(".env")) -> tuple[str, int]:
+def load_address() -> tuple[str, int]:
     """HOST and PORT alone, as `load_settings` reads them, whatever is wrong with the other settings or lines.
 
     Raises:
-        StartupError: PORT is no number of a port, or `dotenv` cannot be read.
+        StartupError: PORT is no number of a port, or `.env` cannot be read.
     """
-    with _environment(dotenv, every_line=False) as env:
+    with _environment(_DOTENV, every_line=False) as env:
         host, port = _address(env)
         _seal(env, ["PORT"])
         return host, port

@@ -51,7 +51,7 @@ async def test_http_requests_are_answered_over_one_connection() -> None:
         port = server.sockets[0].getsockname()[1]
         client = await HTTPClient.connect(f"http://127.0.0.1:{port}", replies.put_nowait)
         for _ in range(2):
-            client.send(build_post("/predict", b'{"a":1}'))
+            client.send(build_post(b'{"a":1}'))
             assert await replies.get() == b"ok"
         client.close()
     assert seen == [(b"POST /predict HTTP/1.1", b'{"a":1}')] * 2

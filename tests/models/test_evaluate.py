@@ -18,7 +18,7 @@ import models.evaluate
 import models.pareto
 from models.__main__ import app
 from models.architecture import VARIANTS, build
-from models.dataset import EMOTIONS, INPUT_SIDE
+from models.dataset import EMOTIONS
 from models.evaluate import Evaluation
 from models.metrics import ClassFigures
 from models.networks import ModelError, load_network, load_trained
@@ -118,7 +118,7 @@ def test_a_network_that_training_does_not_leave_is_refused(
     """What is trained on, labels or is exported takes grey faces of 48x48 and gives logits."""
     network(shape=shape).save(tmp_path / "model.keras")
     with pytest.raises(ModelError, match=message):
-        load_trained(tmp_path / "model.keras", INPUT_SIDE)
+        load_trained(tmp_path / "model.keras")
 
 
 def labelled_onnx(path: Path, **metadata: str) -> Path:
