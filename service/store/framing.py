@@ -20,7 +20,6 @@ from zlib import crc32
 MARKER: Final = b"\xf5VJ1"  # 0xF5 occurs in no UTF-8 text, so not in a payload either
 _HEAD: Final = struct.Struct("<4sIII")
 _COVERED: Final = struct.Struct("<II")
-FRAME_OVERHEAD: Final = _HEAD.size
 
 #: More than any frame has; a length above it is damage.
 LONGEST_PAYLOAD: Final = 64 * 1024 * 1024

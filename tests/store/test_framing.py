@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.framing import FRAME_OVERHEAD, LONGEST_PAYLOAD, MARKER, Damage, frame, parse
+from service.store.framing import LONGEST_PAYLOAD, MARKER, Damage, frame, parse
 
 PAYLOADS = [b'[{"n":1}]', b"", b'[{"n":2},{"n":3}]', MARKER + b"marker inside", b"x" * 300]
 FRAMES = [frame(payload, count) for count, payload in enumerate(PAYLOADS)]
@@ -105,5 +105,5 @@ def test_any_payloads(items: list[tuple[bytes, int]], junk: bytes) -> None:
 def test_any_bytes(data: bytes) -> None:
     """Any bytes at all are parsed: what is found and what is damaged covers them without a gap."""
     frames, damages = parse(data)
-    covered = sum(len(found.payload) + FRAME_OVERHEAD for found in frames)
+    covered = sum(len(frame(found.payload, found.count)) for found in frames)
     assert covered + sum(damage.end - damage.start for damage in damages) == len(data)
