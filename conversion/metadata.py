@@ -28,11 +28,11 @@ from typing import Any
 
 import onnx
 
+from conversion.onnxfile import PREFIX
 from conversion.options import Specification
 from conversion.parity import Thresholds
 from conversion.sources import Source
 
-PREFIX = "visionai."
 SCHEMA = "1"
 
 

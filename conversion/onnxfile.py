@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # `verify` takes the names from here, and does without the pa
 INPUT = "images"
 OUTPUT = "probabilities"
 BATCH = "batch"
+# Of the keys of the metadata, see `metadata`.
+PREFIX = "visionai."
 
 
 def canonicalise(model: onnx.ModelProto) -> dict[str, str]:

@@ -10,11 +10,9 @@ import onnxruntime as ort
 from conversion.digests import sha256_of
 from conversion.errors import GraphError, VerificationError
 from conversion.manifest import expected_answers, manifest_path, read_manifest, reference_images
-from conversion.onnxfile import INPUT, OUTPUT
+from conversion.onnxfile import INPUT, OUTPUT, PREFIX
 from conversion.parity import Parity, Thresholds, compare, failures
 from conversion.sessions import open_session, run
-
-_PREFIX = "visionai."
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +110,16 @@ def _check_hash(path: Path, expected: str, what: str) -> None:
 
 def _check_metadata(model: Path, session: ort.InferenceSession, manifest: dict[str, Any]) -> None:
     stored = session.get_modelmeta().custom_metadata_map
-    expected = {_PREFIX + key: value for key, value in manifest["metadata"].items()}
+    expected = {PREFIX + key: value for key, value in manifest["metadata"].items()}
     for key in sorted(expected.keys() | stored.keys()):
         if stored.get(key) != expected.get(key):
             raise VerificationError(
                 f"{model}: metadata {key} is {stored.get(key)!r}, in the manifest {expected.get(key)!r}"
             )
     for key in ("source_sha256", "precision"):
-        if stored.get(_PREFIX + key) != manifest[key]:
+        if stored.get(PREFIX + key) != manifest[key]:
             raise VerificationError(f"{model}: metadata {key} is not the manifest's {manifest[key]!r}")
-    if json.loads(stored[_PREFIX + "labels"]) != manifest["specification"]["labels"]:
+    if json.loads(stored[PREFIX + "labels"]) != manifest["specification"]["labels"]:
         raise VerificationError(f"{model}: labels are not the manifest's")
 
 
