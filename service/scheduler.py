@@ -2,7 +2,7 @@
 
 Executors pull. A batch is made when an executor is free and asks for one (`MicroBatchQueue.take`), of what has
 arrived by then: an idle service adds no wait, and a busy one batches by itself, because requests pile up while
-its executors work. There is no timer and no maximum wait.
+its executors work. There is no timer, and nothing waits for a batch to fill.
 
 Who is next: the highest priority first, but for one place in `_LOW_SHARE`, which goes to those below it, by the same
 rule, so that none is ever starved. Within a priority clients take turns by deficit round robin (Shreedhar and Varghese
