@@ -116,9 +116,9 @@ def measure(
     path: Path,
     setting: ProviderSetting,
     cpus: int,
+    progress: Progress = ignore_progress,
     *,
     thorough: bool = False,
-    progress: Progress = ignore_progress,
 ) -> Calibration:
     """Measure what a provider, or with ``auto`` each that loads, makes of this machine.
 
@@ -272,16 +272,10 @@ def measure_apart(
         StartupError: as `measure`, or the process ended.
     """
     return run_apart(
-        partial(_measure, path, setting, cpus, thorough),
+        partial(measure, path, setting, cpus, thorough=thorough),
         unfinished="calibration ended without a result; set PROVIDER=cpu, WORKERS, THREADS and MAX_BATCH to do without",
         progress=progress,
     )
-
-
-def _measure(
-    path: Path, setting: ProviderSetting, cpus: int, thorough: bool, progress: Progress
-) -> Calibration:
-    return measure(path, setting, cpus, thorough=thorough, progress=progress)
 
 
 def cache_file(path: Path, setting: ProviderSetting, cpus: int) -> Path | None:
