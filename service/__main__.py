@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__, hangup
-from service.errors import StartupError
+from service.errors import EXIT_CANNOT_START, StartupError
 from service.signals import hear, held_back
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ examples:
   API_KEYS_FILE=keys.txt python -m service create-key anna --days 90
 """
 
-# Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start.
-_EXIT_CANNOT_START = 2
+# Exit codes: 0 a clean shutdown, 1 a fault while serving, 2 it could not start (`errors.EXIT_CANNOT_START`).
 # And of --reload: 0 done, 1 the old model is still served, 2 no service was found, 3 done, and it cannot be printed.
 _EXIT_NOT_RELOADED = 1
 _EXIT_RELOADED_UNTOLD = 3
@@ -100,7 +99,7 @@ def _run() -> int:
         return _start(arguments)
     except StartupError as exc:
         print(f"VisionAI cannot start: {exc}", file=sys.stderr)
-        return _EXIT_CANNOT_START
+        return EXIT_CANNOT_START
     except ModuleNotFoundError as exc:
         package = (exc.name or "service").partition(".")[0]
         if package == "service":
@@ -110,7 +109,7 @@ def _run() -> int:
             "`make run` makes (README.md)",
             file=sys.stderr,
         )
-        return _EXIT_CANNOT_START
+        return EXIT_CANNOT_START
 
 
 def _open_standard_streams() -> None:
@@ -215,7 +214,7 @@ def _reload() -> int:
         outcome = request_reload(load_control_socket())
     except StartupError as exc:
         print(f"cannot reload: {exc}", file=sys.stderr)
-        return _EXIT_CANNOT_START
+        return EXIT_CANNOT_START
     if outcome.error is not None:
         print(f"not reloaded, model {outcome.version_tag} is still served: {outcome.error}", file=sys.stderr)
         return _EXIT_NOT_RELOADED

@@ -152,5 +152,9 @@ ERROR_CODES: Final = tuple(
 )
 
 
+# The exit code of a process that cannot start.
+EXIT_CANNOT_START: Final = 2
+
+
 class StartupError(Exception):
     """The service cannot start. The message is one line and says what to do."""

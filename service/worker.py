@@ -22,7 +22,7 @@ from service import __version__
 from service.canary import Version, check_versions, of_canary
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
-from service.errors import StartupError
+from service.errors import EXIT_CANNOT_START, StartupError
 from service.faces import FaceDetector
 from service.logs import silence_native_libraries
 from service.metrics import Metrics, SharedCells
@@ -47,7 +47,6 @@ STOP = "stop"
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-EXIT_CANNOT_START = 2
 
 _SWITCH_SECONDS = 0.0005
 
