@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -63,7 +62,7 @@ class PredictionReplies:
     def reply(
         self,
         request_id: RequestId,
-        prediction_id: UUID | str | None,
+        prediction_id: str | None,
         faces: Sequence[ScoredFace],
         timing: Timing,
     ) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
-from uuid import UUID
 
 import orjson
 import pytest
@@ -243,7 +242,7 @@ def _encodable(value: object) -> bool:
     return True
 
 
-STORED = UUID("12345678-1234-5678-1234-567812345678")
+STORED = "12345678-1234-5678-1234-567812345678"
 REPLIES = PredictionReplies(
     ("angry", "happy"), "v1.0.0", datetime(2026, 11, 22, 10, 30, 45, 123456, tzinfo=UTC)
 )
@@ -262,7 +261,7 @@ def test_a_prediction_reply_has_every_field_of_v1_and_ours() -> None:
         "model_version_tag": "v1.0.0",
         "processing_time_ms": 1,
         "timestamp": "2026-11-22T10:30:45.123456",
-        "prediction_id": str(STORED),
+        "prediction_id": STORED,
         "probabilities": {"angry": 0.25, "happy": 0.75},
         "face_detected": False,
         "faces": [],
