@@ -14,7 +14,7 @@ from conversion.errors import OptionError, SourceError, quoted
 from conversion.float32 import in_float32
 from conversion.options import NetworkShape, Options, input_geometry
 from conversion.preprocessing import draw_in_training_only, scales_itself
-from conversion.sourcefile import SourceFormat, identify, read_own_options
+from conversion.sourcefile import identify, read_own_options
 from conversion.tensorflow_quietly import keras, tf
 
 # What Keras, which goes by the name, takes for a file of the format.
@@ -27,12 +27,11 @@ class Source:
     """A loaded network.
 
     `call` takes float32 [N, height, width, channels] and returns float32 [N, classes], in inference mode.
-    `model` is the Keras model, None for a SavedModel. `own_options` is what the file says of itself.
+    `own_options` is what the file says of itself.
     """
 
     path: Path
     sha256: str
-    format: SourceFormat
     kind: str
     shape: NetworkShape
     geometry: tuple[int, int, int]
@@ -75,7 +74,7 @@ def load(path: Path, options: Options) -> Source:
     if classes < 2:
         raise SourceError(f"{path}: the network has {classes} output; a classifier has two or more")
     shape = NetworkShape(shape.height, shape.width, shape.channels, classes, shape.scales_itself)
-    return Source(path, sha256_of(path), source_format, kind, shape, geometry, parameters, call, own_options)
+    return Source(path, sha256_of(path), kind, shape, geometry, parameters, call, own_options)
 
 
 _Loaded = tuple[str, NetworkShape, tuple[int, int, int], int, Callable[[Any], Any]]
