@@ -8,12 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import LoadResult
+from benchmarks.limit import LimitResult
+from benchmarks.load import LoadPlan, LoadResult
 from benchmarks.percentiles import Latency
 from benchmarks.target import Usage
 
 ROOT = Path(__file__).parents[2]
 
+# A load that is over soon, and a reply that is counted as right.
+SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
+RIGHT = '{"status": "success", "emotion_name": "happy"}'
+
+LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0, 0.0)
 LOAD = LoadResult(
     size="64x64",
     framing="json",

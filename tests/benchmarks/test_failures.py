@@ -19,12 +19,10 @@ from benchmarks.persistence import StoringResult
 from benchmarks.tables import storing_grid
 from benchmarks.target import Target
 from benchmarks.workload import make_workload
-from tests.benchmarks.harness import LOAD, benchmark
+from tests.benchmarks.harness import LOAD, RIGHT, SHORT, benchmark
 
-RIGHT = '{"status": "success", "emotion_name": "happy"}'
 WRONG = '{"status": "success", "emotion_name": "sad"}'
 WELCOME = '{"type": "welcome"}'
-SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
 
 
 @asynccontextmanager

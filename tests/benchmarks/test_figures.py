@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from benchmarks.compare import Paired
-from benchmarks.limit import LimitResult
 from benchmarks.load import LoadResult
 from benchmarks.options import print_grid
 from benchmarks.percentiles import latency
@@ -28,9 +27,8 @@ from benchmarks.spread import spread
 from benchmarks.stages import Stages
 from benchmarks.sweep import Sweep, find_knee
 from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
-from tests.benchmarks.harness import LOAD
+from tests.benchmarks.harness import LIMIT, LOAD
 
-LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0, 0.0)
 PROFILE = Profile(
     "64x64",
     "json",

@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import Paired
-from benchmarks.limit import LimitResult
 from benchmarks.misbehave import Disturbance
 from benchmarks.report import to_json, write_results
 from benchmarks.sweep import Sweep
-from tests.benchmarks.harness import LOAD, benchmark, results
-
-LIMIT = LimitResult("threads", 2, "64x64", 1, "never", 4000.0, 400.0, 0.0)
+from tests.benchmarks.harness import LIMIT, LOAD, benchmark, results
 
 
 def test_what_is_made_of_figures_is_in_the_json_with_them(tmp_path: Path) -> None:

@@ -19,9 +19,7 @@ from benchmarks.arrivals import OpenLoop, dues
 from benchmarks.load import LoadPlan, LoadResult, allow_open_files, run_load
 from benchmarks.target import Target
 from benchmarks.workload import SIZES, make_workload
-
-RIGHT = '{"status": "success", "emotion_name": "happy"}'
-SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
+from tests.benchmarks.harness import RIGHT, SHORT
 
 
 async def _load_against(reply: str, plan: LoadPlan = SHORT, size: str = "64x64-sure") -> LoadResult:

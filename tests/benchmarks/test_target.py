@@ -12,12 +12,11 @@ import psutil
 import pytest
 
 from benchmarks.http_wire import HTTPClient, build_post, take_reply
-from benchmarks.load import LoadPlan, run_load
+from benchmarks.load import run_load
 from benchmarks.target import Target, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import make_workload
-
-SHORT = LoadPlan(clients=4, seconds=0.3, warmup=0.1, grace=0.2)
+from tests.benchmarks.harness import SHORT
 
 
 async def test_http_replies_are_read_whole_and_in_pieces() -> None:
