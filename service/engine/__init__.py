@@ -18,12 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine import onnx
-from service.engine.onnx import open_session
 from service.errors import StartupError
 from service.images.decode import InputShape
 from service.settings import Provider
-
-__all__ = ["Engine", "ModelCard", "open_session"]
 
 _METADATA_SCHEMA = "1"
 
@@ -83,10 +80,10 @@ class Engine:
             self._runner = OpenVINORunner(path, threads, callers)
             metadata = onnx.read_metadata(path)
         elif provider == "cpu":
-            session = open_session(path, provider, threads)
+            session = onnx.open_session(path, provider, threads)
             self._runner, metadata = onnx.OnnxRunner(session), onnx.metadata_of(session)
         else:
-            session = open_session(path, provider, threads)
+            session = onnx.open_session(path, provider, threads)
             self._runner, metadata = onnx.BucketRunner(session), onnx.metadata_of(session)
         self.provider = self._runner.name
         self.card = _read_card(path, metadata)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import open_session
+from service.engine.onnx import metadata_of, open_session
 from service.errors import StartupError
 from service.faces.decode import (
     Face,
@@ -75,7 +75,7 @@ class _Network:
 
     def __init__(self, path: Path) -> None:
         self._session = open_session(path)
-        metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        metadata = metadata_of(self._session)
         if metadata.get("visionai.kind") != "detector":
             raise StartupError(f"{path} is not a face detector made by `python -m models convert`")
         described: dict[str, Any] = json.loads(metadata["visionai.detector"])
