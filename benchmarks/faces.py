@@ -28,6 +28,7 @@ from service.faces import Face, FaceDetector, crop_face
 from service.faces.crop import LIFT, SCALE
 from service.images.decode import ImageDecoder, Photo
 from service.modelfile import resolve_detector, resolve_model
+from service.predictor import FACE_CROP_SIDE
 from service.settings import DEFAULT_MODEL, DETECTORS
 
 _REPEATS = 5
@@ -73,10 +74,12 @@ def measure_faces(
             begun = time.thread_time()
             faces = detector.detect(photo.pixels, 64)
             times.append((time.thread_time() - begun) * 1000)
-        emotion = _emotion(engine, decoder, photo, faces)
+        # As `auto` does: small images are not searched.
+        scored = [] if max(photo.width, photo.height) <= FACE_CROP_SIDE else faces
+        emotion = _emotion(engine, decoder, photo, scored)
         right += labels.get(path.name) == emotion
         if path.name in labels:
-            labelled.append((photo, faces, labels[path.name]))
+            labelled.append((photo, scored, labels[path.name]))
         table.add_row(
             path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{median(times):.2f}", emotion
         )

@@ -114,14 +114,16 @@ def suppress(points: Floats, scores: Floats) -> tuple[Floats, Floats]:
 
 def to_faces(points: Floats, scores: Floats, width: int, height: int) -> list[Face]:
     """Faces of an image from points in its pixels, largest first. What lies wholly outside is left out."""
+    corners = np.clip(points[:, :2], 0, (width, height))
     faces = []
-    for shape, score in zip(points, scores, strict=True):
-        x0, y0 = np.clip(shape[0], 0, (width, height))
-        x1, y1 = np.clip(shape[1], 0, (width, height))
-        box = (round(float(x0)), round(float(y0)), round(float(x1 - x0)), round(float(y1 - y0)))
+    # By what the boxes were before they were rounded: the order is then the same at any scale.
+    for index in np.argsort(-np.prod(corners[:, 1] - corners[:, 0], axis=1), kind="stable"):
+        (x0, y0), (x1, y1) = corners[index].tolist()
+        x, y = round(x0), round(y0)
+        box = (x, y, min(round(x1 - x0), width - x), min(round(y1 - y0), height - y))
         if box[2] > 0 and box[3] > 0:
-            faces.append(Face(box, float(score), shape[2:]))
-    return sorted(faces, key=lambda face: face.box[2] * face.box[3], reverse=True)
+            faces.append(Face(box, float(scores[index]), points[index, 2:]))
+    return faces
 
 
 def unletterbox(points: Floats, scale: Sequence[float], offset: Sequence[float]) -> Floats:

@@ -127,14 +127,21 @@ class FaceDetector:
         tiled = self._small_faces == "always" or (
             self._small_faces == "auto" and max(width, height) > _AUTO_TILES_ABOVE
         )
-        if tiled and not (max_faces == 1 and len(points)):
-            points, scores = self._with_small_faces(image, points, scores)
-        elif not len(points) and self._small_faces != "never":
+        # A face that fills more than a tile is larger than any that tiles show.
+        zoom = max(1.0, max(width, height) / _LONGEST)
+        if tiled and not (max_faces == 1 and (_sides(points) > _TILE * zoom).any()):
+            points, scores = self._with_small_faces(image, points, scores, max_faces)
+        if not len(points) and self._small_faces != "never":
             # Nobody near: the second network, of twice the resolution, sees faces half as large.
             points, scores = suppress(*self._second.look(image, whole, _SECOND_WHOLE_SCORE)[0])
+            if tiled:  # what every tile may have cut; what is smaller was whole in one, and no face
+                large = _sides(points) > (_TILE - _STEP) * zoom
+                points, scores = points[large], scores[large]
         return to_faces(points, scores, width, height)[:max_faces]
 
-    def _with_small_faces(self, image: Pixels, points: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    def _with_small_faces(
+        self, image: Pixels, points: Floats, scores: Floats, max_faces: int
+    ) -> tuple[Floats, Floats]:
         """Add what tiles show to what the whole image showed."""
         scale = min(1.0, _LONGEST / max(image.shape[:2]))
         if scale < 1:
@@ -142,22 +149,36 @@ class FaceDetector:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         looks = [_Look(x, y, _TILE) for y in _steps(image.shape[0]) for x in _steps(image.shape[1])]
         found = self._network.look(image, looks, _TILE_SCORE)
-        all_points = np.concatenate([points * scale, *(part for part, _ in found)])
-        all_scores = np.concatenate([scores, *(part for _, part in found)])
+        near = points * scale
+        in_tiles = np.concatenate([part for part, _ in found])
+        tile_scores = np.concatenate([part for _, part in found])
+        # Of a face that is larger than a tile, tiles show parts: its box is not to be drawn towards them.
+        for face in near[_sides(near) > _TILE]:
+            whole = ~_overlaps(face, in_tiles)
+            in_tiles, tile_scores = in_tiles[whole], tile_scores[whole]
+        all_points, all_scores = np.concatenate([near, in_tiles]), np.concatenate([scores, tile_scores])
         order = np.argsort(-all_scores, kind="stable")
         all_points, all_scores = suppress(all_points[order], all_scores[order])
-        kept = self._second_opinion(image, all_points, all_scores, points * scale)
+        kept = self._second_opinion(image, all_points, all_scores, near, max_faces)
         return all_points[kept] / np.float32(scale), all_scores[kept]
 
     def _second_opinion(
-        self, image: Pixels, points: Floats, scores: Floats, near: Floats
+        self, image: Pixels, points: Floats, scores: Floats, near: Floats, max_faces: int
     ) -> npt.NDArray[np.bool_]:
         """Which faces stay: those that are sure, and those that the second network sees too.
 
-        Where the whole image showed faces, `near`, more is asked of all others.
+        Where the whole image showed faces, `near`, more is asked of all others. Of those beyond the `max_faces`
+        largest nothing is asked: they do not stay.
         """
-        stays = scores >= _SURE_SCORE
-        for index in np.flatnonzero(~stays):
+        rows, columns = image.shape[:2]
+        areas = np.prod(np.diff(np.clip(points[:, :2], 0, (columns, rows)), axis=1)[:, 0], axis=1)
+        stays = np.zeros(len(points), bool)
+        for index in np.argsort(-areas, kind="stable"):
+            if stays.sum() == max_faces:
+                break
+            if scores[index] >= _SURE_SCORE:
+                stays[index] = True
+                continue
             face = points[index]
             stays[index] = self._second_score(image, face, _SECOND_LOOKS) >= _SECOND_SCORE
             beside = len(near) > 0 and not _overlaps(face, near).any()
@@ -179,6 +200,11 @@ class FaceDetector:
         # Scores count from low on, since their mean decides.
         found = self._second.look(image, [_around(face, factor) for factor in factors], 0.1)
         return sum(_best_overlapping(face, seen, scores) for seen, scores in found) / len(factors)
+
+
+def _sides(points: Floats) -> Floats:
+    """The longer side of each face's box."""
+    return np.asarray((points[:, 1] - points[:, 0]).max(axis=1), np.float32)
 
 
 def _whole(width: int, height: int) -> _Look:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from service.faces import Face, FaceDetector, crop_face
-from service.faces.decode import anchors, decode_detections, suppress, to_faces, unletterbox
-from service.faces.detector import _cut, _Look
+from service.faces.decode import Floats, anchors, decode_detections, suppress, to_faces, unletterbox
+from service.faces.detector import Pixels, _cut, _Look
 from service.settings import DETECTORS
 from tests.service.harness import MODEL, ROOT
 
@@ -236,3 +236,95 @@ def test_a_small_face_beside_a_near_one_is_found_on_either_side(detector: FaceDe
     assert far.box[2] < 60
     assert x < far.box[0] < x + 100
     assert 20 < far.box[1] < 120
+
+
+def _frame() -> Pixels:
+    """A gray 1280x720 frame without anybody."""
+    return np.full((720, 1280), 120, np.uint8)
+
+
+def _covered(side: int, tilt: float = 0.0) -> Pixels:
+    """A face with its brow covered: hard to see. Square, gray."""
+    photo = _portrait()
+    photo[119:150] = 0
+    turned = cv2.warpAffine(photo, cv2.getRotationMatrix2D((225, 128), tilt, 1.0), (512, 512))
+    face = cv2.resize(turned[78:178, 175:275], (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(face, np.uint8)
+
+
+def _portrait() -> Pixels:
+    photo = cv2.imread(str(ROOT / "tests/data/astronaut.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert photo is not None
+    return np.asarray(photo, np.uint8)
+
+
+def _paste(frame: Pixels, face: Pixels, x: int, y: int) -> None:
+    frame[y : y + face.shape[0], x : x + face.shape[1]] = face
+
+
+@pytest.mark.parametrize(("side", "x"), [(180, 800), (200, 960)])
+def test_a_face_too_large_for_tiles_and_too_hard_for_one_look_is_found(
+    detector: FaceDetector, side: int, x: int
+) -> None:
+    """The network that sees it in a small frame is asked in a large one, too."""
+    frame = _frame()
+    _paste(frame, _covered(side), x, 150)
+    (face,) = detector.detect(frame, 16)
+    assert face.box[2] > side / 2
+    assert x - side / 4 < face.box[0] < x + side / 2
+
+
+@pytest.mark.parametrize(("side", "x", "tilt"), [(220, 180, 25), (260, 80, 50)])
+def test_the_one_face_asked_for_is_the_largest(
+    detector: FaceDetector, side: int, x: int, tilt: float
+) -> None:
+    """Somebody whom the first look shows is not answered for a larger one, whom only tiles show."""
+    frame = _frame()
+    _paste(frame, _covered(side, tilt), x, 300)
+    _paste(
+        frame, cv2.resize(_portrait()[60:196, 157:293], (272, 272), interpolation=cv2.INTER_CUBIC), 800, 100
+    )
+    first, second = detector.detect(frame, 16)
+    assert first.box[0] < 400 < 800 < second.box[0]
+    (only,) = detector.detect(frame, 1)
+    assert only.box == first.box
+
+
+def test_the_box_of_a_near_face_is_not_drawn_towards_what_tiles_show_of_it(detector: FaceDetector) -> None:
+    """What is larger than a tile has the box of the look at all of the image."""
+    frame = _frame()
+    _paste(frame, _covered(260), 160, 300)
+    (whole,) = detector.detect(frame, 1)
+    assert whole.box[2] > 256
+    assert detector.detect(frame, 16)[0].box == whole.box
+
+
+def test_doubtful_faces_are_asked_about_no_further_than_they_are_wanted(
+    detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wants two faces of a crowd does not wait for a second look at all of it, and gets the first of all."""
+    asked: list[object] = []
+    ask = detector._second_score
+
+    def counted(image: Pixels, face: Floats, factors: tuple[float, ...]) -> float:
+        asked.append(face)
+        return ask(image, face, factors)
+
+    monkeypatch.setattr(detector, "_second_score", counted)
+    dim = cv2.resize(_portrait()[40:190, 150:300], (76, 76), interpolation=cv2.INTER_AREA) // 4 + 60
+    crowd = np.asarray(np.tile(dim, (8, 12)), np.uint8)
+    everybody = detector.detect(crowd, 64)
+    assert len(everybody) > 40
+    assert len(asked) > 40
+    asked.clear()
+    assert [face.box for face in detector.detect(crowd, 2)] == [face.box for face in everybody[:2]]
+    assert len(asked) < 10
+
+
+def test_no_box_leaves_the_image() -> None:
+    """Wherever its corners lie: a half is rounded to an even number, up or down."""
+    for x in np.arange(90, 100, 0.5):
+        (face,) = to_faces(_square(x, 3, 40)[None], np.ones(1, np.float32), 101, 50)
+        left, top, width, height = face.box
+        assert left + width <= 101
+        assert top + height <= 50
