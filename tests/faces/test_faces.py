@@ -281,9 +281,8 @@ def test_the_one_face_asked_for_is_the_largest(
     """Somebody whom the first look shows is not answered for a larger one, whom only tiles show."""
     frame = _frame()
     _paste(frame, _covered(side, tilt), x, 300)
-    _paste(
-        frame, cv2.resize(_portrait()[60:196, 157:293], (272, 272), interpolation=cv2.INTER_CUBIC), 800, 100
-    )
+    clear = cv2.resize(_portrait()[60:196, 157:293], (272, 272), interpolation=cv2.INTER_CUBIC)
+    _paste(frame, np.asarray(clear, np.uint8), 800, 100)
     first, second = detector.detect(frame, 16)
     assert first.box[0] < 400 < 800 < second.box[0]
     (only,) = detector.detect(frame, 1)
