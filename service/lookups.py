@@ -48,13 +48,21 @@ _MAX_FACE: Final = 2**15 - 1
 Read = Callable[[sa.Connection], bytes]
 
 
-def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, pending: int) -> Read:
+def reader(
+    lookup: Lookup,
+    user: str | None,
+    ids: PredictionIds,
+    labels: Sequence[str],
+    now: datetime,
+    pending: int,
+) -> Read:
     """What makes the reply to a lookup of this client, given a connection to the database.
 
     Args:
         lookup: the request.
         user: who the client is; None for anybody.
         ids: those of the client's connection.
+        labels: the emotions as replies name them; the older server's table may have them in other letters.
         now: the moment of the request, in UTC.
         pending: how many predictions are answered and not yet in the database, which the reply tells.
 
@@ -66,7 +74,7 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
         scope = connection_scope if user is None else ByUser(user)
         after = None if lookup.cursor is None else _position(lookup.cursor, scope)
         return lambda connection: _history_reply(
-            lookup, latest(connection, scope, lookup.limit + 1, after), pending
+            lookup, latest(connection, scope, lookup.limit + 1, after, labels), pending
         )
     window = timedelta(seconds=lookup.window_s)
     if lookup.scope == "connection":
@@ -75,7 +83,7 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
             lookup,
             "connection",
             began,
-            figures(connection, connection_scope, began, window, lookup.buckets),
+            figures(connection, connection_scope, began, window, lookup.buckets, labels),
             pending,
         )
     chosen, name = (Anonymous(), "anonymous") if user is None else (ByUser(user), "user")
@@ -83,7 +91,7 @@ def reader(lookup: Lookup, user: str | None, ids: PredictionIds, now: datetime, 
     since = (minutes.end_of(now) if by_minute else now) - window
     count = minutes.figures if by_minute else figures
     return lambda connection: _stats_reply(
-        lookup, name, since, count(connection, chosen, since, window, lookup.buckets), pending
+        lookup, name, since, count(connection, chosen, since, window, lookup.buckets, labels), pending
     )
 
 

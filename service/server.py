@@ -319,6 +319,7 @@ class Service:
             lookup,
             user,
             connection.prediction_ids,
+            self._versions[0].engine.card.labels,
             datetime.now(UTC),
             store_status(self._versions).pending,
         )

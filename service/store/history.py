@@ -7,7 +7,7 @@ are in `minutes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -125,12 +125,17 @@ class Figures:
 
 
 def latest(
-    connection: sa.Connection, scope: ByConnection | ByUser, limit: int, after: Position | None = None
+    connection: sa.Connection,
+    scope: ByConnection | ByUser,
+    limit: int,
+    after: Position | None = None,
+    labels: Sequence[str] = (),
 ) -> list[StoredFace]:
     """The newest `limit` rows of a scope, newest first; with `after`, of those that come after that place.
 
-    Rows without a time, which other programs may write, are left out.
+    Rows without a time, which other programs may write, are left out. Emotions are told as `labels` write them.
     """
+    spell = speller(labels)
     if isinstance(scope, ByConnection):
         key: tuple[sa.Column[Any], sa.Column[Any]] = (_columns.prediction_uuid, _columns.face_index)
     else:
@@ -162,7 +167,7 @@ def latest(
             prediction_id=row["prediction_uuid"],
             face_index=row["face_index"],
             timestamp=row["timestamp"],
-            emotion=row["emotion_name"],
+            emotion=None if row["emotion_name"] is None else spell(row["emotion_name"]),
             confidence=row["confidence"],
             version_tag=row["model_version_tag"],
             processing_ms=_milliseconds(row["processing_us"], row["processing_time_ms"]),
@@ -174,9 +179,17 @@ def latest(
 
 
 def figures(
-    connection: sa.Connection, scope: Scope, since: datetime, window: timedelta, buckets: int = 0
+    connection: sa.Connection,
+    scope: Scope,
+    since: datetime,
+    window: timedelta,
+    buckets: int = 0,
+    labels: Sequence[str] = (),
 ) -> Figures:
-    """Figures over the predictions of a scope from `since` on, for `window`, in so many buckets or in none."""
+    """Figures over the predictions of a scope from `since` on, for `window`, in so many buckets or in none.
+
+    Emotions are told as `labels` write them.
+    """
     conditions = [*_within(scope), _columns.timestamp >= since, _columns.timestamp < since + window]
     found = Figures(buckets=[{} for _ in range(buckets)])
     bucket = (
@@ -198,8 +211,9 @@ def figures(
     statement = sa.select(
         emotion_class.c.emotion_name, counted.c.bucket, counted.c.count, counted.c.confidence
     ).join_from(counted, emotion_class, named(counted.c.emotion_id))
+    spell = speller(labels)
     for emotion, number, count, confidence in connection.execute(statement):
-        found.add(emotion, int(number), count, confidence)
+        found.add(spell(emotion), int(number), count, confidence)
     # One row of each request, so that those with many faces do not count for more.
     thousand = sa.cast(1000, sa.BigInteger)  # 36 minutes are more microseconds than an integer holds
     microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * thousand)
@@ -238,6 +252,15 @@ def _timed(connection: sa.Connection) -> list[sa.ColumnElement[bool]]:
 def named(emotion_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     """Joins what was counted to its emotion. One whose name is null, as it may be, is counted nowhere."""
     return sa.and_(emotion_class.c.emotion_id == emotion_id, emotion_class.c.emotion_name.is_not(None))
+
+
+def speller(labels: Sequence[str]) -> Callable[[str], str]:
+    """What tells a stored emotion as these labels write it, and one that is none of them as the database does.
+
+    Predictions are stored under the emotion of the same name in any case of letters (see `reference`).
+    """
+    known = {label.lower(): label for label in labels}
+    return lambda name: known.get(name.lower(), name)
 
 
 def bucket_of(

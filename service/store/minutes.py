@@ -6,12 +6,13 @@ they tell the same as the rows do; only latencies are less exact, by 2.5 %.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from service.store.history import Anonymous, ByUser, Figures, bucket_of, named, percentiles
+from service.store.history import Anonymous, ByUser, Figures, bucket_of, named, percentiles, speller
 from service.store.schema import emotion_class, emotion_minutes, latency_minutes
 
 MINUTE: Final = timedelta(minutes=1)
@@ -37,8 +38,12 @@ def figures(
     since: datetime,
     window: timedelta,
     buckets: int = 0,
+    labels: Sequence[str] = (),
 ) -> Figures:
-    """Figures from `since`, a full minute, on; `apply` has said yes to the window and its buckets."""
+    """Figures from `since`, a full minute, on; `apply` has said yes to the window and its buckets.
+
+    Emotions are told as `labels` write them.
+    """
     found = Figures(buckets=[{} for _ in range(buckets)])
     columns = emotion_minutes.c
     # By the middle of the minute: its beginning may be the bucket's own, and would be on either side of it by chance.
@@ -61,8 +66,9 @@ def figures(
     statement = sa.select(
         emotion_class.c.emotion_name, counted.c.bucket, counted.c.faces, counted.c.confidence
     ).join_from(counted, emotion_class, named(counted.c.emotion_id))
+    spell = speller(labels)
     for emotion, number, faces, confidence in connection.execute(statement):
-        found.add(emotion, int(number), int(faces), confidence)
+        found.add(spell(emotion), int(number), int(faces), confidence)
     latencies = latency_minutes.c
     classes = (
         sa.select(latencies.latency_us, sa.func.sum(latencies.requests))

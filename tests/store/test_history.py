@@ -22,7 +22,7 @@ from service.store.database import parse_url
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
 from service.store.prediction_ids import PredictionIds
 from service.store.queries import CAPACITY, THREADS, Queries
-from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.conftest import LABELS, MakeRecord, OpenStore
 from tests.store.harness import NOW, ask, written
 
 T = TypeVar("T")
@@ -204,7 +204,9 @@ def test_an_emotion_without_a_name_is_left_out(
         connection.exec_driver_sql(
             "UPDATE emotion_class SET emotion_name = NULL WHERE emotion_name = 'happy'"
         )
-    reply = orjson.loads(ask(store, reader(Stats(1, window_s), None, PredictionIds(), NOW + HOUR / 60, 0)))
+    reply = orjson.loads(
+        ask(store, reader(Stats(1, window_s), None, PredictionIds(), LABELS, NOW + HOUR / 60, 0))
+    )
     assert (reply["count"], list(reply["emotions"])) == (2, ["sad"])
 
 

@@ -13,13 +13,14 @@ from service.lookups import reader
 from service.protocol import History, Lookup, Stats
 from service.store import Store
 from service.store.prediction_ids import PredictionIds
-from tests.store.conftest import MakeRecord, OpenStore
+from tests.store.conftest import LABELS, MakeRecord, OpenStore
 from tests.store.harness import NOW, ask, written
+from tests.store.older_server import make_older_server
 
 
 def answer(store: Store, lookup: Lookup, user: str | None, ids: PredictionIds) -> dict[str, Any]:
     """The reply, with five predictions on their way to the database."""
-    reply: dict[str, Any] = orjson.loads(ask(store, reader(lookup, user, ids, NOW, 5)))
+    reply: dict[str, Any] = orjson.loads(ask(store, reader(lookup, user, ids, LABELS, NOW, 5)))
     return reply
 
 
@@ -98,6 +99,33 @@ def test_rows_without_a_time_are_left_out(
             )
     found = [row["prediction_id"] for row in answer(store, History(None), user, ids)["predictions"]]
     assert found == [str(record["prediction_id"]) for record in reversed(made[len(values) :])]
+
+
+@pytest.mark.parametrize("window_s", [600.0, 7200.0], ids=["rows", "minutes"])
+def test_emotions_are_told_in_the_letters_of_replies(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
+) -> None:
+    """Whatever letters the older server's table has them in, and twice: as `predict` and `emotions` name them, once.
+
+    One that is no label of the model stays as it is there.
+    """
+    make_older_server(engine, ["HAPPY", "Happy", "Angry", "Bored"])
+    store, ids = open_store(), PredictionIds()
+    store.record([make_record(prediction_id=ids.next(), emotion="happy")])
+    written(store, 1)
+
+    def told(lookup: Lookup) -> dict[str, Any]:
+        reply: dict[str, Any] = orjson.loads(
+            ask(store, reader(lookup, None, ids, LABELS, datetime.now(UTC), 0))
+        )
+        return reply
+
+    assert [row["emotion_name"] for row in told(History(None))["predictions"]] == ["happy"]
+    stats = told(Stats(None, window_s, buckets=1))
+    counts = {"Bored": 5, "angry": 5, "happy": 11}
+    assert {name: each["count"] for name, each in stats["emotions"].items()} == counts
+    assert stats["buckets"] == [counts]
+    assert list(told(Stats(None, window_s, scope="connection"))["emotions"]) == ["happy"]
 
 
 @pytest.mark.parametrize(
