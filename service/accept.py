@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN = 0.001
 PATIENCE = 0.02
 
-# Seconds to wait when the process cannot open another file, as asyncio's own servers do.
-_OUT_OF_FILES = 1.0
+# Seconds to wait when the process cannot open another file, as asyncio's own servers do; and until that is told again.
+_OUT_OF_FILES, _TOLD_AGAIN = 1.0, 60.0
 
 # Connections taken in one go are one in so many of those that the emptiest sibling has, and at least one: few clients
 # are spread one by one, and a thousand at once are not taken one per millisecond.
@@ -108,6 +108,7 @@ class _SharingServer:
         self._timer: asyncio.TimerHandle | None = None
         # When a connection was left to the siblings, the first time in a row.
         self._left_at = -math.inf
+        self._silent_until = -math.inf
         # The event loop holds its tasks weakly.
         self._opening: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -157,7 +158,9 @@ class _SharingServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:  # no files left, no memory left
-                log.error("a connection cannot be accepted: %s", exc.strerror)
+                if self._loop.time() >= self._silent_until:
+                    log.error("connections cannot be accepted, and wait: %s", exc.strerror)
+                    self._silent_until = self._loop.time() + _TOLD_AGAIN
                 self._look_away(_OUT_OF_FILES)
                 return
             connection.setblocking(False)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from service import __version__
 from service.settings import Settings
 from service.worker import Ready
 
 
-def announcement(ready: Ready, settings: Settings, host: str, port: int) -> str:
-    """The line that says where the service is ready, and with what."""
+def announce(ready: Ready, settings: Settings, host: str, port: int) -> None:
+    """Say where the service is ready, and with what.
+
+    It is only information: a pipe that nobody reads or a full disk does not keep us from serving.
+    """
     scheme = "ws" if settings.tls_certificate is None else "wss"
     layout = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     if settings.executors:
         layout += f" of {settings.executors} executor threads"
-    return (
+    line = (
         f"VisionAI {__version__} is ready on {scheme}://{f'[{host}]' if ':' in host else host}:{port} "
         f"({models_served(ready, settings)}, {layout}, {settings.provider})\n"
     )
+    # Past Python's buffer, which would try again at the end, and in each process that is forked meanwhile.
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode())
 
 
 def models_served(ready: Ready, settings: Settings) -> str:

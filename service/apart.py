@@ -8,8 +8,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
-from typing import TypeVar, cast
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from service.errors import StartupError
 
@@ -23,6 +26,57 @@ def ignore_progress(_: float) -> None:
     """For work whose progress nobody asks for."""
 
 
+class Apart(Generic[Result]):
+    """Work that is being done in another process, for who has something else to do meanwhile. See `run_apart`.
+
+    `pipe` can be read when `hear` has something to take. Who has made one has to `end` it.
+
+    Raises:
+        StartupError: no process can be started.
+    """
+
+    result: Result
+
+    def __init__(self, work: Callable[[Progress], Result], unfinished: str) -> None:
+        self._unfinished = unfinished
+        # A forked process shares what is imported. Only Linux forks safely.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.pipe, theirs = context.Pipe(duplex=False)
+        # No daemon: it may start a process itself.
+        self._process = context.Process(target=_work, args=(theirs, work))  # type: ignore[attr-defined]
+        try:
+            start(self._process)
+        except OSError as exc:
+            self.pipe.close()
+            raise StartupError(f"a process cannot be started: {exc.strerror}") from None
+        finally:
+            theirs.close()
+
+    def hear(self, progress: Progress = ignore_progress) -> bool:
+        """Take one word of it, and wait for that. Whether it was the last: `result` is there.
+
+        Raises:
+            StartupError: what the work raised, or `unfinished` where it came to no end.
+        """
+        try:
+            kind, value = self.pipe.recv()
+        except EOFError:
+            raise StartupError(self._unfinished) from None
+        if kind == "failed":
+            raise StartupError(value)
+        if kind == "done":
+            self.result = value
+            return True
+        progress(value)
+        return False
+
+    def end(self) -> None:
+        """End its process, which has told what it had to, or is not waited for any longer."""
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
 def run_apart(
     work: Callable[[Progress], Result], *, unfinished: str, progress: Progress = ignore_progress
 ) -> Result:
@@ -32,31 +86,13 @@ def run_apart(
     Raises:
         StartupError: what `work` raised, or `unfinished` where it came to no end, or no process can be started.
     """
-    # A forked process shares what is imported. Only Linux forks safely.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, work), daemon=True)  # type: ignore[attr-defined]
+    apart = Apart(work, unfinished)
     try:
-        process.start()
-    except OSError as exc:
-        ours.close()
-        raise StartupError(f"a process cannot be started: {exc.strerror}") from None
+        while not apart.hear(progress):
+            pass
+        return apart.result
     finally:
-        theirs.close()
-    try:
-        while True:
-            kind, value = ours.recv()
-            if kind == "done":
-                return cast("Result", value)
-            if kind == "failed":
-                raise StartupError(value)
-            progress(value)
-    except EOFError:
-        raise StartupError(unfinished) from None
-    finally:
-        process.kill()  # it has told what it had to, or Ctrl-C came meanwhile
-        process.join()
-        ours.close()
+        apart.end()
 
 
 def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
@@ -71,6 +107,34 @@ def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
         pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))
     except StartupError as exc:
         pipe.send(("failed", str(exc)))
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process, or leave nothing of it.
+
+    Raises:
+        OSError: the system has no memory, no process or no file left for it.
+    """
+    before = _open_files()
+    try:
+        process.start()
+    except OSError:
+        # Where the fork fails multiprocessing leaves its own pipes open: those of hours of trying are all there may be.
+        for descriptor in _open_files() - before:
+            os.close(descriptor)
+        raise
+
+
+def _open_files() -> set[int]:
+    """The numbers of this process' open files; none elsewhere than on Linux, where processes are not forked."""
+    if sys.platform != "linux":
+        return set()
+    found = set()
+    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError):  # it is what listed them
+            os.fstat(number)
+            found.add(number)
+    return found
 
 
 def end_with_parent() -> None:

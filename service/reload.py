@@ -17,6 +17,7 @@ from pathlib import Path
 
 import orjson
 
+from service.apart import Progress
 from service.canary import check_canary
 from service.cpus import check_layout
 from service.engine.calibration import calibrated
@@ -25,8 +26,8 @@ from service.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait when the process cannot open another file.
-_OUT_OF_FILES = 1.0
+# Seconds to wait when the process cannot open another file; and until that is told again.
+_OUT_OF_FILES, _TOLD_AGAIN = 1.0, 60.0
 
 # What the supervisor has used up by the time of a reload: a change waits for a restart.
 _FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format")
@@ -44,8 +45,8 @@ class Outcome:
     canary_tag: str | None = None
 
 
-def reloaded(current: Settings) -> Settings:
-    """The settings as they are now in `.env`, where the environment leaves them open.
+def reloaded(current: Settings, _: Progress) -> Settings:
+    """The settings as they are now in `.env`, where the environment leaves them open. For `apart`: it may take long.
 
     Raises:
         StartupError: a value is wrong, or the new model or provider cannot be used.
@@ -76,6 +77,7 @@ class ControlSocket:
         self._asking: list[socket.socket] = []
         # Until then whoever waits for it would be told at once of a request that cannot be taken.
         self.looked_at_from = 0.0
+        self._silent_until = 0.0
 
     @classmethod
     def open(cls, path: Path | None) -> ControlSocket | None:
@@ -117,8 +119,11 @@ class ControlSocket:
         except (BlockingIOError, ConnectionAbortedError):
             return False
         except OSError as exc:  # no files left, no memory left
-            log.error("a request to reload cannot be taken, and waits: %s", exc.strerror)
-            self.looked_at_from = time.monotonic() + _OUT_OF_FILES
+            now = time.monotonic()
+            if now >= self._silent_until:
+                log.error("a request to reload cannot be taken, and waits: %s", exc.strerror)
+                self._silent_until = now + _TOLD_AGAIN
+            self.looked_at_from = now + _OUT_OF_FILES
             return False
         connection.setblocking(False)
         self._asking.append(connection)

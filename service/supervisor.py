@@ -12,24 +12,25 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import wait
 
-from service.announcement import announcement, difference, models_served
+from service.announcement import announce, difference, models_served
+from service.apart import Apart
 from service.errors import StartupError
 from service.hangup import RELOAD_SIGNALS, hung_up, let_through
 from service.listening import bind
-from service.metrics import Gauge, SharedCells
+from service.metrics import SharedCells
 from service.reload import ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
-from service.workers import CONTEXT, Closable, Roll, Slot, Worker, start_worker, stop_seconds
+from service.workers import CONTEXT, LOOK_SECONDS, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,6 @@ _LONGEST_WAIT = 86_400.0
 
 # Windows does not wake a wait for a signal: Ctrl-C is seen after this time at most.
 _WINDOWS_SIGNAL_SECONDS = 0.5
-
-# A worker's event loop turns many times a second, and each half second it says so. One that has not for _UNREADY_LOOKS
-# looks is not counted as ready any longer; after _HUNG_LOOKS it is killed and replaced. Looks are counted, not seconds:
-# where the whole service was held up (a paused container, a suspended machine), so was the looking.
-_LOOK_SECONDS = 1.0
-_UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 
 # What a worker's start may take: TensorRT plans for minutes. The first workers' has no limit, for they may have a
 # database to migrate.
@@ -65,6 +60,8 @@ class Supervisor:
     _announced: bool = False
     _stops: int = 0
     _next_look: float = 0.0
+    # A reload reads, and may measure, in a process of its own: it must not keep us from all else.
+    _reading: Apart[Settings] | None = None
     _roll: Roll | None = None
     _again: bool = False
     # What the worker that became ready last serves.
@@ -137,6 +134,8 @@ class Supervisor:
                 objects.append(self._control)
             objects += [worker.process.sentinel for _, worker in alive]
             objects += [worker.pipe for _, worker in alive if not worker.ready]
+            if self._reading is not None:
+                objects.append(self._reading.pipe)
             fired: list[object] = list(wait(objects, self._timeout()))  # type: ignore[arg-type]
             if wake in fired:
                 if wake.recv() in RELOAD_SIGNALS and not hung_up():
@@ -145,6 +144,8 @@ class Supervisor:
                     self._stop_all()
             if self._control is not None and self._control in fired and self._control.accept():
                 self._reload()
+            if self._reading is not None and self._reading.pipe in fired:
+                self._take_settings(self._reading)
             for slot, worker in alive:
                 if worker.pipe in fired:
                     self._hear(slot, worker)
@@ -169,31 +170,18 @@ class Supervisor:
             self._advance()
             if time.monotonic() >= self._next_look:
                 self._look_for_hung_workers()
-                self._next_look = time.monotonic() + _LOOK_SECONDS
+                self._next_look = time.monotonic() + LOOK_SECONDS
 
     def _listens(self, control: ControlSocket) -> bool:
         """Whether requests to reload are taken. Those that come during the start wait in the socket's queue."""
         return self._announced and not self._stops and time.monotonic() >= control.looked_at_from
 
     def _look_for_hung_workers(self) -> None:
-        """Kill a worker whose event loop stands still: it would neither serve its clients nor end."""
         for slot in self.slots:
             worker = slot.worker
-            if worker is None or not worker.ready:
-                continue
-            row = self.shared.row(worker.row)
-            if row[Gauge.HEARTBEATS] != worker.heartbeats:
-                worker.heartbeats, worker.looks_without = row[Gauge.HEARTBEATS], 0
-                continue
-            worker.looks_without += 1
-            if worker.looks_without >= _UNREADY_LOOKS:
-                row[Gauge.READY] = 0.0  # it says so anew when it moves again
-            if worker.looks_without == _HUNG_LOOKS:
-                log.error(
-                    "worker %d has not moved for %.0f s: it is killed",
-                    slot.index,
-                    _HUNG_LOOKS * _LOOK_SECONDS,
-                )
+            if worker is not None and worker.ready and worker.hangs(self.shared.row(worker.row)):
+                seconds = worker.looks_without * LOOK_SECONDS
+                log.error("worker %d has not moved for %.0f s: it is killed", slot.index, seconds)
                 worker.process.kill()
 
     def _timeout(self) -> float | None:
@@ -244,16 +232,9 @@ class Supervisor:
             return
         if all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
-            self._announce(said)
+            announce(said, self.settings, *self.sockets[0].getsockname()[:2])
             if self._again:
                 self._reload()
-
-    def _announce(self, ready: Ready) -> None:
-        line = announcement(ready, self.settings, *self.sockets[0].getsockname()[:2])
-        # It is only information: a pipe that nobody reads or a full disk does not keep us from serving. Past Python's
-        # buffer, which would try again at the end, and in each process that is forked meanwhile.
-        with contextlib.suppress(OSError):
-            os.write(1, line.encode())
 
     def _bury(self, slot: Slot, worker: Worker) -> int:
         """A worker has ended: forget it, and plan its successor. Returns its exit code."""
@@ -288,23 +269,41 @@ class Supervisor:
     # Reloading
 
     def _reload(self) -> None:
-        """Begin to roll the workers, once they are ready. Who asks amid a roll joins it, and it is done again."""
+        """Read the settings anew, once the workers are ready. Who asks amid a reload joins it, and it is done again."""
         if self._stops:
             return
-        if self._roll is not None or not self._announced:
+        if self._reading is not None or self._roll is not None or not self._announced:
             self._again = True  # what was read may have changed since
             return
         self._again = False
-        assert self._ready is not None
         log.info("reloading")
         try:
-            settings = reloaded(self.settings)
-        except (StartupError, OSError) as exc:  # of the system, too: calibration starts a process
+            self._reading = Apart(
+                partial(reloaded, self.settings), "reading the settings came to no end; the log has the cause"
+            )
+        except StartupError as exc:
+            self._finish(str(exc))
+
+    def _take_settings(self, reading: Apart[Settings]) -> None:
+        """Begin to roll the workers when the settings are read."""
+        try:
+            if not reading.hear():
+                return
+            settings = reading.result
+        except StartupError as exc:
+            self._end_reading()
             self._finish(str(exc))
             return
+        self._end_reading()
+        assert self._ready is not None
         if changes := differences(self.settings, settings):
             log.info("changed: %s", ", ".join(changes))
         self._roll = Roll(settings, deque(self.slots), self._ready)
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.end()
+            self._reading = None
 
     def _hand_over(self, slot: Slot, successor: Worker) -> None:
         """The successor takes connections already; now the one before it stops, and may take its time."""
@@ -372,6 +371,7 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._stops += 1
+        self._end_reading()
         for sock in self.sockets:
             sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
@@ -381,7 +381,8 @@ class Supervisor:
                     self._stop(worker)
 
     def _end_all(self) -> None:
-        """Leave no worker behind, whatever happened."""
+        """Leave no process behind, whatever happened."""
+        self._end_reading()
         for slot in self.slots:
             for worker in slot.workers():
                 worker.process.kill()

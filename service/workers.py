@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Protocol
 
+from service.apart import start
 from service.hangup import RELOAD_SIGNALS
-from service.metrics import SharedCells
+from service.metrics import Gauge, SharedCells
 from service.settings import Settings
 from service.signals import held_back
 from service.worker import Pipe, Ready, Served, run_worker
@@ -29,6 +27,12 @@ CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "li
 
 # A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
+
+# A worker's event loop turns many times a second, and each half second it says so. One that has not for _UNREADY_LOOKS
+# looks is not counted as ready any longer; after _HUNG_LOOKS it is killed and replaced. Looks are counted, not seconds:
+# where the whole service was held up (a paused container, a suspended machine), so was the looking.
+LOOK_SECONDS = 1.0
+_UNREADY_LOOKS, _HUNG_LOOKS = 3, 10
 
 # Beyond twice DRAIN_SECONDS, for requests in flight and for the flush of the store: handshakes under way (1 s),
 # clients that do not read their replies and the close (10 s), traces (3 s), and some.
@@ -63,6 +67,19 @@ class Worker:
     told: bool = False
     # When it is killed, unless it has ended by then if it was told to stop, or is ready by then if it starts.
     deadline: float = math.inf
+
+    def hangs(self, row: memoryview[float]) -> bool:
+        """One look at its `row` in the shared memory: whether its event loop stands still, told once.
+
+        It would neither serve its clients nor end.
+        """
+        if row[Gauge.HEARTBEATS] != self.heartbeats:
+            self.heartbeats, self.looks_without = row[Gauge.HEARTBEATS], 0
+            return False
+        self.looks_without += 1
+        if self.looks_without >= _UNREADY_LOOKS:
+            row[Gauge.READY] = 0.0  # it says so anew when it moves again
+        return self.looks_without == _HUNG_LOOKS
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +132,6 @@ def start_worker(
     Raises:
         OSError: the system has no memory, no process or no file left for it.
     """
-    before = _open_files()
     ours, theirs = CONTEXT.Pipe(duplex=True)
     # A spawned process inherits nothing, and could not take it.
     closed = [ours, *inherited] if sys.platform == "linux" else []
@@ -127,29 +143,13 @@ def start_worker(
     try:
         # It has the supervisor's handler at first, which would take the word to stop for itself and lose it.
         with held_back(signal.SIGTERM):
-            process.start()
+            start(process)
     except OSError:
         ours.close()
-        theirs.close()
-        # Where the fork fails multiprocessing leaves its own pipes open: those of hours of trying are all there may be.
-        for descriptor in _open_files() - before:
-            os.close(descriptor)
         raise
     finally:
         theirs.close()
     return Worker(process, ours, row, settings.drain_seconds, time.monotonic())
-
-
-def _open_files() -> set[int]:
-    """The numbers of this process' open files; none elsewhere than on Linux, where workers are not forked."""
-    if sys.platform != "linux":
-        return set()
-    found = set()
-    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
-        with suppress(OSError):  # it is what listed them
-            os.fstat(number)
-            found.add(number)
-    return found
 
 
 def _worker_main(

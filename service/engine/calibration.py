@@ -211,8 +211,9 @@ def _throughput(engines: Sequence[Engine], batch: int, seconds: float) -> float:
 def calibrated(settings: Settings, current: Settings | None = None) -> Settings:
     """Fill in what is left open: from the cache, or measured now.
 
-    Where the machine is too busy to tell, what `current` has stays, if its provider is one of those that were measured;
-    else there is a session for each CPU.
+    Where the machine is too busy to tell, there is a session for each CPU. With `current`, which is served meanwhile,
+    it is busy with that: only a provider other than the CPU's is measured, since the model must pass the accuracy gate
+    on it; nothing is kept; and as long as the provider stays, what `current` has stays. The next start measures.
 
     Raises:
         StartupError: the model or the provider that was asked for cannot be used.
@@ -223,26 +224,35 @@ def calibrated(settings: Settings, current: Settings | None = None) -> Settings:
     cpus = available_cpus()
     cache = cache_file(path, settings.provider, cpus)
     chosen = _read(cache)
-    if chosen is None:
-        found = measure_apart(path, settings.provider, cpus, thorough=False)
-        chosen = found.chosen
+    if chosen is None and current is not None:
+        chosen = _beside(current, path, settings.provider, cpus)
+    elif chosen is None:
+        chosen = measure_apart(path, settings.provider, cpus, thorough=False).chosen
         if chosen.steadiness < STEADY:
-            chosen = _without_measuring(found, cpus, current)
+            chosen = _without_rates(chosen, cpus)
             log.info("the machine is busy: calibration would be wrong, and is done again at the next start")
         elif reason := keep(cache, chosen):
             log.info("calibration is not kept: %s", reason)
     return apply(settings, chosen, cpus)
 
 
-def _without_measuring(found: Calibration, cpus: int, current: Settings | None) -> Measured:
-    """What to use where the rates are chance; which providers work is not."""
-    for each in found.measured:
-        if current is not None and each.provider == current.provider:
-            return Measured(each.provider, current.workers, current.threads, current.max_batch, math.nan)
-    if found.chosen.provider in ON_GPU:
-        return found.chosen
+def _beside(current: Settings, path: Path, setting: ProviderSetting, cpus: int) -> Measured:
+    """What to use for a model beside what is served: rates are chance, which providers work is not."""
+    provider = current.provider
+    if provider != "cpu" or setting not in ("cpu", "auto"):
+        found = measure_apart(path, setting, cpus, thorough=False)
+        if all(each.provider != provider for each in found.measured):
+            return _without_rates(found.chosen, cpus)
+    assert provider != "auto"
+    return Measured(provider, current.workers, current.threads, current.max_batch, math.nan)
+
+
+def _without_rates(chosen: Measured, cpus: int) -> Measured:
+    """What to use where the rates are chance."""
+    if chosen.provider in ON_GPU:
+        return chosen
     # The largest batch of those that a calibration tries: for how long one holds up others a slice decides.
-    return Measured(found.chosen.provider, cpus, 1, max(_QUICK_BATCHES), math.nan)
+    return Measured(chosen.provider, cpus, 1, max(_QUICK_BATCHES), math.nan)
 
 
 def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
@@ -252,13 +262,15 @@ def apply(settings: Settings, chosen: Measured, cpus: int) -> Settings:
     is fed by one worker whose threads decode. Windows cannot share a listening socket among event loops.
     """
     one_worker = chosen.provider in ON_GPU or sys.platform == "win32"
+    workers = settings.workers or (1 if one_worker else chosen.sessions)
     executors = (cpus if one_worker else 0) if settings.executors < 0 else settings.executors
     return replace(
         settings,
         provider=chosen.provider,
-        workers=settings.workers or (1 if one_worker else chosen.sessions),
+        workers=workers,
         executors=executors,
-        threads=settings.threads or chosen.threads,
+        # Those of fewer sessions than there are workers would be more than there are CPUs.
+        threads=settings.threads or min(chosen.threads, max(1, cpus // workers)),
         max_batch=settings.max_batch or chosen.batch,
     )
 

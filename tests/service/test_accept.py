@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from service.accept import PATIENCE, SharingLoop, Turns
+from service.accept import PATIENCE, SharingLoop, Turns, _SharingServer
 from service.metrics import Gauge, SharedCells
 from tests.service.harness import TIMEOUT
 
@@ -104,3 +105,47 @@ def test_connections_are_spread_and_none_waits_for_a_worker_that_hangs(
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(serve_two_clients())
+
+
+class Clock:
+    """As much of an event loop as a server asks of it while it cannot accept."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.look: Callable[[], object] = list
+
+    def time(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def add_reader(self, _: object, look: Callable[[], None]) -> None:
+        """A connection waits all the time."""
+        self.look = look
+
+    def remove_reader(self, _: object) -> None:
+        """It will be added again."""
+
+    def call_later(self, *_: object) -> None:
+        """The test does."""
+
+
+class FullListener:
+    """A socket whose process has no file left for a connection."""
+
+    def accept(self) -> None:
+        """There is none."""
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_connections_that_cannot_be_accepted_are_told_of_once_a_minute(
+    shared: SharedCells, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As long as one waits it is tried each second, for hours perhaps."""
+    clock = Clock()
+    loop, listener = cast("SharingLoop", clock), cast("socket.socket", FullListener())
+    factory: Callable[[], Any] = list
+    _SharingServer(loop, Turns(shared, 0), listener, factory, {})
+    for now, told in ((0.0, 1), (1.0, 1), (59.0, 1), (61.0, 2), (62.0, 2)):
+        clock.now = now
+        clock.look()
+        assert caplog.text.count("cannot be accepted, and wait: Too many open files") == told

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_what_is_set_is_not_second_guessed() -> None:
     assert apply(own, measured(1000, 4, sessions=8), cpus=8) == own
     gpu = apply(OPEN, Measured("cuda", 1, 1, 64, 9000), cpus=8)
     assert (gpu.provider, gpu.workers, gpu.executors, gpu.max_batch) == ("cuda", 1, 8, 64)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (3, 2), (8, 1), (9, 1)])
+def test_more_workers_than_sessions_share_the_cpus(workers: int, threads: int) -> None:
+    """One session of eight threads was the fastest; workers of eight each would be in each other's way."""
+    chosen = Measured("cpu", 1, 8, 16, 9000)
+    assert apply(replace(OPEN, workers=workers), chosen, cpus=8).threads == threads
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

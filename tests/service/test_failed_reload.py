@@ -38,7 +38,7 @@ async def test_a_worker_that_cannot_be_started_costs_no_other(
     await asyncio.to_thread(dead.wait, TIMEOUT)
     code, said = await reload(tmp_path)
     assert code == 1
-    assert "a worker cannot be started: injected" in said
+    assert "a process cannot be started: injected" in said
     assert [each for each in psutil.Process(service.process.pid).children() if each != dead] == [alive]
     fault.unlink()
     async with asyncio.timeout(TIMEOUT):
@@ -50,7 +50,10 @@ async def test_a_worker_that_cannot_be_started_costs_no_other(
 async def test_a_worker_that_cannot_be_started_leaves_no_file_open(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
-    """However often it is tried: the supervisor would have none left for the time when the system can again."""
+    """However often it is tried: the supervisor would have none left for the time when the system can again.
+
+    The same holds for the process that reads the settings of a reload.
+    """
     service = start_process(faults=FAILING_FORK, WORKERS="1", MAX_BATCH="8", THREADS="1")
     supervisor = psutil.Process(service.process.pid)
     opened = supervisor.num_fds()
@@ -60,9 +63,66 @@ async def test_a_worker_that_cannot_be_started_leaves_no_file_open(
     failed = 0
     while failed < 3:
         failed += "cannot be started" in await asyncio.to_thread(service.process.stderr.readline)
+    for _ in range(3):
+        assert (await reload(tmp_path))[0] == 1
     async with asyncio.timeout(TIMEOUT):
         while supervisor.num_fds() > opened:  # more while it tries
             await asyncio.sleep(0.01)
+
+
+# A reload's settings are being read as long as a file is there.
+SLOW_READING = """
+import time
+from pathlib import Path
+import service.reload
+load_settings = service.reload.load_settings
+def load_slowly():
+    while Path("slow").exists():
+        time.sleep(0.05)
+    return load_settings()
+service.reload.load_settings = load_slowly
+"""
+
+
+async def test_a_reload_that_takes_long_keeps_the_supervisor_from_nothing(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """While its settings are read, or a model is measured, a worker that dies is replaced; then the reload goes on."""
+    slow = tmp_path / "slow"
+    slow.touch()
+    service = start_process(faults=SLOW_READING, WORKERS="1")
+    supervisor = psutil.Process(service.process.pid)
+    (worker,) = supervisor.children()
+    asked = asyncio.create_task(reload(tmp_path))
+    async with asyncio.timeout(TIMEOUT):
+        while len(supervisor.children()) == 1:
+            await asyncio.sleep(0.01)
+    worker.kill()
+    async with asyncio.timeout(TIMEOUT):
+        while await asyncio.to_thread(metric, service, "visionai_workers_ready") != 1:
+            await asyncio.sleep(0.05)
+    assert not asked.done()
+    slow.unlink()
+    code, said = await asked
+    assert code == 0, said
+
+
+async def test_a_stop_does_not_wait_for_a_reload(start_process: StartProcess, tmp_path: Path) -> None:
+    """What it reads or measures is given up, and nothing of it stays."""
+    (tmp_path / "slow").touch()
+    service = start_process(faults=SLOW_READING, WORKERS="1")
+    supervisor = psutil.Process(service.process.pid)
+    asked = asyncio.create_task(reload(tmp_path))
+    async with asyncio.timeout(TIMEOUT):
+        while len(supervisor.children()) == 1:
+            await asyncio.sleep(0.01)
+    processes = supervisor.children()
+    service.process.terminate()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    code, said = await asked
+    assert code == 2
+    assert "ended before it had reloaded" in said
+    assert not any(each.is_running() for each in processes)
 
 
 def next_descriptor(pid: int) -> int:

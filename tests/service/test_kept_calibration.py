@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.apart import ignore_progress
 from service.cpus import available_cpus
 from service.engine import calibration, onnx
 from service.engine.calibration import Measured, cache_file, calibrated
@@ -96,18 +97,42 @@ def test_what_was_measured_on_a_busy_machine_is_neither_used_nor_kept(
     assert not busy.exists()
 
 
-def test_a_reload_on_a_busy_machine_keeps_what_is_served_with(
-    monkeypatch: pytest.MonkeyPatch, busy: Path
-) -> None:
-    """It is busy with the requests that are served meanwhile; another provider has nothing to keep."""
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch, busy: Path) -> Path:
+    """Whatever is measured seems to be no chance, and OpenVINO alone passes the gate; returns as `busy`."""
+
+    def measured_steadily(*_: object, **__: object) -> calibration.Calibration:
+        chosen = Measured("openvino", 1, 7, 4, 1000.0)
+        return calibration.Calibration([chosen], {}, chosen)
+
+    monkeypatch.setattr(calibration, "measure_apart", measured_steadily)
+    return busy
+
+
+def test_a_reload_measures_nothing_beside_its_own_load(monkeypatch: pytest.MonkeyPatch, busy: Path) -> None:
+    """The machine is busy with what is served meanwhile: what is served with stays, until the next start."""
+    monkeypatch.setattr(
+        calibration, "measure_apart", lambda *_, **__: pytest.fail("measured beside the load")
+    )
     current = replace(OPEN, workers=2, executors=0, threads=1, max_batch=12)
-    fresh = reloaded(current)
-    assert (fresh.workers, fresh.threads, fresh.max_batch) == (2, 1, 12)
+    for provider in ("cpu", "auto"):
+        monkeypatch.setenv("PROVIDER", provider)
+        fresh = reloaded(current, ignore_progress)
+        assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("cpu", 2, 1, 12)
     assert not busy.exists()
-    monkeypatch.setenv("PROVIDER", "auto")
-    monkeypatch.setenv("CANARY_MODEL_PATH", "")
-    fresh = reloaded(current)
+
+
+def test_a_reload_takes_a_provider_that_passes_and_no_rate_of_it(
+    monkeypatch: pytest.MonkeyPatch, steady: Path
+) -> None:
+    """The model has to pass the gate on another provider than the CPU's, new or as before; nothing is kept."""
+    monkeypatch.setenv("PROVIDER", "openvino")
+    current = replace(OPEN, workers=2, executors=0, threads=1, max_batch=12)
+    fresh = reloaded(current, ignore_progress)
     assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("openvino", 2, 1, 16)
+    fresh = reloaded(replace(current, provider="openvino"), ignore_progress)
+    assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("openvino", 2, 1, 12)
+    assert not steady.exists()
 
 
 @pytest.mark.parametrize(
