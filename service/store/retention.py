@@ -30,7 +30,7 @@ def delete_before(connection: sa.Connection, moment: datetime, limit: int = CHUN
 
     Rows without a time are left, see :func:`without_a_time`.
 
-    Several processes may do this at once: on PostgreSQL they pass over the rows that another is deleting.
+    Several processes may do this at once: on PostgreSQL they take turns, and pass over the rows that somebody holds.
     """
     columns = predictions_log.c
     chosen = (

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 #: The revision that this code works with: the last file in ``migrations/versions`` (a test compares them).
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 
 #: ``model_status`` of the version that is served; any other text is not active.
 ACTIVE: Final = "01"
@@ -105,7 +105,7 @@ predictions_log = sa.Table(
     ),
 )
 
-# Since 0003: what `stats` reads of long windows. Triggers keep both, see the migration; nobody else writes to them.
+# Since 0003: what `stats` reads of long windows. Triggers keep both, see the migrations; nobody else writes to them.
 # The user of predictions without one is the empty text, so that it can be part of a key.
 emotion_minutes = sa.Table(
     "emotion_minutes",

@@ -146,12 +146,13 @@ def test_what_is_written_on_another_search_path_is_counted(
         assert connection.exec_driver_sql("SELECT count(*) FROM another.emotion_minutes").scalar() == 0
 
 
+@pytest.mark.parametrize("earlier", ["0003", "0004"])
 def test_one_revision_back_and_forth(
-    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, earlier: str
 ) -> None:
     """The release before counts on, and the next start has this one's counting again."""
     store = fill(open_store(), make_record)
-    for change, target in ((command.downgrade, "0003"), (command.upgrade, "head")):
+    for change, target in ((command.downgrade, earlier), (command.upgrade, "head")):
         with engine.begin() as connection:
             change(alembic_config(connection), target)
         before = store.status().written

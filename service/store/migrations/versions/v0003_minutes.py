@@ -50,7 +50,7 @@ def upgrade() -> None:
         op.execute("LOCK TABLE predictions_log IN SHARE ROW EXCLUSIVE MODE")
         statements = [*_count("predictions_log", "postgresql"), *_postgresql()]
     else:
-        statements = [*_count("predictions_log", "sqlite"), *_sqlite()]
+        statements = [*_count("predictions_log", "sqlite"), *sqlite_triggers()]
     for statement in statements:
         # As it is: neither colons nor percent signs are parameters.
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
@@ -71,13 +71,14 @@ def downgrade() -> None:
 def _count(source: str, dialect: str, sign: str = "") -> list[str]:
     """Statements that add the rows of a table, or take them away.
 
-    In the order of the key, so that transactions that count the same minutes wait for each other and never in a ring.
+    In the order of the key, so that statements that count the same minutes wait for each other and never in a ring; for
+    transactions of several statements 0005 sees to that.
     """
     row = f"{source}." if source in ("new", "old") else ""
     start = "" if row else f" FROM {source}"
     group = "" if row else " GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     count, total = ("1", "{}") if row else ("count(*)", "sum({})")
-    confidence = total.format(f"coalesce({row}confidence, 0)")
+    confidence = total.format(finite(f"{row}confidence", dialect))
     if dialect == "postgresql":
         minute = f"date_trunc('minute', {row}timestamp, 'UTC')"
     else:
@@ -97,6 +98,15 @@ def _count(source: str, dialect: str, sign: str = "") -> list[str]:
         " ON CONFLICT (user_id, minute, latency_us) DO UPDATE"
         f" SET requests = {LATENCIES}.requests + excluded.requests",
     ]
+
+
+def finite(value: str, dialect: str) -> str:
+    """A confidence as it is added up. NaN or Infinity would make the sum useless for good: it cannot be taken away
+    again, nor can what null adds."""
+    low, high = (
+        ("float8 '-Infinity'", "float8 'Infinity'") if dialect == "postgresql" else ("-9e999", "9e999")
+    )
+    return f"CASE WHEN {value} > {low} AND {value} < {high} THEN {value} ELSE 0 END"
 
 
 def _latency_class(value: str) -> str:
@@ -128,7 +138,7 @@ def _drop_empty(source: str) -> list[str]:
 
 
 def counting_function(name: str = FUNCTION, settings: str = "", first: str = "") -> str:
-    """The statement that makes the function of PostgreSQL's triggers, as it is here or with what 0004 adds to it."""
+    """The statement that makes the function of PostgreSQL's triggers, as it is here or with what later ones add."""
     add = "; ".join(_count("added", "postgresql"))
     remove = "; ".join([*_count("removed", "postgresql", "-"), *_drop_empty("removed")])
     return (
@@ -158,7 +168,8 @@ def _postgresql() -> list[str]:
     ]
 
 
-def _sqlite() -> list[str]:
+def sqlite_triggers() -> list[str]:
+    """The statements that make SQLite's triggers."""
     add = "; ".join(_count("new", "sqlite"))
     remove = "; ".join([*_count("old", "sqlite", "-"), *_drop_empty("old")])
     return [

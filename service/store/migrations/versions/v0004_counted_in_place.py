@@ -23,21 +23,25 @@ FIRST = " PERFORM set_config('search_path', quote_ident(TG_TABLE_SCHEMA) || ', p
 
 def upgrade() -> None:
     """Have the function look where the table is. Takes no lock that anybody waits for."""
-    _replace(SETTINGS, FIRST)
+    replace_function(SETTINGS, FIRST)
 
 
 def downgrade() -> None:
     """Have it look in the writer's search path again."""
-    _replace()
+    replace_function()
 
 
-def _replace(settings: str = "", first: str = "") -> None:
+def replace_function(settings: str = "", first: str = "") -> str:
+    """Make PostgreSQL's counting function anew, with these additions; its name."""
     connection = op.get_bind()
-    if connection.dialect.name == "postgresql":
-        # The one that is called: on a path of several schemas a new one might be made in another than the table's.
-        used = connection.exec_driver_sql(
-            "SELECT tgfoid::regproc::text FROM pg_trigger"
-            f" WHERE tgrelid = 'predictions_log'::regclass AND tgname = '{TRIGGERS['INSERT']}'"
-        ).scalar()
-        statement = counting_function(used or FUNCTION, settings, first)
-        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    if connection.dialect.name != "postgresql":
+        return FUNCTION
+    # The one that is called: on a path of several schemas a new one might be made in another than the table's.
+    used: str | None = connection.exec_driver_sql(
+        "SELECT tgfoid::regproc::text FROM pg_trigger"
+        f" WHERE tgrelid = 'predictions_log'::regclass AND tgname = '{TRIGGERS['INSERT']}'"
+    ).scalar()
+    name = used or FUNCTION
+    statement = counting_function(name, settings, first)
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    return name
