@@ -8,11 +8,12 @@
     store.status()                                                             # for health and metrics
     lost = store.close(timeout=10)                                             # writes everything that is left
 
-Rooms: ``schema`` and ``migrations`` (the tables) with ``migrate``, ``legacy`` (the older server's tables) and
-``placement`` (in which schema of PostgreSQL they lie), ``database`` (URLs, connections), ``records`` (what is stored),
-``backlog`` (waiting to be written) with ``journal``, ``late``, ``segments``, ``framing``, ``folders`` and ``orphans``
-(the same on disk), ``writer`` (the thread), ``insert`` and ``reference`` (the statements), ``retention``; ``queries``
-(threads that read), ``history`` and ``minutes`` (what they read: rows, or counts by minute), ``prediction_ids``.
+Rooms: ``schema`` and ``migrations`` (the tables) with ``migrate``, ``legacy`` (the older server's tables),
+``provenance`` (whether a revision is ours) and ``placement`` (in which schema of PostgreSQL they lie), ``database``
+(URLs, connections), ``records`` (what is stored), ``backlog`` (waiting to be written) with ``journal``, ``late``,
+``segments``, ``framing``, ``folders`` and ``orphans`` (the same on disk), ``writer`` (the thread), ``insert`` and
+``reference`` (the statements), ``retention``; ``queries`` (threads that read), ``history`` and ``minutes`` (what they
+read: rows, or counts by minute), ``prediction_ids``.
 """
 
 from __future__ import annotations

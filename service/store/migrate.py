@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
-from service.store import placement
+from service.store import placement, provenance
+from service.store.provenance import current_revision
 from service.store.schema import HEAD, predictions_log
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VERSION_TABLE: Final = "alembic_version"
 # Any constant, as long as every release has the same and no other application in the database does.
 _ADVISORY_LOCK: Final = 0x56_69_73_69_6F_6E_41_49  # "VisionAI"
 _LOCK_TIMEOUT: Final = "60s"
@@ -28,7 +28,12 @@ _LOCK_TIMEOUT: Final = "60s"
 _MIGRATION_S: Final = 1800
 
 
-def migrate(engine: sa.Engine, *, patient: bool = True, before: Callable[[], object] | None = None) -> None:
+def migrate(
+    engine: sa.Engine,
+    *,
+    patient: bool = True,
+    before: Callable[[], object] | None = None,
+) -> None:
     """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
 
     Any number of processes may call this at once: one migrates, the others wait and find it done. On PostgreSQL tables
@@ -36,8 +41,9 @@ def migrate(engine: sa.Engine, *, patient: bool = True, before: Callable[[], obj
     ``patient`` a SQLite file that somebody else keeps locked is an OperationalError after a few seconds. ``before`` is
     called before tables that are there are changed; what it raises leaves them as they were.
 
-    Raises StartupError when the tables are another application's or older than the database's revision says, or the
-    database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be reached.
+    Raises StartupError when the tables, or the revision, are another application's, the tables are older than the
+    revision says, or the database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be
+    reached.
     """
     deadline = time.monotonic() + _MIGRATION_S
     told = False
@@ -45,7 +51,7 @@ def migrate(engine: sa.Engine, *, patient: bool = True, before: Callable[[], obj
         try:
             with engine.begin() as connection:
                 if current_revision(connection) == HEAD:
-                    _require_columns(connection)
+                    provenance.require(connection, HEAD)
                     if not placement.misplaced(connection):
                         return
                 lock(connection)
@@ -86,29 +92,6 @@ def lock(connection: sa.Connection) -> None:
     # On SQLite the transaction itself began with the write lock (see database.create_engine).
 
 
-def current_revision(connection: sa.Connection) -> str | None:
-    """The revision that the database is at; None before the first migration."""
-    if not sa.inspect(connection).has_table(_VERSION_TABLE):
-        return None
-    revision: str | None = connection.execute(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()
-    return revision
-
-
-def _require_columns(connection: sa.Connection) -> None:
-    """`pg_restore --clean` of an older copy replaces the tables that the copy has, and keeps the version."""
-    try:
-        found = {column["name"] for column in sa.inspect(connection).get_columns(predictions_log.name)}
-    except exc.NoSuchTableError:
-        return
-    missing = [column.name for column in predictions_log.columns if column.name not in found]
-    if missing:
-        raise StartupError(
-            f"the database says that it is at revision {HEAD}, but predictions_log has no column {missing[0]}: an "
-            f"older copy was put in its place: drop the tables {_VERSION_TABLE}, emotion_minutes and latency_minutes, "
-            "which that copy did not have, and start again"
-        )
-
-
 def alembic_config(connection: sa.Connection) -> Config:
     """A configuration for Alembic's commands on this connection; its caller commits."""
     from alembic.config import Config
@@ -132,6 +115,8 @@ def _upgrade(connection: sa.Connection, found: str | None) -> None:
             "it was used by a newer release, or belongs to another application: install that release, or name another "
             "database in DATABASE_URL"
         )
+    if found is not None:
+        provenance.require(connection, found)
     logger.info("migrating the database from revision %s to %s", found or "none", HEAD)
     placement.begin_with_the_rows(connection)
     command.upgrade(config, "head")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
-from service.store.migrate import current_revision
+from service.store.provenance import current_revision
 from service.store.schema import predictions_log
 
 T = TypeVar("T")
