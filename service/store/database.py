@@ -41,6 +41,16 @@ _MENDING: Final = (
     "what the database had not taken waits in the journal"
 )
 _SQLITE_NOT_OPENED: Final = "check DATABASE_URL, and that this user may write the file and to its folder"
+# SQLite's codes for a file that cannot be opened, read or written, or that is none of its own.
+_OF_THE_FILE: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
 _NOT_REACHED: Final = (
     "check DATABASE_URL, that the server runs, and that it accepts connections from this machine"
 )
@@ -285,8 +295,11 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
     """What to tell the operator when the database does not answer at start: one line, no password."""
     reason = first_line(error)
     if url.get_backend_name() == "sqlite":
-        remedy = _MENDING if "malformed" in reason else _SQLITE_NOT_OPENED
-        return StartupError(f"cannot use the SQLite database {url.database}: {reason}; {remedy}")
+        remedy = f"; {_MENDING}" if "malformed" in reason else ""
+        # The lowest byte is the kind of error, what is above it tells more.
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _OF_THE_FILE:
+            remedy = f"; {_SQLITE_NOT_OPENED}"
+        return StartupError(f"cannot use the SQLite database {url.database}: {reason}{remedy}")
     if url.host:
         where = f"{url.host}:{url.port or 5432}"
     else:

@@ -279,7 +279,8 @@ def test_a_file_that_is_not_a_database(open_store: OpenStore, tmp_path: Path) ->
     file = tmp_path / "notes.txt"
     file.write_text("not a database, " * 100)
     with pytest.raises(
-        StartupError, match=r"cannot use the SQLite database .*notes.txt: file is not a database"
+        StartupError,
+        match=r"cannot use the SQLite database .*notes.txt: file is not a database; check DATABASE_URL",
     ):
         open_store(url=f"sqlite:///{file}")
     assert file.read_text().startswith("not a database")

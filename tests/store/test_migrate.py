@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 
 from service.emotions import DESCRIPTIONS
 from service.errors import StartupError
+from service.store import prepare
 from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
@@ -301,6 +302,41 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch
         migrate(engine)
     assert sa.inspect(engine).get_table_names() == []
     engine.dispose()
+
+
+def test_an_index_by_time_that_is_there_is_used(engine: sa.Engine) -> None:
+    """It may have the name of ours, which PostgreSQL itself gives to one that is given none."""
+    make_older_server(engine, ["happy"])
+    execute(engine, "CREATE INDEX predictions_log_timestamp_idx ON predictions_log (timestamp)")
+    migrate(engine)
+    indexes = sa.inspect(engine).get_indexes("predictions_log")
+    assert [index["name"] for index in indexes if index["column_names"] == ["timestamp"]] == [
+        "predictions_log_timestamp_idx"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "owner"),
+    [
+        ("predictions_log_timestamp_idx ON predictions_log (emotion_id)", "predictions_log"),
+        (
+            "predictions_log_timestamp_idx ON predictions_log (timestamp) WHERE emotion_id = 1",
+            "predictions_log",
+        ),
+        ("predictions_log_user_id_timestamp_idx ON model_version (creation_date)", "model_version"),
+    ],
+)
+def test_an_index_that_has_the_name_of_ours(
+    database_url: str, engine: sa.Engine, index: str, owner: str
+) -> None:
+    """It is named, with what to do about it and nothing else, and nothing is changed."""
+    make_older_server(engine, ["happy"])
+    execute(engine, f"CREATE INDEX {index}")
+    with pytest.raises(
+        StartupError, match=rf"{index.split()[0]}, on {owner}: rename it, or drop it, and start again$"
+    ):
+        prepare(database_url, labels=("happy",), version_tag="v1", model_filename="emotion.onnx")
+    assert revision(engine) is None
 
 
 def test_times_that_the_older_server_stored(engine: sa.Engine) -> None:
