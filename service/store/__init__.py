@@ -306,9 +306,11 @@ def _administered(url: str) -> Iterator[sa.Engine]:
 def _prepare(
     engine: sa.Engine, model: Model, descriptions: Mapping[str, str], *, active: bool, patient: bool
 ) -> References:
-    migrate(engine, patient=patient)
+    ensure = partial(reference.ensure, model=model, descriptions=descriptions)
+    # Already in the migration's transaction: where the database refuses these rows, it is left as it was.
+    migrate(engine, patient=patient, after=ensure)
     with engine.begin() as connection:
-        references = reference.ensure(connection, model, descriptions)
+        references = ensure(connection)
         if active:
             reference.activate(connection, references.model_id)
     engine.dispose()  # no idle connection to a server

@@ -33,13 +33,15 @@ def migrate(
     *,
     patient: bool = True,
     before: Callable[[], object] | None = None,
+    after: Callable[[sa.Connection], object] | None = None,
 ) -> None:
     """Bring the database to ``HEAD``, in one transaction: it is done completely or not at all.
 
     Any number of processes may call this at once: one migrates, the others wait and find it done. On PostgreSQL tables
     are made in the schema of ``predictions_log``, or moved there, wherever on the search path that is. Without
     ``patient`` a SQLite file that somebody else keeps locked is an OperationalError after a few seconds. ``before`` is
-    called before tables that are there are changed; what it raises leaves them as they were.
+    called before tables that are there are changed, ``after`` when all are, in the same transaction; what they raise
+    leaves them as they were.
 
     Raises StartupError when the tables, or the revision, are another application's, the tables are older than the
     revision says, or the database is newer than this release, and SQLAlchemy's DBAPIError when the database cannot be
@@ -62,6 +64,8 @@ def migrate(
                 if before is not None and sa.inspect(connection).has_table(predictions_log.name):
                     before()
                 _upgrade(connection, found)
+                if after is not None:
+                    after(connection)
         except exc.OperationalError as error:
             # SQLite waits a few seconds by itself (see `database`): another process takes longer for its migration.
             if not patient or "database is locked" not in str(error.orig) or time.monotonic() > deadline:

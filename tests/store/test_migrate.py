@@ -304,6 +304,17 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch
     engine.dispose()
 
 
+def test_a_model_that_the_database_refuses_leaves_it_as_it_was(database_url: str, engine: sa.Engine) -> None:
+    """Where the row of the model violates a rule of the operator's own, nothing is migrated either."""
+    other_states = "model_status VARCHAR(2) CHECK (model_status IN ('01', '02'))"
+    tables = OLDER_SERVER[engine.dialect.name].replace("model_status VARCHAR(2)", other_states)
+    execute(engine, tables)
+    with pytest.raises(StartupError, match=r"(?i)check constraint [^;]*$"):
+        prepare(database_url, labels=("happy",), version_tag="v1", model_filename="emotion.onnx")
+    assert revision(engine) is None
+    assert set(sa.inspect(engine).get_table_names()) == {"emotion_class", "model_version", "predictions_log"}
+
+
 def test_an_index_by_time_that_is_there_is_used(engine: sa.Engine) -> None:
     """It may have the name of ours, which PostgreSQL itself gives to one that is given none."""
     make_older_server(engine, ["happy"])
