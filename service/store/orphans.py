@@ -37,6 +37,9 @@ class Orphans:
         self._root = root
         self._folders: deque[Folder] = deque()
         self._given_up: list[Folder] = []
+        # What is stored and could not be deleted, and the folders in which there is nothing else.
+        self._stored: set[Path] = set()
+        self._undeleted: list[Folder] = []
         self._told: set[Path] = set()
         # Whether the last look failed, which is told once.
         self._blind = False
@@ -52,7 +55,9 @@ class Orphans:
         self._closed = False
 
     def look(self) -> None:
-        """Take over what has become an orphan since the last look."""
+        """Take over what has become an orphan since the last look, and try again to delete what could not be."""
+        undeleted, self._undeleted = self._undeleted, []  # never in both: who closes would release it twice
+        self._folders.extend(undeleted)
         try:
             adopted, failed = folders.adopt(self._root, self._told)
         except OSError as error:
@@ -64,7 +69,12 @@ class Orphans:
         self.error = None if failed is None else f"journal: {failed.strerror}"
         for folder in adopted:
             try:
-                count = sum(frame.count for path in folder.segments() for frame in segments.read(path).frames)
+                count = sum(
+                    frame.count
+                    for path in folder.segments()
+                    if path not in self._stored
+                    for frame in segments.read(path).frames
+                )
             except OSError as error:
                 self._put_back(folder, error)
                 continue
@@ -104,23 +114,21 @@ class Orphans:
     def close(self) -> None:
         """Leave what is left to other processes."""
         self._closed = True
-        for folder in (*self._folders, *self._given_up):
+        for folder in (*self._folders, *self._undeleted, *self._given_up):
             folder.release()
 
     def _next_segment(self) -> bool:
         """Done with one segment, on to the next; False when there is none."""
         if self._segment is not None:
             done, self._segment = self._segment, None
-            try:
-                done.unlink(missing_ok=True)
-            except OSError as error:
-                self._give_up(self._folders.popleft(), error)  # or it would be read for ever
+            self._delete(done)
         while self._folders:
             folder = self._folders[0]
             try:
-                remaining = folder.segments()
+                found = folder.segments()
+                remaining = [path for path in found if path not in self._stored]
                 if not remaining:
-                    self._folders.popleft().release()
+                    self._let_go(self._folders.popleft(), found)
                     self._model = self._ours
                     continue
                 contents = segments.read(remaining[0])
@@ -138,6 +146,29 @@ class Orphans:
         self.pending = 0
         return False
 
+    def _delete(self, segment: Path) -> bool:
+        """Delete what is stored; whether it is gone. Else it is remembered, or it would be read again for ever."""
+        try:
+            segment.unlink(missing_ok=True)
+        except OSError as error:
+            if all(path.parent != segment.parent for path in self._stored):
+                logger.error(
+                    "what is stored of the journal %s cannot be deleted, and is tried again: %s",
+                    segment.parent,
+                    error,
+                )
+            self._stored.add(segment)
+            return False
+        self._stored.discard(segment)
+        return True
+
+    def _let_go(self, folder: Folder, stored: list[Path]) -> None:
+        """Leave a folder of which all is stored, unless something stays in it: a sibling would store that again."""
+        if [path for path in stored if not self._delete(path)]:
+            self._undeleted.append(folder)
+        else:
+            folder.release()
+
     def _put_back(self, folder: Folder, error: OSError) -> None:
         """Leave it to the next look, this process's or a sibling's: what cannot be read now may be read then."""
         if folder.path not in self._told:
@@ -148,5 +179,5 @@ class Orphans:
 
     def _give_up(self, folder: Folder, error: Exception) -> None:
         """Keep it locked, so that it is not taken up again and again, and keep its files: no look will change that."""
-        logger.error("the journal %s cannot be read or deleted and is left as it is: %s", folder.path, error)
+        logger.error("the journal %s cannot be read and is left as it is: %s", folder.path, error)
         self._given_up.append(folder)

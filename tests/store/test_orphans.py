@@ -160,6 +160,45 @@ def test_a_dead_processs_journal_that_can_be_read_in_part(open_journal: OpenJour
     assert drain(open_journal()) == [payload(3)]
 
 
+@pytest.mark.parametrize("segments", [1, 3])
+def test_a_dead_processs_journal_that_cannot_be_deleted_for_a_while(
+    open_journal: OpenJournal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    segments: int,
+) -> None:
+    """All of it is stored, once and by one process, which tells of it once and deletes it as soon as it can."""
+    monkeypatch.setattr("service.store.orphans.LOOK_INTERVAL_S", 0.0)
+    first = kill_after_appending(tmp_path, 3)
+    head = first.read_bytes().partition(frame(payload(0), 1))[0]
+    for number in range(2, segments + 1):
+        first.with_name(f"{number:08d}.segment").write_bytes(head + frame(payload(number + 1), 1))
+    expected = [payload(number) for number in range(segments + 2)]
+    backlog, sibling = open_journal(), open_journal()
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == first.parent:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "unlink", refuse)
+        assert drain(backlog) == expected
+        assert (backlog.pending, backlog.error) == (0, None)
+        assert (drain(backlog), drain(sibling)) == ([], [])
+    assert len(list(first.parent.glob("*.segment"))) == segments
+    [told] = [record.message for record in caplog.records]
+    assert told.startswith(
+        f"what is stored of the journal {first.parent} cannot be deleted, and is tried again: "
+    )
+    assert drain(sibling) == []
+    assert first.exists()
+    assert drain(backlog) == []
+    assert not first.parent.exists()
+
+
 def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
     """A folder that a process had made, but not yet locked, when it died is removed."""
     (tmp_path / "journal-0123456789ab").mkdir()
