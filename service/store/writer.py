@@ -242,11 +242,16 @@ class Writer:
 
     def _write(self, batch: Batch) -> int:
         """Commit the batch; the number of its records that the database refuses."""
+        file = identity(self._engine.url)
+        if self._file is None and file is not None:
+            # It was away when it was looked for. What is there now may be another, with other numbers or no tables.
+            self._prepared = False
+            self._references.clear()
         if not self._prepared:
             self._prepare()
             self._prepared = True
             self._file = identity(self._engine.url)
-        elif identity(self._engine.url) != self._file:
+        elif file != self._file:
             raise FileReplaced(
                 f"{self._engine.url.database} was deleted or replaced while it was open: restart"
             )

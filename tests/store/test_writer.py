@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from service.errors import StartupError
-from service.store import database, writer
+from service.store import database, reference, writer
 from service.store.backlog import Backlog, Batch, MemoryBacklog
 from service.store.database import parse_url
 from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
 from service.store.records import encode
+from service.store.reference import Model, References
+from service.store.schema import model_version, predictions_log
 from service.store.writer import Writer
 from tests.store.conftest import MakeRecord
 from tests.store.harness import PATIENCE_S, eventually
@@ -68,6 +71,72 @@ def test_a_journal_that_cannot_be_read_for_a_while(
     eventually(lambda: writer.state.written == 20 and not writer.state.failing)
     writer.close(timeout=PATIENCE_S)
     backlog.close()
+
+
+def prepared(file: Path, model: Model) -> References:
+    """A SQLite file whose first model is this one."""
+    engine = database.create_engine(parse_url(f"sqlite:///{file}"))
+    migrate(engine)
+    with engine.begin() as connection:
+        references = reference.ensure(connection, model, {})
+    engine.dispose()
+    return references
+
+
+@pytest.mark.parametrize("moment", ["before the writer", "in its first write"])
+@pytest.mark.parametrize("back", ["the file", "another"])
+def test_a_sqlite_file_that_is_away_when_the_writer_looks_for_it(
+    tmp_path: Path, make_record: MakeRecord, moment: str, back: str
+) -> None:
+    """Its tables were there a moment before: when a file is back it is prepared, and written to under our model."""
+    file, away, other = (tmp_path / f"{name}.db" for name in ("predictions", "away", "other"))
+    references = prepared(file, MODEL)
+    prepared(other, Model("v0", "older.onnx", MODEL.labels))
+    engine = database.create_engine(parse_url(f"sqlite:///{file}"), existing=True)
+
+    def prepare() -> None:
+        migrate(engine)
+        engine.dispose()
+        if not away.exists():
+            file.rename(away)
+
+    backlog = MemoryBacklog(MODEL, limit=10)
+    assert backlog.append(encode([make_record(emotion="happy")]), 1)
+    if moment == "before the writer":
+        file.rename(away)
+        writer = Writer(engine, backlog, {MODEL: references}, {}, prepare)
+    else:
+        writer = Writer(engine, backlog, {}, {}, prepare)
+    writer.start()
+    eventually(lambda: writer.state.attempts_failed >= 2)
+    os.link(away if back == "the file" else other, file)
+    eventually(lambda: writer.state.written == 1)
+    with engine.connect() as connection:
+        query = sa.select(model_version.c.model_version_tag).join(predictions_log)
+        assert connection.execute(query).scalars().all() == [MODEL.version_tag]
+    writer.close(timeout=PATIENCE_S)
+    engine.dispose()
+
+
+def test_a_sqlite_file_that_the_url_opens_its_own_way(tmp_path: Path, make_record: MakeRecord) -> None:
+    """One whose place only SQLite knows is prepared once, not for each write."""
+    calls = itertools.count()
+    engine = database.create_engine(parse_url(f"sqlite:///file:{tmp_path / 'predictions.db'}?uri=true"))
+    backlog = MemoryBacklog(MODEL, limit=10)
+
+    def prepare() -> None:
+        next(calls)
+        migrate(engine)
+
+    writer = Writer(engine, backlog, {}, {}, prepare)
+    writer.start()
+    for number in (1, 2):
+        assert backlog.append(encode([make_record(emotion="happy")]), 1)
+        writer.notify()
+        eventually(partial(lambda expected: writer.state.written == expected, number))
+    writer.close(timeout=PATIENCE_S)
+    assert next(calls) == 1
+    engine.dispose()
 
 
 def test_an_outage_of_many_reasons_does_not_fill_the_log(
