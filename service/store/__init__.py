@@ -63,8 +63,9 @@ class StoreStatus:
     ``writing`` while the last attempt to write them to the database failed or the database does not answer;
     ``last_error`` says why.
 
-    ``pending`` records wait to be written, ``written`` are committed, ``rejected`` were refused by the database
-    as such; ``refused`` were turned away by :meth:`Store.record` for want of room.
+    ``pending`` records wait to be written, ``written`` are committed, but for those that the database had already,
+    ``rejected`` were refused by the database as such; ``refused`` were turned away by :meth:`Store.record` for want of
+    room.
     """
 
     pending: int

@@ -61,8 +61,9 @@ _SQLITE_ONE: Final = sqlite_statement(1)
 _SQLITE_MANY: Final = sqlite_statement(_ROWS)
 
 
-def insert(connection: sa.Connection, references: References, payloads: Sequence[bytes]) -> None:
-    """Store the records of the payloads (each from :func:`records.encode`) in the connection's transaction.
+def insert(connection: sa.Connection, references: References, payloads: Sequence[bytes]) -> int:
+    """Store the records of the payloads (each from :func:`records.encode`) in the connection's transaction; how many of
+    them were not stored before.
 
     Raises SQLAlchemy's DBAPIError: DataError when a value does not fit its column.
     """
@@ -73,14 +74,16 @@ def insert(connection: sa.Connection, references: References, payloads: Sequence
             "emotion_ids": orjson.dumps(references.emotion_ids).decode(),
             "model_id": references.model_id,
         }
-        connection.exec_driver_sql(_POSTGRESQL, parameters)
-    else:
-        rows = sqlite_rows(references, payload)
-        full = len(rows) - len(rows) % _ROWS
-        for start in range(0, full, _ROWS):
-            connection.exec_driver_sql(_SQLITE_MANY, tuple(chain.from_iterable(rows[start : start + _ROWS])))
-        if full < len(rows):
-            connection.exec_driver_sql(_SQLITE_ONE, rows[full:])
+        return connection.exec_driver_sql(_POSTGRESQL, parameters).rowcount
+    rows = sqlite_rows(references, payload)
+    full = len(rows) - len(rows) % _ROWS
+    new = 0
+    for start in range(0, full, _ROWS):
+        values = tuple(chain.from_iterable(rows[start : start + _ROWS]))
+        new += connection.exec_driver_sql(_SQLITE_MANY, values).rowcount
+    if full < len(rows):
+        new += connection.exec_driver_sql(_SQLITE_ONE, rows[full:]).rowcount
+    return new
 
 
 def sqlite_rows(references: References, payload: bytes) -> list[tuple[Any, ...]]:

@@ -53,7 +53,9 @@ _REASONS_TOLD: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
-    """What the writer has done. ``attempts_failed`` counts all, ``failing`` says whether the last one failed."""
+    """What the writer has done. ``written`` counts rows, but for those that were there already, ``attempts_failed`` all
+    attempts that failed; ``failing`` says whether the last one did.
+    """
 
     written: int = 0
     rejected: int = 0
@@ -96,6 +98,8 @@ class Writer:
         self._deadline = float("inf")
         # Why storing fails, as the log has it already: what began as a lost connection may go on as a refused password.
         self._told: set[str] = set()
+        # Rows that the batch under way has added, in all attempts.
+        self._added = 0
         # Replaced as a whole by the writer's thread alone, so that any thread can read it without a lock.
         self.state = WriterState()
         self._attempt_began: float | None = None
@@ -180,6 +184,7 @@ class Writer:
     def _write_until_done(self, batch: Batch) -> bool:
         """True when the batch is committed, False when the time to close ran out."""
         delay = _FIRST_RETRY_S
+        self._added = 0
         while True:
             self._attempt_began = time.monotonic()
             try:
@@ -203,7 +208,7 @@ class Writer:
                 self._told.clear()
                 self.state = replace(
                     self.state,
-                    written=self.state.written + batch.count - rejected,
+                    written=self.state.written + self._added,
                     rejected=self.state.rejected + rejected,
                     failing=False,
                 )
@@ -258,7 +263,8 @@ class Writer:
         references = self._references_of(batch.model)
         try:
             with self._engine.begin() as connection:
-                insert(connection, references, batch.payloads)
+                # The one that is committed without an answer is repeated, and finds its own rows.
+                self._added = max(self._added, insert(connection, references, batch.payloads))
         except exc.DataError as error:
             if not is_of_the_values(error):
                 raise
@@ -274,12 +280,14 @@ class Writer:
         for row in records.decode(records.join(batch.payloads)):
             try:
                 with self._engine.begin() as connection:
-                    insert(connection, references, [records.encode_rows([row])])
+                    added = insert(connection, references, [records.encode_rows([row])])
             except exc.DataError as error:
                 if not is_of_the_values(error):
                     raise
                 rejected += 1
                 logger.error("prediction %s cannot be stored: %s", row["prediction_id"], first_line(error))
+            else:
+                self._added += added  # once it is committed: another attempt finds it stored
         return rejected
 
     def _references_of(self, model: Model) -> References:

@@ -89,7 +89,7 @@ def test_a_row_that_is_stored_twice_is_counted_once(
     record = make_record(timestamp=NOW)
     store.record([record, make_record(timestamp=NOW)])
     store.record([record])
-    written(store, 3)
+    assert store.close(timeout=10) == 0
     counted = assert_counted(engine)
     assert sum(tally.count for tally in counted.emotions.values()) == 2
 

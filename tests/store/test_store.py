@@ -148,7 +148,7 @@ def test_the_writer_gives_way_to_predictions(open_store: OpenStore, make_record:
 def test_recording_twice_stores_once(
     open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
 ) -> None:
-    """The same prediction and face, recorded again, changes nothing; another face of it is another row."""
+    """The same prediction and face, recorded again, changes and counts nothing; another face of it is another row."""
     record = make_record()
     second_face = make_record(prediction_id=record["prediction_id"], face_index=1)
     store = open_store()
@@ -156,18 +156,23 @@ def test_recording_twice_stores_once(
     store.record([record, second_face])
     store.close(timeout=10)
     assert sorted(row["face_index"] for row in rows(engine)) == [0, 1]
+    assert store.status().written == 2
 
 
 def test_many_rows_of_which_some_are_stored_already(
     open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
 ) -> None:
-    """A transaction of some hundred rows stores each that is new and only those, whatever statements it is made of."""
+    """A transaction of some hundred rows stores each that is new and counts only those, whatever its statements are."""
     records = [make_record(request_id=str(number)) for number in range(150)]
-    store = open_store()
-    store.record(records[::3])
-    store.record(records)
-    store.close(timeout=10)
+    first = open_store()
+    first.record(records[::3])
+    first.close(timeout=10)
+    assert first.status().written == 50
+    second = open_store()
+    second.record(records)
+    second.close(timeout=10)
     assert sorted(int(row["request_id"]) for row in rows(engine)) == list(range(150))
+    assert second.status().written == 100
 
 
 def test_nothing_is_taken_after_close(open_store: OpenStore, make_record: MakeRecord) -> None:
