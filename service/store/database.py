@@ -51,6 +51,8 @@ _OF_THE_FILE: Final = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
+# SQLite's codes where there is no room: for the file and its log, and for what it shares with other processes.
+_WITHOUT_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 _NOT_REACHED: Final = (
     "check DATABASE_URL, that the server runs, and that it accepts connections from this machine"
 )
@@ -295,9 +297,12 @@ def unusable(url: sa.URL, error: exc.DBAPIError) -> StartupError:
     """What to tell the operator when the database does not answer at start: one line, no password."""
     reason = first_line(error)
     if url.get_backend_name() == "sqlite":
+        code = getattr(error.orig, "sqlite_errorcode", 0)
         remedy = f"; {_MENDING}" if "malformed" in reason else ""
+        if code in _WITHOUT_ROOM:
+            remedy = "; make room on its disk"
         # The lowest byte is the kind of error, what is above it tells more.
-        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _OF_THE_FILE:
+        elif code & 0xFF in _OF_THE_FILE:
             remedy = f"; {_SQLITE_NOT_OPENED}"
         return StartupError(f"cannot use the SQLite database {url.database}: {reason}{remedy}")
     if url.host:

@@ -295,6 +295,35 @@ def test_a_damaged_database_is_told_how_to_mend(open_store: OpenStore, tmp_path:
         open_store(url=f"sqlite:///{file}")
 
 
+def test_a_disk_without_room_for_a_sqlite_file(open_store: OpenStore, tmp_path: Path) -> None:
+    """Making room is the advice: neither its URL nor its rights are at fault."""
+
+    def allow_no_page(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1").close()
+
+    sa.event.listen(sa.Engine, "connect", allow_no_page)
+    try:
+        with pytest.raises(StartupError, match=r"predictions\.db: .* is full; make room on its disk$"):
+            open_store(url=f"sqlite:///{tmp_path / 'predictions.db'}")
+    finally:
+        sa.event.remove(sa.Engine, "connect", allow_no_page)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the limit stands for a full disk, and is not the same elsewhere"
+)
+def test_a_disk_without_room_for_what_lies_beside_a_sqlite_file(tmp_path: Path) -> None:
+    """SQLite takes that for an error of the disk: the advice is the same."""
+    code = f"""
+import resource
+from service.store import prepare
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+prepare("sqlite:///{tmp_path}/predictions.db", labels=["happy"], version_tag="v1", model_filename="m.onnx")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.endswith("disk I/O error; make room on its disk\n")
+
+
 def test_only_the_writer_keeps_what_undoes_a_statement_in_memory(
     open_store: OpenStore, make_record: MakeRecord, tmp_path: Path
 ) -> None:
