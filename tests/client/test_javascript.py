@@ -15,15 +15,20 @@ from tests.client.peer import V1_COMMANDS, Peer
 TESTS = ROOT / "tests/client/js"
 
 
-async def run_node(file: str, folder: Path, environment: dict[str, str]) -> None:
-    """Run one file of JavaScript tests; all of them must run, and pass."""
-    node = shutil.which("node")
-    assert node is not None, (
+def node() -> str:
+    """Node.js, as it is called here."""
+    found = shutil.which("node")
+    assert found is not None, (
         "Node.js 20.10 or newer is needed to test the JavaScript client: install it, with `node` on the PATH"
     )
+    return found
+
+
+async def run_node(file: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run one file of JavaScript tests; all of them must run, and pass."""
     # Node 22 has a global WebSocket without the flag, and accepts the flag.
     done = await run_command(
-        [node, "--experimental-websocket", "--test", TESTS / file], folder=folder, environment=environment
+        [node(), "--experimental-websocket", "--test", TESTS / file], folder=folder, environment=environment
     )
     assert done.code == 0, done.out + done.err
     expected = len(re.findall(r"^\s*test\(", (TESTS / file).read_text(), re.MULTILINE))
@@ -68,6 +73,15 @@ async def test_the_javascript_client_works_on_the_real_service(
 ) -> None:
     """Binary frames, many images, a stream, and the queries."""
     await run_node("service.test.mjs", tmp_path, {"SERVICE": service.url, "FACE": str(FACE)})
+
+
+async def test_node_need_not_guess_that_the_client_is_a_module(tmp_path: Path) -> None:
+    """It loads where Node.js takes a .js file for what package.json says alone, as before 20.19 and 22.7."""
+    code = f"import {{ VisionAI }} from {(ROOT / 'client/js/visionai.js').as_uri()!r}; console.log(VisionAI.name);"
+    done = await run_command(
+        [node(), "--no-experimental-detect-module", "--input-type=module", "--eval", code], folder=tmp_path
+    )
+    assert (done.code, done.out) == (0, "VisionAI\n"), done.err
 
 
 async def test_without_node_the_failure_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
