@@ -15,25 +15,37 @@
 
 /** Base of all errors. Branch on the class or on `code`; `message` is for people and may change. */
 export class VisionAIError extends Error {
+  name = "VisionAIError"; // in letters, here and below: bundlers shorten the names of classes
   constructor(message, code = "error", retryAfterMs = undefined) {
     super(message);
-    this.name = new.target.name;
     this.code = code;
     this.retryAfterMs = retryAfterMs;
   }
 }
 /** The server cannot be reached or understood: cannot_connect, connection_lost, protocol_violation. */
-export class ConnectionFailed extends VisionAIError {}
+export class ConnectionFailed extends VisionAIError {
+  name = "ConnectionFailed";
+}
 /** The same request would fail again: invalid_request, unknown_command, invalid_image, no_face, and so on. */
-export class RequestRejected extends VisionAIError {}
+export class RequestRejected extends VisionAIError {
+  name = "RequestRejected";
+}
 /** The same request may succeed later: overloaded, rate_limited, shutting_down. */
-export class Unavailable extends VisionAIError {}
+export class Unavailable extends VisionAIError {
+  name = "Unavailable";
+}
 /** No token was given, or the server does not accept it: unauthorized. */
-export class Unauthorized extends VisionAIError {}
+export class Unauthorized extends VisionAIError {
+  name = "Unauthorized";
+}
 /** No answer in time, whether the server or this client noticed: deadline_exceeded. */
-export class DeadlineExceeded extends VisionAIError {}
+export class DeadlineExceeded extends VisionAIError {
+  name = "DeadlineExceeded";
+}
 /** A newer camera frame overtook this one: superseded. */
-export class Superseded extends VisionAIError {}
+export class Superseded extends VisionAIError {
+  name = "Superseded";
+}
 
 const ERRORS = {
   invalid_request: RequestRejected,

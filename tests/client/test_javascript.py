@@ -75,6 +75,11 @@ async def test_the_javascript_client_works_on_the_real_service(
     await run_node("service.test.mjs", tmp_path, {"SERVICE": service.url, "FACE": str(FACE)})
 
 
+async def test_the_javascript_module_and_its_types_agree(tmp_path: Path) -> None:
+    """What is exported, fired and called is declared, and errors keep their names in a bundle."""
+    await run_node("module.test.mjs", tmp_path, {})
+
+
 async def test_node_need_not_guess_that_the_client_is_a_module(tmp_path: Path) -> None:
     """It loads where Node.js takes a .js file for what package.json says alone, as before 20.19 and 22.7."""
     code = f"import {{ VisionAI }} from {(ROOT / 'client/js/visionai.js').as_uri()!r}; console.log(VisionAI.name);"

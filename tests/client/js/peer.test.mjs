@@ -409,21 +409,3 @@ test("an option that is undefined is as if it was not there", async () => {
 test("a token is taken without the space around it", async () => {
   assert.equal((await connect(PEER, { token: " secret\n" }).predict(image("sad"))).emotion_name, "sad");
 });
-
-test("the types declare what the module exports", async () => {
-  const types = await readFile(new URL("../../../client/js/visionai.d.ts", import.meta.url), "utf8");
-  const classes = [...types.matchAll(/^export class (\w+)/gm)].map(([, name]) => name);
-  assert.deepEqual(classes.sort(), Object.keys(module).sort());
-  const body = types.slice(types.indexOf("export class VisionAI extends EventTarget"));
-  const members = [...body.matchAll(/^  (?:get )?(\w+)[(<]/gm)].map(([, name]) => name);
-  const declared = members.filter((name) => !(name in EventTarget.prototype) || name === "constructor");
-  assert.deepEqual(declared.sort(), Object.getOwnPropertyNames(VisionAI.prototype).sort());
-});
-
-test("the types declare what a client fires", async () => {
-  const read = (name) => readFile(new URL(`../../../client/js/${name}`, import.meta.url), "utf8");
-  const [, events] = (await read("visionai.d.ts")).match(/^export interface VisionAIEvents {\n([^}]*)}/m);
-  const declared = [...events.matchAll(/^  (\w+): (\w+)/gm)].map(([, name, type]) => `${type} ${name}`);
-  const fired = [...(await read("visionai.js")).matchAll(/new (\w*Event)\("(\w+)"/g)].map(([, type, name]) => `${type} ${name}`);
-  assert.deepEqual(declared.sort(), [...new Set(fired)].sort());
-});
