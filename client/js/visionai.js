@@ -110,7 +110,13 @@ class Connection {
     return new Promise((resolve, reject) => {
       if (signal.aborted) return reject(signal.reason);
       // No subprotocol is asked for: browsers refuse servers that do not know it, and the welcome says it all.
-      const socket = new WebSocket(url);
+      let socket;
+      try {
+        socket = new WebSocket(url);
+      } catch (error) {
+        // Browsers refuse a ws: address in a page of https, and may refuse others.
+        return reject(new ConnectionFailed(`cannot connect to ${url}: ${error.message}`, "cannot_connect"));
+      }
       socket.binaryType = "arraybuffer";
       const settle = () => {
         clearTimeout(timer);
@@ -429,7 +435,8 @@ export class VisionAI extends EventTarget {
     } catch {
       // A path alone, as pages may give to fetch, is no address either; the browser's own error names none.
     }
-    if (protocol !== "ws:" && protocol !== "wss:") {
+    // With a fragment it is none to any WebSocket.
+    if ((protocol !== "ws:" && protocol !== "wss:") || String(url).includes("#")) {
       throw new TypeError(`${url} is not a WebSocket address such as ws://127.0.0.1:8000/ws`);
     }
     const { retry, token, ...others } = given(options);

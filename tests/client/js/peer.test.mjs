@@ -333,6 +333,19 @@ test("nobody at the address, or somebody else", async () => {
   await assert.rejects(connect(PEER_CHAT).connect(), { code: "protocol_violation", message: /is not a VisionAI server/ });
 });
 
+test("an address that the WebSocket class refuses is one that cannot be connected to", async () => {
+  // As browsers do with a ws: address in a page of https.
+  class Refusing {
+    constructor() {
+      throw new DOMException("An insecure WebSocket connection may not be initiated", "SecurityError");
+    }
+  }
+  const client = connect(PEER, { WebSocket: Refusing });
+  const message = `cannot connect to ${PEER}: An insecure WebSocket connection may not be initiated`;
+  await assert.rejects(client.connect(), { name: "ConnectionFailed", code: "cannot_connect", message });
+  await assert.rejects(client.predict(image("sad")), { code: "cannot_connect" });
+});
+
 test("closing tells requests in flight, and is for good", async () => {
   const client = connect(PEER);
   await client.connect();
@@ -393,7 +406,7 @@ test("closing ends an attempt to connect, and the pause before the next", async 
 });
 
 test("an address that is none is named", () => {
-  for (const url of ["/ws", "localhost", "localhost:8000", "http://x", "ws://", ""]) {
+  for (const url of ["/ws", "localhost", "localhost:8000", "http://x", "ws://", "ws://x/#", "ws://x/ws#tab", ""]) {
     assert.throws(() => connect(url), { name: "TypeError", message: new RegExp(`^${url} is not a WebSocket address`) });
   }
 });
