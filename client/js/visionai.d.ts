@@ -206,6 +206,19 @@ export interface Retry {
   maxDelayMs?: number;
 }
 
+/** What a client needs of a WebSocket: those of browsers and Node have it, and that of the package ws. */
+export interface Socket {
+  binaryType: string;
+  readonly bufferedAmount: number;
+  onopen: ((event: any) => unknown) | null;
+  onmessage: ((event: any) => unknown) | null;
+  onerror: ((event: any) => unknown) | null;
+  onclose: ((event: any) => unknown) | null;
+  /** Text or a Uint8Array. */
+  send(data: any): void;
+  close(code?: number): void;
+}
+
 export interface ClientOptions {
   /** A JSON Web Token or API key, sent with requests that concern a user. */
   token?: string;
@@ -217,7 +230,7 @@ export interface ClientOptions {
   keepaliveMs?: number;
   retry?: Retry;
   /** Another WebSocket class, where there is no global one. */
-  WebSocket?: typeof WebSocket;
+  WebSocket?: new (url: string) => Socket;
 }
 
 export interface RequestOptions {
@@ -247,27 +260,37 @@ export interface VisionAIEvents {
   reconnecting: Event;
 }
 
+/** As any EventTarget takes it. Named here, for programs that are compiled without the browser's types. */
+export type EventHandler = ((event: Event) => void) | { handleEvent(event: Event): void };
+
+export interface EventOptions {
+  capture?: boolean;
+  once?: boolean;
+  passive?: boolean;
+  signal?: AbortSignal;
+}
+
 /** A client. Fires the events of `VisionAIEvents`. */
 export class VisionAI extends EventTarget {
   addEventListener<Name extends keyof VisionAIEvents>(
     name: Name,
     listener: ((this: VisionAI, event: VisionAIEvents[Name]) => unknown) | null,
-    options?: AddEventListenerOptions | boolean,
+    options?: EventOptions | boolean,
   ): void;
   addEventListener(
     name: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: AddEventListenerOptions | boolean,
+    listener: EventHandler | null,
+    options?: EventOptions | boolean,
   ): void;
   removeEventListener<Name extends keyof VisionAIEvents>(
     name: Name,
     listener: ((this: VisionAI, event: VisionAIEvents[Name]) => unknown) | null,
-    options?: EventListenerOptions | boolean,
+    options?: EventOptions | boolean,
   ): void;
   removeEventListener(
     name: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: EventListenerOptions | boolean,
+    listener: EventHandler | null,
+    options?: EventOptions | boolean,
   ): void;
   readonly url: string;
   constructor(url: string, options?: ClientOptions);

@@ -32,3 +32,20 @@ test("the types declare what a client fires", async () => {
   const fired = [...(await read("visionai.js")).matchAll(/new (\w*Event)\("(\w+)"/g)].map(([, type, name]) => `${type} ${name}`);
   assert.deepEqual(declared.sort(), [...new Set(fired)].sort());
 });
+
+test("the types declare what a client needs of a WebSocket", async () => {
+  const [, socket] = (await read("visionai.d.ts")).match(/^export interface Socket {\n([^}]*)}/m);
+  const declared = [...socket.matchAll(/^  (?:readonly )?(\w+)[(:]/gm)].map(([, name]) => name);
+  const used = [...(await read("visionai.js")).matchAll(/\bsocket\.(\w+)/g)].map(([, name]) => name);
+  assert.deepEqual(declared.sort(), [...new Set(used)].sort());
+});
+
+test("the types name nothing that only browsers' own types have", async () => {
+  const types = (await read("visionai.d.ts")).replaceAll(/\/\*\*.*?\*\/|"[^"\n]*"/gs, "");
+  const declared = [...types.matchAll(/^export (?:class|interface|type) (\w+)/gm)].map(([, name]) => name);
+  const language = ["ArrayBuffer", "ArrayBufferView", "AsyncGenerator", "AsyncIterable", "Error", "Iterable", "Promise", "Record", "TypeError"];
+  const platform = ["AbortSignal", "Blob", "CustomEvent", "DOMException", "Event", "EventTarget"]; // Node's types have them
+  const known = new Set([...declared, ...language, ...platform, "Name", "Image"]); // these two are type parameters
+  const named = [...types.matchAll(/\b[A-Z]\w+(?!\w|\??:)/g)].map(([name]) => name);
+  assert.deepEqual(named.filter((name) => !known.has(name)), []);
+});
