@@ -44,7 +44,7 @@ class Visit:
             self.problems.append(f"console: {message.text}")
 
     def _check(self, url: str) -> None:
-        if not url.startswith((self.origin, f"blob:{self.origin}")):
+        if not url.startswith(self.origin):
             self.problems.append(f"external request: {url}")
 
 
