@@ -6,8 +6,8 @@ const PAUSE_MS = 6_000;
 /** Speaks through a live region. A camera's emotions change many times a second; `settle` lets most of it pass. */
 export class Announcer {
   #region;
-  #spoken = "";
-  #candidate = "";
+  #spoken = null; // a key; that of no face is a text too, the empty one
+  #candidate = null;
   #since = 0;
   #spokenAt = -Infinity;
 
@@ -18,6 +18,13 @@ export class Announcer {
   /** Say it now. */
   say(text) {
     this.#region.textContent = text;
+  }
+
+  /** Begin anew, with nothing said. */
+  reset() {
+    this.#spoken = this.#candidate = null;
+    this.#spokenAt = -Infinity;
+    this.say(""); // the same text again is news only to a region without it
   }
 
   /** Say it once it has been the same for a while, if it is new and nothing was said just before. */

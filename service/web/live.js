@@ -66,6 +66,7 @@ export class Live {
     $("start").disabled = true;
     try {
       if (!(await this.#camera.start(deviceId))) return;
+      this.#announcer.reset();
       this.#over((problem) => problem instanceof CameraError);
       await this.#listCameras();
       this.#pause(false);

@@ -29,6 +29,17 @@ _FLAGS = [
     "--disable-sync",
 ]
 
+# Run in a page before its own scripts: its camera shows a gray wall.
+BLANK_CAMERA = """
+  navigator.mediaDevices.getUserMedia = async () => {
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, { width: 320, height: 240 });
+    const context = canvas.getContext("2d");
+    setInterval(() => { context.fillStyle = "#808080"; context.fillRect(0, 0, 320, 240); }, 100);
+    return canvas.captureStream();
+  };
+"""
+
 
 def write_face_video(path: Path) -> None:
     """A Y4M video for the fake camera, which plays it in a loop: NASA's portrait, panned and zoomed."""

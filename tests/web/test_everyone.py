@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import FilePayload, Page, expect
 
-from tests.web.browser import ASTRONAUT, ROOT
+from tests.web.browser import ASTRONAUT, BLANK_CAMERA, ROOT
 from tests.web.conftest import TIMEOUT_MS, OpenPage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -81,16 +81,23 @@ async def test_the_keyboard_alone_is_enough(open_page: OpenPage) -> None:
     await expect(focused).to_have_id("start")
 
 
-async def test_a_screen_reader_hears_what_lasts(open_page: OpenPage) -> None:
-    """The emotion is said once, not with each frame."""
-    page = (await open_page()).page
-    await page.evaluate(
-        """() => {
-          window.said = [];
-          new MutationObserver(() => window.said.push(document.getElementById("announcer").textContent))
-            .observe(document.getElementById("announcer"), { childList: true });
-        }"""
+async def note_what_is_said(page: Page) -> None:
+    """From its start on, the page notes in `window.said` what a screen reader is given to say."""
+    await page.add_init_script(
+        """
+        window.said = [];
+        document.addEventListener("DOMContentLoaded", () => {
+          const region = document.getElementById("announcer");
+          const note = () => region.textContent && window.said.push(region.textContent);
+          new MutationObserver(note).observe(region, { childList: true });
+        });
+        """
     )
+
+
+async def test_a_screen_reader_hears_what_lasts(open_page: OpenPage) -> None:
+    """The emotion is said once, not with each frame; and again of a camera that was stopped and started."""
+    page = (await open_page(before=note_what_is_said)).page
     await page.click("#start")
     await until(page, "window.said.length > 0")
     shown = await page.locator("#faces h3").evaluate("(heading) => heading.textContent")
@@ -98,6 +105,23 @@ async def test_a_screen_reader_hears_what_lasts(open_page: OpenPage) -> None:
     said = await page.evaluate("window.said")
     assert len(said) == 1
     assert said[0].startswith("Happy, ")
+    await page.click("#stop")
+    await page.click("#start")
+    await until(page, "window.said.length > 1")
+    assert (await page.evaluate("window.said[1]")).startswith("Happy, ")
+
+
+async def test_a_screen_reader_hears_that_there_is_no_face(open_page: OpenPage) -> None:
+    """Also where the camera has seen none since it was started."""
+
+    async def before(page: Page) -> None:
+        await note_what_is_said(page)
+        await page.add_init_script(BLANK_CAMERA)
+
+    page = (await open_page(before=before)).page
+    await page.click("#start")
+    await until(page, "window.said.length > 0")
+    assert await page.evaluate("window.said") == ["No face in view"]
 
 
 async def test_the_pause_is_not_a_switch_and_a_command_at_once(open_page: OpenPage) -> None:

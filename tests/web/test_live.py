@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
-from tests.web.browser import launch
+from tests.web.browser import BLANK_CAMERA, launch
 from tests.web.conftest import TIMEOUT_MS, OpenPage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -50,18 +50,6 @@ _COUNT_REPLIES = """
     }
   };
 """
-
-# A camera that shows a gray wall.
-_BLANK_CAMERA = """
-  navigator.mediaDevices.getUserMedia = async () => {
-    const canvas = document.createElement("canvas");
-    Object.assign(canvas, { width: 320, height: 240 });
-    const context = canvas.getContext("2d");
-    setInterval(() => { context.fillStyle = "#808080"; context.fillRect(0, 0, 320, 240); }, 100);
-    return canvas.captureStream();
-  };
-"""
-
 
 # Once `window.held` is a list, cameras are given only when the functions in it are called; all are in `window.streams`.
 _HELD_CAMERAS = """
@@ -184,7 +172,7 @@ async def test_a_view_without_a_face_says_so(open_page: OpenPage) -> None:
     """The hint is over the picture, and no face is listed."""
 
     async def blank(page: Page) -> None:
-        await page.add_init_script(_BLANK_CAMERA)
+        await page.add_init_script(BLANK_CAMERA)
 
     page = (await open_page(before=blank)).page
     await page.click("#start")
