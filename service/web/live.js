@@ -84,10 +84,11 @@ export class Live {
   }
 
   #stop() {
+    const held = $("controls").contains(document.activeElement); // looked at before they go, and the keyboard with them
     this.#camera.stop();
     this.#layOut();
     this.#update();
-    $("start").focus();
+    if (held) $("start").focus();
   }
 
   #pause(paused) {

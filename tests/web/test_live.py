@@ -193,6 +193,20 @@ async def test_a_refused_camera_is_explained(open_page: OpenPage) -> None:
     await expect(page.locator("#notice")).to_be_hidden()
 
 
+async def test_a_camera_that_goes_away_takes_the_keyboard_from_nowhere(open_page: OpenPage) -> None:
+    """Its loss is explained. The start button has the keyboard then only where the controls that go had it."""
+    page = (await open_page()).page
+    for before, after in (("language", "language"), ("pause", "start")):
+        await page.context.grant_permissions(["camera"])
+        await page.click("#start")
+        await expect(page.locator("#pause")).to_be_focused()
+        await page.focus(f"#{before}")
+        await page.context.clear_permissions()
+        await expect(page.locator("#notice")).to_contain_text("The camera was disconnected.")
+        await expect(page.locator("#start")).to_be_visible()
+        await expect(page.locator(f"#{after}")).to_be_focused()
+
+
 async def test_the_page_outlives_a_restart_of_the_server(
     open_page: OpenPage, web_service: ServiceProcess
 ) -> None:
