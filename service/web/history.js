@@ -32,7 +32,7 @@ export function toShares(buckets) {
 export class History {
   #link;
   #stats = null;
-  #to = 0; // when it was asked, in milliseconds
+  #asked = 0; // when, in milliseconds
   #latest = [];
   #next = null; // the cursor of the page after
   #extending = false; // that page is on its way
@@ -70,7 +70,7 @@ export class History {
       const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS[windowS] });
       if (windowS !== chosenWindow()) return; // another window was chosen meanwhile
       this.#stats = stats;
-      this.#to = asked;
+      this.#asked = asked;
       const { pending } = await this.#firstPage();
       this.#problem = null;
       if (pending && again && this.#shown) this.#again = setTimeout(() => this.#load(again - 1), AGAIN_MS);
@@ -162,8 +162,10 @@ export class History {
   #drawChart() {
     const canvas = $("over-time");
     if (canvas.clientWidth === 0 || this.#stats === null) return;
-    const { emotions, buckets = [], window_s: seconds } = this.#stats;
-    const [from, to] = [this.#to - seconds * 1_000, this.#to];
+    const { emotions, buckets = [], since, window_s: seconds } = this.#stats;
+    // The server may begin at a full minute, and has its own clock.
+    const from = since === undefined ? this.#asked - seconds * 1_000 : parseTime(since).getTime();
+    const to = from + seconds * 1_000;
     drawShares(canvas, toShares(buckets), inOrder(Object.keys(emotions)));
     const withDay = seconds >= 86_400;
     const [start, end] = [clock(new Date(from), withDay), clock(new Date(to), withDay)];

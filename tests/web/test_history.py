@@ -144,6 +144,23 @@ async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> No
     assert cursors == [None, "8", "16"]
 
 
+async def test_the_axis_is_the_window_that_is_drawn(open_page: OpenPage) -> None:
+    """It begins when the server says, which may be a full minute, and not by the page's clock; its label, too."""
+
+    def aligned(request: dict[str, Any]) -> dict[str, Any] | None:
+        reply = stored(request)
+        if reply is not None and request["command"] == "stats":
+            reply["since"] = "2026-03-01T11:05:00"
+        return reply
+
+    page = (await open_page(before=answering(aligned), timezone_id="Asia/Tokyo")).page
+    await page.click("#tab-history")
+    await expect(page.locator("#over-time-from")).to_have_text("20:05:00")
+    await expect(page.locator("#over-time-to")).to_have_text("21:05:00")
+    label = re.compile(r"20:05:00 .*21:05:00")
+    await expect(page.locator("#over-time")).to_have_attribute("aria-label", label)
+
+
 async def test_a_row_that_an_older_server_left_incomplete_says_so(open_page: OpenPage) -> None:
     """Without an emotion and a confidence it has a dash for each, and no emotion called null with 0 %."""
 
