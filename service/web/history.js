@@ -52,7 +52,8 @@ export class History {
     $("more").addEventListener("click", () => this.#more());
     languages.addEventListener("change", () => this.#render());
     link.addEventListener("state", () => {
-      if (link.state === "ready" && this.#shown && this.#problem) this.#load();
+      // What is shown is another connection's, whose list may be another. The first answer is on its way already.
+      if (link.state === "ready" && this.#shown && (this.#stats || this.#problem)) this.#load();
     });
     new ResizeObserver(() => this.#drawChart()).observe($("over-time"));
   }

@@ -15,6 +15,7 @@ import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from service.security.api_keys import create
+from tests.client.harness import ServiceProcess
 from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, OpenPage
@@ -335,6 +336,26 @@ async def test_a_list_that_is_empty_beside_counts_says_why(open_page: OpenPage) 
     await expect(page.locator("#stats-count")).to_have_text(re.compile(r"^\d"))
     await expect(page.locator("#latest-empty")).to_contain_text("None since this page connected.")
     await expect(page.locator("#latest-table")).to_be_hidden()
+
+
+async def test_a_list_of_a_connection_that_was_lost_is_asked_for_anew(
+    open_page: OpenPage, web_service: ServiceProcess
+) -> None:
+    """Without a token it is the connection's: what the one before has made, and its button for more, go with a word."""
+    visit = await open_page()
+    page = visit.page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT] * 21)
+    await expect(page.locator(".photo h3")).to_have_count(21)
+    await page.click("#tab-history")
+    await expect(page.locator("#latest tr")).to_have_count(20)
+    await expect(page.locator("#more")).to_be_visible()
+    web_service.stop()
+    web_service.start()
+    await expect(page.locator("#latest-empty")).to_be_visible()
+    await expect(page.locator("#latest-empty")).to_contain_text("None since this page connected.")
+    await expect(page.locator("#more")).to_be_hidden()
+    visit.forgive_failed_attempts()
 
 
 async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
