@@ -1,11 +1,58 @@
-// The module as programs take it: its names, also out of a bundler, and its types.
+// The module without a server: addresses, WebSocket classes, names in a bundle, and types.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 import * as module from "../../../client/js/visionai.js";
+import { connect } from "./clients.mjs";
 
 const { VisionAI } = module;
 const read = (name) => readFile(new URL(`../../../client/js/${name}`, import.meta.url), "utf8");
+
+test("an address that is none is named", () => {
+  for (const url of ["/ws", "localhost", "localhost:8000", "http://x", "ws://", "ws://x/#", "ws://x/ws#tab", ""]) {
+    assert.throws(() => connect(url), { name: "TypeError", message: new RegExp(`^${url} is not a WebSocket address`) });
+  }
+});
+
+test("an address that the WebSocket class refuses is one that cannot be connected to", async () => {
+  // As browsers do with a ws: address in a page of https.
+  class Refusing {
+    constructor() {
+      throw new DOMException("An insecure WebSocket connection may not be initiated", "SecurityError");
+    }
+  }
+  const client = connect("ws://127.0.0.1:9/ws", { WebSocket: Refusing });
+  const message = "cannot connect to ws://127.0.0.1:9/ws: An insecure WebSocket connection may not be initiated";
+  await assert.rejects(client.connect(), { name: "ConnectionFailed", code: "cannot_connect", message });
+  await assert.rejects(client.predict(new Uint8Array()), { code: "cannot_connect" });
+});
+
+test("a WebSocket class whose errors must be listened to is none the worse for it", async () => {
+  // As the package ws has it: closing before it is open is an error, and so is what breaks the protocol.
+  class Strict {
+    static last;
+    constructor() {
+      Strict.last = this;
+    }
+    close() {
+      this.fail();
+    }
+    fail() {
+      assert.equal(typeof this.onerror, "function");
+      this.onerror({});
+    }
+  }
+  const late = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict, connectTimeoutMs: 10 });
+  await assert.rejects(late.connect(), { code: "cannot_connect", message: /no answer within 10 ms/ });
+  const open = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict });
+  const connected = open.connect();
+  await new Promise(setImmediate);
+  Strict.last.onmessage({ data: '{"type": "welcome", "commands": {}}' });
+  await connected;
+  Strict.last.fail();
+  Strict.last.onclose({ code: 1006, reason: "" });
+  assert.equal(open.state, "closed");
+});
 
 test("errors keep their names where a bundler shortens those of classes", async () => {
   let code = await read("visionai.js");

@@ -333,19 +333,6 @@ test("nobody at the address, or somebody else", async () => {
   await assert.rejects(connect(PEER_CHAT).connect(), { code: "protocol_violation", message: /is not a VisionAI server/ });
 });
 
-test("an address that the WebSocket class refuses is one that cannot be connected to", async () => {
-  // As browsers do with a ws: address in a page of https.
-  class Refusing {
-    constructor() {
-      throw new DOMException("An insecure WebSocket connection may not be initiated", "SecurityError");
-    }
-  }
-  const client = connect(PEER, { WebSocket: Refusing });
-  const message = `cannot connect to ${PEER}: An insecure WebSocket connection may not be initiated`;
-  await assert.rejects(client.connect(), { name: "ConnectionFailed", code: "cannot_connect", message });
-  await assert.rejects(client.predict(image("sad")), { code: "cannot_connect" });
-});
-
 test("closing tells requests in flight, and is for good", async () => {
   const client = connect(PEER);
   await client.connect();
@@ -355,33 +342,6 @@ test("closing tells requests in flight, and is for good", async () => {
   await assert.rejects(waiting, { code: "connection_lost", message: "the client is closed" });
   await assert.rejects(client.predict(image("sad")), { message: "the client is closed" });
   assert.equal(client.state, "closed");
-});
-
-test("a WebSocket class whose errors must be listened to is none the worse for it", async () => {
-  // As the package ws has it: closing before it is open is an error, and so is what breaks the protocol.
-  class Strict {
-    static last;
-    constructor() {
-      Strict.last = this;
-    }
-    close() {
-      this.fail();
-    }
-    fail() {
-      assert.equal(typeof this.onerror, "function");
-      this.onerror({});
-    }
-  }
-  const late = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict, connectTimeoutMs: 10 });
-  await assert.rejects(late.connect(), { code: "cannot_connect", message: /no answer within 10 ms/ });
-  const open = connect("ws://127.0.0.1:9/ws", { WebSocket: Strict });
-  const connected = open.connect();
-  await new Promise(setImmediate);
-  Strict.last.onmessage({ data: '{"type": "welcome", "commands": {}}' });
-  await connected;
-  Strict.last.fail();
-  Strict.last.onclose({ code: 1006, reason: "" });
-  assert.equal(open.state, "closed");
 });
 
 test("closing ends an attempt to connect, and the pause before the next", async (context) => {
@@ -402,12 +362,6 @@ test("closing ends an attempt to connect, and the pause before the next", async 
     client.close();
     assert.equal(client.state, "closed");
     await assert.rejects(connecting, { code: "connection_lost", message: "the client is closed" });
-  }
-});
-
-test("an address that is none is named", () => {
-  for (const url of ["/ws", "localhost", "localhost:8000", "http://x", "ws://", "ws://x/#", "ws://x/ws#tab", ""]) {
-    assert.throws(() => connect(url), { name: "TypeError", message: new RegExp(`^${url} is not a WebSocket address`) });
   }
 });
 
