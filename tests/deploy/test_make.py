@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,14 @@ def test_make_run_looks_again_after_what_a_model_is_made_of_changed(changed: str
     os.utime(checkout / changed, ns=(built + 1, built + 1))
     assert ran(checkout, "run") == [CONVERT, SERVE]
     assert ran(checkout, "run") == [SERVE]
+
+
+def test_an_environment_whose_making_was_cut_off_is_made_anew(checkout: Path) -> None:
+    """One that has a Python and no pip, as Ctrl-C or a Debian without python3-venv leaves it."""
+    shutil.rmtree(checkout / ".venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=checkout, check=True)
+    # With --help, pip installs nothing.
+    arguments = ["make", ".venv/.serve", f"PYTHON={sys.executable}", "PIP_FLAGS=--help"]
+    done = subprocess.run(arguments, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv/.serve").exists()
