@@ -180,6 +180,13 @@ class Trainer:
             networks=self.networks,
             averaged=self.averaged,
             optimizers=self._optimizers,
+            # Keras keeps what dropout draws next beside a network's weights: a checkpoint of the network lacks it.
+            seeds=[
+                layer.seed_generator.state
+                for network in self.networks
+                for layer in network.layers
+                if isinstance(layer, keras.layers.Dropout)
+            ],
             step=self.step,
             epoch=self.epoch,
         )
@@ -239,9 +246,7 @@ class Trainer:
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
         for averaged, network in zip(self.averaged, self.networks, strict=True):
             for slow, fast in zip(averaged.weights, network.weights, strict=True):
-                # Dropout's seed is a weight too, and not one to average.
-                if slow.dtype == "float32":
-                    slow.assign(slow * decay + fast * (1 - decay))
+                slow.assign(slow * decay + fast * (1 - decay))
         return tf.stack(losses)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -94,17 +95,18 @@ def test_a_mirrored_look_is_taught_as_it_is_exported() -> None:
     assert losses[False, "as it is"] != pytest.approx(losses[False, "mirrored"], rel=1e-3)
 
 
-def test_a_resumed_run_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
-    """Weights, averages and the optimiser's momentum come back: the next step gives the same networks."""
+@pytest.mark.parametrize("size", [MINUTE, replace(MINUTE, dropout=0.5)], ids=["plain", "dropout"])
+def test_a_resumed_run_goes_on_exactly_where_it_stopped(size: Variant, tmp_path: Path) -> None:
+    """Weights, averages, momentum and what dropout draws next come back: the next step gives the same networks."""
     images, targets = patterns()
     batch = images[..., None].astype(np.float32)
     keras.utils.set_random_seed(2)
-    trainer = Trainer({"one": MINUTE}, Recipe())
+    trainer = Trainer({"one": size}, Recipe())
     for _ in range(3):
         trainer.train_step(batch, targets, 0.5)
     saved = trainer.checkpoint.save(tmp_path / "checkpoint")
     trainer.train_step(batch, targets, 0.5)
-    resumed = Trainer({"one": MINUTE}, Recipe())
+    resumed = Trainer({"one": size}, Recipe())
     resumed.checkpoint.restore(saved).assert_consumed()
     assert int(resumed.step.numpy()) == 3
     resumed.train_step(batch, targets, 0.5)
