@@ -21,7 +21,7 @@ class ModelError(ValueError):
 
 def load_network(path: Path, side: int | None = None) -> Any:
     """Load a .keras file that maps images of one fixed size, gray or RGB, to [n, 7]; where a `side` is given, grey ones
-    of that height and width. Raises ModelError."""
+    of that height and width. What it answers to noise is finite. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
@@ -40,10 +40,14 @@ def load_network(path: Path, side: int | None = None) -> Any:
         raise ModelError(f"{path}: takes {inputs}, not [n, height, width, 1 or 3] of one fixed size")
     if side is not None and inputs[1:] != [side, side, 1]:
         raise ModelError(f"{path}: takes {inputs}, not grey faces of {side}x{side}")
-    answer = network(np.zeros((1, *inputs[1:]), np.float32), training=False)
+    # Not of one grey: a network may divide by the contrast.
+    noise = np.random.default_rng(0).integers(0, 256, (1, *inputs[1:])).astype(np.float32)
+    answer = network(noise, training=False)
     found = list(getattr(answer, "shape", [])) or type(answer).__name__
     if found != [1, len(EMOTIONS)]:
         raise ModelError(f"{path}: gives {found} for one face, not [1, {len(EMOTIONS)}]")
+    if not np.isfinite(np.asarray(answer)).all():
+        raise ModelError(f"{path}: answers NaN or infinity: its training diverged, or the file is damaged")
     return network
 
 

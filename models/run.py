@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,7 +54,8 @@ class Plan:
 def run_training(console: Console, plan: Plan) -> None:
     """Train what is planned, or go on with it; the run's folder then holds the networks, history and curves.
 
-    Raises typer.BadParameter where a part of the plan cannot be used, typer.Exit where an epoch cannot be kept.
+    Raises typer.BadParameter where a part of the plan cannot be used, typer.Exit where an epoch cannot be kept, or is
+    not worth it because training diverged.
     """
     import keras
     import tensorflow as tf
@@ -130,12 +131,13 @@ def _train_epochs(
                 progress.advance(task)
             figures = {"epoch": epoch + 1.0}
             for index, name in enumerate(plan.names):
+                _demand_finite([each[index] for each in losses], name, epoch)
                 figures[f"{name}_loss"] = float(np.mean(losses, axis=0)[index])
                 if name in PRETRAINED:
                     # Averaging moves what the convolutions give (of `inception` by 1.7 standard deviations), unseen by
                     # the one normalisation that stands behind all of them.
                     settle(trainer.averaged[index], images, targets, plan.recipe)
-                figures |= _validate(trainer.averaged[index], name, plan)
+                figures |= _validate(trainer.averaged[index], name, epoch, plan)
             history.append(figures)
             trainer.epoch.assign(epoch + 1)
             _keep_epoch(plan.run, history, checkpoints)
@@ -247,12 +249,24 @@ def _save_networks(
         raise typer.Exit(1) from error
 
 
-def _validate(network: object, name: str, plan: Plan) -> dict[str, float]:
+def _validate(network: object, name: str, epoch: int, plan: Plan) -> dict[str, float]:
     from models.training import predict_logits
 
     truth, kept = scored_rows(plan.validation)
     faces = plan.validation.images[kept]
     looks = (faces, faces[:, :, ::-1]) if plan.recipe.mirrored else (faces,)
     logits = np.mean([predict_logits(network, look) for look in looks], axis=0)
+    _demand_finite(logits, name, epoch)
     accuracy = float((logits.argmax(axis=1) == truth[kept]).mean())
     return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": cross_entropy(logits, truth[kept])}
+
+
+def _demand_finite(numbers: ArrayLike, name: str, epoch: int) -> None:
+    """Raise typer.Exit where a network of NaN would be kept, of which nothing can be made any more."""
+    if not np.isfinite(numbers).all():
+        typer.echo(
+            f"error: epoch {epoch + 1}: {name} answers NaN or infinity, so this epoch is not kept; choose a lower"
+            " --peak-rate, and another --run",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -121,6 +121,24 @@ def test_a_network_that_training_does_not_leave_is_refused(
         load_trained(tmp_path / "model.keras")
 
 
+@pytest.mark.parametrize("load", [load_network, load_trained])
+def test_a_network_whose_training_diverged_is_refused(load: Callable[[Path], Any], tmp_path: Path) -> None:
+    """What answers NaN is not gone on from, labels nothing and is not exported over the one that is served."""
+    broken = build(VARIANTS["tiny"], "tiny")
+    broken.set_weights([weight * np.float32("nan") for weight in broken.get_weights()])
+    broken.save(tmp_path / "tiny.keras")
+    with pytest.raises(ModelError, match=r"tiny\.keras: answers NaN or infinity"):
+        load(tmp_path / "tiny.keras")
+
+
+def test_a_network_that_has_no_answer_to_black_is_loaded(tmp_path: Path) -> None:
+    """One that divides by an image's own contrast, as some do, is not taken for broken."""
+    images = keras.Input((48, 48, 1))
+    divided = keras.ops.mean(images / keras.ops.std(images, axis=(1, 2, 3), keepdims=True), axis=(1, 2))
+    keras.Model(images, keras.layers.Dense(7, activation="softmax")(divided)).save(tmp_path / "own.keras")
+    load_network(tmp_path / "own.keras")
+
+
 def labelled_onnx(path: Path, **metadata: str) -> Path:
     """An ONNX file with the ends of an emotion model, and this metadata."""
     tensor = onnx.helper.make_tensor_value_info

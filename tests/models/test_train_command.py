@@ -101,6 +101,33 @@ def test_an_epoch_that_finds_no_room_is_trained_again_when_there_is(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("broken", ["weights", "averaged weights"])
+def test_a_training_that_diverges_stops_and_keeps_no_such_epoch(
+    broken: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the losses tell it or only the validation does: one line, and nothing to export or to go on from."""
+    step = Trainer.train_step
+
+    def diverge(trainer: Trainer, *arguments: Any, **keywords: Any) -> list[float]:
+        losses = step(trainer, *arguments, **keywords)
+        network = (trainer.networks if broken == "weights" else trainer.averaged)[0]
+        network.set_weights([weight * np.float32("inf") for weight in network.get_weights()])
+        return losses
+
+    monkeypatch.setattr(Trainer, "train_step", diverge)
+    run = tmp_path / "run"
+    command = ["train", "--data", str(data), "--run", str(run), "--networks", "tiny", "--epochs", "2"]
+    result = RUNNER.invoke(app, [*command, "--oversample", "1,1,1,4,1,4,1"])
+    assert result.exit_code == 1, result.output
+    epoch = 2 if broken == "weights" else 1
+    assert result.stderr.startswith(f"error: epoch {epoch}: tiny answers NaN or infinity")
+    assert result.stderr.count("\n") == 1
+    kept = json.loads((run / "history.json").read_text()) if (run / "history.json").exists() else []
+    assert len(kept) == epoch - 1
+    assert not (run / "tiny.keras").exists()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_an_epoch_that_cannot_be_read_is_told(data: Path, tmp_path: Path) -> None:
     """Whichever of its files is damaged or gone: a usage error says so, and how to begin anew."""
     run, kept = tmp_path / "run", tmp_path / "kept"
