@@ -1,5 +1,6 @@
 """`python -m models train`: its options, and what they come to together."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -99,8 +100,18 @@ def train_command(
     if augmentation is not None and augmentation not in AUGMENTATIONS:
         raise typer.BadParameter(f"choose from {', '.join(AUGMENTATIONS)}", param_hint="--augmentation")
     parts = [part.strip() for part in oversample.split(",")]
-    if len(parts) != len(EMOTIONS) or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"give {len(EMOTIONS)} whole numbers", param_hint="--oversample")
+    # By their digits, before one is a number that would not fit.
+    if (
+        len(parts) != len(EMOTIONS)
+        or not all(part.isdecimal() and len(part) <= 3 for part in parts)
+        or not any(map(int, parts))
+    ):
+        raise typer.BadParameter(
+            f"give {len(EMOTIONS)} whole numbers, 0 to 999, not all of them 0", param_hint="--oversample"
+        )
+    for option, given in (("--peak-rate", peak_rate), ("--weight-decay", weight_decay)):
+        if given is not None and not math.isfinite(given):
+            raise typer.BadParameter("give a finite number", param_hint=option)
     trained = {name: continue_from / f"{name}.keras" for name in names} if continue_from else {}
     start = {name: path for name, path in trained.items() if path.is_file()}
     if trained and not start:

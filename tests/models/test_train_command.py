@@ -304,7 +304,17 @@ def test_an_export_that_finds_no_room_leaves_the_network_that_was_there(data: Pa
         (["--seed", "-1"], "--seed': Input should be greater than or equal to 0"),
         (["--seed", str(2**32)], "--seed': Input should be less than or equal to 4294967295"),
         (["--networks", "tiny"], "an epoch of 40 faces is less than a batch of 128"),
-        (["--networks", "tiny", "--oversample", "0,0,0,0,0,0,0"], "an epoch of 0 faces"),
+        (
+            ["--oversample", "0,0,0,0,0,0,0"],
+            "--oversample: give 7 whole numbers, 0 to 999, not all of them 0",
+        ),
+        (
+            ["--oversample", "99999999999999999999,1,1,1,1,1,1"],
+            "--oversample: give 7 whole numbers, 0 to 999",
+        ),
+        (["--networks", "tiny", "--oversample", "1,1,1,0,1,0,1"], "an epoch of 0 faces"),
+        (["--peak-rate", "inf"], "--peak-rate: give a finite number"),
+        (["--weight-decay", "inf"], "--weight-decay: give a finite number"),
         (["--networks", "tiny", "--oversample", "9,9,9,9,9,9,9", "--run", __file__], "Not a directory"),
         (["--continue-from", "nowhere"], "nowhere has none of large,small"),
         (["--int8"], "--int8 needs every network of --networks"),
