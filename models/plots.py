@@ -19,7 +19,8 @@ from conversion.errors import ConversionError
 
 def check_picture(path: Path) -> None:
     """Raise ValueError where no picture can be drawn into `path`: before hours of work, not after."""
-    kinds = FigureCanvasBase.get_supported_filetypes()
+    # .pgf is drawn by LaTeX, which may be missing, or lack a package.
+    kinds = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}
     if path.suffix.removeprefix(".").lower() not in kinds:
         raise ValueError(
             f"{path}: name it by a kind of picture, such as .png (known: {', '.join(sorted(kinds))})"

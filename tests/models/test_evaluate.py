@@ -295,7 +295,12 @@ def test_long_names_are_whole_in_a_narrow_terminal(
 @pytest.mark.parametrize("command", ["evaluate", "pareto"])
 @pytest.mark.parametrize(
     ("plot", "message"),
-    [("none/plot.png", "no such folder"), ("plot.xyz", "kind of picture"), (".", "kind of")],
+    [
+        ("none/plot.png", "no such folder"),
+        ("plot.xyz", "kind of picture"),
+        ("plot.pgf", "kind of picture"),
+        (".", "kind of"),
+    ],
 )
 def test_a_picture_is_refused_before_the_work(command: str, plot: str, message: str, tmp_path: Path) -> None:
     """A place or kind of picture that cannot be is said at once: not even the data is looked for."""
