@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from conversion.arrays import ArraysError, read_arrays
 from conversion.atomic import write_atomically
-from models.dataset import DataError, Split
+from models.dataset import EMOTIONS, DataError, Split
 from models.recipe import Recipe, is_light
 
 # What the pixels of a view depend on, of all that a recipe says.
@@ -49,8 +49,8 @@ def save_labels(path: Path, labels: Labels, recipe: Recipe, faces: Split) -> Non
 
 
 def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
-    """Read labels. Raises DataError when the file is unreadable, when `recipe` or `faces` make other views than the
-    ones that were labelled, or when the run has epochs of a kind of which none was."""
+    """Read labels. Raises DataError when the file is unreadable or holds something else, when `recipe` or `faces` make
+    other views than the ones that were labelled, or when the run has epochs of a kind of which none was."""
     names = ("strong", "light", "recipe", "faces")
     try:
         found, _ = read_arrays(path, names)
@@ -62,6 +62,14 @@ def load_labels(path: Path, recipe: Recipe, faces: Split) -> Labels:
         raise DataError(f"{path}: labels views of another recipe: {found['recipe']}")
     if str(found["faces"]) != faces_digest(faces):
         raise DataError(f"{path}: these labels are for other faces")
+    for name in ("strong", "light"):
+        views = found[name]
+        form = views.dtype.kind == "f" and views.shape[2:] == (len(EMOTIONS),)
+        if not form or not np.isfinite(views).all():
+            raise DataError(
+                f"{path}: {name} must be finite floats [views, faces, {len(EMOTIONS)}], got {views.dtype}"
+                f" {list(views.shape)}"
+            )
     labels = Labels(found["strong"], found["light"])
     phases = {is_light(recipe, epoch) for epoch in (0, recipe.epochs - 1)}
     for light, views, remedy in (

@@ -74,6 +74,12 @@ def run_training(console: Console, plan: Plan) -> None:
         steps = steps_per_epoch(targets, recipe)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
+    for views in (plan.labels.strong, plan.labels.light) if plan.labels else ():
+        if len(views) and views.shape[1] != steps * recipe.batch_size:
+            raise typer.BadParameter(
+                f"a view has {views.shape[1]} faces, expected {steps * recipe.batch_size}",
+                param_hint="--labels",
+            )
     trained = _trained(plan.start)
     if plan.int8:
         sizes = _quantize(trained, plan.names, images)

@@ -158,6 +158,29 @@ def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:
         load_labels(tmp_path / "faces.npz", RECIPE, split())
 
 
+@pytest.mark.parametrize("kind", ["strong", "light"])
+@pytest.mark.parametrize(
+    "views",
+    [
+        np.zeros((1, 4, 5), np.float16),
+        np.zeros((4, 7), np.float16),
+        np.float16(0.5),
+        np.zeros((1, 4, 7), np.int64),
+        np.full((1, 4, 7), np.nan, np.float16),
+        np.array([[["happy"] * 7] * 4]),
+    ],
+    ids=["classes", "one view", "one number", "integers", "NaN", "text"],
+)
+def test_labels_of_another_form_are_refused(kind: str, views: np.ndarray, tmp_path: Path) -> None:
+    """Before hours of training, not in the middle of them."""
+    arrays = {"strong": numbered(1, 4, 0), "light": numbered(1, 4, 0)} | {kind: views}
+    save_labels(tmp_path / "labels.npz", Labels(**arrays), RECIPE, split())
+    with pytest.raises(
+        DataError, match=rf"labels\.npz: {kind} must be finite floats \[views, faces, 7\], got "
+    ):
+        load_labels(tmp_path / "labels.npz", RECIPE, split())
+
+
 def test_the_example_of_train_reads_the_labels_where_label_writes_them() -> None:
     """The option's default, so that one example after the other runs."""
     written = inspect.signature(label_command).parameters["output"].default

@@ -204,6 +204,23 @@ def test_a_student_is_trained_on_the_labels_of_a_teacher(tmp_path: Path) -> None
     refused = RUNNER.invoke(app, [*command, "--run", str(tmp_path / "strong"), "--light-share", "0"])
     assert refused.exit_code == 2
     assert "no strongly augmented views" in said(refused.output)
+    with np.load(labels) as archive:
+        fewer = dict(archive) | {"light": archive["light"][:, 1:]}
+    np.savez(tmp_path / "fewer.npz", **fewer)
+    refused = RUNNER.invoke(
+        app,
+        [
+            *command,
+            "--run",
+            str(tmp_path / "no"),
+            "--labels",
+            str(tmp_path / "fewer.npz"),
+            "--light-share",
+            "1",
+        ],
+    )
+    assert refused.exit_code == 2, refused.output
+    assert "a view has 127 faces, expected 128" in said(refused.output)
     settling = ["--light-share", "1", "--weight-decay", "0.0005", "--mirrored"]
     trained = RUNNER.invoke(app, [*command, *settling, "--run", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
