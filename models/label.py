@@ -26,14 +26,22 @@ from models.resuming import alone, begin
 class LabelledViews:
     """The views that are labelled so far, one file each in a folder, so that what is cut off goes on.
 
-    Raises DataError when the folder holds views of other `teachers`, of other faces in the file `data`, or of another
-    recipe.
+    Raises DataError when the folder holds views of other `teachers`, of other faces in the file `data`, of another
+    recipe, or asked for with the other `bf16`.
     """
 
-    def __init__(self, folder: Path, teachers: Sequence[Path], data: Path, recipe: Recipe) -> None:
+    def __init__(
+        self, folder: Path, teachers: Sequence[Path], data: Path, recipe: Recipe, *, bf16: bool
+    ) -> None:
         self._folder = folder
-        digests = {"teachers": [sha256_of(path) for path in teachers], "data": sha256_of(data)}
-        begin(folder, digests | {"recipe": fingerprint(recipe)})
+        made_from = {
+            "teachers": [sha256_of(path) for path in teachers],
+            "data": sha256_of(data),
+            "recipe": fingerprint(recipe),
+            # Only where it is off: labels that were begun before it was noted go on.
+            **({} if bf16 else {"bf16": False}),
+        }
+        begin(folder, made_from)
 
     def get(self, light: bool, number: int, label: Callable[[], NDArray[np.float16]]) -> NDArray[np.float16]:
         """Return the labels of a view, asking `label` for them if they are not there yet, or damaged.
@@ -106,7 +114,7 @@ def label_command(
         raise typer.BadParameter(str(error), param_hint="TEACHERS") from error
     folder, held = output.with_name(f"{output.name}.views"), ExitStack()
     try:
-        labelled = LabelledViews(folder, teachers, data, recipe)
+        labelled = LabelledViews(folder, teachers, data, recipe, bf16=bf16)
         held.enter_context(alone(folder))
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error

@@ -142,6 +142,8 @@ def train_command(
         "labels": sha256_of(labels) if labels else None,
         "starting networks": {name: sha256_of(path) for name, path in start.items()},
         "data": sha256_of(data),
+        # Only where it is off: runs that were begun before it was noted go on.
+        **({} if bf16 else {"bf16": False}),
     }
     plan = Plan(
         run=run,

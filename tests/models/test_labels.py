@@ -101,11 +101,11 @@ def test_labelling_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         view: np.ndarray = numbered(1, 4, number)[0]
         return view
 
-    begun = LabelledViews(folder, [teacher], data, RECIPE)
+    begun = LabelledViews(folder, [teacher], data, RECIPE, bf16=True)
     begun.get(False, 0, lambda: label(0))
     with pytest.raises(KeyboardInterrupt):
         begun.get(False, 1, lambda: label(1))
-    resumed = LabelledViews(folder, [teacher], data, RECIPE)
+    resumed = LabelledViews(folder, [teacher], data, RECIPE, bf16=True)
     said = [resumed.get(False, number, partial(label, number)) for number in range(2)]
     assert asked == [0, 1, 1]
     assert np.array_equal(np.stack(said), numbered(2, 4, 0))
@@ -118,7 +118,7 @@ def test_a_view_that_was_cut_off_is_labelled_again(tmp_path: Path) -> None:
     teacher, data = tmp_path / "teacher.keras", tmp_path / "data.npz"
     teacher.write_bytes(b"a network")
     data.write_bytes(b"faces")
-    views = LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+    views = LabelledViews(tmp_path / "views", [teacher], data, RECIPE, bf16=True)
     wanted: np.ndarray = numbered(1, 40, 0)[0]
     views.get(True, 0, lambda: wanted)
     path = tmp_path / "views" / "light-0.npy"
@@ -129,21 +129,23 @@ def test_a_view_that_was_cut_off_is_labelled_again(tmp_path: Path) -> None:
 
 
 def test_views_of_other_teachers_are_not_mixed_in(tmp_path: Path) -> None:
-    """Labels that another teacher, other faces or another recipe began are refused, with what to do."""
+    """Labels that another teacher, other faces, another recipe or precision began are refused, with what to do."""
     teacher, data = tmp_path / "teacher.keras", tmp_path / "data.npz"
     teacher.write_bytes(b"a network")
     data.write_bytes(b"faces")
-    LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+    LabelledViews(tmp_path / "views", [teacher], data, RECIPE, bf16=True)
+    with pytest.raises(DataError, match="other bf16; delete it"):
+        LabelledViews(tmp_path / "views", [teacher], data, RECIPE, bf16=False)
     with pytest.raises(DataError, match="other recipe; delete it"):
-        LabelledViews(tmp_path / "views", [teacher], data, replace(RECIPE, seed=1))
+        LabelledViews(tmp_path / "views", [teacher], data, replace(RECIPE, seed=1), bf16=True)
     teacher.write_bytes(b"a better one")
     data.write_bytes(b"more faces")
     with pytest.raises(DataError, match="other teachers, data; delete it"):
-        LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+        LabelledViews(tmp_path / "views", [teacher], data, RECIPE, bf16=True)
     (tmp_path / "views" / "made-by.json").unlink()
     (tmp_path / "views" / "strong-0.npy").touch()
     with pytest.raises(DataError, match="does not say what it was begun with; delete it"):
-        LabelledViews(tmp_path / "views", [teacher], data, RECIPE)
+        LabelledViews(tmp_path / "views", [teacher], data, RECIPE, bf16=True)
 
 
 def test_a_file_that_holds_no_labels_is_named(tmp_path: Path) -> None:

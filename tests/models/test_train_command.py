@@ -64,6 +64,7 @@ def test_a_run_that_stopped_goes_on_and_leaves_networks_and_curves(
     for changes, message in (
         (["--epochs", "3"], "other recipe;"),
         (["--networks", "small"], "other networks;"),
+        (["--no-bf16"], "other bf16;"),
         (["--data", str(others)], "other data;"),
         (["--continue-from", str(run)], "other starting networks;"),
         (["--continue-from", str(run), "--int8"], "other recipe, int8, starting networks;"),
