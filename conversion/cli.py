@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from conversion.destinations import check_destinations, model_files
+from conversion.destinations import check_destinations, model_files, report_paths, repository_paths
 from conversion.errors import ConversionError, OptionError
 from conversion.images import faces_path
 from conversion.options import Options, read_sidecar
@@ -172,9 +172,9 @@ def _convert(arguments: Sequence[str]) -> int:
     identify(parsed.source)
     files = model_files(parsed.output, parsed.precision)
     if parsed.report:
-        files.append(parsed.report / "report.md")
+        files += report_paths(parsed.report)
     if parsed.triton:
-        files.append(parsed.triton / parsed.output.stem / "1" / "model.onnx")
+        files += repository_paths(parsed.triton, parsed.output.stem)
     faces = [faces_path(where) for where in (parsed.images, parsed.evaluation) if where]
     own_files = [path for path in (parsed.sidecar, parsed.custom) if path]
     check_destinations(files, parsed.source, [*faces, *own_files])

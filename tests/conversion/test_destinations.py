@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from conversion.cli import main
-from conversion.images import portrait_variants
+from conversion.images import PORTRAIT, portrait_variants
 from tests.conversion.keras_models import LABELS, rgb_functional
+from tests.models.commands import files_of_at_most
 
 SCALED = ["--source-labels", ",".join(LABELS), "--scale", "0.00392", "--offset", "0"]
 
@@ -46,14 +47,26 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
         ("file", ["-o", "faces.npz", "--images", "faces.npz:train"], 2, "faces.npz: is read by"),
         ("file", ["-o", "faces.npz", "--evaluation", "faces.npz"], 2, "faces.npz: is read by"),
         ("folder", ["-o", "saved"], 2, "saved: is read by"),
-        ("folder", ["-o", "saved/assets/m.onnx"], 2, "lies inside the source"),
-        ("folder", ["-o", "m.onnx", "--report", "saved"], 2, "lies inside the source"),
+        ("folder", ["-o", "saved/assets/m.onnx"], 2, "lies inside saved, which this conversion reads"),
+        ("folder", ["-o", "m.onnx", "--report", "saved"], 2, "lies inside saved,"),
+        ("file", ["-o", "m.onnx", "--images", "faces", "--report", "faces"], 2, "lies inside faces,"),
+        ("file", ["-o", "faces/happy/m.onnx", "--evaluation", "faces"], 2, "lies inside faces,"),
+        ("file", ["-o", "m.onnx", "--images", "faces", "--triton", "faces/new"], 2, "lies inside faces,"),
+        (
+            "file",
+            ["-o", "r/report.md", "--report", "r"],
+            2,
+            "r/report.md: two results would be written there",
+        ),
+        ("file", ["-o", "r/parity.png", "--report", "new/../r"], 2, "r/parity.png: two results"),
+        ("file", ["-o", "r/confusion-fp32.png", "--report", "r"], 2, "fp32.png: two results"),
+        ("file", ["-o", "t/model/1/model.onnx", "--triton", "t"], 2, "model.onnx: two results"),
+        ("file", ["-o", "t/labels/labels.txt", "--triton", "t"], 2, "labels.txt: two results"),
         ("file", ["-o", "."], 2, "name the file to write"),
         ("file", ["-o", "new"], 1, "new: cannot write: it is a folder"),
         ("file", ["-o", "m.onnx", "--report", "faces.npz"], 1, "faces.npz is not a folder"),
         ("file", ["-o", "m.onnx", "--triton", "faces.npz"], 1, "faces.npz is not a folder"),
         ("file", ["-o", "old.onnx"], 1, "old.onnx.manifest.json: cannot write: it is a folder"),
-        # Only known once the report has been made.
         ("file", ["-o", "m.onnx", "--report", "report"], 1, "parity.png: cannot write: it is a folder"),
     ],
 )
@@ -71,13 +84,25 @@ def test_a_place_that_is_taken(
     monkeypatch.chdir(tmp_path)
     source = saved_as(kind, tmp_path, rgb_model)
     (tmp_path / "link.onnx").symlink_to("model.keras")
-    for folder in ("new", "old.onnx.manifest.json", "report/parity.png"):
+    for folder in ("new", "old.onnx.manifest.json", "report/parity.png", "faces/happy"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "old.onnx").write_bytes(b"an older model")
+    shutil.copy(PORTRAIT, tmp_path / "faces" / "happy")
     np.savez(tmp_path / "faces.npz", x=portrait_variants((96, 96, 3), 2))
     (tmp_path / "m.fp16.onnx").write_text("[conversion]\nopset = 17\n")
     (tmp_path / "m.onnx.manifest.json").write_text('{"conversion": {}}')
     before = contents(tmp_path)
     assert main([source.name, *SCALED, *arguments]) == status
     assert reason in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_report_that_finds_no_room_leaves_the_old_model(rgb_model: Path, tmp_path: Path) -> None:
+    """The model, which would have fitted, is not put in its place without it."""
+    output = tmp_path / "m.onnx"
+    output.write_bytes(b"an older model")
+    (tmp_path / "report").mkdir()
+    before = contents(tmp_path)
+    with files_of_at_most(12_000):
+        assert main([str(rgb_model), *SCALED, "-o", str(output), "--report", str(tmp_path / "report")]) == 1
     assert contents(tmp_path) == before

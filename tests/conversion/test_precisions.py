@@ -11,6 +11,7 @@ import pytest
 
 from conversion.cli import main
 from conversion.convert import Converted, Request, convert
+from conversion.destinations import report_paths, repository_paths
 from conversion.errors import OptionError
 from conversion.evaluation import Evaluation, evaluate
 from conversion.images import LabelledImages, load_labelled, random_images, spread
@@ -242,6 +243,7 @@ def test_the_report_has_its_tables_and_plots(all_precisions: Converted, tmp_path
     for heading in ("## Files", "## Parity with the source", "## Latency on one CPU thread"):
         assert heading in text
     assert {path.name for path in files} == {*shown, "report.md"}
+    assert set(files) == set(report_paths(tmp_path))
 
 
 def test_the_command_line_writes_everything(
@@ -265,6 +267,8 @@ def test_the_command_line_writes_everything(
     assert {path.name for path in output.parent.iterdir()} == {
         name + suffix for name in ("faces.onnx", "faces.fp16.onnx") for suffix in ("", ".manifest.json")
     }
+    written = {path for path in (tmp_path / "triton").rglob("*") if path.is_file()}
+    assert written == set(repository_paths(tmp_path / "triton", "faces"))
     repository = tmp_path / "triton" / "faces"
     assert (repository / "1" / "model.onnx").read_bytes() == output.read_bytes()
     assert (repository / "labels.txt").read_text("utf-8").split() == list(LABELS)
