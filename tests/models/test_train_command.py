@@ -245,17 +245,8 @@ def test_training_goes_on_from_what_was_exported(data: Path, tmp_path: Path, loo
     command = ["export", str(tmp_path / "tiny.keras"), "--data", str(data), "-o", exported]
     result = RUNNER.invoke(app, command + looks)
     assert result.exit_code == 0, result.output
-    command = [
-        "train",
-        "--data",
-        str(data),
-        "--networks",
-        "tiny",
-        "--oversample",
-        "1,1,1,4,1,4,1",
-        "--epochs",
-        "1",
-    ]
+    command = ["train", "--data", str(data), "--networks", "tiny", "--epochs", "1"]
+    command += ["--oversample", "1,1,1,4,1,4,1"]
     command += ["--continue-from", str(tmp_path / "mean"), "--run", str(tmp_path / "run")]
     result = RUNNER.invoke(app, command)
     assert result.exit_code == 0, result.output
