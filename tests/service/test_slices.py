@@ -94,3 +94,20 @@ async def test_what_is_read_between_two_slices_delays_those_that_wait(
     """Where reading takes as long as the work, the wait that is predicted is twice as long."""
     waits = [await wait_of_ten(monkeypatch, 0.025, reading) for reading in (0.0, 0.025)]
     assert waits == pytest.approx([0.25, 0.5], rel=0.01)
+
+
+async def test_a_request_is_not_tried_for_what_others_make_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that is late by its own price is: that others were worked on while it came says nothing of its price."""
+    steady, inbox = Steady(0.0095), Inbox()
+    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    executor = InlineExecutor(
+        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    executor.submit(Request(Peer(), 0, b"image", steady.now, detect="always"))
+    while not inbox.delivered:
+        await asyncio.sleep(0)
+    for number in range(1, 21):
+        late = Request(Peer(), number, b"image", steady.now, deadline=steady.now + 0.01)
+        with pytest.raises(DeadlineExceeded):  # half a millisecond is left, and its price is one
+            executor.submit(late)
+    await executor.stop()
