@@ -217,8 +217,8 @@ class ThreadExecutors:
     On Linux the threads have the `niceness` that they are given: those beside an event loop that works inline take the
     processor when it has nothing to do.
 
-    A batch is no more predicted work than `longest` seconds, but at least one request: nobody waits for what others of
-    the batch take. Where a GPU works on it whole that is no bound.
+    A batch ends with `longest` seconds of predicted work, and a request that takes longer by itself is alone: nobody
+    waits for long for what others of the batch take. Where a GPU works on it whole that is no bound.
 
     An executor that finds the queue empty counts itself as idle and blocks on a token. Whoever admits a request
     takes one executor out of that count and puts one token: as many tokens as executors taken out, so that no

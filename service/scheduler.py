@@ -94,27 +94,32 @@ class _Level(Generic[R]):
             self._deficits[request.client] = 0.0
         queue.append(request)
 
-    def pop(self) -> R:
-        """The next request. There must be one."""
+    def next(self) -> R:
+        """Whose turn it is. There must be one; it stays where it is, and is the next still when this is asked again."""
         turns = self.turns
         while True:
             client = turns[0]
-            queue = self.queues[client]
-            cost = queue[0].cost
-            if len(turns) > 1:
-                # A client alone owes nothing to others, and the rounds until it may go are not spun through.
-                if self._deficits[client] < cost:
-                    self._deficits[client] += _QUANTUM
-                if self._deficits[client] < cost:
-                    turns.rotate(-1)
-                    continue
-                self._deficits[client] -= cost
-            request = queue.popleft()
-            if not queue:
-                self.forget(client)
-            elif len(turns) > 1 and self._deficits[client] < queue[0].cost:
+            request = self.queues[client][0]
+            # A client alone owes nothing to others, and the rounds until it may go are not spun through.
+            if len(turns) == 1 or self._deficits[client] >= request.cost:
+                return request
+            self._deficits[client] += _QUANTUM
+            if self._deficits[client] >= request.cost:
+                return request
+            turns.rotate(-1)
+
+    def pop(self) -> None:
+        """Take out what `next` has just found."""
+        turns = self.turns
+        client = turns[0]
+        queue = self.queues[client]
+        request = queue.popleft()
+        if not queue:
+            self.forget(client)
+        elif len(turns) > 1:
+            self._deficits[client] -= request.cost
+            if self._deficits[client] < queue[0].cost:
                 turns.rotate(-1)
-            return request
 
     def work_before(self, request: R) -> float:
         """Predicted seconds of what is taken before a request that comes now."""
@@ -239,26 +244,31 @@ class MicroBatchQueue(Generic[R]):
         return deadline is not None and now < deadline < now + request.cost * self._pace
 
     def take(self, limit: int, now: float, budget: float = math.inf) -> Batch[R]:
-        """Take up to `limit` requests to run, and no more than `budget` seconds of predicted work, but at least one.
+        """Take up to `limit` requests to run, at least one, until they make up `budget` seconds of predicted work.
 
-        Replies go out when all of the batch is done: it takes no more than can be done by the earliest deadline in
-        it. Requests that would be late nevertheless are taken out too, beside the limit: they cost nothing to run.
-        The caller tells with `worked` when what it took is done.
+        One that is more than that by itself is alone. Replies go out when all of the batch is done: it ends before a
+        request with which it would not be done by the earliest deadline in it. Requests that would be late
+        nevertheless are taken out too, beside the limit: they cost nothing to run. The caller tells with `worked` when
+        what it took is done.
         """
         requests: list[R] = []
         expired: list[R] = []
         work, earliest = 0.0, math.inf
         while self._size and len(requests) < limit and work < budget:
-            # Who is next is not known before its turn is taken: an average one of those that wait, supposedly.
-            if requests and now + (work + self._work / self._size) * self._pace > earliest:
-                break
-            request = self._next_level().pop()
-            self._left(request)
+            level = self._next_level()
+            request = level.next()
+            done = now + (work + request.cost) * self._pace
             deadline = request.deadline
+            is_late = deadline is not None and deadline < done
+            if requests and not is_late and (done > earliest or request.cost > budget):
+                break
+            level.pop()
+            self._left(request)
+            self._taken += 1
+            if is_late:
+                expired.append(request)
+                continue
             if deadline is not None:
-                if deadline < now + (work + request.cost) * self._pace:
-                    expired.append(request)
-                    continue
                 earliest = min(earliest, deadline)
             requests.append(request)
             work += request.cost
@@ -324,9 +334,8 @@ class MicroBatchQueue(Generic[R]):
 
     def _next_level(self) -> _Level[R]:
         """The highest priority that waits; every so often the next, and every so often in its place the last."""
-        self._taken += 1
         waiting = [level for level in self._levels.values() if level.turns]
-        rank, taken = 0, self._taken
+        rank, taken = 0, self._taken + 1
         while rank < len(waiting) - 1 and taken % _LOW_SHARE == 0:
             rank, taken = rank + 1, taken // _LOW_SHARE
         return waiting[rank]

@@ -135,6 +135,40 @@ def test_a_batch_is_done_by_the_earliest_deadline_in_it() -> None:
     assert len(batch.requests) == 3
 
 
+def test_a_batch_ends_before_a_costly_request_that_would_make_another_late() -> None:
+    """However little the others take that wait: it is begun with the next batch, and keeps its turn."""
+    urgent, costly = Waiting("urgent", deadline=0.005), Waiting("costly", cost=0.008)
+    cheap = [Waiting(str(number)) for number in range(30)]
+    queue = filled(urgent, *cheap, costly)
+    batches = [queue.take(100, now=0.0, budget=0.02).requests for _ in range(3)]
+    assert urgent in batches[0]
+    assert sum(request.cost for request in batches[0]) <= 0.005
+    assert {each for batch in batches for each in batch} == {urgent, costly, *cheap}
+    queue = filled(Waiting("urgent", deadline=0.005, priority=HIGH), *cheap)
+    queue.admit(Waiting("costly", cost=0.008, priority=HIGH), now=0.0)
+    assert [request.client for request in queue.take(16, now=0.0).requests] == ["urgent"]
+    assert queue.take(16, now=0.0).requests[0].client == "costly"
+
+
+def test_a_place_that_a_batch_had_no_time_for_is_not_lost() -> None:
+    """The one in eight of a low priority is the first of the next batch, where it would have made another late."""
+    queue = filled(
+        Waiting("a", deadline=0.004, priority=HIGH),
+        *(Waiting("a", number, priority=HIGH) for number in range(20)),
+        Waiting("b", cost=0.01, priority=LOW),
+    )
+    assert len(queue.take(16, now=0.0).requests) == 7
+    assert queue.take(16, now=0.0).requests[0].client == "b"
+
+
+def test_a_request_of_more_than_a_slice_is_alone() -> None:
+    """Those before it do not wait for it to be answered, nor it for those behind it."""
+    requests = [Waiting("a", number, cost=0.1 if number == 2 else 0.0005) for number in range(5)]
+    queue = filled(*requests)
+    batches = [queue.take(8, now=0.0, budget=0.002).requests for _ in range(3)]
+    assert batches == [requests[:2], requests[2:3], requests[3:]]
+
+
 def test_a_round_is_one_request_of_each_client() -> None:
     """It grows with the clients that wait, not with what one of them has piled up."""
     queue = filled(*(Waiting("flood", number, cost=0.01) for number in range(50)))
