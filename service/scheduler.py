@@ -79,7 +79,8 @@ class _Level(Generic[R]):
     """The waiting requests of one priority: a queue per client, served by deficit round robin."""
 
     def __init__(self) -> None:
-        # Predicted seconds of what waits.
+        # How many wait, and their predicted seconds.
+        self.size = 0
         self.work = 0.0
         # Each client with waiting requests is in `turns` exactly once, and has a non-empty queue.
         self.turns: deque[Hashable] = deque()
@@ -144,7 +145,7 @@ class MicroBatchQueue(Generic[R]):
     `discard` or `drain`. Not thread-safe: the caller holds a lock.
 
     Args:
-        capacity: requests that may wait; one more is refused.
+        capacity: requests that may wait, those of a lower priority not counted; one more is refused.
         max_wait: seconds of predicted wait; a request that would wait longer is refused.
         executors: how many work off the queue at the same time.
     """
@@ -203,9 +204,15 @@ class MicroBatchQueue(Generic[R]):
             DeadlineExceeded: it would not be done before its deadline.
         """
         wait = self.predicted_wait()
-        is_full = self._size >= self._capacity
+        is_full = False
+        if self._size >= self._capacity:
+            # What has a lower priority is overtaken: it takes no room from this one, and it is not waited for.
+            lower = [level for its, level in self._levels.items() if its < request.priority]
+            is_full = self._size - sum(level.size for level in lower) >= self._capacity
+        if is_full:
+            wait -= sum(level.work for level in lower) / self._executors * self._pace
         # What is in its own way is less than all that waits, and takes longer to tell: only where that decides.
-        if not is_full and (wait > self._max_wait or self._is_late(request, now, wait, slice_work)):
+        elif wait > self._max_wait or self._is_late(request, now, wait, slice_work):
             wait = self.predicted_wait(request)
         if is_full or wait > self._max_wait:
             retry_after_ms = max(1, round(self._send_away(request, now, wait) * 1000))
@@ -214,6 +221,7 @@ class MicroBatchQueue(Generic[R]):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         level = self._levels[request.priority]
         level.append(request)
+        level.size += 1
         level.work += request.cost
         self._size += 1
         self._work += request.cost
@@ -225,8 +233,9 @@ class MicroBatchQueue(Generic[R]):
         twice the wait: who comes again at once, whatever it is told, must not send the others away for long.
         """
         per_work = self._pace / self._executors
-        ahead = max(0.0, self._sent_away - (now - self._sent_at) / per_work)
-        self._sent_away = min(ahead + request.cost, 2 * wait / per_work)
+        most = 2 * wait / per_work
+        ahead = min(max(0.0, self._sent_away - (now - self._sent_at) / per_work), most)
+        self._sent_away = min(ahead + request.cost, most)
         self._sent_at = now
         return wait / 2 + ahead * per_work
 
@@ -263,7 +272,7 @@ class MicroBatchQueue(Generic[R]):
             if requests and not is_late and (done > earliest or request.cost > budget):
                 break
             level.pop()
-            self._left(request)
+            self._left(level, request)
             self._taken += 1
             if is_late:
                 expired.append(request)
@@ -309,7 +318,7 @@ class MicroBatchQueue(Generic[R]):
         queue.remove(request)
         if not queue:
             level.forget(request.client)
-        self._left(request)
+        self._left(level, request)
         return True
 
     def discard(self, client: Hashable) -> int:
@@ -318,7 +327,7 @@ class MicroBatchQueue(Generic[R]):
         for level in self._levels.values():
             if client in level.queues:
                 for request in level.forget(client):
-                    self._left(request)
+                    self._left(level, request)
                     count += 1
         return count
 
@@ -327,9 +336,9 @@ class MicroBatchQueue(Generic[R]):
         left: list[R] = []
         for level in self._levels.values():
             for client in list(level.turns):
-                left += level.forget(client)
-        for request in left:
-            self._left(request)
+                for request in level.forget(client):
+                    self._left(level, request)
+                    left.append(request)
         return left
 
     def _next_level(self) -> _Level[R]:
@@ -340,11 +349,11 @@ class MicroBatchQueue(Generic[R]):
             rank, taken = rank + 1, taken // _LOW_SHARE
         return waiting[rank]
 
-    def _left(self, request: R) -> None:
-        level = self._levels[request.priority]
+    def _left(self, level: _Level[R], request: R) -> None:
         self._size -= 1
+        level.size -= 1
         # Exactly zero when empty: sums of floats drift.
-        level.work = max(0.0, level.work - request.cost) if level.turns else 0.0
+        level.work = max(0.0, level.work - request.cost) if level.size else 0.0
         self._work = max(0.0, self._work - request.cost) if self._size else 0.0
 
 

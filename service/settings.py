@@ -57,7 +57,8 @@ class Settings:
                             a CPU and one per CPU for a GPU
     threads                 CPU threads that compute one run of the model; 0 as calibration finds best
     max_batch               images in one run of the model, at most; 0 as calibration finds best
-    max_waiting             requests that may wait in each worker; more are refused as `overloaded`
+    max_waiting             requests that may wait in each worker, those of a lower priority not counted: three times
+                            as many at most; more are refused as `overloaded`
     max_wait_ms             predicted wait in milliseconds; a request that would wait longer is `overloaded`
     max_in_flight           requests of one connection that may be unanswered; more wait in the network
     max_message_bytes       size of a frame; a larger one closes its connection with 1009

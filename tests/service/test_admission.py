@@ -23,6 +23,34 @@ def test_a_backlog_of_low_priority_turns_away_no_others() -> None:
     assert queue.take(1, now=0).requests[0].client == "live"
 
 
+def test_a_queue_full_of_low_priority_turns_away_no_others() -> None:
+    """The bound counts what is of the request's own priority or above, for each of the three."""
+    queue = filled(capacity=2)
+    for waiting, priority in enumerate((LOW, NORMAL, HIGH)):
+        for number in range(2):
+            queue.admit(Waiting(str(number), priority=priority), now=0)
+        for no_higher in (LOW, NORMAL, HIGH)[: waiting + 1]:
+            with pytest.raises(Overloaded):
+                queue.admit(Waiting("refused", priority=no_higher), now=0)
+    assert len(queue) == 6
+    queue.take(2, now=0)
+    queue.admit(Waiting("again", priority=HIGH), now=0)
+
+
+def test_what_waits_for_others_is_not_waited_for() -> None:
+    """Who is sent away is told of its own wait, however much is below it, and however many of those were sent away."""
+    queue = filled(*(Waiting("low", number, priority=LOW, cost=1.0) for number in range(2)), capacity=2)
+    for _ in range(100):
+        with pytest.raises(Overloaded):
+            queue.admit(Waiting("low", priority=LOW, cost=1.0), now=0)
+    for number in range(2):
+        queue.admit(Waiting("high", number, priority=HIGH, cost=0.01), now=0)
+    with pytest.raises(Overloaded) as caught:
+        queue.admit(Waiting("high", priority=HIGH, cost=0.01), now=0)
+    # Half of its wait, and twice the wait at most for those that were sent away before it.
+    assert caught.value.retry_after_ms == 10 + 2 * 20
+
+
 def test_what_one_client_has_waiting_turns_away_no_others() -> None:
     """They have their turn before most of it: neither the bound of the wait nor deadlines count all of it."""
     queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=1.0)
@@ -69,7 +97,7 @@ def test_no_more_is_before_a_request_than_waits() -> None:
 def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     """Admission is bounded, and the refused request is not kept; however soon it would have its turn, all must wait."""
     queue = filled(Waiting("a", cost=0.01), Waiting("b", cost=0.01), capacity=2)
-    for refused in (Waiting("c", priority=HIGH), Waiting("c", deadline=0.001)):
+    for refused in (Waiting("c", priority=LOW), Waiting("c", deadline=0.001)):
         with pytest.raises(Overloaded) as caught:
             queue.admit(refused, now=0)
         assert caught.value.retry_after_ms == 10

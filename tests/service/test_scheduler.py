@@ -272,7 +272,7 @@ def test_every_admitted_request_leaves_exactly_once(
             try:
                 queue.admit(request, now=0.0)
             except Overloaded:
-                assert len(queue) == 10
+                assert len(queue) >= 10
             else:
                 admitted.append(request)
         elif name == "take":
@@ -287,7 +287,7 @@ def test_every_admitted_request_leaves_exactly_once(
             discarded += queue.discard(str(subject))
         elif subject < len(admitted) and queue.withdraw(admitted[subject]):
             left[admitted[subject]] += 1
-        assert len(queue) == len(admitted) - left.total() - discarded
+        assert len(queue) == len(admitted) - left.total() - discarded <= 30
     left.update(queue.drain())
     assert left.total() + discarded == len(admitted)
     assert all(count == 1 for count in left.values())
