@@ -67,14 +67,14 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
             "capacity": 10_000,
             "max_wait": 100.0,
             "deliver": inbox.deliver,
+            "on_failure": failures.append,
         } | options
         executors: InlineExecutor | ThreadExecutors
+        # Batches do not depend on how fast this machine is just now.
         if request.param == "inline":
-            # Batches do not depend on how fast this machine is just now.
-            chosen["on_failure"] = failures.append
             executors = InlineExecutor(predictor, **{"slice_of": lambda _: math.inf} | chosen)
         else:
-            executors = ThreadExecutors(predictor, count=count, on_failure=failures.append, **chosen)
+            executors = ThreadExecutors(predictor, count=count, **{"longest": math.inf} | chosen)
         at = Bench(executors, inbox, ledger, failures)
         if start:
             at.start()
