@@ -294,8 +294,9 @@ class Connection(MessageConnection):
                 self._tracker = FaceTracker()
             request.tracker = self._tracker
             request.smoothing = None if options.smoothing_ms is None else options.smoothing_ms / 1000
+        overtaken = self._newest if options.stream else None
         try:
-            self._backend.submit(request)
+            self._backend.submit(request, overtaken)
         except (Overloaded, DeadlineExceeded, ShuttingDown) as exc:
             self._answer_here(request, exc)
             return
@@ -303,7 +304,7 @@ class Connection(MessageConnection):
             # Only now: a client keeps its turn while a frame of its waits. Else one whose frames come faster than its
             # turns would go to the end of the line with each, and never be served; and a frame that is refused
             # overtakes none.
-            overtaken, self._newest = self._newest, request
+            self._newest = request
             if overtaken is not None and self._backend.withdraw(overtaken):
                 self._answer_here(overtaken, Superseded("a newer frame took this one's place"))
 

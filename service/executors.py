@@ -133,8 +133,8 @@ class InlineExecutor:
         """Requests that are not being worked on yet."""
         return len(self._queue)
 
-    def submit(self, request: Request) -> None:
-        """Admit a request.
+    def submit(self, request: Request, overtakes: Request | None = None) -> None:
+        """Admit a request. One that it overtakes is not in its way: the caller withdraws it then.
 
         Raises:
             Overloaded: too many are waiting, or for too long.
@@ -155,7 +155,7 @@ class InlineExecutor:
         if request.deadline is not None:
             request.deadline -= now - self._since
             slice_work = self._slice_of(self._queue.round)
-        self._queue.admit(request, now, slice_work)
+        self._queue.admit(request, now, slice_work, overtakes)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
@@ -271,8 +271,10 @@ class ThreadExecutors:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request, overtakes: Request | None = None) -> None:
         """Admit a request, and wake an executor if one is idle.
+
+        One that it overtakes is not in its way: the caller withdraws it then.
 
         Raises:
             Overloaded: too many are waiting, or for too long.
@@ -284,7 +286,7 @@ class ThreadExecutors:
                 raise ShuttingDown(_STOPPING)
             request.cost = self._cost.predict(request.detect, request.size)
             _try(self._cost, self._queue, request, request.received)
-            self._queue.admit(request, request.received)
+            self._queue.admit(request, request.received, overtakes=overtakes)
             if not self._idle:
                 return
             self._idle -= 1

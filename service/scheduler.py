@@ -191,18 +191,29 @@ class MicroBatchQueue(Generic[R]):
             before += min(before / (_LOW_SHARE - 1), max(0.0, below))
         return (before + self._running / 2) / self._executors * self._pace
 
-    def admit(self, request: R, now: float, slice_work: float = 0.0) -> None:
+    def admit(self, request: R, now: float, slice_work: float = 0.0, overtakes: R | None = None) -> None:
         """Let a request wait for its turn.
 
         Args:
             request: it waits from here on.
             now: the clock's time.
             slice_work: predicted seconds of work whose replies go out together; its own waits for them.
+            overtakes: one that will be withdrawn if this one is let in, and so is not in its way.
 
         Raises:
             Overloaded: the queue is full, or the wait would be too long; says when there will be room.
             DeadlineExceeded: it would not be done before its deadline.
         """
+        if overtakes is not None and self._waits(overtakes):
+            level, cost = self._levels[overtakes.priority], overtakes.cost
+            self._left(level, overtakes)
+            overtakes.cost = 0.0
+            try:
+                self.admit(request, now, slice_work)
+            finally:
+                overtakes.cost = cost
+                self._came(level, overtakes)
+            return
         wait = self.predicted_wait()
         is_full = False
         if self._size >= self._capacity:
@@ -221,10 +232,7 @@ class MicroBatchQueue(Generic[R]):
             raise DeadlineExceeded("the deadline is sooner than the image could be looked at")
         level = self._levels[request.priority]
         level.append(request)
-        level.size += 1
-        level.work += request.cost
-        self._size += 1
-        self._work += request.cost
+        self._came(level, request)
 
     def _send_away(self, request: R, now: float, wait: float) -> float:
         """Seconds until there will be room for a request, after those that were sent away before it.
@@ -311,10 +319,10 @@ class MicroBatchQueue(Generic[R]):
 
     def withdraw(self, request: R) -> bool:
         """Take out one request, if it still waits."""
-        level = self._levels[request.priority]
-        queue = level.queues.get(request.client)
-        if queue is None or request not in queue:
+        if not self._waits(request):
             return False
+        level = self._levels[request.priority]
+        queue = level.queues[request.client]
         queue.remove(request)
         if not queue:
             level.forget(request.client)
@@ -343,11 +351,23 @@ class MicroBatchQueue(Generic[R]):
 
     def _next_level(self) -> _Level[R]:
         """The highest priority that waits; every so often the next, and every so often in its place the last."""
-        waiting = [level for level in self._levels.values() if level.turns]
-        rank, taken = 0, self._taken + 1
-        while rank < len(waiting) - 1 and taken % _LOW_SHARE == 0:
-            rank, taken = rank + 1, taken // _LOW_SHARE
-        return waiting[rank]
+        taken = self._taken + 1
+        for level in self._levels.values():
+            if level.turns:
+                chosen = level
+                if taken % _LOW_SHARE:
+                    break
+                taken //= _LOW_SHARE
+        return chosen
+
+    def _waits(self, request: R) -> bool:
+        return request in self._levels[request.priority].queues.get(request.client, ())
+
+    def _came(self, level: _Level[R], request: R) -> None:
+        level.size += 1
+        level.work += request.cost
+        self._size += 1
+        self._work += request.cost
 
     def _left(self, level: _Level[R], request: R) -> None:
         self._size -= 1

@@ -268,14 +268,14 @@ class Service:
 
     # Requests
 
-    def _submit(self, version: int, request: Request) -> None:
+    def _submit(self, version: int, request: Request, overtakes: Request | None) -> None:
         if self._draining:
             raise ShuttingDown("the service is shutting down")
         request.version = version
         if self._inline is None or holds_up(request.image, request.detect != "never"):
-            self._threads.submit(request)
+            self._threads.submit(request, overtakes)
         else:
-            self._inline.submit(request)
+            self._inline.submit(request, overtakes)
         self._in_flight += 1
 
     def _withdraw(self, request: Request) -> bool:

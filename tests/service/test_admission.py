@@ -23,6 +23,31 @@ def test_a_backlog_of_low_priority_turns_away_no_others() -> None:
     assert queue.take(1, now=0).requests[0].client == "live"
 
 
+def test_what_a_request_overtakes_is_not_in_its_way() -> None:
+    """Neither its place nor its price is counted, whether or not the request is let in; it waits until withdrawn."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(2, max_wait=1.0)
+    other, first = Waiting("other", cost=0.1), Waiting("camera", 1, deadline=2.0, cost=0.6)
+    queue.admit(other, now=0)
+    queue.admit(first, now=0)
+    newer = Waiting("camera", 2, deadline=0.8, cost=0.6)
+    for refused, overtakes in ((newer, None), (Waiting("camera", deadline=0.65, cost=0.6), first)):
+        with pytest.raises((Overloaded, DeadlineExceeded)):
+            queue.admit(refused, now=0, overtakes=overtakes)
+    assert len(queue) == 2
+    assert queue.predicted_wait() == pytest.approx(0.7)
+    queue.admit(newer, now=0, overtakes=first)
+    assert len(queue) == 3
+    assert queue.withdraw(first)
+    assert queue.predicted_wait() == pytest.approx(0.7)
+    newest = Waiting("camera", 3, deadline=0.8, cost=0.6)
+    queue.admit(newest, now=0, overtakes=newer)
+    assert queue.withdraw(newer)
+    with pytest.raises(Overloaded):  # what has left already leaves no place
+        queue.admit(Waiting("camera", 4, deadline=0.8, cost=0.6), now=0, overtakes=first)
+    assert queue.take(2, now=0).requests == [other, newest]
+    assert queue.predicted_wait() == pytest.approx(0.35)
+
+
 def test_a_queue_full_of_low_priority_turns_away_no_others() -> None:
     """The bound counts what is of the request's own priority or above, for each of the three."""
     queue = filled(capacity=2)
