@@ -150,10 +150,11 @@ class MicroBatchQueue(Generic[R]):
         executors: how many work off the queue at the same time.
     """
 
-    # The pace is averaged over so many seconds of predicted work. One batch counts for no more than half of it, and
-    # for no more than `_SLOWEST`: what is far slower was held up.
+    # The pace is averaged over so many seconds of predicted work. One batch counts for no more than half of it, and for
+    # no more than `_FAR` times what was believed: what is slower than that was held up. What is as much faster counts
+    # for half: whatever slowed those before it has ended, and few are run to tell while the others are refused for it.
     _PACE_SECONDS = 0.05
-    _SLOWEST = 4.0
+    _FAR = 4.0
 
     def __init__(self, capacity: int, max_wait: float, executors: int = 1) -> None:
         self._capacity = capacity
@@ -302,8 +303,9 @@ class MicroBatchQueue(Generic[R]):
         """
         self._running = max(0.0, self._running - sum(request.cost for request in batch.requests))
         if work > 0:
-            weight = min(0.5, work / self._PACE_SECONDS)
-            self._pace += weight * (min(seconds / work, self._SLOWEST) - self._pace)
+            pace = seconds / work
+            weight = 0.5 if pace * self._FAR < self._pace else min(0.5, work / self._PACE_SECONDS)
+            self._pace += weight * (min(pace, self._FAR * self._pace) - self._pace)
 
     def reprice(self, cost_of: Callable[[R], float]) -> None:
         """Predict anew what each request that waits takes.

@@ -177,6 +177,27 @@ def test_a_standstill_does_not_spoil_the_prediction() -> None:
     assert queue.predicted_wait() == pytest.approx(0.1, rel=0.01)
 
 
+def paced(queue: MicroBatchQueue[Waiting], *paces: float) -> float:
+    """The wait for a second of work, after small batches that took so many times as long as their work."""
+    for pace in paces:
+        queue.admit(Waiting("a", cost=0.001), now=0)
+        queue.worked(queue.take(1, now=0), 0.001, 0.001 * pace)
+    queue.admit(Waiting("a", cost=1.0), now=0)
+    wait = queue.predicted_wait()
+    queue.drain()
+    return wait
+
+
+def test_a_lasting_slowness_is_learnt_and_forgotten() -> None:
+    """However slow: a disk that is waited for with each batch takes many times what the work does."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(1000, max_wait=1000.0)
+    assert paced(queue, *[15.0] * 300) == pytest.approx(15.0, rel=0.05)
+    assert paced(queue, 15.0 * 1000) < 20.0  # held up, on top of that
+    # With deadlines few are run that could tell that it has ended.
+    assert paced(queue, *[1.0] * 3) < 5.0
+    assert paced(queue, *[1.0] * 200) == pytest.approx(1.0, rel=0.1)
+
+
 def test_one_long_batch_does_not_tell_the_pace_alone() -> None:
     """It counts for half, however long it was: the wait is never taken for longer than it, nor for less than before."""
     queue = filled(Waiting("a", cost=1.0))
