@@ -219,10 +219,14 @@ class MicroBatchQueue(Generic[R]):
         is_full = False
         if self._size >= self._capacity:
             # What has a lower priority is overtaken: it takes no room from this one, and it is not waited for.
-            lower = [level for its, level in self._levels.items() if its < request.priority]
-            is_full = self._size - sum(level.size for level in lower) >= self._capacity
+            counted, lower_work = self._size, 0.0
+            for its, level in self._levels.items():
+                if its < request.priority:
+                    counted -= level.size
+                    lower_work += level.work
+            is_full = counted >= self._capacity
         if is_full:
-            wait -= sum(level.work for level in lower) / self._executors * self._pace
+            wait -= lower_work / self._executors * self._pace
         # What is in its own way is less than all that waits, and takes longer to tell: only where that decides.
         elif wait > self._max_wait or self._is_late(request, now, wait, slice_work):
             wait = self.predicted_wait(request)
