@@ -1,4 +1,4 @@
-"""From a connection's bytes to its whole messages, by `frames` or by the library's parser, and with a time-out."""
+"""From a connection's bytes to its whole messages, with a time-out. Pings, pongs and closes are the library's."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import time
 from abc import abstractmethod
 from typing import Any
 
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import Event, State
+from websockets.frames import CloseCode
+from websockets.protocol import State
 
-from service.frames import LargeMessage, begin_large_message, whole_messages, wire_size
+from service.frames import Breach, IncomingFrame, LargeMessage, begin_frame, control_frames, whole_messages
 from service.images import ImageFile
 from service.opening import OpeningConnection
 
 # uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served. A
-# large message is read so many bytes at a turn of the event loop.
+# large message is read so many bytes at a turn of the event loop. Reads that are so small that 32 of them are no more
+# need not be counted.
 _BYTES_PER_TURN = 512 * 1024
+_SMALL_READ = _BYTES_PER_TURN // 32
 
-# Small messages, and frames of a few bytes that the library reads, are thousands in one read, and take seconds in reads
-# that come in a row. What is left after so many seconds waits for the next turn. The clock is looked at after so many
-# messages, or so many bytes for the library.
+# Small frames are thousands in one read, and take seconds in reads that come in a row. What is left after so many
+# seconds waits for the next turn. The clock is looked at after so many messages, after so many control frames, for
+# which the library takes ten times as long, and after each fragment.
 _SECONDS_PER_TURN = 0.001
-_MESSAGES_AT_ONCE = 256
-_PARSED_AT_ONCE = 8192
+_MESSAGES_AT_ONCE = 64
+_CONTROL_FRAMES_AT_ONCE = 24
 
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -37,16 +39,16 @@ class MessageConnection(OpeningConnection):
     # Beside the library's attributes, which have a dictionary: with ours in it each connection would have keys of its
     # own there, which take 1 KB, where now all share them.
     __slots__ = (
+        "_begun",
         "_bytes_this_turn",
         "_fragments",
+        "_frame",
         "_heard",
         "_incomplete_since",
-        "_large",
         "_max_size",
         "_message_seconds",
         "_message_timer",
         "_text_check",
-        "_unparsed",
         "_waiting",
         "reading_paused",
     )
@@ -56,12 +58,14 @@ class MessageConnection(OpeningConnection):
         # Seconds that a message may take to come in; None before the opening handshake is done.
         self._message_seconds: float | None = None
         self._max_size = 0
-        # Bytes that were given to the library's parser and have not come back as frames: at 0 a frame begins.
-        self._unparsed = 0
-        self._large: LargeMessage | None = None
+        # The beginning of a frame that is not read before there is more of it: a part of a head, or of a control frame.
+        self._begun = b""
+        # The frame whose payload is coming in.
+        self._frame: IncomingFrame | None = None
         self._bytes_this_turn = 0
         # What came in one read and is for later turns of the event loop.
         self._waiting = b""
+        # What the fragments of a message had so far; None between messages.
         self._fragments: bytearray | None = None
         self._text_check: codecs.IncrementalDecoder | None = None
         # When a message began to come in that is not complete.
@@ -95,7 +99,7 @@ class MessageConnection(OpeningConnection):
         """The TCP connection is gone, whether or not it became a WebSocket."""
         super().connection_lost(exc)
         # What a message has of memory must not wait for the collector: a connection refers to itself.
-        self._large = self._fragments = None
+        self._frame = self._fragments = None
         self._waiting = b""
         if self._message_timer is not None:
             self._message_timer.cancel()
@@ -114,31 +118,96 @@ class MessageConnection(OpeningConnection):
     def _take(self, data: bytes) -> None:
         """Take what came, as far as it does not hold up others; the rest waits."""
         assert self._message_seconds is not None
+        if self._begun:
+            data, self._begun = self._begun + data, b""
         # Not the loop's time, which stands still within a turn.
         until = time.monotonic() + _SECONDS_PER_TURN
-        rest = self._take_part(data)
-        while rest and not self.reading_paused and time.monotonic() < until:
-            rest = self._take_part(rest)
-        if rest and not self.transport.is_closing():
-            self._waiting = rest
+        size = len(data)
+        position = self._take_part(data, 0)
+        while position < size and not self.reading_paused and time.monotonic() < until:
+            position = self._take_part(data, position)
+        if position < size and not self.transport.is_closing():
+            self._waiting = data[position:]
             self.transport.pause_reading()
             self.loop.call_soon(self._take_waiting)
-        if self._large is None and self._fragments is None and not self.protocol.reader.buffer:
+        if self._frame is None and self._fragments is None and not self._begun:
             self._incomplete_since = math.inf
         elif self._incomplete_since == math.inf:
             self._incomplete_since = self.loop.time()
             if self._message_timer is None:
                 self._message_timer = self.loop.call_later(self._message_seconds, self._check_message)
 
-    def _take_part(self, data: bytes) -> bytes:
-        """Take some of what came. Returns the rest."""
-        position, for_library = self._read_messages(data)
-        if for_library and position < len(data):
-            part = data[position : position + _PARSED_AT_ONCE]
-            position += len(part)
-            self._unparsed += len(part)
-            super().data_received(part)
-        return data[position:]
+    def _take_part(self, data: bytes, position: int) -> int:
+        """Take some of what came, from `position` on. Returns where the rest begins.
+
+        Also while the connection is being closed: the peer's close is among the frames.
+        """
+        if self._frame is not None:
+            return self._take_payload(self._frame, data, position)
+        if self._fragments is None:
+            messages, position = whole_messages(data, position, self._max_size, _MESSAGES_AT_ONCE)
+            for text, message in messages:
+                self._message(message, text=text)
+            if messages:
+                return position
+        return self._take_other(data, position)
+
+    def _take_other(self, data: bytes, position: int) -> int:
+        """Take what is no whole message: control frames, or a frame's beginning. Returns where the rest begins."""
+        if self.protocol.eof_sent or position == len(data):
+            return len(data)  # behind a close there is nothing
+        count, end = control_frames(data, position, _CONTROL_FRAMES_AT_ONCE)
+        if count:
+            super().data_received(data[position:end])
+            return end
+        fragments = self._fragments
+        room = self._max_size if fragments is None else self._max_size - len(fragments)
+        try:
+            frame = begin_frame(data, position, room, continued=fragments is not None)
+        except Breach as exc:
+            self._fail(exc.code, str(exc))
+            return len(data)
+        if frame is None:
+            self._begun = data[position:]
+            return len(data)
+        self._frame = frame
+        if fragments is None and not isinstance(frame, LargeMessage):
+            self._fragments = bytearray()
+            self._text_check = _UTF8Decoder() if frame.text else None
+        return self._take_payload(frame, data, frame.start)
+
+    def _take_payload(self, frame: IncomingFrame, data: bytes, position: int) -> int:
+        """Take what there is of a frame's payload. Returns where the rest begins."""
+        part = frame.take(data, position)
+        if len(part) > _SMALL_READ:
+            self._let_others_go_first(len(part))
+        if not frame.left:
+            self._frame = None
+        if not isinstance(frame, LargeMessage):
+            self._take_fragment(frame, part)
+        elif not frame.left:
+            self._message(frame.payload, text=frame.text)
+        return position + len(part)
+
+    def _take_fragment(self, frame: IncomingFrame, part: bytes) -> None:
+        """Keep a part of a message. Text that can be no UTF-8 any longer is not waited for to its end."""
+        assert self._fragments is not None
+        self._fragments += part
+        if self._text_check is not None:
+            try:
+                self._text_check.decode(part)
+            except UnicodeDecodeError as exc:
+                self._fail_text(exc)
+                return
+        if frame.left:
+            return
+        if frame.is_final:
+            data, self._fragments = self._fragments, None
+            # Neither is copied once more: it may be all that a message may have.
+            if self._text_check is None:
+                self._message(memoryview(data), text=False)
+            else:
+                self._message(data, text=True)
 
     def _take_waiting(self) -> None:
         """Take more of what waits, unless it is for when the client has caught up, or nobody can be answered.
@@ -149,35 +218,6 @@ class MessageConnection(OpeningConnection):
             data, self._waiting = self._waiting, b""
             self._take(data)
             self._read_on()
-
-    def _read_messages(self, data: bytes) -> tuple[int, bool]:
-        """Take the messages that the library need not see, up to a number.
-
-        Returns:
-            Where what is left of `data` begins, and whether it is the library's.
-        """
-        position = 0
-        if self._large is not None:
-            # Also while the connection is being closed: the library must not take its middle for a frame's beginning.
-            position = self._large.take(data)
-            self._let_others_go_first(position)
-            if not self._large.done:
-                return position, False
-            large, self._large = self._large, None
-            if self.protocol.state is State.OPEN:
-                self._message(large.payload, text=large.text)
-        if self._unparsed or self._fragments is not None or self.protocol.state is not State.OPEN:
-            return position, True
-        messages, position = whole_messages(data, position, self._max_size, _MESSAGES_AT_ONCE)
-        for text, message in messages:
-            if self.protocol.state is not State.OPEN:
-                return position, True  # the peer's close may follow, which the library waits for
-            self._message(message, text=text)
-        if len(messages) == _MESSAGES_AT_ONCE:
-            return position, False
-        if position < len(data):
-            self._large = begin_large_message(data, position, self._max_size)
-        return (position, True) if self._large is None else (len(data), True)
 
     def pause_reading(self) -> None:
         """Read nothing from the network until `resume_reading`. Of what was read already, messages may still come."""
@@ -241,45 +281,16 @@ class MessageConnection(OpeningConnection):
         else:
             self._message_timer = self.loop.call_later(remaining, self._check_message)
 
-    def process_event(self, event: Event) -> None:
-        """Take a frame from the library's parser."""
-        if self._message_seconds is None or not isinstance(event, Frame):
-            super().process_event(event)
-            return
-        self._unparsed -= wire_size(event)
-        opcode = event.opcode
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            if event.fin:
-                self._message(event.data, text=opcode is Opcode.TEXT)
-            else:
-                # The library bounds the sum of the fragments by its maximum message size.
-                self._fragments = bytearray()
-                self._text_check = _UTF8Decoder() if opcode is Opcode.TEXT else None
-                self._fragment(event.data)
-        elif opcode is Opcode.CONT:
-            assert self._fragments is not None, "the library admits a continuation only after a beginning"
-            self._fragment(event.data)
-            if event.fin and self.protocol.state is State.OPEN:
-                data, self._fragments = bytes(self._fragments), None
-                self._message(data, text=self._text_check is not None)
-        else:
-            super().process_event(event)
-
-    def _fragment(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep a part of a message. Text that can be no UTF-8 any longer is not waited for to its end."""
-        assert self._fragments is not None
-        self._fragments += data
-        if self._text_check is not None:
-            try:
-                self._text_check.decode(data)
-            except UnicodeDecodeError as exc:
-                self._fail_text(exc)
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        self.protocol.fail(code, reason)
+        super().data_received(b"")  # the library sends that, and bounds the time that the peer has to end
 
     def _fail_text(self, exc: UnicodeDecodeError) -> None:
-        self.protocol.fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
-        self.send_data()
+        self._fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")
 
     def _message(self, data: bytes | bytearray | memoryview, *, text: bool) -> None:
+        if self.protocol.state is not State.OPEN:
+            return
         self._incomplete_since = math.inf  # what may have come of the next one is seen when all is read
         message: str | ImageFile
         if text:
@@ -289,5 +300,6 @@ class MessageConnection(OpeningConnection):
                 self._fail_text(exc)
                 return
         else:
-            message = data if isinstance(data, bytes | memoryview) else bytes(data)
+            assert not isinstance(data, bytearray)
+            message = data
         self.message_received(message)

@@ -11,8 +11,16 @@ from websockets.exceptions import ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from service.frames import begin_large_message, text_frame, whole_messages, wire_size
-from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, SIZES, TEXT, frame
+from service.frames import (
+    Breach,
+    IncomingFrame,
+    LargeMessage,
+    begin_frame,
+    control_frames,
+    text_frame,
+    whole_messages,
+)
+from tests.service.raw_peer import BINARY, CLOSE, CONT, PING, PONG, SIZES, TEXT, frame
 
 LIMIT = 100_000
 
@@ -44,7 +52,7 @@ def test_a_whole_message_is_read_in_each_form_of_length(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
+def test_a_part_of_a_frame_is_no_whole_message(size: int) -> None:
     """However much is missing at the end, and also when a whole message comes before it."""
     payload = b"x" * size
     whole = frame(TEXT, payload)
@@ -62,28 +70,16 @@ def test_a_part_of_a_frame_is_left_to_the_library(size: int) -> None:
         frame(CLOSE, b"\x03\xe8"),
         frame(TEXT, b"{}", rsv=4),
         frame(TEXT, b"{}", masked=False),
-        frame(BINARY, bytes(LIMIT), masked=False)[:1000],
         frame(0x3),
         frame(BINARY, bytes(LIMIT + 1)),
     ],
-    ids=[
-        "begin",
-        "continue",
-        "ping",
-        "close",
-        "reserved",
-        "unmasked",
-        "unmasked and large",
-        "opcode",
-        "large",
-    ],
+    ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "large"],
 )
-def test_what_is_no_whole_message_is_left_to_the_library(data: bytes) -> None:
+def test_what_is_no_whole_message_is_not_taken_for_one(data: bytes) -> None:
     """Fragments, control frames, what breaks the protocol and what is too large, alone and behind a message."""
     whole = frame(TEXT, b"{}")
     assert whole_messages(data, 0, LIMIT) == ([], 0)
     assert whole_messages(whole + data, 0, LIMIT) == ([(True, b"{}")], len(whole))
-    assert begin_large_message(data, 0, LIMIT) is None
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda payload: frame(TEXT, payload)))
@@ -93,51 +89,106 @@ def test_whatever_is_read_here_the_library_reads_alike(data: bytes) -> None:
     frames = by_the_library(data[:end])
     assert frames is not None
     assert [(each.opcode is Opcode.TEXT, bytes(each.data)) for each in frames] == found
-    assert sum(wire_size(each) for each in frames) <= end
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([PING, PONG, CLOSE]), st.binary(max_size=125)), max_size=5), st.data()
+)
+def test_control_frames_are_found_as_the_library_finds_them(
+    frames: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
+    """Those that are whole, and no more than asked for; what follows is not looked at."""
+    wire = b"".join(frame(opcode, payload) for opcode, payload in frames)
+    cut = data.draw(st.integers(0, len(wire)))
+    count, end = control_frames(wire[:cut], 0, 3)
+    found = by_the_library(wire[:end])
+    assert found is not None
+    assert [(each.opcode, bytes(each.data)) for each in found] == frames[:count]
+    assert count == 3 or cut < end + len(frame(*frames[count])) if count < len(frames) else end == len(wire)
+    assert control_frames(wire + frame(TEXT, b"{}"), 0, 9) == (len(frames), len(wire))
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 1000, 65536])
-def test_a_large_message_is_put_together_read_by_read(step: int) -> None:
-    """Cut anywhere, with a whole message before it and a part of another behind it."""
+@pytest.mark.parametrize(
+    ("opcode", "fin", "continued"),
+    [
+        (BINARY, True, False),
+        (TEXT, True, False),
+        (TEXT, False, False),
+        (CONT, False, True),
+        (CONT, True, True),
+    ],
+    ids=["binary", "text", "first", "middle", "last"],
+)
+def test_a_frame_is_put_together_read_by_read(opcode: int, fin: bool, continued: bool, step: int) -> None:
+    """A message or a fragment of one, cut anywhere, with something before it and a part of another behind it."""
     before, payload, behind = frame(TEXT, b"{}"), bytes(range(256)) * 200, frame(TEXT, b"[]")[:5]
-    data = before + frame(BINARY, payload) + behind
-    _, position = whole_messages(data[: len(before) + 20], 0, LIMIT)
-    assert position == len(before)
-    message = begin_large_message(data[: len(before) + 20], position, LIMIT)
-    assert message is not None
-    position += 20
-    while not message.done:
-        position += message.take(data[position : position + step])
-    assert (message.text, bytes(message.payload)) == (False, payload)
+    data = before + frame(opcode, payload, fin=fin) + behind
+    begun = begin_frame(data, len(before), LIMIT, continued=continued)
+    assert begun is not None
+    position, parts = begun.start, []
+    while begun.left:
+        parts.append(begun.take(data[position : position + step], 0))
+        position += len(parts[-1])
+    assert b"".join(parts) == payload
+    assert (begun.text, begun.is_final, begun.is_short) == (opcode == TEXT, fin, False)
+    assert isinstance(begun, LargeMessage) is (fin and not continued)
+    assert not isinstance(begun, LargeMessage) or bytes(begun.payload) == payload
     assert data[position:] == behind
 
 
-@pytest.mark.parametrize(("size", "head"), [(40_000, 8), (80_000, 14)])
-def test_a_large_message_is_begun_once_its_head_is_there(size: int, head: int) -> None:
-    """Not with a part of its length or its mask, in either form of length; nor a short one, nor one that is whole."""
-    data = frame(BINARY, bytes(size))
-    for part in range(head):
-        assert whole_messages(data[:part], 0, LIMIT) == ([], 0)
-        assert begin_large_message(data[:part], 0, LIMIT) is None
-    assert begin_large_message(data[:head], 0, LIMIT) is not None
-    for other in (frame(BINARY, bytes(1000))[:head], data):
-        assert begin_large_message(other, 0, LIMIT) is None
+@pytest.mark.parametrize("size", [0, 125, 126, 40_000, 80_000])
+def test_a_frame_is_begun_once_its_head_is_there(size: int) -> None:
+    """Not with a part of its length or its mask, in each form of length; only a short one is called so."""
+    data = frame(CONT, bytes(size))
+    head = len(data) - size
+    for part in range(1, head):
+        assert begin_frame(data[:part], 0, LIMIT, continued=True) is None
+    begun = begin_frame(data[:head], 0, LIMIT, continued=True)
+    assert isinstance(begun, IncomingFrame)
+    assert (begun.left, begun.is_short) == (size, size < 126)
 
 
-def test_what_is_announced_too_large_is_not_begun() -> None:
-    """The library refuses it, by its head."""
-    head = frame(BINARY, bytes(LIMIT + 1))[:100]
-    assert begin_large_message(head, 0, LIMIT) is None
-    assert begin_large_message(head, 0, LIMIT + 1) is not None
+def test_the_beginning_of_a_control_frame_is_waited_for() -> None:
+    """It is read when it is whole."""
+    ping = frame(PING, b"payload")
+    for part in range(1, len(ping)):
+        assert control_frames(ping[:part], 0, 9) == (0, 0)
+        assert begin_frame(ping[:part], 0, LIMIT, continued=part % 2 == 0) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "continued", "code"),
+    [
+        (frame(TEXT, b"{}", rsv=4)[:1], False, 1002),
+        (frame(PING, rsv=1)[:1], False, 1002),
+        (frame(0x3)[:1], False, 1002),
+        (frame(0xB)[:1], True, 1002),
+        (frame(PING, fin=False)[:1], False, 1002),
+        (frame(CONT)[:1], False, 1002),
+        (frame(TEXT, fin=False)[:1], True, 1002),
+        (frame(BINARY)[:1], True, 1002),
+        (frame(TEXT, b"{}", masked=False)[:2], False, 1002),
+        (frame(PING, masked=False)[:2], False, 1002),
+        (frame(PING, bytes(126))[:2], False, 1002),
+        (frame(BINARY, bytes(LIMIT + 1))[:10], False, 1009),
+        (frame(CONT, bytes(LIMIT + 1))[:10], True, 1009),
+    ],
+)
+def test_what_no_client_may_send_is_seen_by_its_head(data: bytes, continued: bool, code: int) -> None:
+    """Before its payload is waited for: reserved bits, a frame out of turn, no mask, and what is too large."""
+    assert control_frames(data, 0, 9) == (0, 0)
+    with pytest.raises(Breach) as breach:
+        begin_frame(data, 0, LIMIT, continued=continued)
+    assert breach.value.code == code
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_written_here_the_library_reads(size: int) -> None:
-    """A reply is one final text frame with the shortest form of its length; a client's size is that on the wire."""
+    """A reply is one final text frame with the shortest form of its length."""
     payload = b"x" * size
     assert text_frame(payload) == frame(TEXT, payload, masked=False)
     frames = by_the_library(text_frame(payload), masked=False)
     assert frames is not None
     (read,) = frames
     assert (read.opcode, bytes(read.data), read.fin) == (Opcode.TEXT, payload, True)
-    assert wire_size(read) == len(frame(TEXT, payload))

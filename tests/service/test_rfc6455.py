@@ -55,6 +55,14 @@ async def test_a_ping_with_a_payload_that_is_too_large(peer: Peer) -> None:
     assert await peer.closed() == 1002
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, CONT, PING])
+async def test_what_breaks_the_protocol_is_not_waited_for(peer: Peer, opcode: int) -> None:
+    """A frame's head tells: of the megabytes that it announces none is read."""
+    head = struct.pack("!BBQ", 0xC0 | opcode, 0x80 | 127, 10_000_000)
+    peer.send(head + bytes(4))
+    assert await peer.closed() == 1002
+
+
 @pytest.mark.parametrize("payload", [b"", b"unasked for"])
 async def test_a_pong_that_nobody_asked_for(peer: Peer, payload: bytes) -> None:
     """2.7 to 2.9: passed over, and pings after it are answered."""
@@ -278,9 +286,9 @@ async def test_nothing_is_answered_after_a_close(peer: Peer) -> None:
 
 
 async def test_a_close_in_the_middle_of_a_message(peer: Peer) -> None:
-    """7.1.6: what was not complete is forgotten. The library counts it as a mistake of the client."""
+    """7.1.6: what was not complete is forgotten, and the close is answered as any other."""
     peer.send(frame(TEXT, b"x", fin=False), close(1000))
-    assert await peer.closed() == 1002
+    assert await peer.closed() == 1000
 
 
 async def test_a_frame_without_a_mask(peer: Peer) -> None:

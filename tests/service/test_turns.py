@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from wsproto.events import Pong, TextMessage
+from wsproto.events import Event, Pong, TextMessage
 
 from tests.service.harness import Serve
 from tests.service.raw_peer import CONT, PING, PONG, TEXT, Peer, connected, frame
 
 
-async def turns_until_read(peer: Peer, data: bytes) -> int:
-    """How many turns the event loop has until what was sent is read, and a ping behind it answered."""
+async def turns_until(last: type[Event], peer: Peer, *frames: bytes) -> int:
+    """How many turns the event loop has until what was sent is read, and the first event of this type is the answer."""
     turns = 0
 
     async def count() -> None:
@@ -22,12 +22,16 @@ async def turns_until_read(peer: Peer, data: bytes) -> int:
             turns += 1
 
     counting = asyncio.create_task(count())
-    peer.send(data, frame(PING, b"the end"))
-    while not isinstance(event := await peer.event(), Pong):
+    peer.send(*frames)
+    while not isinstance(event := await peer.event(), last):
         assert isinstance(event, TextMessage)
     counting.cancel()
-    assert event.payload == b"the end"
     return turns
+
+
+async def turns_until_read(peer: Peer, flood: bytes) -> int:
+    """The same, of what may not be answered, by a ping behind it."""
+    return await turns_until(Pong, peer, flood, frame(PING))
 
 
 @pytest.mark.parametrize(
@@ -45,12 +49,21 @@ async def test_small_frames_are_read_in_many_turns(serve: Serve, flood: bytes) -
         assert await turns_until_read(peer, flood) > 20
 
 
+async def test_the_clock_is_looked_at_after_a_few_control_frames(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of them take ten turns' time: where a turn has none, each holds a few."""
+    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    async with serve() as running, connected(running.port) as peer:
+        assert await turns_until_read(peer, frame(PONG) * 4000) > 100
+
+
 async def test_a_large_message_in_many_fragments_is_read_in_few_turns(serve: Serve) -> None:
     """Each turn of a busy worker takes as long as a batch: browsers send their photos in such fragments."""
     fragments = [frame(CONT, bytes(65_536), fin=False) for _ in range(64)]
     photo = b"".join([frame(TEXT, b"{", fin=False), *fragments, frame(CONT, b"}")])
     async with serve() as running, connected(running.port) as peer:
-        assert await turns_until_read(peer, photo) < 250
+        assert await turns_until(TextMessage, peer, photo) < 250
 
 
 async def test_small_messages_are_answered_in_many_turns(serve: Serve) -> None:
