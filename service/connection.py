@@ -10,14 +10,12 @@ replies, is not read from until it has caught up.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from service import protocol, replies
@@ -34,12 +32,11 @@ from service.errors import (
 )
 from service.faces.tracking import FaceTracker
 from service.frames import text_frame
+from service.guarded import GuardedConnection
 from service.images import ImageFile
-from service.messages import MessageConnection
 from service.predictor import Request
 from service.protocol import Configure, FrameError, Lookup, Options, Predict, Query, RequestId
 from service.security.gate import Visitor
-from service.security.guard import PATIENCE, Guard
 from service.store.prediction_ids import PredictionIds
 
 _DEFAULT_OPTIONS = Options()
@@ -51,9 +48,6 @@ MAX_UNANSWERED_BYTES = 4 * 2**20
 # Questions about stored predictions that one connection may have unanswered: one client cannot keep others from asking.
 MAX_LOOKUPS = 4
 _RETRY_AFTER_MS = 100
-
-# Seconds for a peer that is closed to read why and to close its end.
-_LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -68,13 +62,10 @@ class _Reply:
     in_order: bool = True
 
 
-class Connection(MessageConnection):
+class Connection(GuardedConnection):
     """Serves one client, from `open` to the close."""
 
     __slots__ = (
-        "_backend",
-        "_credential_timer",
-        "_guard",
         "_lookups",
         "_newest",
         "_options",
@@ -89,21 +80,15 @@ class Connection(MessageConnection):
         "on_lost",
         "on_made",
         "prediction_ids",
-        "user",
         "visitor",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.address: str | None = None
-        # Who the client is; None for anybody.
-        self.user: str | None = None
         self.prediction_ids = PredictionIds()
         # Who came through the gate, until it has left.
         self.visitor: Visitor | None = None
-        # None where nobody asks who the client is, or how much it asks for.
-        self._guard: Guard | None = None
-        self._backend: Backend | None = None
         self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order. A deque is made where
         # there is something to put in: most connections are idle, and an empty one has 0.8 KB.
@@ -118,7 +103,6 @@ class Connection(MessageConnection):
         self._unread: deque[str | ImageFile] | tuple[()] = ()
         # What watches for what does not end.
         self._send_timer: asyncio.TimerHandle | None = None
-        self._credential_timer: asyncio.TimerHandle | None = None
         # Whoever made it is told when it is connected, TLS included, see `handshakes`.
         self.on_made: Callable[[], None] | None = None
         # Whoever accepted the connection is told when it is gone, see `accept`.
@@ -136,9 +120,8 @@ class Connection(MessageConnection):
         """The TCP connection is gone, whether or not it became a WebSocket."""
         super().connection_lost(exc)
         self._unread = ()  # nor this, which may be megabytes, for the collector
-        for timer in (self._send_timer, self._credential_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
         if self.on_lost is not None:
             self.on_lost()
         if self.on_left is not None:
@@ -149,54 +132,11 @@ class Connection(MessageConnection):
         assert self.visitor is not None
         self._options = backend.options
         self.address = self.visitor.address
-        self._backend = backend
-        rules = backend.rules
-        if rules.ask_anything:
-            self._guard = Guard(rules, self.visitor.identity, time.perf_counter())
-            self.user = None if self.visitor.identity is None else self.visitor.identity.user
-            if rules.required:
-                self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
+        self.watch(backend, self.visitor.identity)
         self._write(welcome)
-        self.take_messages(rules.message_seconds)
-
-    def recheck(self) -> None:
-        """The credentials that are known have changed."""
-        if self._guard is not None:
-            self._guard.recheck()
-            if self._backend is not None and self._backend.rules.required:
-                if self._credential_timer is not None:
-                    self._credential_timer.cancel()
-                self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
-
-    def _check_credential(self) -> None:
-        """Where a credential is required, one must have been shown, and must not have expired for long."""
-        assert self._guard is not None
-        remaining = self._guard.holds_until + PATIENCE - time.time()
-        if remaining <= 0:
-            self._close("no_credential", "no token or API key that holds")
-        elif remaining < math.inf:
-            # In steps of an hour: the time of day may be set.
-            self._credential_timer = self.loop.call_later(min(remaining, 3600), self._check_credential)
-
-    def _close(self, reason: str, text: str, *, abort: bool = False) -> None:
-        """Close with 1008. `abort` drops the TCP connection at once: the peer would not read the close anyway."""
-        assert self._backend is not None
-        if self.protocol.state is State.OPEN:
-            self._backend.on_closed(reason)
-            self.protocol.fail(CloseCode.POLICY_VIOLATION, text)
-            self.send_data()
-        if abort:
-            self.transport.abort()
-        else:
-            self.loop.call_later(_LAST_WORDS_SECONDS, self.transport.abort)
+        self.take_messages(backend.rules.message_seconds)
 
     # Messages
-
-    def message_timed_out(self) -> None:
-        """A message has not come to its end."""
-        assert self._backend is not None
-        seconds = self._backend.rules.message_seconds
-        self._close("slow_writer", f"a message did not come to its end within {seconds:g} s")
 
     def message_received(self, message: str | ImageFile) -> None:
         """Serve a message, or keep it for when there is room."""

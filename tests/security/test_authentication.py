@@ -152,7 +152,7 @@ async def test_where_one_is_required_a_connection_without_a_token_is_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 1008 after some seconds, without one from the start as with one that has expired."""
-    monkeypatch.setattr("service.connection.PATIENCE", 0.2)
+    monkeypatch.setattr("service.guarded.PATIENCE", 0.2)
     async with serve(auth="required", **JWT) as running:
         async with running.client() as websocket:
             assert await close_code(websocket) == 1008
@@ -203,7 +203,7 @@ async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_g
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one is that showed it in the handshake."""
-    monkeypatch.setattr("service.connection.PATIENCE", 0.5)
+    monkeypatch.setattr("service.guarded.PATIENCE", 0.5)
     path = tmp_path / "keys"
     key = create(path, "anna")
     async with serve(auth="required", api_keys_file=path) as running, running.client() as websocket:
@@ -216,7 +216,7 @@ async def test_a_connection_that_is_gone_is_not_kept_until_its_token_expires(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that come and go with tokens of an hour would pile up for as long."""
-    monkeypatch.setattr("service.connection.PATIENCE", 0.1)
+    monkeypatch.setattr("service.guarded.PATIENCE", 0.1)
     headers = {"Authorization": f"Bearer {token(seconds=3600)}"}
     async with serve(auth="required", **JWT) as running:
 
@@ -240,7 +240,7 @@ async def test_a_key_that_is_deleted_late_ends_its_connections_too(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key without a last day is asked for once; whoever had it when it was is closed when it is gone."""
-    monkeypatch.setattr("service.connection.PATIENCE", 0.1)
+    monkeypatch.setattr("service.guarded.PATIENCE", 0.1)
     path = tmp_path / "keys"
     headers = {"Authorization": f"Bearer {create(path, 'anna')}"}
     async with (
