@@ -99,8 +99,8 @@ class Connection(GuardedConnection):
         # The newest frame of a stream, which may wait still.
         self._newest: Request | None = None
         self._tracker: FaceTracker | None = None
-        # Complete messages that came in one read with those that filled the room.
-        self._unread: deque[str | ImageFile] | tuple[()] = ()
+        # Complete messages, and their bytes, that came in one read with those that filled the room.
+        self._unread: deque[tuple[str | ImageFile, int]] | tuple[()] = ()
         # What watches for what does not end.
         self._send_timer: asyncio.TimerHandle | None = None
         # Whoever made it is told when it is connected, TLS included, see `handshakes`.
@@ -138,18 +138,18 @@ class Connection(GuardedConnection):
 
     # Messages
 
-    def message_received(self, message: str | ImageFile) -> None:
+    def message_received(self, message: str | ImageFile, size: int) -> None:
         """Serve a message, or keep it for when there is room."""
         if self.reading_paused:
             if not isinstance(self._unread, deque):
                 self._unread = deque()
-            self._unread.append(message)
+            self._unread.append((message, size))
             return
-        self._receive(message)
+        self._receive(message, size)
         if self._is_full():
             self.pause_reading()
 
-    def _receive(self, message: str | ImageFile) -> None:
+    def _receive(self, message: str | ImageFile, size: int) -> None:
         assert self._backend is not None
         received = time.perf_counter()
         guard = self._guard
@@ -157,14 +157,12 @@ class Connection(GuardedConnection):
             parsed = protocol.parse_frame(message)
         except FrameError as exc:
             # Garbage counts as a request too.
-            self._refuse(
-                exc.error if guard is None else guard.charged(exc.error, len(message), received), exc.id
-            )
+            self._refuse(exc.error if guard is None else guard.charged(exc.error, size, received), exc.id)
         else:
             user = None
             if guard is not None:
                 try:
-                    guard.charge(len(message), received)
+                    guard.charge(size, received)
                     user = guard.user_of(parsed, time.time())
                 except (RateLimited, Unauthorized) as exc:
                     self._refuse(exc, parsed.id)
@@ -317,7 +315,7 @@ class Connection(GuardedConnection):
             if not self._unread:
                 self.resume_reading()
                 return
-            self._receive(self._unread.popleft())
+            self._receive(*self._unread.popleft())
 
     def pause_writing(self) -> None:
         """The client does not read its replies as fast as they come: it has so long to catch up."""

@@ -77,8 +77,8 @@ class MessageConnection(OpeningConnection):
         self.reading_paused = False
 
     @abstractmethod
-    def message_received(self, message: str | ImageFile) -> None:
-        """Take a whole message: str of a text frame, bytes of a binary one."""
+    def message_received(self, message: str | ImageFile, size: int) -> None:
+        """Take a whole message: str of a text frame, bytes of a binary one. It had `size` bytes."""
 
     @abstractmethod
     def message_timed_out(self) -> None:
@@ -302,4 +302,4 @@ class MessageConnection(OpeningConnection):
         else:
             assert not isinstance(data, bytearray)
             message = data
-        self.message_received(message)
+        self.message_received(message, len(data))

@@ -11,6 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +103,9 @@ class Request:
     recorded: float = 0.0
 
     def __post_init__(self) -> None:
-        self.size = len(self.image)
+        image = self.image
+        # Of text that is no ASCII, and so no base64, a letter may take four bytes.
+        self.size = len(image) if not isinstance(image, str) or image.isascii() else sys.getsizeof(image)
 
     def fail(self, error: RequestError) -> None:
         """Answer with an error. The first answer stands. The image is let go: its turn to be sent may be far away."""

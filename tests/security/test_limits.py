@@ -187,6 +187,19 @@ async def test_a_client_that_asks_for_too_much_is_told_when_to_come_again(
         assert (await ask(websocket, predict_message()))["status"] == "success"
 
 
+@pytest.mark.parametrize("letter", ["a", "\U0001f600"])
+async def test_bytes_are_counted_as_they_are_sent(serve: Serve, letter: str) -> None:
+    """Not letters, of which one may have four: whoever sends 40 000 of 10 000 a second comes again in three seconds."""
+    text = letter * (40_000 // len(letter.encode()))
+    async with serve(max_bytes_per_second=10_000.0) as running, running.client() as websocket:
+        for command in (f'{{"command": "ping", "more": "{text}"}}', '{"command": "ping"}'):
+            await websocket.send(command)
+        assert (await read(websocket))["type"] == "pong"
+        limited = await read(websocket)
+        assert limited["code"] == "rate_limited"
+        assert limited["retry_after_ms"] > 1000
+
+
 async def test_garbage_counts_as_requests(serve: Serve) -> None:
     """What is not JSON cannot be sent faster than what is."""
     async with serve(max_requests_per_second=3.0) as running, running.client() as websocket:

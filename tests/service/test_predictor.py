@@ -49,6 +49,13 @@ def test_an_image_is_let_go_once_it_was_looked_at(engine: Engine) -> None:
     assert not any(request.image for request in requests)
 
 
+@pytest.mark.parametrize("image", ["A" * 1000, "\U0001f600" * 1000, b"\xff" * 1000, "A" * 999 + "\U0001f600"])
+def test_an_image_that_waits_counts_by_its_bytes(image: str | bytes) -> None:
+    """Of text with other letters than base64 has, each takes as many as the widest."""
+    wide = isinstance(image, str) and not image.isascii()
+    assert Request(Peer(), 1, image, 0.0).size // 1000 == (4 if wide else 1)
+
+
 @pytest.mark.parametrize(("side", "found"), [(100, False), (101, True)])
 def test_auto_takes_an_image_of_at_most_100_pixels_a_side_for_a_face(
     engine: Engine, side: int, found: bool
