@@ -33,6 +33,11 @@ _HANDSHAKE = (
     + b"\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
+# Frames of six bytes, with a mask of zeros (RFC 6455, section 5.2).
+_EMPTY_PONG, _EMPTY_BEGINNING, _EMPTY_FRAGMENT, _EMPTY_END = (
+    bytes([first, 0x80]) + bytes(4) for first in (0x8A, 0x01, 0x00, 0x80)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
@@ -103,6 +108,14 @@ async def _empty_frames(address: tuple[str, int]) -> None:
     await _send_for_ever(address, build_frame(b"", text=True) * 4000)
 
 
+async def _pongs(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, _EMPTY_PONG * 10_000)
+
+
+async def _fragments(address: tuple[str, int]) -> None:
+    await _send_for_ever(address, _EMPTY_BEGINNING + _EMPTY_FRAGMENT * 10_000 + _EMPTY_END)
+
+
 async def _slow_reader(address: tuple[str, int]) -> None:
     await _send_for_ever(address, build_frame(b'{"command": "model_info"}', text=True) * 1000, read=False)
 
@@ -121,6 +134,8 @@ OFFENCES: dict[str, Callable[[tuple[str, int]], Coroutine[Any, Any, None]]] = {
     "huge images": _huge_images,
     "garbage": _garbage,
     "empty frames": _empty_frames,
+    "pongs": _pongs,
+    "empty fragments": _fragments,
     "does not read": _slow_reader,
     "connects in a loop": _connect_in_a_loop,
 }

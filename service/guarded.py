@@ -20,7 +20,7 @@ _LAST_WORDS_SECONDS = 2.0
 
 
 class GuardedConnection(MessageConnection):
-    """Closes a client that shows no credential in time, or whose messages do not come to their end."""
+    """Closes a client that shows no credential in time, floods, or whose messages do not come to their end."""
 
     __slots__ = ("_backend", "_credential_timer", "_guard", "user")
 
@@ -79,6 +79,12 @@ class GuardedConnection(MessageConnection):
             self.transport.abort()
         else:
             self.loop.call_later(_LAST_WORDS_SECONDS, self.transport.abort)
+
+    def small_frames_received(self, count: int, size: int) -> None:
+        """Pings, pongs and the like have come. Whoever sends far more of them than anything needs is closed."""
+        guard = self._guard
+        if guard is not None and not guard.allows_frames(count, size, time.perf_counter()):
+            self._close("small_frames", "too many small frames")
 
     def message_timed_out(self) -> None:
         """A message has not come to its end."""

@@ -30,6 +30,10 @@ _SECONDS_PER_TURN = 0.001
 _MESSAGES_AT_ONCE = 64
 _CONTROL_FRAMES_AT_ONCE = 24
 
+# So many short fragments a message may have before they count as small frames: where a program writes it in parts, a
+# few of them are short.
+_SHORT_FRAGMENTS = 16
+
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -48,6 +52,7 @@ class MessageConnection(OpeningConnection):
         "_max_size",
         "_message_seconds",
         "_message_timer",
+        "_short_fragments",
         "_text_check",
         "_waiting",
         "reading_paused",
@@ -67,6 +72,7 @@ class MessageConnection(OpeningConnection):
         self._waiting = b""
         # What the fragments of a message had so far; None between messages.
         self._fragments: bytearray | None = None
+        self._short_fragments = 0
         self._text_check: codecs.IncrementalDecoder | None = None
         # When a message began to come in that is not complete.
         self._incomplete_since = math.inf
@@ -79,6 +85,10 @@ class MessageConnection(OpeningConnection):
     @abstractmethod
     def message_received(self, message: str | ImageFile, size: int) -> None:
         """Take a whole message: str of a text frame, bytes of a binary one. It had `size` bytes."""
+
+    @abstractmethod
+    def small_frames_received(self, count: int, size: int) -> None:
+        """Account for so many frames that are no message, with `size` bytes that belong to none."""
 
     @abstractmethod
     def message_timed_out(self) -> None:
@@ -158,6 +168,7 @@ class MessageConnection(OpeningConnection):
             return len(data)  # behind a close there is nothing
         count, end = control_frames(data, position, _CONTROL_FRAMES_AT_ONCE)
         if count:
+            self.small_frames_received(count, end - position)
             super().data_received(data[position:end])
             return end
         fragments = self._fragments
@@ -173,6 +184,7 @@ class MessageConnection(OpeningConnection):
         self._frame = frame
         if fragments is None and not isinstance(frame, LargeMessage):
             self._fragments = bytearray()
+            self._short_fragments = 0
             self._text_check = _UTF8Decoder() if frame.text else None
         return self._take_payload(frame, data, frame.start)
 
@@ -208,6 +220,10 @@ class MessageConnection(OpeningConnection):
                 self._message(memoryview(data), text=False)
             else:
                 self._message(data, text=True)
+        elif frame.is_short:
+            self._short_fragments += 1
+            if self._short_fragments > _SHORT_FRAGMENTS:
+                self.small_frames_received(1, 0)
 
     def _take_waiting(self) -> None:
         """Take more of what waits, unless it is for when the client has caught up, or nobody can be answered.

@@ -41,7 +41,7 @@ _STAGES = ("decode", "queue", "inference", "total")
 # Why a connection was not let in, or was closed by the service.
 REFUSALS = (
     "origin", "unauthorized", "address_limit", "connection_limit",
-    "no_credential", "guessing", "slow_reader", "slow_writer",
+    "no_credential", "guessing", "slow_reader", "slow_writer", "small_frames",
 )  # fmt: skip
 
 # Cells of a worker that count connections by address, see `security.admission`.

@@ -27,6 +27,11 @@ MAX_WRONG: Final = 10
 # What may be asked without a credential: whether the service is well.
 _OPEN_QUERIES: Final = frozenset({"health"})
 
+# Frames a second that have no reply which could refuse them: pings, pongs, short fragments beyond some of each message.
+# What keeps a connection alive is one a second at most; but those of many minutes come at once after a pause.
+SMALL_FRAMES_PER_SECOND: Final = 100.0
+SMALL_FRAMES_AT_ONCE: Final = 2000.0
+
 # Seconds that a connection may stay open without a credential where one is required.
 PATIENCE: Final = 10.0
 
@@ -70,6 +75,9 @@ class Guard:
         requests, size = rules.requests_per_second, rules.bytes_per_second
         self._requests = TokenBucket(requests, clock) if requests else None
         self._bytes = TokenBucket(size, clock) if size else None
+        self._frames = (
+            TokenBucket(SMALL_FRAMES_PER_SECOND, clock, SMALL_FRAMES_AT_ONCE) if requests or size else None
+        )
 
     @property
     def holds_until(self) -> float:
@@ -97,6 +105,23 @@ class Guard:
             self._requests.take(1)
         if self._bytes is not None:
             self._bytes.take(size)
+
+    def allows_frames(self, count: int, size: int, clock: float) -> bool:
+        """Account for `count` small frames, where there is any rate. Their `size` bytes are owed to that of bytes.
+
+        They cost no request, and are allowed whatever is owed: whoever uses up a rate may still keep alive.
+
+        Returns:
+            False if these are too many.
+        """
+        if self._bytes is not None:
+            self._bytes.take(size)
+        if self._frames is None:
+            return True
+        if self._frames.wait(count, clock):
+            return False
+        self._frames.take(count)
+        return True
 
     def charged(self, error: RequestError, size: int, clock: float) -> RequestError:
         """The error for a message that cannot be read: it is accounted for too, and may be one too many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """Allows `rate` units a second, and a second's worth at once.
+    """Allows `rate` units a second, and a second's worth at once, or `at_once`.
 
     What is taken may be more than there is, as long as there is something: the rest is owed. So a message that is
     larger than the bucket passes once, and what comes after it waits.
@@ -12,9 +12,9 @@ class TokenBucket:
 
     __slots__ = ("_level", "_rate", "_size", "_updated")
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, at_once: float = 0.0) -> None:
         self._rate = rate
-        self._size = max(rate, 1.0)
+        self._size = at_once or max(rate, 1.0)
         self._level = self._size
         self._updated = now
 

@@ -139,6 +139,43 @@ def test_what_cannot_be_read_is_charged_as_well() -> None:
 
 
 @pytest.mark.parametrize(
+    "rules", [Rules(requests_per_second=0.1), Rules(bytes_per_second=0.1)], ids=["requests", "bytes"]
+)
+def test_whoever_keeps_alive_is_never_too_much(rules: Rules) -> None:
+    """With ten pings a second for an hour, and those of ten minutes at once, however little is allowed and used up."""
+    guard = Guard(rules, None, 0.0)
+    guard.charge(10_000_000, 0.0)
+    assert all(guard.allows_frames(1, 131, tick / 10) for tick in range(36_000))
+    assert all(guard.allows_frames(1, 131, 4200.0) for _ in range(600))
+
+
+@pytest.mark.parametrize(
+    ("rules", "limited"),
+    [
+        (Rules(credentials=Known()), False),
+        (Rules(requests_per_second=1e6), True),
+        (Rules(bytes_per_second=1e9), True),
+    ],
+    ids=["no rate", "requests", "bytes"],
+)
+def test_a_flood_of_small_frames_is_too_much_where_there_is_any_rate(rules: Rules, limited: bool) -> None:
+    """They have no reply that could refuse them, and cost no request."""
+    guard = Guard(rules, None, 0.0)
+    assert all(guard.allows_frames(24, 144, step / 1000) for step in range(100)) is not limited
+    guard.charge(1, 0.1)
+
+
+def test_the_bytes_of_small_frames_are_owed() -> None:
+    """What asks for a reply waits for them."""
+    guard = Guard(Rules(bytes_per_second=1000.0), None, 0.0)
+    assert guard.allows_frames(10, 1310, 0.0)
+    with pytest.raises(RateLimited) as limited:
+        guard.charge(100, 0.0)
+    assert limited.value.retry_after_ms == pytest.approx(311, abs=1)
+    guard.charge(100, 0.312)
+
+
+@pytest.mark.parametrize(
     ("rules", "expected"),
     [
         (Rules(), False),

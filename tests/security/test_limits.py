@@ -11,12 +11,14 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
+from wsproto.events import CloseConnection, Pong
 
 from service.errors import RateLimited
 from service.metrics import SharedCells
 from service.security.admission import Admission
 from service.security.guard import Guard, Rules
 from service.security.rates import TokenBucket
+from tests.service import raw_peer
 from tests.service.harness import (
     TIMEOUT,
     Serve,
@@ -198,6 +200,49 @@ async def test_bytes_are_counted_as_they_are_sent(serve: Serve, letter: str) -> 
         limited = await read(websocket)
         assert limited["code"] == "rate_limited"
         assert limited["retry_after_ms"] > 1000
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        raw_peer.frame(raw_peer.PING) * 10_000,
+        raw_peer.frame(raw_peer.PONG) * 10_000,
+        raw_peer.frame(raw_peer.TEXT, fin=False) + raw_peer.frame(raw_peer.CONT, fin=False) * 10_000,
+    ],
+    ids=["pings", "pongs", "fragments"],
+)
+@pytest.mark.parametrize("limit", ["max_requests_per_second", "max_bytes_per_second", None])
+async def test_a_flood_of_small_frames_is_closed_where_there_is_a_limit(
+    serve: Serve, flood: bytes, limit: str | None
+) -> None:
+    """With 1008, and counted. Without a limit there is none for these either."""
+    limits = {} if limit is None else {limit: 1e6}
+    async with serve(**limits) as running, raw_peer.connected(running.port) as peer:
+        peer.send(flood, raw_peer.frame(raw_peer.PING, b"the end"), raw_peer.close(1000))
+        while isinstance(event := await peer.event(), Pong):
+            pass
+        assert isinstance(event, CloseConnection)
+        assert event.code == (1000 if limit is None else 1008)
+        assert refused(running, "small_frames") == (limit is not None)
+
+
+async def test_pings_and_messages_in_a_few_fragments_cost_no_request(serve: Serve) -> None:
+    """A client that has used up its rate keeps alive, and one that writes its messages in parts is served."""
+    async with serve(max_requests_per_second=0.1) as running, raw_peer.connected(running.port) as peer:
+        parts = [b'{"com', b"mand", b'": "', b"pi", b"n", b'g"}']
+        first, *rest = parts
+        peer.send(
+            raw_peer.frame(raw_peer.TEXT, first, fin=False),
+            *(raw_peer.frame(raw_peer.CONT, part, fin=False) for part in rest),
+            raw_peer.frame(raw_peer.CONT),
+        )
+        assert (await peer.reply())["type"] == "pong"
+        for number in range(500):
+            peer.send(raw_peer.frame(raw_peer.PING, b"%d" % number))
+            assert await peer.pong() == b"%d" % number
+        peer.send(raw_peer.frame(raw_peer.TEXT, b'{"command": "ping"}'))
+        assert await peer.error() == "rate_limited"
+        assert refused(running, "small_frames") == 0
 
 
 async def test_garbage_counts_as_requests(serve: Serve) -> None:
