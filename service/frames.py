@@ -95,9 +95,8 @@ def control_frames(data: bytes, position: int, most: int) -> tuple[int, int]:
     """How many whole pings, pongs and closes lie at `position`, at most so many; and where the first byte behind is."""
     count = 0
     while count < most and position + _HEAD_BYTES <= len(data) and data[position] in _CONTROLS:
-        size = (
-            data[position + 1] ^ _MASKED
-        )  # of one that has no mask it is too large, as it is of one that is too long
+        # Of one that has no mask it is too large, as it is of one that is too long.
+        size = data[position + 1] ^ _MASKED
         end = position + _HEAD_BYTES + _MASK_BYTES + size
         if size >= _SHORT or end > len(data):
             break
