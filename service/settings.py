@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -150,6 +151,12 @@ _LONGEST_SECONDS = 31_536_000
 # Images. Room for so many is made at start.
 _LARGEST_BATCH = 4096
 
+_LAST_PORT = 65535
+
+# A host is a name or an address; extensions, and programs that show pages, have schemes of their own.
+_ORIGIN = re.compile(
+    r"same-origin|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>\d{1,5}))?"
+)
 
 _DOTENV = Path(".env")
 
@@ -223,7 +230,7 @@ def _check_lines(dotenv: Path) -> None:
 
 
 def _address(env: Env) -> tuple[str, int]:
-    default, ports = Settings(), validate.Range(min=0, max=65535)
+    default, ports = Settings(), validate.Range(min=0, max=_LAST_PORT)
     return env.str("HOST", default.host), env.int("PORT", default.port, validate=ports)
 
 
@@ -320,9 +327,14 @@ def _said_of(error: EnvValidationError, written: Mapping[str, str]) -> str:
     """Each setting, its value and what was expected. Those that may be secret are not validated, and not shown."""
     assert isinstance(error.error_messages, Mapping)
     return "; ".join(
-        f"{name}={written.get(name, '')}: {' '.join(messages).rstrip('.')}"
+        f"{name}={_without_user(written.get(name, ''))}: {' '.join(messages).rstrip('.')}"
         for name, messages in error.error_messages.items()
     )
+
+
+def _without_user(value: str) -> str:
+    """Addresses in it without their user, who may have a password."""
+    return re.sub(r"//[^/,]*@", "//…@", value)
 
 
 def _optional_path(env: Env, name: str, default: Path | None = None) -> Path | None:
@@ -339,11 +351,30 @@ def _as_sent(origin: str) -> str:
 
 
 def _check_origins(origins: Sequence[str]) -> None:
-    for origin in origins:
-        if "*" in origin:  # as it stands it would be the origin of no page
-            raise ValidationError(f"'{origin}' is a pattern: name each origin, or leave it unset for all")
-        if not re.fullmatch(r"same-origin|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", origin.strip().lower()):
-            raise ValidationError(f"'{origin}' is neither an origin such as https://HOST nor same-origin")
+    """Refuse what would be the origin of no page as it stands: the page would be shut out, and nobody told why."""
+    for written in origins:
+        origin = written.strip().lower().rstrip("/")
+        if "@" in origin:  # not repeated: there may be a password
+            raise ValidationError("no page's origin has a user in it: leave out what is before the @")
+        if "*" in origin:
+            raise ValidationError(f"'{written}' is a pattern: name each origin, or leave it unset for all")
+        if not origin.isascii():
+            raise ValidationError(
+                f"'{written}' has other letters than ASCII: browsers send it as {_in_ascii(origin)}"
+            )
+        if re.search(r":0\d+$", origin):
+            raise ValidationError(f"'{written}': browsers send the port without zeros before it")
+        found = _ORIGIN.fullmatch(origin)
+        if found is None or int(found["port"] or 0) > _LAST_PORT:
+            raise ValidationError(f"'{written}' is neither an origin such as https://HOST nor same-origin")
+
+
+def _in_ascii(origin: str) -> str:
+    """As browsers write international names: each label that has other letters, in Punycode."""
+    labels = re.split(r"([./:])", unicodedata.normalize("NFKC", origin))
+    return "".join(
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels
+    )
 
 
 def _check_networks(networks: Sequence[str]) -> None:

@@ -104,12 +104,19 @@ def test_a_key_is_made_on_the_command_line(tmp_path: Path) -> None:
         ({"ORIGINS": "shop.example"}, "same-origin"),
         ({"ORIGINS": "*"}, "unset for all"),
         ({"ORIGINS": "https://*.shop.example"}, "name each origin"),
+        ({"ORIGINS": "https://tienda.España.example/"}, "send it as https://tienda.xn--espaa-rta.example"),
+        ({"ORIGINS": "https://anna:secret@shop.example"}, "leave out what is before the @"),
+        ({"ORIGINS": "https://shop.example:0443"}, "without zeros before it"),
+        ({"ORIGINS": "https://shop.example:"}, "same-origin"),
+        ({"ORIGINS": "https://shop.example:99999"}, "same-origin"),
+        ({"ORIGINS": "https://shop.example?page"}, "same-origin"),
         ({"TRUSTED_PROXIES": "proxy"}, "10.0.0.0/8"),
     ],
 )
 def test_what_is_set_wrongly_is_one_line(tmp_path: Path, environment: dict[str, str], hint: str) -> None:
-    """Exit code 2, and what to do."""
+    """Exit code 2, and what to do; not a password that an address has."""
     ended = run_service(cwd=tmp_path, DATABASE_URL="sqlite:///x.db", PORT="0", **environment)
     assert ended.returncode == 2
     assert hint in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "secret@" not in ended.stderr

@@ -181,6 +181,20 @@ def test_an_origin_is_one_with_and_without_its_own_port(monkeypatch: pytest.Monk
     )
 
 
+def test_origins_of_all_that_has_pages_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of names in their ASCII form, with an underscore or a port, of extensions and of programs that show pages."""
+    origins = (
+        "https://xn--espaa-rta.example",
+        "http://a_b:8080",
+        "http://192.0.2.1:1",
+        "chrome-extension://abcdefghijklmnop",
+        "app://localhost",
+        "null",
+    )
+    monkeypatch.setenv("ORIGINS", ",".join(origins))
+    assert load_settings().origins == origins
+
+
 @pytest.mark.parametrize("name", ["JWT_SECRET", "JWT_AUDIENCE", "JWT_ISSUER"])
 def test_what_a_token_must_say_is_left_open_where_it_is_set_to_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str
