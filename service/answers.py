@@ -42,8 +42,12 @@ class Answers:
         self._not_ready = not_ready
         self._emotions = describe(versions[0].engine.card.labels, settings.emotions_language)
 
-    def answer(self, version: Version, query: Query) -> bytes:
-        """The reply to a client that is served by this version."""
+    def answer(self, version: Version, query: Query, in_detail: bool) -> bytes:
+        """The reply to a client that is served by this version.
+
+        What is wrong is told `in_detail` alone: the words are a database's or an operating system's, with its hosts,
+        users and files.
+        """
         match query.command:
             case "emotions":
                 return replies.emotions_reply(self._emotions, query.id)
@@ -54,9 +58,9 @@ class Answers:
             case "ping":
                 return replies.pong_reply(datetime.now(UTC), query.id)
             case _:
-                return self._health(query)
+                return self._health(query, in_detail)
 
-    def _health(self, query: Query) -> bytes:
+    def _health(self, query: Query, in_detail: bool) -> bytes:
         """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
         self._refresh()
         metrics = self._metrics
@@ -73,6 +77,7 @@ class Answers:
         }
         if failing:
             details["failing"] = failing
+        if failing and in_detail:
             details["error"] = (
                 f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
             )
@@ -84,7 +89,7 @@ class Answers:
             details,
             query.id,
             models=[_summary(each) for each in self._versions],
-            reload_error=metrics.reloads.last_error,
+            reload_error=metrics.reloads.last_error if in_detail else None,
         )
 
     def _model_info(self, version: Version) -> dict[str, Any]:

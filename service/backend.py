@@ -20,15 +20,16 @@ class Backend:
 
     `submit` admits a request for prediction, or raises `Overloaded`, `DeadlineExceeded` or `ShuttingDown`; its second
     argument is one that it overtakes, which is not in its way and is to be withdrawn then; `withdraw` takes one back
-    that still waits; `answer` is the reply to a query; `look_up` starts to read what is stored, and later calls its
-    last argument with the reply, or raises `InvalidRequest`, `Overloaded` or `ShuttingDown`; `on_error` is told the
-    code of each error that is replied from here, `on_closed` the reason of each connection that is closed from here
-    (one of `metrics.REFUSALS`); `options` are those that a connection starts with, `rules` hold for all.
+    that still waits; `answer` is the reply to a query, in detail or as anybody may have it; `look_up` starts to read
+    what is stored, and later calls its last argument with the reply, or raises `InvalidRequest`, `Overloaded` or
+    `ShuttingDown`; `on_error` is told the code of each error that is replied from here, `on_closed` the reason of
+    each connection that is closed from here (one of `metrics.REFUSALS`); `options` are those that a connection starts
+    with, `rules` hold for all.
     """
 
     submit: Callable[[Request, Request | None], None]
     withdraw: Callable[[Request], bool]
-    answer: Callable[[Query], bytes]
+    answer: Callable[[Query, bool], bytes]
     look_up: Callable[[Lookup, Connection, str | None, Callable[[bytes], None]], None]
     on_error: Callable[[str], None]
     on_closed: Callable[[str], None]

@@ -173,7 +173,8 @@ class Connection(GuardedConnection):
                 case Predict():
                     self._predict(parsed, received, user)
                 case Query():
-                    self._reply(self._backend.answer(parsed), parsed.id)
+                    bare = guard is not None and guard.came_bare(parsed)
+                    self._reply(self._backend.answer(parsed, not bare), parsed.id)
                 case Configure():
                     self._configure(parsed, user)
                 case protocol.History() | protocol.Stats():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Wrong credentials in a row after which a connection is closed: guessing is told from a mistake.
 MAX_WRONG: Final = 10
 
-# What may be asked without a credential: whether the service is well.
+# What may be asked without a credential: whether the service is well, and not what is wrong with it.
 _OPEN_QUERIES: Final = frozenset({"health"})
 
 # Frames a second that have no reply which could refuse them: pings, pongs, short fragments beyond some of each message.
@@ -155,6 +155,10 @@ class Guard:
                 "'configure' or of this request"
             )
         return None
+
+    def came_bare(self, query: Query) -> bool:
+        """Whether a query that `user_of` let pass came without the credential that others must have."""
+        return self._rules.required and query.token is None and self.identity is None
 
     def _verify(self, checks: Credentials, token: str, now: float) -> Identity:
         if self._last is not None and self._last[0] == token and self._last[1].expires > now:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 import resource
+import shutil
 import sqlite3
 import time
 import weakref
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -69,6 +71,28 @@ async def test_where_a_token_is_required_there_is_only_welcome_and_health_withou
             reply = await ask(websocket, message)
             assert (reply["type"], reply["code"], reply["id"]) == ("error", "unauthorized", 1)
         assert (await ask(websocket, predict_message(token=token())))["status"] == "success"
+
+
+async def test_what_is_wrong_is_told_to_those_that_have_shown_a_token(serve: Serve, database: str) -> None:
+    """Where one is required, health without it says that something fails and what, not the error's words."""
+    async with serve(auth="required", **JWT) as running, connect(running.url) as websocket:
+        await read(websocket)
+        file = database.removeprefix("sqlite:///")
+        shutil.move(file, f"{file}.moved")
+        running.service._metrics.reloads.count("/secret/model.onnx is not what its manifest says")
+        assert (await ask(websocket, predict_message(token=token())))["prediction_id"] is not None
+        async with asyncio.timeout(TIMEOUT):
+            while (health := await ask(websocket, '{"command": "health"}'))["status"] != "degraded":
+                await asyncio.sleep(0.01)
+        assert health["store"].keys() == {"pending", "written", "failing"}
+        assert health["store"]["failing"] == ["database"]
+        assert "reload_error" not in health
+        for asked in ({"token": token()}, {"command": "configure", "token": token()}, {}):
+            reply = await ask(websocket, orjson.dumps({"command": "health", **asked}).decode())
+            if reply["type"] == "health":
+                assert reply["store"]["error"]
+                assert "/secret" in reply["reload_error"]
+        shutil.move(f"{file}.moved", file)
 
 
 async def test_each_way_to_bring_a_token_stores_for_its_user(serve: Serve, database: str) -> None:
