@@ -6,6 +6,9 @@ all of them share, how many sockets it has open, and leaves a connection that wa
 
 It leaves it for some milliseconds at most: a sibling that is busy comes round to it by then, and for one that hangs
 nobody waits longer. Without connections that wait, nothing here wakes up.
+
+A worker takes no more connections than leave it files for everything else: those that have not shaken hands make room
+for others (`newcomers`).
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import logging
 import math
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvloop
 
 from service.metrics import Gauge, SharedCells
+from service.newcomers import Newcomers
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +32,7 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN = 0.001
 PATIENCE = 0.02
 
-# Seconds to wait when the process cannot open another file, as asyncio's own servers do; and until that is told again.
+# Seconds to wait when the process may not open another file, as asyncio's own servers do; and until that is told again.
 _OUT_OF_FILES, _TOLD_AGAIN = 1.0, 60.0
 
 # Connections taken in one go are one in so many of those that the emptiest sibling has, and at least one: few clients
@@ -54,6 +59,11 @@ class Turns:
             return _SHARE
         return 0 if self._own[Gauge.SOCKETS] > fewest else 1 + int(fewest) // _SHARE
 
+    @property
+    def sockets(self) -> int:
+        """How many this worker has open."""
+        return int(self._own[Gauge.SOCKETS])
+
     def taken(self) -> None:
         """A connection was accepted."""
         self._own[Gauge.SOCKETS] += 1
@@ -66,12 +76,20 @@ class Turns:
 class SharingLoop(uvloop.Loop):
     """An event loop whose servers share their listening socket with sibling processes, in turns.
 
-    Protocols that it serves must have an attribute `on_lost`, and call it when their connection is lost.
+    Protocols that it serves must have the attributes `on_lost`, and call it when their connection is lost, and
+    `on_settled`, and call it when it is greeted or lost.
+
+    Args:
+        turns: whose turn it is.
+        newcomers: keeps those that are not greeted.
+        most: connections that may be open at once.
     """
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, newcomers: Newcomers, most: float) -> None:
         super().__init__()
-        self._turns = turns
+        self.turns = turns
+        self.newcomers = newcomers
+        self.most = most
 
     async def create_server(  # type: ignore[override]
         self,
@@ -86,7 +104,7 @@ class SharingLoop(uvloop.Loop):
         """Serve a bound socket; `options` are those of `connect_accepted_socket`."""
         sock.setblocking(False)
         sock.listen(backlog)
-        return _SharingServer(self, self._turns, sock, protocol_factory, options)
+        return _SharingServer(self, sock, protocol_factory, options)
 
 
 class _SharingServer:
@@ -95,13 +113,14 @@ class _SharingServer:
     def __init__(
         self,
         loop: SharingLoop,
-        turns: Turns,
         listener: socket.socket,
         factory: Callable[[], Any],
         options: dict[str, Any],
     ) -> None:
         self._loop = loop
-        self._turns = turns
+        self._turns = loop.turns
+        self._gone = self._turns.gone  # one for all: bound anew, each connection would keep its own
+        self._newcomers = loop.newcomers
         self._listener = listener
         self._factory = factory
         self._options = options
@@ -153,21 +172,35 @@ class _SharingServer:
             room = 1
         self._left_at = -math.inf
         for _ in range(room):
+            if self._turns.sockets >= self._loop.most or self._newcomers.are_full:
+                self._make_room()
+                return
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:  # no files left, no memory left
-                if self._loop.time() >= self._silent_until:
-                    log.error("connections cannot be accepted, and wait: %s", exc.strerror)
-                    self._silent_until = self._loop.time() + _TOLD_AGAIN
-                self._look_away(_OUT_OF_FILES)
+                self._wait(exc.strerror)
                 return
             connection.setblocking(False)
             self._turns.taken()
+            self._newcomers.arrived(connection)
             task = self._loop.create_task(self._open(connection))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
+
+    def _make_room(self) -> None:
+        """For the connection that waits: some that are not greeted go, if there are any."""
+        if self._newcomers.make_room():
+            self._look_away(_LOOK_AGAIN)  # their files are closed by then
+        else:
+            self._wait(f"{self._loop.most} are open, and there are no files for more")
+
+    def _wait(self, reason: str | None) -> None:
+        if self._loop.time() >= self._silent_until:
+            log.error("connections cannot be accepted, and wait: %s", reason)
+            self._silent_until = self._loop.time() + _TOLD_AGAIN
+        self._look_away(_OUT_OF_FILES)
 
     def _look_away(self, seconds: float) -> None:
         """The event loop would turn round and round for a connection that is left alone."""
@@ -179,11 +212,15 @@ class _SharingServer:
 
     async def _open(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._counted, connection, **self._options)
+            await self._loop.connect_accepted_socket(
+                partial(self._counted, connection), connection, **self._options
+            )
         except OSError:  # gone again, or its TLS handshake failed
+            self._newcomers.settled(connection)
             self._turns.gone()
 
-    def _counted(self) -> Any:
+    def _counted(self, connection: socket.socket) -> Any:
         protocol = self._factory()
-        protocol.on_lost = self._turns.gone
+        protocol.on_lost = self._gone
+        protocol.on_settled = partial(self._newcomers.settled, connection)
         return protocol

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -32,7 +33,8 @@ class Handshakes:
         self._gate = gate
         # Accepted, and TLS is not there yet. One whose TLS handshake fails is never heard of again.
         self._arriving: WeakSet[Connection] = WeakSet()
-        self._under_way: set[Connection] = set()
+        # With what is called where one is lost, and taken back when it is greeted: it would stay with each connection.
+        self._under_way: dict[Connection, Callable[[object], None]] = {}
         self._over: asyncio.Future[None] | None = None
 
     def begin(self, *args: Any, **options: Any) -> Connection:
@@ -45,8 +47,12 @@ class Handshakes:
     def _begun(self, connection: Connection) -> None:
         connection.on_made = None
         self._arriving.discard(connection)
-        self._under_way.add(connection)
-        connection.connection_lost_waiter.add_done_callback(lambda _: self.end(connection))
+
+        def lost(_: object) -> None:
+            self.end(connection)
+
+        self._under_way[connection] = lost
+        connection.connection_lost_waiter.add_done_callback(lost)
 
     def admit(self, connection: ServerConnection, headers: Headers) -> Response | None:
         """Let a client in whose handshake has come: None, or the HTTP response that refuses it."""
@@ -64,7 +70,12 @@ class Handshakes:
 
     def end(self, connection: Connection) -> None:
         """It was greeted, or it is gone."""
-        self._under_way.discard(connection)
+        lost = self._under_way.pop(connection, None)
+        if lost is not None:
+            connection.connection_lost_waiter.remove_done_callback(lost)
+        settled, connection.on_settled = connection.on_settled, None
+        if settled is not None:
+            settled()
         if not self._under_way and not self._arriving and self._over is not None and not self._over.done():
             self._over.set_result(None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import sys
@@ -68,8 +69,8 @@ def bind(settings: Settings) -> list[socket.socket]:
 def make_room(settings: Settings) -> None:
     """Let this process, and those that it forks, have as many files open as it may. Warn where that is too few.
 
-    Each connection is one, and what most systems set, 1024, is for programs that cannot do with more. One worker
-    without a file left drops what connects without a word, and its store cannot open the next file of its journal.
+    Each connection is one, and what most systems set, 1024, is for programs that cannot do with more. A worker keeps
+    `_OWN_FILES` for its store and itself, see `most_connections`: clients beyond the others wait until one leaves.
 
     Raises:
         StartupError: there are too few for a worker alone.
@@ -101,6 +102,16 @@ def make_room(settings: Settings) -> None:
             files,
             max(0, room),
         )
+
+
+def most_connections() -> float:
+    """How many connections this process may have open, so that there are files for everything else that it does."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if files == resource.RLIM_INFINITY else files - _OWN_FILES
 
 
 def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:

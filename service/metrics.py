@@ -40,7 +40,7 @@ _STAGES = ("decode", "queue", "inference", "total")
 
 # Why a connection was not let in, or was closed by the service.
 REFUSALS = (
-    "origin", "unauthorized", "address_limit", "connection_limit",
+    "origin", "unauthorized", "address_limit", "connection_limit", "handshake_limit",
     "no_credential", "guessing", "slow_reader", "slow_writer", "small_frames",
 )  # fmt: skip
 

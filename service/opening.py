@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import InvalidMessage, SecurityError
+from websockets.exceptions import HeaderLineTooLong, InvalidMessage, SecurityError
 
 from service import http
 
 _END = b"\r\n\r\n"
+
+# Bytes that a request may have. The library keeps up to 1 MB of one that does not come to its end, of each client.
+_LARGEST_REQUEST = 32 * 1024
 
 
 class OpeningConnection(ServerConnection):
@@ -21,7 +25,7 @@ class OpeningConnection(ServerConnection):
     of one that is none yet it keeps no messages and answers no request.
     """
 
-    __slots__ = ("_behind", "_held_up")
+    __slots__ = ("_behind", "_held_up", "_request_size", "on_settled")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -29,6 +33,10 @@ class OpeningConnection(ServerConnection):
         self._behind = b""
         # Whether nothing is read, because the request is not answered yet.
         self._held_up = False
+        # Bytes of the request that have come.
+        self._request_size = 0
+        # Whoever accepted the connection is told when it is greeted, or gone before, see `newcomers`.
+        self.on_settled: Callable[[], None] | None = None
 
     def opening_received(self, data: bytes) -> None:
         """Take bytes from the network, until the handshake is done."""
@@ -38,6 +46,12 @@ class OpeningConnection(ServerConnection):
         whole = end and not behind and data[0] not in b"\r\n"
         while data and self.request is None and self.protocol.handshake_exc is None:
             size = len(data) if whole else data.find(b"\n") + 1 or len(data)
+            self._request_size += size
+            if self._request_size > _LARGEST_REQUEST:
+                # Where the library waits for more of it, and then answers as it does of one line that is too long.
+                self.protocol.parser.throw(HeaderLineTooLong(f"read more than {_LARGEST_REQUEST} bytes"))
+                self.send_data()
+                break
             super().data_received(data[:size])
             data = data[size:]
         if self.request is None or (
@@ -54,6 +68,7 @@ class OpeningConnection(ServerConnection):
     def take_behind(self) -> bytes:
         """What came behind the request of a WebSocket that is open now."""
         behind, self._behind = self._behind, b""
+        self._request_size = 0  # a number of its own would stay with each connection
         return behind
 
     def send_data(self) -> None:

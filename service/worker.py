@@ -24,11 +24,13 @@ from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import EXIT_CANNOT_START, StartupError
 from service.faces import FaceDetector
+from service.listening import most_connections
 from service.logs import silence_native_libraries
 from service.metrics import Metrics, SharedCells
 from service.modelfile import check_source, resolve_detector, resolve_model
+from service.newcomers import Newcomers
 from service.security.perimeter import Perimeter
-from service.server import Service
+from service.server import BACKLOG, Service
 from service.settings import DETECTORS, Settings
 from service.store import Store, StoreStatus, prepare
 from service.tracing import start_tracing
@@ -229,7 +231,7 @@ def run_worker(
         tuple(engine.card.labels),
     )
     try:
-        with _runner(settings, shared, row) as runner:
+        with _runner(settings, shared, row, metrics) as runner:
             return runner.run(_serve(make_service, ready, sockets, pipe))
     finally:
         if tracing is not None:
@@ -276,16 +278,14 @@ def _tell(pipe: Pipe, word: Ready | str) -> None:
         pipe.send(word)
 
 
-def _runner(settings: Settings, shared: SharedCells, row: int) -> asyncio.Runner:
+def _runner(settings: Settings, shared: SharedCells, row: int, metrics: Metrics) -> asyncio.Runner:
     if sys.platform == "win32":
-        return asyncio.Runner()
-    import uvloop
-
-    if settings.workers == 1:
-        return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        return asyncio.Runner()  # there is one worker, and no limit of files; nobody is dropped to make room
     from service.accept import SharingLoop, Turns
 
-    return asyncio.Runner(loop_factory=lambda: SharingLoop(Turns(shared, row)))
+    # As many as wait to be accepted, or as may be connected, come at once after an interruption.
+    newcomers = Newcomers(max(BACKLOG, settings.max_connections), partial(metrics.refused, "handshake_limit"))
+    return asyncio.Runner(loop_factory=lambda: SharingLoop(Turns(shared, row), newcomers, most_connections()))
 
 
 async def _serve(

@@ -12,6 +12,7 @@ import pytest
 
 from service.accept import PATIENCE, SharingLoop, Turns, _SharingServer
 from service.metrics import Gauge, SharedCells
+from service.newcomers import Newcomers
 from tests.service.harness import TIMEOUT
 
 
@@ -21,6 +22,7 @@ class Peer(asyncio.Protocol):
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.on_lost: Callable[[], None] | None = None
+        self.on_settled: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say who."""
@@ -29,6 +31,8 @@ class Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever accepted it."""
         assert self.on_lost is not None
+        assert self.on_settled is not None
+        self.on_settled()
         self.on_lost()
 
 
@@ -81,7 +85,7 @@ def test_connections_are_spread_and_none_waits_for_a_worker_that_hangs(
 ) -> None:
     """A worker ahead of its sibling leaves what comes, takes it when the sibling does not, and counts what is open."""
     row = shared.row(0)
-    loop = SharingLoop(Turns(shared, 0))
+    loop = SharingLoop(Turns(shared, 0), Newcomers(10, lambda: None), 10)
 
     async def serve_two_clients() -> None:
         server = await loop.create_server(lambda: Peer(b"0"), sock=listener)
@@ -110,7 +114,8 @@ def test_connections_are_spread_and_none_waits_for_a_worker_that_hangs(
 class Clock:
     """As much of an event loop as a server asks of it while it cannot accept."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self.newcomers, self.most = turns, Newcomers(10, lambda: None), 10
         self.now = 0.0
         self.look: Callable[[], object] = list
 
@@ -141,10 +146,10 @@ def test_connections_that_cannot_be_accepted_are_told_of_once_a_minute(
     shared: SharedCells, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As long as one waits it is tried each second, for hours perhaps."""
-    clock = Clock()
+    clock = Clock(Turns(shared, 0))
     loop, listener = cast("SharingLoop", clock), cast("socket.socket", FullListener())
     factory: Callable[[], Any] = list
-    _SharingServer(loop, Turns(shared, 0), listener, factory, {})
+    _SharingServer(loop, listener, factory, {})
     for now, told in ((0.0, 1), (1.0, 1), (59.0, 1), (61.0, 2), (62.0, 2)):
         clock.now = now
         clock.look()

@@ -75,6 +75,11 @@ async def test_a_request_that_cannot_be_read_is_told_why(
     [
         (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n", 414, b"Too Long: read 9"),
         (b"GET / HTTP/1.1\r\nCookie: " + b"x" * 9000 + b"\r\n", 431, b"Too Large: read 9"),
+        (
+            b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 4000 + b"\r\n") * 9,
+            431,
+            b"Too Large: read more than 32768 bytes",
+        ),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200, 431, b"Too Large: expected no more than 128 headers"),
     ],
 )
@@ -90,6 +95,16 @@ async def test_a_request_that_is_too_large_is_told_what_is(
     assert b"WebSocket" not in text
     assert b"Content-Length: %d\r\n" % len(text) in answer + b"\r\n"
     assert not caplog.records
+
+
+async def test_a_request_is_too_large_before_it_has_come_to_its_end(running: Running) -> None:
+    """What is kept of it is bounded: the answer does not wait for the rest of its headers."""
+    async with connected(running) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n")
+        for _ in range(9):
+            await writer.drain()
+            writer.write(b"X: " + b"y" * 4000 + b"\r\n")
+        assert b" 431 " in await reader.readline()
 
 
 @pytest.mark.parametrize("behind", [b"\r\n", REQUEST, b"\x89\x80abcd", b"\xff" * 1000])
