@@ -1,5 +1,6 @@
 """Where a conversion writes, and that this destroys nothing that it reads."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def check_destinations(files: Iterable[Path], source: Path, inputs: Iterable[Pat
     for path in files:
         try:
             overwritten = [each for each in inputs if path.exists() and each.exists() and path.samefile(each)]
-            place = path.resolve()
+            # A link is replaced, and not what it points to; and `resolve` fails on links that go in a circle.
+            place = Path(os.path.realpath(path.parent), path.name)
             around = [each for each in inputs if each.is_dir() and each.resolve() in place.parents]
         except OSError as error:
             raise ConversionError(f"{path}: cannot write: {error.strerror}") from None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from conversion.cli import main
+from conversion.destinations import check_destinations
 from conversion.images import PORTRAIT, portrait_variants
 from tests.conversion.keras_models import LABELS, rgb_functional
 from tests.models.commands import files_of_at_most
@@ -52,6 +53,8 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
         ("file", ["-o", "m.onnx", "--images", "faces", "--report", "faces"], 2, "lies inside faces,"),
         ("file", ["-o", "faces/happy/m.onnx", "--evaluation", "faces"], 2, "lies inside faces,"),
         ("file", ["-o", "m.onnx", "--images", "faces", "--triton", "faces/new"], 2, "lies inside faces,"),
+        ("file", ["-o", "faces/link.onnx", "--images", "faces"], 2, "faces/link.onnx: lies inside faces,"),
+        ("file", ["-o", "circle.onnx", "--report", "faces.npz"], 1, "faces.npz is not a folder"),
         (
             "file",
             ["-o", "r/report.md", "--report", "r"],
@@ -84,10 +87,12 @@ def test_a_place_that_is_taken(
     monkeypatch.chdir(tmp_path)
     source = saved_as(kind, tmp_path, rgb_model)
     (tmp_path / "link.onnx").symlink_to("model.keras")
+    (tmp_path / "circle.onnx").symlink_to("circle.onnx")
     for folder in ("new", "old.onnx.manifest.json", "report/parity.png", "faces/happy"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "old.onnx").write_bytes(b"an older model")
     shutil.copy(PORTRAIT, tmp_path / "faces" / "happy")
+    (tmp_path / "faces" / "link.onnx").symlink_to(tmp_path / "old.onnx")
     np.savez(tmp_path / "faces.npz", x=portrait_variants((96, 96, 3), 2))
     (tmp_path / "m.fp16.onnx").write_text("[conversion]\nopset = 17\n")
     (tmp_path / "m.onnx.manifest.json").write_text('{"conversion": {}}')
@@ -95,6 +100,15 @@ def test_a_place_that_is_taken(
     assert main([source.name, *SCALED, *arguments]) == status
     assert reason in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_of_a_link_only_the_place_counts(tmp_path: Path) -> None:
+    """It is replaced: that it points to another result, or into a folder that is read, is in nobody's way."""
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "latest.onnx").symlink_to("m.onnx")
+    (tmp_path / "into.onnx").symlink_to("faces/m.onnx")
+    files = [tmp_path / name for name in ("m.onnx", "latest.onnx", "into.onnx")]
+    check_destinations(files, tmp_path / "model.keras", [tmp_path / "faces"])
 
 
 def test_a_report_that_finds_no_room_leaves_the_old_model(rgb_model: Path, tmp_path: Path) -> None:
