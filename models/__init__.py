@@ -21,7 +21,8 @@ recipe       rates, epochs, weights of the losses
 training     the loop
 train        `models train`: its options
 run          a run from its plan to its networks, and going on with it
-labels       `models label`: what a teacher says of every face
+label        `models label`: a teacher is asked about every face
+labels       what it says of them
 resuming     folders of work that may be cut off
 networks     trained files, loaded
 export       `models export`: one file that ships, calibrated
