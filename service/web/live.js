@@ -14,6 +14,8 @@ const REST_MS = 1_000; // after a fault, and where the server is overloaded and 
 
 const $ = (id) => document.getElementById(id);
 
+const holdsKeyboard = (part) => part.contains(document.activeElement);
+
 export class Live {
   #link;
   #session;
@@ -76,15 +78,16 @@ export class Live {
     } finally {
       $("start").disabled = false;
     }
+    // Disabled for a while, it lost the keyboard; or the controls have it, which go.
+    const lost = document.activeElement === document.body || holdsKeyboard($("controls"));
     this.#layOut();
     if (this.#camera.running && !deviceId) $("pause").focus();
-    // Disabled for a while, it lost the keyboard.
-    else if (!this.#camera.running && document.activeElement === document.body) $("start").focus();
+    else if (!this.#camera.running && lost) $("start").focus();
     this.#update();
   }
 
   #stop() {
-    const held = $("controls").contains(document.activeElement); // looked at before they go, and the keyboard with them
+    const held = holdsKeyboard($("controls")); // looked at before they go, and the keyboard with them
     this.#camera.stop();
     this.#layOut();
     this.#update();

@@ -345,6 +345,20 @@ async def test_one_of_several_cameras_can_be_chosen(open_page: OpenPage, tmp_pat
         await page.context.close()
 
 
+async def test_a_choice_that_fails_gives_the_keyboard_back(open_page: OpenPage, tmp_path: Path) -> None:
+    """The list that the camera was chosen from goes: the start button has the keyboard then."""
+    async with launch(tmp_path, cameras=2) as browser:
+        page = (await open_page(browser=browser)).page
+        await page.click("#start")
+        await expect(page.locator("#pause")).to_be_focused()
+        busy = "async () => { throw new DOMException('taken', 'NotReadableError'); }"
+        await page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {busy}; }}")
+        await page.focus("#cameras")
+        await page.select_option("#cameras", index=0)
+        await expect(page.locator("#start")).to_be_focused()
+        await page.context.close()
+
+
 async def test_a_camera_that_comes_too_late_is_switched_off(open_page: OpenPage, tmp_path: Path) -> None:
     """Stopped, or another one chosen, before the browser has given it: it does not run on unseen."""
 
