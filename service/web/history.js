@@ -78,7 +78,10 @@ export class History {
     } catch (error) {
       this.#failed(error);
     }
+    const held = $("history-content").contains(document.activeElement);
     this.#render();
+    // What had the keyboard may be gone, such as the button for more where a new connection's list is short.
+    if (held && document.activeElement.offsetParent === null) $("refresh").focus();
   }
 
   async #firstPage() {

@@ -350,11 +350,13 @@ async def test_a_list_of_a_connection_that_was_lost_is_asked_for_anew(
     await page.click("#tab-history")
     await expect(page.locator("#latest tr")).to_have_count(20)
     await expect(page.locator("#more")).to_be_visible()
+    await page.focus("#more")
     web_service.stop()
     web_service.start()
     await expect(page.locator("#latest-empty")).to_be_visible()
     await expect(page.locator("#latest-empty")).to_contain_text("None since this page connected.")
     await expect(page.locator("#more")).to_be_hidden()
+    await expect(page.locator("#refresh")).to_be_focused()
     visit.forgive_failed_attempts()
 
 
