@@ -70,11 +70,13 @@ $(MODELS): $(BUILD_VENV)/.build models/modelo_emociones.keras $(SERVED:%=models/
 	@touch $(MODELS)
 
 # Environments are made once, and again when the dependencies change. The stamp is written last, so that an
-# interrupted install is done again. pip comes into an environment last: one without it was left half made.
+# interrupted install is done again. pip comes into an environment last: one without it was left half made, and is
+# emptied. A folder that is no environment is not, whatever VENV may name.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "VisionAI needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv $$(test -f $(1)/pyvenv.cfg && echo --clear) $(1)
 endef
 
 $(VENV)/.serve: pyproject.toml constraints.txt

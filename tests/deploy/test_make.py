@@ -78,3 +78,15 @@ def test_an_environment_whose_making_was_cut_off_is_made_anew(checkout: Path) ->
     done = subprocess.run(arguments, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (checkout / ".venv/.serve").exists()
+
+
+@pytest.mark.parametrize(
+    ("holds", "made"), [("pyvenv.cfg", "-m venv --clear mine"), ("data", "-m venv mine")]
+)
+def test_only_an_environment_is_emptied(holds: str, made: str, checkout: Path) -> None:
+    """What VENV names may hold other things, such as all of a person's environments."""
+    (checkout / "mine").mkdir()
+    (checkout / "mine" / holds).touch()
+    arguments = ["make", "mine/.serve", "VENV=mine", f"PYTHON={checkout / '.venv/bin/python'}"]
+    assert subprocess.run(arguments, cwd=checkout, capture_output=True, check=False).returncode != 0
+    assert (checkout / "ran").read_text().splitlines()[-1] == made
