@@ -41,7 +41,11 @@ def misplaced(connection: sa.Connection) -> dict[str, str]:
 
 def gather(connection: sa.Connection) -> None:
     """Move the tables of counts to the rows they count. Earlier releases made them where the path begins."""
-    for table, schema in misplaced(connection).items():
+    found = misplaced(connection)
+    if found:
+        # Who writes has this one first, too: a migration that wants it later would else wait for them in a ring.
+        connection.exec_driver_sql(f"LOCK TABLE {predictions_log.name} IN SHARE ROW EXCLUSIVE MODE")
+    for table, schema in found.items():
         # As it is: a percent sign in a name is no parameter.
         statement = f"ALTER TABLE {table} SET SCHEMA {schema}"
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})

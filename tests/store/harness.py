@@ -71,3 +71,13 @@ def revision(engine: sa.Engine) -> str | None:
     """Which migration a database is at."""
     with engine.connect() as connection:
         return current_revision(connection)
+
+
+def waiting(engine: sa.Engine) -> int:
+    """How many sessions wait for a lock in a database of PostgreSQL."""
+    with engine.connect() as connection:
+        query = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        found: int = connection.execute(query).scalar_one()
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_minutes
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import execute, revision, written
+from tests.store.harness import PATIENCE_S, eventually, execute, revision, waiting, written
 from tests.store.older_server import make_older_server, older_columns
 
 COUNTS = ("emotion_minutes", "latency_minutes")
@@ -88,6 +89,21 @@ def test_counts_that_an_earlier_release_made_elsewhere(
     store.record([make_record()])
     written(store, 1)
     execute(engine, INSERT)
+    assert (len(older_columns(engine)), faces(engine)) == (22, 22)
+
+
+def test_counts_elsewhere_of_rows_that_are_written_meanwhile(engine: sa.Engine) -> None:
+    """Who writes while they are moved, and while turns are made, waits for that, and not in a ring: nobody fails."""
+    upgrade_without_looking(engine, "0003")
+    with ThreadPoolExecutor(2) as threads:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(INSERT)
+            work = [threads.submit(migrate, engine)]
+            eventually(lambda: waiting(engine) == 1)
+            work.append(threads.submit(execute, engine, INSERT))
+            eventually(lambda: waiting(engine) == 2)
+        for each in work:
+            each.result(PATIENCE_S)
     assert (len(older_columns(engine)), faces(engine)) == (22, 22)
 
 

@@ -17,7 +17,7 @@ from service.store.reference import Model, ensure
 from service.store.retention import delete_before
 from service.store.schema import emotion_minutes, latency_minutes, predictions_log
 from tests.store.conftest import LABELS, MakeRecord, OpenStore
-from tests.store.harness import PATIENCE_S, eventually, execute, written
+from tests.store.harness import PATIENCE_S, eventually, execute, waiting, written
 from tests.store.older_server import make_older_server
 
 # The older server's own statement; the time is of the test's, so that all rows are of a few minutes.
@@ -91,15 +91,6 @@ def at_once(*work: Callable[[], object]) -> list[Exception]:
     return raised
 
 
-def waits(engine: sa.Engine) -> bool:
-    """Whether somebody waits for a lock in this database."""
-    with engine.connect() as connection:
-        query = sa.text(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        return bool(connection.scalar(query))
-
-
 @pytest.mark.parametrize("rows", [2, 5])
 def test_transactions_of_several_rows(
     connect: Callable[[], Any],
@@ -140,7 +131,7 @@ def test_two_whose_rows_cross(connect: Callable[[], Any], tables: sa.Engine) -> 
         cursor.execute(INSERT, (1, 5, START))
         other = threading.Thread(target=write, args=(second, [2, 1]))
         other.start()
-        eventually(lambda: waits(tables))
+        eventually(lambda: waiting(tables) == 1)
         cursor.execute(INSERT, (2, 5, START))
     other.join(PATIENCE_S)
     assert counted(tables) == (4, 4, 4)
@@ -191,7 +182,7 @@ def test_retention_beside_a_transaction_that_deletes(connect: Callable[[], Any],
         cursor.execute(INSERT, (4, 5, START))
         retention = threading.Thread(target=delete)
         retention.start()
-        eventually(lambda: waits(tables))
+        eventually(lambda: waiting(tables) == 1)
         cursor.execute("DELETE FROM predictions_log WHERE emotion_id < 4")
     retention.join(PATIENCE_S)
     assert counted(tables) == (1, 1, 1)
