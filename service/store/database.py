@@ -31,7 +31,8 @@ _SEQUENCE_AT_ITS_END: Final = "2200H"
 
 # What to do about what PostgreSQL refuses, by its code.
 _REMEDIES: Final = {
-    "42501": "give this user the rights that SECURITY.md lists; migrate as the owner of the tables (--migrate-only)",
+    "42501": "give this user the rights that SECURITY.md lists; migrate as the owner of the tables, or as a superuser "
+    "where one did before (--migrate-only)",
     "55P03": "another session holds a lock: stop the older server, or end that session, and start again",
     "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL "
     "(of several hosts &target_session_attrs=read-write finds it)",

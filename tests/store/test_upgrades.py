@@ -8,6 +8,8 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
+from service.errors import StartupError
+from service.store import prepare
 from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, migrate
 from service.store.migrations.versions.v0003_minutes import finite
@@ -151,6 +153,16 @@ def test_what_a_superuser_migrates_stays_the_owners(older: sa.Engine, start: str
     insert(owner, 10, "0.5")
     owner.dispose()
     assert sums(older)[0] == (2, 1.0)
+
+
+def test_who_has_to_migrate_what_a_superuser_did(older: sa.Engine) -> None:
+    """Under the release before, what a superuser made stayed theirs: the owner is told that it takes one again."""
+    as_released(older)
+    url = as_older(older).url.render_as_string(hide_password=False)
+    with pytest.raises(
+        StartupError, match=r"denied for table alembic_version; .* or as a superuser where one did"
+    ):
+        prepare(url, labels=("happy",), version_tag="v1", model_filename="emotion.onnx")
 
 
 def test_who_may_not_give_tables_away_migrates_all_the_same(
