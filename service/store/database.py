@@ -68,6 +68,15 @@ _POSTGRES_DEFAULTS: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
+# The same for the server, which by itself looks for us after two hours, and waits for our acknowledgements for 15
+# minutes. A writer whose machine is gone keeps its turn as long, and gets one that it had queued for: nobody else would
+# store.
+_SERVERS_DEFAULTS: Final = """
+SELECT set_config(name, value, false)
+FROM pg_settings JOIN (VALUES ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'),
+  ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '25000')) AS ours(setting_name, value) ON name = setting_name
+WHERE source = 'default'
+"""
 
 
 def parse_url(text: str) -> sa.URL:
@@ -139,7 +148,7 @@ def create_engine(
         # What closes connections that are idle, a proxy or the server, would make a failure of each first prediction
         # after a lull: told, and counted, where nothing is wrong.
         engine = sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2, pool_pre_ping=True)
-        event.listen(engine, "connect", _read_committed)
+        event.listen(engine, "connect", _set_up_session)
         return engine
 
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, pool_size=2)
@@ -231,8 +240,9 @@ def _read_only(connection: Any, _: object) -> None:
     connection.commit()
 
 
-def _read_committed(connection: Any, _: object) -> None:
-    """Let transactions of PostgreSQL see what was committed while they waited, whatever the operator's default.
+def _set_up_session(connection: Any, _: object) -> None:
+    """Let transactions of PostgreSQL see what was committed while they waited, whatever the operator's default; and let
+    the server notice soon that we have vanished, unless the operator has said when.
 
     A migration that waited for the table's lock would else count without the rows of who had it, and of two writers
     that count the same minute one would fail. Not by SQLAlchemy's isolation level: the driver would then say it anew
@@ -240,6 +250,7 @@ def _read_committed(connection: Any, _: object) -> None:
     """
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_isolation = 'read committed'")
+        cursor.execute(_SERVERS_DEFAULTS)
     connection.commit()
 
 

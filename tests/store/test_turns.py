@@ -11,6 +11,7 @@ import psycopg2  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 
+from service.store.database import create_engine, parse_url
 from service.store.insert import insert
 from service.store.records import encode
 from service.store.reference import Model, ensure
@@ -202,3 +203,23 @@ def test_another_visionais_turns_are_its_own(
         store.record([make_record(timestamp=START)])
         written(store, 1)
     assert counted(tables) == (1, 1, 1)
+
+
+def test_a_server_notices_that_we_are_gone_as_soon_as_we_would(postgres_url: str) -> None:
+    """A machine that vanishes keeps its turn until then. What the operator chose stays."""
+    engine = create_engine(parse_url(postgres_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {engine.url.database} SET tcp_keepalives_idle = 60")
+    engine.dispose()
+    with engine.connect() as connection:
+        # On a Unix socket they are told as 0, whatever they are.
+        settings = connection.exec_driver_sql(
+            "SELECT name, source FROM pg_settings WHERE name LIKE 'tcp_%%'"
+        ).all()
+    engine.dispose()
+    assert {str(name): source for name, source in settings} == {
+        "tcp_keepalives_count": "session",
+        "tcp_keepalives_idle": "database",
+        "tcp_keepalives_interval": "session",
+        "tcp_user_timeout": "session",
+    }
