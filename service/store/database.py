@@ -70,11 +70,12 @@ _POSTGRES_DEFAULTS: Final[dict[str, Any]] = {
 }
 # The same for the server, which by itself looks for us after two hours, and waits for our acknowledgements for 15
 # minutes. A writer whose machine is gone keeps its turn as long, and gets one that it had queued for: nobody else would
-# store.
+# store. Nor would they while one is frozen (a paused container) amid a transaction: its kernel goes on to acknowledge.
 _SERVERS_DEFAULTS: Final = """
 SELECT set_config(name, value, false)
 FROM pg_settings JOIN (VALUES ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'),
-  ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '25000')) AS ours(setting_name, value) ON name = setting_name
+  ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '25000'),
+  ('idle_in_transaction_session_timeout', '60000')) AS ours(setting_name, value) ON name = setting_name
 WHERE source = 'default'
 """
 

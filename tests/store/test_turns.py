@@ -205,8 +205,8 @@ def test_another_visionais_turns_are_its_own(
     assert counted(tables) == (1, 1, 1)
 
 
-def test_a_server_notices_that_we_are_gone_as_soon_as_we_would(postgres_url: str) -> None:
-    """A machine that vanishes keeps its turn until then. What the operator chose stays."""
+def test_a_server_notices_that_we_are_gone_or_frozen(postgres_url: str) -> None:
+    """Until then a vanished machine, or a paused container, keeps its turn. What the operator chose stays."""
     engine = create_engine(parse_url(postgres_url))
     with engine.begin() as connection:
         connection.exec_driver_sql(f"ALTER DATABASE {engine.url.database} SET tcp_keepalives_idle = 60")
@@ -214,10 +214,11 @@ def test_a_server_notices_that_we_are_gone_as_soon_as_we_would(postgres_url: str
     with engine.connect() as connection:
         # On a Unix socket they are told as 0, whatever they are.
         settings = connection.exec_driver_sql(
-            "SELECT name, source FROM pg_settings WHERE name LIKE 'tcp_%%'"
+            "SELECT name, source FROM pg_settings WHERE name LIKE 'tcp_%%' OR name LIKE 'idle_in_tr%%'"
         ).all()
     engine.dispose()
     assert {str(name): source for name, source in settings} == {
+        "idle_in_transaction_session_timeout": "session",
         "tcp_keepalives_count": "session",
         "tcp_keepalives_idle": "database",
         "tcp_keepalives_interval": "session",
