@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from service.errors import StartupError
+from service.signals import held_back
 
 Result = TypeVar("Result")
 
 #: Is told what share of the work is done, from 0 to 1.
 Progress = Callable[[float], None]
+
+_HELD_BACK = [signal.SIGTERM, signal.SIGINT]
+if sys.platform != "win32":
+    _HELD_BACK.append(signal.SIGHUP)
 
 
 def ignore_progress(_: float) -> None:
@@ -45,10 +50,15 @@ class Apart(Generic[Result]):
         # No daemon: it may start a process itself.
         self._process = context.Process(target=_work, args=(theirs, work))  # type: ignore[attr-defined]
         try:
-            start(self._process)
+            # It has our handlers at first, which would tell us of what the whole process group gets a second time.
+            with held_back(*_HELD_BACK):
+                start(self._process)
         except OSError as exc:
             self.pipe.close()
             raise StartupError(f"a process cannot be started: {exc.strerror}") from None
+        except BaseException:  # one that was held back, such as Ctrl-C
+            self.end()
+            raise
         finally:
             theirs.close()
 
@@ -96,12 +106,12 @@ def run_apart(
 
 
 def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
-    # A forked process has its parent's handlers: a supervisor's, at a reload, would tell it of these signals twice.
     # Ctrl-C and a hang-up reach the parent too, and this process ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import time
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from service import apart
 from service.apart import Progress, run_apart
 from service.errors import StartupError
 from tests.client.harness import run_command
@@ -35,6 +40,11 @@ def ends(_: Progress) -> None:
     os._exit(3)
 
 
+def lasts(_: Progress) -> None:
+    """Longer than anybody waits."""
+    time.sleep(600)
+
+
 def test_work_is_done_in_another_process_and_its_result_comes_back() -> None:
     """With its progress on the way."""
     told: list[float] = []
@@ -49,6 +59,28 @@ def test_work_that_cannot_be_done_says_why() -> None:
         run_apart(refuses, unfinished="it has ended")
     with pytest.raises(StartupError, match="it has ended"):
         run_apart(ends, unfinished="it has ended")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C cannot be sent to one process")
+def test_ctrl_c_while_the_work_is_begun_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process would be waited for at the end."""
+    start = apart.start
+
+    def start_and_interrupt(process: BaseProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(apart, "start", start_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_apart(lasts, unfinished="it has ended")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        left = multiprocessing.active_children()
+        for process in left:
+            process.kill()
+    assert not left
 
 
 async def test_what_a_migration_imports_is_in_no_process_that_serves(tmp_path: Path) -> None:

@@ -125,6 +125,61 @@ async def test_a_stop_does_not_wait_for_a_reload(start_process: StartProcess, tm
     assert not any(each.is_running() for each in processes)
 
 
+# A forked process stays as it was forked as long as a file is there, as on a machine that is busy.
+SLOW_FORK = """
+import os, time
+from pathlib import Path
+fork = os.fork
+def fork_slowly():
+    pid = fork()
+    while not pid and Path("slow").exists():
+        time.sleep(0.05)
+    return pid
+os.fork = fork_slowly
+"""
+
+
+async def test_a_signal_to_a_reloads_process_is_not_the_supervisors(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """However early it comes: one to the whole process group would count twice, and cut the drain short."""
+    service = start_process(faults=SLOW_FORK, WORKERS="1")
+    (tmp_path / "slow").touch()
+    supervisor = psutil.Process(service.process.pid)
+    (worker,) = supervisor.children()
+    asked = asyncio.create_task(reload(tmp_path))
+    async with asyncio.timeout(TIMEOUT):
+        while not (reading := [each for each in supervisor.children() if each != worker]):
+            await asyncio.sleep(0.01)
+    reading[0].terminate()
+    await asyncio.sleep(0.2)  # more than one of its turns
+    (tmp_path / "slow").unlink()
+    code, said = await asked
+    assert (code, "reading the settings came to no end" in said) == (1, True)
+    assert (await reload(tmp_path))[0] == 0
+
+
+async def test_a_successor_that_cannot_be_started_leaves_who_serves(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The settings were read, and the system has no process for a worker."""
+    service = start_process(faults=FAILING_FORK + SLOW_READING, WORKERS="1")
+    (tmp_path / "slow").touch()
+    supervisor = psutil.Process(service.process.pid)
+    (worker,) = supervisor.children()
+    asked = asyncio.create_task(reload(tmp_path))
+    async with asyncio.timeout(TIMEOUT):
+        while len(supervisor.children()) == 1:
+            await asyncio.sleep(0.01)
+    (tmp_path / "fault").touch()
+    (tmp_path / "slow").unlink()
+    code, said = await asked
+    assert (code, "a worker cannot be started: injected" in said) == (1, True)
+    assert supervisor.children() == [worker]
+    (tmp_path / "fault").unlink()
+    assert (await reload(tmp_path))[0] == 0
+
+
 def next_descriptor(pid: int) -> int:
     """What a process' next open file will be numbered."""
     taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
