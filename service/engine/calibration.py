@@ -212,8 +212,9 @@ def calibrated(settings: Settings, current: Settings | None = None) -> Settings:
     """Fill in what is left open: from the cache, or measured now.
 
     Where the machine is too busy to tell, there is a session for each CPU. With `current`, which is served meanwhile,
-    it is busy with that: only a provider other than the CPU's is measured, since the model must pass the accuracy gate
-    on it; nothing is kept; and as long as the provider stays, what `current` has stays. The next start measures.
+    it is busy with that: it is measured only where another provider than the CPU's may be used, since the model must
+    pass the accuracy gate on it; nothing is kept; and as long as the provider stays, what `current` has stays. The next
+    start measures.
 
     Raises:
         StartupError: the model or the provider that was asked for cannot be used.
@@ -239,12 +240,14 @@ def calibrated(settings: Settings, current: Settings | None = None) -> Settings:
 def _beside(current: Settings, path: Path, setting: ProviderSetting, cpus: int) -> Measured:
     """What to use for a model beside what is served: rates are chance, which providers work is not."""
     provider = current.provider
-    if provider != "cpu" or setting not in ("cpu", "auto"):
-        found = measure_apart(path, setting, cpus, thorough=False)
-        if all(each.provider != provider for each in found.measured):
-            return _without_rates(found.chosen, cpus)
     assert provider != "auto"
-    return Measured(provider, current.workers, current.threads, current.max_batch, math.nan)
+    kept = Measured(provider, current.workers, current.threads, current.max_batch, math.nan)
+    if setting == "cpu" or (setting == "auto" and provider == "cpu"):
+        return kept if provider == "cpu" else _without_rates(replace(kept, provider="cpu"), cpus)
+    found = measure_apart(path, setting, cpus, thorough=False)
+    if any(each.provider == provider for each in found.measured):
+        return kept
+    return _without_rates(found.chosen, cpus)
 
 
 def _without_rates(chosen: Measured, cpus: int) -> Measured:

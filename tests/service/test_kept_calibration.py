@@ -119,6 +119,9 @@ def test_a_reload_measures_nothing_beside_its_own_load(monkeypatch: pytest.Monke
         monkeypatch.setenv("PROVIDER", provider)
         fresh = reloaded(current, ignore_progress)
         assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("cpu", 2, 1, 12)
+    monkeypatch.setenv("PROVIDER", "cpu")
+    fresh = reloaded(replace(current, provider="openvino"), ignore_progress)
+    assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("cpu", 2, 1, 16)
     assert not busy.exists()
 
 
