@@ -1,10 +1,10 @@
 """The face detector: BlazeFace on the whole image, and on tiles of it where faces are small.
 
 The short-range network sees faces that fill a good part of its 128x128 input: one look at the whole image finds a
-selfie's face in a millisecond or two. Where it sees none, a second network, the back-camera one, looks at twice the
-resolution. In large images the short-range network then looks at overlapping tiles, which makes small faces large. What
-was found with little confidence is shown to the second network, which does not share the first one's mistakes; beside a
-face that the whole look found, more is asked of it.
+selfie's face in a millisecond or two. In large images it then looks at overlapping tiles, which makes small faces
+large. What was found there with little confidence is shown to a second network, the back-camera one, which does not
+share the first one's mistakes; beside a face that the whole look found, more is asked of it. Where nothing was found,
+the second network looks at the whole image, at twice the resolution.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class FaceDetector:
 
         Args:
             image: uint8 [h, w] gray or [h, w, 3] RGB, upright.
-            max_faces: at most as many; a single one needs no look at tiles if the whole image shows it.
+            max_faces: at most as many; a single one needs no look at tiles if it is larger than these.
         """
         height, width = image.shape[:2]
         whole = [_whole(width, height)]
