@@ -48,6 +48,17 @@ def test_what_a_request_overtakes_is_not_in_its_way() -> None:
     assert queue.predicted_wait() == pytest.approx(0.35)
 
 
+def test_what_a_request_overtakes_takes_none_of_its_clients_turns() -> None:
+    """Beside others' work, of which as much is before a request as its client takes turns until then."""
+    queue: MicroBatchQueue[Waiting] = MicroBatchQueue(10, max_wait=10.0)
+    first, newer = Waiting("camera", 1, cost=0.6), Waiting("camera", 2, deadline=1.5, cost=0.6)
+    queue.admit(first, now=0)
+    queue.admit(Waiting("other", cost=1.9), now=0)
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(newer, now=0)
+    queue.admit(newer, now=0, overtakes=first)
+
+
 def test_a_queue_full_of_low_priority_turns_away_no_others() -> None:
     """The bound counts what is of the request's own priority or above, for each of the three."""
     queue = filled(capacity=2)
