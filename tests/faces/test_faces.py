@@ -274,6 +274,24 @@ def test_a_face_too_large_for_tiles_and_too_hard_for_one_look_is_found(
     assert x - side / 4 < face.box[0] < x + side / 2
 
 
+def test_what_was_whole_in_a_tile_is_no_face_of_the_last_look(
+    detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tiles show nobody either, the second network is believed in what a tile may have cut."""
+
+    def nobody(_: Pixels, looks: list[_Look], __: float) -> list[tuple[Floats, Floats]]:
+        return [(np.empty((0, 8, 2), np.float32), np.empty(0, np.float32)) for _ in looks]
+
+    def two(*_: object) -> list[tuple[Floats, Floats]]:
+        faces = np.stack([_square(100, 100, 2 * 74), _square(900, 300, 2 * 78)])
+        return [(faces, np.full(2, 0.9, np.float32))]
+
+    monkeypatch.setattr(detector._network, "look", nobody)
+    monkeypatch.setattr(detector._second, "look", two)
+    large = detector.detect(np.full((1440, 2560), 120, np.uint8), 16)  # tiles are of half of it
+    assert [face.box for face in large] == [(900, 300, 156, 156)]
+
+
 @pytest.mark.parametrize(("side", "x", "tilt"), [(220, 180, 25), (260, 80, 50)])
 def test_the_one_face_asked_for_is_the_largest(
     detector: FaceDetector, side: int, x: int, tilt: float

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, Overloaded
 from service.executors import InlineExecutor
 from service.predictor import Request
 from tests.service.doubles import Inbox, Peer, fail
@@ -110,4 +110,19 @@ async def test_a_request_is_not_tried_for_what_others_make_late(monkeypatch: pyt
         late = Request(Peer(), number, b"image", steady.now, deadline=steady.now + 0.01)
         with pytest.raises(DeadlineExceeded):  # half a millisecond is left, and its price is one
             executor.submit(late)
+    await executor.stop()
+
+
+async def test_what_a_request_overtakes_is_not_in_its_way() -> None:
+    """A queue that is full of a camera's frame takes its newest."""
+    executor = InlineExecutor(
+        Steady(0.001), max_batch=1, capacity=1, max_wait=100.0, deliver=Inbox().deliver, on_failure=fail
+    )
+    first, newest = (Request(Peer(), number, b"image", 1.0) for number in range(2))
+    executor.submit(first)
+    with pytest.raises(Overloaded):
+        executor.submit(newest)
+    executor.submit(newest, first)
+    assert executor.withdraw(first)
+    assert executor.waiting == 1
     await executor.stop()
