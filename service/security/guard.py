@@ -115,7 +115,7 @@ class Guard:
             False if these are too many.
         """
         if self._bytes is not None:
-            self._bytes.take(size)
+            self._bytes.owe(size, clock)
         if self._frames is None:
             return True
         if self._frames.wait(count, clock):

@@ -27,3 +27,8 @@ class TokenBucket:
     def take(self, amount: float) -> None:
         """Take it, when there is nothing to wait for."""
         self._level -= amount
+
+    def owe(self, amount: float, now: float) -> None:
+        """Take it, whatever there is."""
+        self.wait(0.0, now)  # which is a bucketful at most, however long ago it was looked at
+        self.take(amount)

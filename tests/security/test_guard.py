@@ -165,14 +165,15 @@ def test_a_flood_of_small_frames_is_too_much_where_there_is_any_rate(rules: Rule
     guard.charge(1, 0.1)
 
 
-def test_the_bytes_of_small_frames_are_owed() -> None:
-    """What asks for a reply waits for them."""
+@pytest.mark.parametrize("idle", [0.0, 3600.0])
+def test_the_bytes_of_small_frames_are_owed(idle: float) -> None:
+    """What asks for a reply waits for them, also where nothing came for long before."""
     guard = Guard(Rules(bytes_per_second=1000.0), None, 0.0)
-    assert guard.allows_frames(10, 1310, 0.0)
+    assert guard.allows_frames(10, 1310, idle)
     with pytest.raises(RateLimited) as limited:
-        guard.charge(100, 0.0)
+        guard.charge(100, idle)
     assert limited.value.retry_after_ms == pytest.approx(311, abs=1)
-    guard.charge(100, 0.312)
+    guard.charge(100, idle + 0.312)
 
 
 @pytest.mark.parametrize(
