@@ -54,6 +54,7 @@ class MessageConnection(OpeningConnection):
         "_message_timer",
         "_short_fragments",
         "_text_check",
+        "_turn_is_due",
         "_waiting",
         "reading_paused",
     )
@@ -70,6 +71,7 @@ class MessageConnection(OpeningConnection):
         self._bytes_this_turn = 0
         # What came in one read and is for later turns of the event loop.
         self._waiting = b""
+        self._turn_is_due = False
         # What the fragments of a message had so far; None between messages.
         self._fragments: bytearray | None = None
         self._short_fragments = 0
@@ -139,7 +141,7 @@ class MessageConnection(OpeningConnection):
         if position < size and not self.transport.is_closing():
             self._waiting = data[position:]
             self.transport.pause_reading()
-            self.loop.call_soon(self._take_waiting)
+            self._take_soon()
         if self._frame is None and self._fragments is None and not self._begun:
             self._incomplete_since = math.inf
         elif self._incomplete_since == math.inf:
@@ -225,11 +227,18 @@ class MessageConnection(OpeningConnection):
             if self._short_fragments > _SHORT_FRAGMENTS:
                 self.small_frames_received(1, 0)
 
+    def _take_soon(self) -> None:
+        """Take more of what waits in the next turn. Once: twice there were two turns' worth in each from then on."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self.loop.call_soon(self._take_waiting)
+
     def _take_waiting(self) -> None:
         """Take more of what waits, unless it is for when the client has caught up, or nobody can be answered.
 
         The end of a TLS connection comes though it is not to read, and behind it the library's parser takes nothing.
         """
+        self._turn_is_due = False
         if self._waiting and not (self.reading_paused or self.transport.is_closing()):
             data, self._waiting = self._waiting, b""
             self._take(data)
@@ -246,7 +255,7 @@ class MessageConnection(OpeningConnection):
         self.reading_paused = False
         self._heard = True  # what came meanwhile is read only now
         if self._waiting:
-            self.loop.call_soon(self._take_waiting)
+            self._take_soon()
         else:
             self._read_on()
 

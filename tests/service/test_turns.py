@@ -58,6 +58,26 @@ async def test_the_clock_is_looked_at_after_a_few_control_frames(
         assert await turns_until_read(peer, frame(PONG) * 4000) > 100
 
 
+async def test_a_turn_holds_no_more_for_a_client_that_was_not_read_from(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is read from again while there is a turn to come has that turn, and not two from then on."""
+    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    async with serve() as running, connected(running.port) as peer:
+        (connection,) = running.service._connections
+
+        async def hold_up() -> None:
+            while True:
+                if connection._waiting:
+                    connection.pause_reading()
+                    connection.resume_reading()
+                await asyncio.sleep(0)
+
+        holding_up = asyncio.create_task(hold_up())
+        assert await turns_until_read(peer, frame(PONG) * 4000) > 100
+        holding_up.cancel()
+
+
 async def test_a_large_message_in_many_fragments_is_read_in_few_turns(serve: Serve) -> None:
     """Each turn of a busy worker takes as long as a batch: browsers send their photos in such fragments."""
     fragments = [frame(CONT, bytes(65_536), fin=False) for _ in range(64)]
