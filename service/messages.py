@@ -34,6 +34,9 @@ _CONTROL_FRAMES_AT_ONCE = 24
 # few of them are short.
 _SHORT_FRAGMENTS = 16
 
+# Seconds for the peer of a connection that is closed to end it too.
+_END_SECONDS = 10.0
+
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -130,14 +133,23 @@ class MessageConnection(OpeningConnection):
     def _take(self, data: bytes) -> None:
         """Take what came, as far as it does not hold up others; the rest waits."""
         assert self._message_seconds is not None
+        if self.protocol.eof_sent:
+            return  # behind a close there is nothing
         if self._begun:
             data, self._begun = self._begun + data, b""
         # Not the loop's time, which stands still within a turn.
         until = time.monotonic() + _SECONDS_PER_TURN
         size = len(data)
         position = self._take_part(data, 0)
-        while position < size and not self.reading_paused and time.monotonic() < until:
+        while (
+            position < size
+            and not (self.reading_paused or self.protocol.eof_sent)
+            and time.monotonic() < until
+        ):
             position = self._take_part(data, position)
+        if self.protocol.eof_sent:
+            self._end()
+            return
         if position < size and not self.transport.is_closing():
             self._waiting = data[position:]
             self.transport.pause_reading()
@@ -148,6 +160,16 @@ class MessageConnection(OpeningConnection):
             self._incomplete_since = self.loop.time()
             if self._message_timer is None:
                 self._message_timer = self.loop.call_later(self._message_seconds, self._check_message)
+
+    def _end(self) -> None:
+        """The connection is closed: what came of a message is let go, and the peer has so long to end it too.
+
+        The library would look at that time only when it pings, which may be never.
+        """
+        self._frame = self._fragments = None
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+        self._message_timer = self.loop.call_later(_END_SECONDS, self.transport.abort)
 
     def _take_part(self, data: bytes, position: int) -> int:
         """Take some of what came, from `position` on. Returns where the rest begins.
@@ -166,8 +188,8 @@ class MessageConnection(OpeningConnection):
 
     def _take_other(self, data: bytes, position: int) -> int:
         """Take what is no whole message: control frames, or a frame's beginning. Returns where the rest begins."""
-        if self.protocol.eof_sent or position == len(data):
-            return len(data)  # behind a close there is nothing
+        if position == len(data):
+            return position
         count, end = control_frames(data, position, _CONTROL_FRAMES_AT_ONCE)
         if count:
             self.small_frames_received(count, end - position)
@@ -308,7 +330,7 @@ class MessageConnection(OpeningConnection):
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         self.protocol.fail(code, reason)
-        super().data_received(b"")  # the library sends that, and bounds the time that the peer has to end
+        super().data_received(b"")  # the library sends that
 
     def _fail_text(self, exc: UnicodeDecodeError) -> None:
         self._fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}")

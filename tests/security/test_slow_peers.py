@@ -171,6 +171,32 @@ async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve:
         writer.close()
 
 
+@pytest.mark.parametrize(
+    "last",
+    [b"\x88\x80" + bytes(4), b"\xff", b"\x00\xfd" + bytes(4) + b"\xff"],
+    ids=["close", "breach", "no text"],
+)
+async def test_a_client_that_is_closed_and_does_not_end_is_dropped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    """Also where nobody is pinged, and whatever it sends; what it had sent of a message is let go at once."""
+    monkeypatch.setattr("service.messages._END_SECONDS", 0.5)
+    async with serve(ping_seconds=0) as running, asyncio.timeout(TIMEOUT):
+        _, writer = await raw(running)
+        (connection,) = running.service._connections
+        writer.write(frame(b"text", first=0x01) + last)
+        while not connection.protocol.eof_sent:
+            await asyncio.sleep(0)
+        assert connection._frame is None
+        assert connection._fragments is None
+        while running.service._connections:
+            writer.write(b"x" * 100)
+            await asyncio.sleep(0.05)
+            assert connection._frame is None
+            assert connection._fragments is None
+        writer.close()
+
+
 @pytest.mark.parametrize("begin", [b"", frame(FACE)[:500]])
 async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve, begin: bytes) -> None:
     """A half-open connection is dropped, also one that broke amid a message; one that answers stays."""
