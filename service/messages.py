@@ -17,8 +17,8 @@ from service.frames import Breach, IncomingFrame, LargeMessage, begin_frame, con
 from service.images import ImageFile
 from service.opening import OpeningConnection
 
-# uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served. A
-# large message is read so many bytes at a turn of the event loop. Reads that are so small that 32 of them are no more
+# uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served.
+# So a client is read so many bytes at a turn of the event loop. Reads that are so small that 32 of them are no more
 # need not be counted.
 _BYTES_PER_TURN = 512 * 1024
 _SMALL_READ = _BYTES_PER_TURN // 32
@@ -150,6 +150,8 @@ class MessageConnection(OpeningConnection):
         if self.protocol.eof_sent:
             self._end()
             return
+        if position > _SMALL_READ:
+            self._let_others_go_first(position)
         if position < size and not self.transport.is_closing():
             self._waiting = data[position:]
             self.transport.pause_reading()
@@ -215,8 +217,6 @@ class MessageConnection(OpeningConnection):
     def _take_payload(self, frame: IncomingFrame, data: bytes, position: int) -> int:
         """Take what there is of a frame's payload. Returns where the rest begins."""
         part = frame.take(data, position)
-        if len(part) > _SMALL_READ:
-            self._let_others_go_first(len(part))
         if not frame.left:
             self._frame = None
         if not isinstance(frame, LargeMessage):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from wsproto.events import Event, Pong, TextMessage
 
 from tests.service.harness import Serve
-from tests.service.raw_peer import CONT, PING, PONG, TEXT, Peer, connected, frame
+from tests.service.raw_peer import BINARY, CONT, PING, PONG, TEXT, Peer, connected, frame
 
 
 async def turns_until(last: type[Event], peer: Peer, *frames: bytes) -> int:
@@ -76,6 +77,28 @@ async def test_a_turn_holds_no_more_for_a_client_that_was_not_read_from(
         holding_up = asyncio.create_task(hold_up())
         assert await turns_until_read(peer, frame(PONG) * 4000) > 100
         holding_up.cancel()
+
+
+@pytest.mark.parametrize("fin", [True, False], ids=["messages", "fragments"])
+@pytest.mark.parametrize("size", [1000, 60_000])
+async def test_reads_in_a_row_end_with_what_a_turn_may_have(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, size: int, fin: bool
+) -> None:
+    """uvloop reads on, up to 32 times, while the network has more. However short each read takes, that is too long."""
+    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", math.inf)
+    frames = frame(TEXT if fin else CONT, bytes(size), fin=fin) * (256 * 1024 // size)
+    async with serve() as running, connected(running.port):
+        (connection,) = running.service._connections
+        connection.data_received(b"" if fin else frame(BINARY, fin=False))
+        reads = 0
+        while connection.transport.is_reading() and reads < 32:
+            connection.data_received(frames)
+            reads += 1
+        assert 2 <= reads <= 3
+        assert not connection.reading_paused
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert connection.transport.is_reading()
 
 
 async def test_a_large_message_in_many_fragments_is_read_in_few_turns(serve: Serve) -> None:
