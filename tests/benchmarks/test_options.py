@@ -37,7 +37,7 @@ def test_a_peer_that_is_named_twice_is_measured_once(monkeypatch: pytest.MonkeyP
         asked.append(names)
         return [PeerResult(name, LOAD) for name in ("visionai", *names)], {}
 
-    monkeypatch.setattr("benchmarks.peers.compare.compare_peers", compare)
+    monkeypatch.setattr("benchmarks.scenarios.compare_peers", compare)
     ended = CliRunner().invoke(app, ["peers", "--peers", "fastapi,mosec,fastapi"])
     assert ended.exit_code == 0, ended.output
     assert asked == [["fastapi", "mosec"]]
