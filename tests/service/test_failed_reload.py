@@ -84,6 +84,13 @@ service.reload.load_settings = load_slowly
 """
 
 
+async def reading_begins(supervisor: psutil.Process) -> None:
+    """Wait until there is a process beside the only worker: that which reads a reload's settings."""
+    async with asyncio.timeout(TIMEOUT):
+        while len(supervisor.children()) == 1:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_reload_that_takes_long_keeps_the_supervisor_from_nothing(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
@@ -94,9 +101,7 @@ async def test_a_reload_that_takes_long_keeps_the_supervisor_from_nothing(
     supervisor = psutil.Process(service.process.pid)
     (worker,) = supervisor.children()
     asked = asyncio.create_task(reload(tmp_path))
-    async with asyncio.timeout(TIMEOUT):
-        while len(supervisor.children()) == 1:
-            await asyncio.sleep(0.01)
+    await reading_begins(supervisor)
     worker.kill()
     async with asyncio.timeout(TIMEOUT):
         while await asyncio.to_thread(metric, service, "visionai_workers_ready") != 1:
@@ -113,9 +118,7 @@ async def test_a_stop_does_not_wait_for_a_reload(start_process: StartProcess, tm
     service = start_process(faults=SLOW_READING, WORKERS="1")
     supervisor = psutil.Process(service.process.pid)
     asked = asyncio.create_task(reload(tmp_path))
-    async with asyncio.timeout(TIMEOUT):
-        while len(supervisor.children()) == 1:
-            await asyncio.sleep(0.01)
+    await reading_begins(supervisor)
     processes = supervisor.children()
     service.process.terminate()
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
@@ -168,9 +171,7 @@ async def test_a_successor_that_cannot_be_started_leaves_who_serves(
     supervisor = psutil.Process(service.process.pid)
     (worker,) = supervisor.children()
     asked = asyncio.create_task(reload(tmp_path))
-    async with asyncio.timeout(TIMEOUT):
-        while len(supervisor.children()) == 1:
-            await asyncio.sleep(0.01)
+    await reading_begins(supervisor)
     (tmp_path / "fault").touch()
     (tmp_path / "slow").unlink()
     code, said = await asked
