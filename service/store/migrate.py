@@ -83,11 +83,12 @@ def migrate(
 def lock(connection: sa.Connection) -> None:
     """Exclude every other process that migrates or sets up this database until the transaction ends."""
     if connection.dialect.name == "postgresql":
-        # What the operator lets a query or a transaction take is not meant for this: it may read a large table several
-        # times. A server before PostgreSQL 17 has no limit for transactions, and would refuse its name.
+        # What a query or a transaction may take otherwise is not meant for this: it may read a large table several
+        # times, and is idle while `before` loads models. A server before PostgreSQL 17 has no limit for transactions,
+        # and would refuse its name.
         connection.exec_driver_sql(
             "SELECT set_config(name, '0', true) FROM pg_settings"
-            " WHERE name IN ('statement_timeout', 'transaction_timeout')"
+            " WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
         )
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_MIGRATION_S}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import sqlalchemy as sa
 
 from service.errors import StartupError
 from service.store.database import create_engine, parse_url
+from service.store.migrate import migrate
+from service.store.provenance import current_revision
+from service.store.schema import HEAD
 from tests.conftest import PostgresServer
 from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import eventually, execute, ids
@@ -108,6 +112,17 @@ def test_a_migration_may_take_longer_than_a_query(
             f"ALTER DATABASE {engine.url.database} SET {limit}"
         )
     assert open_store().status().healthy
+
+
+def test_a_migration_waits_for_models_that_load_slowly(engine: sa.Engine, postgres_url: str) -> None:
+    """It is idle meanwhile, for longer than a transaction may be: a GPU's plans take minutes."""
+    make_older_server(engine, ["happy"])
+    execute(engine, f"ALTER DATABASE {engine.url.database} SET idle_in_transaction_session_timeout = '100ms'")
+    migrating = create_engine(parse_url(postgres_url))
+    migrate(migrating, before=lambda: time.sleep(0.5))
+    with migrating.connect() as connection:
+        assert current_revision(connection) == HEAD
+    migrating.dispose()
 
 
 def test_the_reason_of_the_server_that_answers(open_store: OpenStore, postgres_url: str) -> None:
