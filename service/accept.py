@@ -23,6 +23,7 @@ from typing import Any
 
 import uvloop
 
+from service.logs import Seldom
 from service.metrics import Gauge, SharedCells
 from service.newcomers import Newcomers
 
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN = 0.001
 PATIENCE = 0.02
 
-# Seconds to wait when the process may not open another file, as asyncio's own servers do; and until that is told again.
-_OUT_OF_FILES, _TOLD_AGAIN = 1.0, 60.0
+# Seconds to wait when the process may not open another file, as asyncio's own servers do.
+_OUT_OF_FILES = 1.0
 
 # Connections taken in one go are one in so many of those that the emptiest sibling has, and at least one: few clients
 # are spread one by one, and a thousand at once are not taken one per millisecond.
@@ -127,7 +128,7 @@ class _SharingServer:
         self._timer: asyncio.TimerHandle | None = None
         # When a connection was left to the siblings, the first time in a row.
         self._left_at = -math.inf
-        self._silent_until = -math.inf
+        self._told = Seldom()
         # The event loop holds its tasks weakly.
         self._opening: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -197,9 +198,8 @@ class _SharingServer:
             self._wait(f"{self._loop.most} are open, and there are no files for more")
 
     def _wait(self, reason: str | None) -> None:
-        if self._loop.time() >= self._silent_until:
+        if self._told.is_due(self._loop.time()):
             log.error("connections cannot be accepted, and wait: %s", reason)
-            self._silent_until = self._loop.time() + _TOLD_AGAIN
         self._look_away(_OUT_OF_FILES)
 
     def _look_away(self, seconds: float) -> None:

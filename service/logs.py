@@ -10,6 +10,7 @@ import faulthandler
 import io
 import json
 import logging
+import math
 import os
 import sys
 from datetime import UTC, datetime
@@ -46,6 +47,35 @@ class JsonFormatter(logging.Formatter):
             return orjson.dumps(line, default=str).decode()
         except TypeError:  # half a character, as in the name of a file that is no UTF-8
             return json.dumps(line, default=str)
+
+
+class Seldom:
+    """For a line of the log that would come again and again: once a minute is enough."""
+
+    _SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._silent_until = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Whether to write it now, by a clock that does not go back."""
+        if now < self._silent_until:
+            return False
+        self._silent_until = now + self._SECONDS
+        return True
+
+
+class Reasons(set[str]):
+    """Why something fails, as the log has it already: each reason once in an outage, and not too many of them."""
+
+    _MOST = 10  # there may be a number in each
+
+    def is_news(self, reason: str) -> bool:
+        """Whether to write this reason."""
+        if reason in self or len(self) >= self._MOST:
+            return False
+        self.add(reason)
+        return True
 
 
 def configure_logging(level: str, form: LogFormat) -> None:

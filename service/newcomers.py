@@ -8,12 +8,13 @@ its own. A client that means it shakes hands in a few round trips, and is not am
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+
+from service.logs import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,6 @@ _UNTOUCHED_SECONDS = 0.1
 
 # How many are dropped in one go: one by one, clients that wait behind many would wait for seconds.
 _AT_ONCE = 16
-
-# Seconds between two lines of the log that say the same.
-_LOG_SECONDS = 60.0
 
 
 class Newcomers:
@@ -40,7 +38,7 @@ class Newcomers:
         self._on_dropped = on_dropped
         # When each was accepted, the oldest first.
         self._arrivals: OrderedDict[socket.socket, float] = OrderedDict()
-        self._logged = -math.inf
+        self._told = Seldom()
 
     @property
     def are_full(self) -> bool:
@@ -71,8 +69,7 @@ class Newcomers:
         return True
 
     def _drop(self, connection: socket.socket, now: float) -> None:
-        if now - self._logged > _LOG_SECONDS:
-            self._logged = now
+        if self._told.is_due(now):
             log.warning(
                 "%d clients are connected and have not shaken hands, and there is no room for more of them: the oldest "
                 "are dropped",

@@ -22,12 +22,13 @@ from service.canary import check_canary
 from service.cpus import check_layout
 from service.engine.calibration import calibrated
 from service.errors import StartupError
+from service.logs import Seldom
 from service.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait when the process cannot open another file; and until that is told again.
-_OUT_OF_FILES, _TOLD_AGAIN = 1.0, 60.0
+# Seconds to wait when the process cannot open another file.
+_OUT_OF_FILES = 1.0
 
 # What the supervisor has used up by the time of a reload: a change waits for a restart.
 _FIXED = ("host", "port", "workers", "control_socket", "log_level", "log_format")
@@ -77,7 +78,7 @@ class ControlSocket:
         self._asking: list[socket.socket] = []
         # Until then whoever waits for it would be told at once of a request that cannot be taken.
         self.looked_at_from = 0.0
-        self._silent_until = 0.0
+        self._told = Seldom()
 
     @classmethod
     def open(cls, path: Path | None) -> ControlSocket | None:
@@ -120,9 +121,8 @@ class ControlSocket:
             return False
         except OSError as exc:  # no files left, no memory left
             now = time.monotonic()
-            if now >= self._silent_until:
+            if self._told.is_due(now):
                 log.error("a request to reload cannot be taken, and waits: %s", exc.strerror)
-                self._silent_until = now + _TOLD_AGAIN
             self.looked_at_from = now + _OUT_OF_FILES
             return False
         connection.setblocking(False)

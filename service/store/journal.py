@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from service.logs import Seldom
 from service.store import folders, segments
 from service.store.backlog import Batch
 from service.store.framing import frame
@@ -29,9 +30,6 @@ JOURNAL_BYTES: Final = 4 * 1024**3
 MEMORY_RECORDS: Final = 10_000
 FSYNC_INTERVAL_S: Final = 1.0
 RENEW_INTERVAL_S: Final = 10.0
-
-# A disk that has room for one record and not for the next would fill the log, too.
-_TELL_INTERVAL_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,8 @@ class JournalBacklog:
         self._append_error: str | None = None
         self._flush_error: str | None = None
         self._told = False
-        self._tell_from = 0.0
+        # A disk that has room for one record and not for the next would fill the log, too.
+        self._tells = Seldom()
 
         self._folder = folders.create(root)
         try:
@@ -221,9 +220,8 @@ class JournalBacklog:
 
     def _failed(self, error: OSError) -> bool:
         self._append_error = _reason(error)
-        if not self._told and time.monotonic() >= self._tell_from:
+        if not self._told and self._tells.is_due(time.monotonic()):
             self._told = True
-            self._tell_from = time.monotonic() + _TELL_INTERVAL_S
             logger.error(
                 "predictions are answered and not stored, since the journal in %s cannot be written: %s",
                 self._folder.path.parent,

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import DeadlineExceeded, Internal, Overloaded, RequestError, ShuttingDown
+from service.logs import Reasons
 from service.niceness import give_way
 from service.store.database import create_reading_engine, first_line
 
@@ -39,8 +40,6 @@ _NICENESS: Final = 10
 # Instructions of SQLite's machine between two looks at the clock: some milliseconds.
 _SQLITE_STEPS: Final = 500_000
 _QUERY_CANCELED: Final = "57014"
-# Of one outage the log has no more reasons than these: there may be a number in each.
-_REASONS_TOLD: Final = 10
 
 
 class Queries:
@@ -54,7 +53,7 @@ class Queries:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads = 0
         # Why reading fails, as the log has it already: during an outage each question of each client does.
-        self._told: set[str] = set()
+        self._told = Reasons()
         self._engine = create_reading_engine(url, timeout)
 
     def submit(self, query: Callable[[sa.Connection], T], request_id: str | int | None = None) -> Future[T]:
@@ -115,10 +114,7 @@ class Queries:
                     f"the database took longer than {self._timeout:g} s: ask for a shorter time"
                 ) from None
             reason = first_line(error)
-            told = reason in self._told or len(self._told) >= _REASONS_TOLD
-            if not told:
-                self._told.add(reason)
-            level = logging.DEBUG if told else logging.WARNING
+            level = logging.WARNING if self._told.is_news(reason) else logging.DEBUG
             logger.log(level, "reading stored predictions failed: %s", reason, extra=about)
             raise Internal("stored predictions cannot be read now") from None
         except Exception:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
+from service.logs import Reasons
 from service.store import records, reference
 from service.store.backlog import Backlog, Batch
 from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
@@ -46,9 +47,6 @@ _LONGEST_RETRY_S: Final = 5.0
 _RETRY_WHILE_CLOSING_S: Final = 0.25
 #: After a fault of ours: long enough for the log to stay readable.
 _RETRY_AFTER_FAULT_S: Final = 1.0
-
-#: Of one outage the log has no more reasons than these: there may be a number in each.
-_REASONS_TOLD: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class Writer:
         self._closing = threading.Event()
         self._deadline = float("inf")
         # Why storing fails, as the log has it already: what began as a lost connection may go on as a refused password.
-        self._told: set[str] = set()
+        self._told = Reasons()
         # Rows that the batch under way has added, in all attempts.
         self._added = 0
         # Replaced as a whole by the writer's thread alone, so that any thread can read it without a lock.
@@ -147,12 +145,12 @@ class Writer:
             except OSError as error:
                 # The journal's disk; or somebody took the right to read it.
                 reason = f"journal: {error.strerror or error}"
-                if self._is_news(reason):
+                if self._told.is_news(reason):
                     logger.error("the journal cannot be read, and is tried again: %s", error)
             except Exception as error:
                 # A thread that ended here would leave predictions to pile up unseen.
                 reason = f"{type(error).__name__}: {error}"
-                if self._is_news(reason):
+                if self._told.is_news(reason):
                     logger.exception("the writer of predictions failed, and tries again")
             else:
                 if self.state.failing:
@@ -194,12 +192,12 @@ class Writer:
                 if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False
                     self._references.clear()
-                if self._is_news(reason):
+                if self._told.is_news(reason):
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:
                 # A mistake of ours must not end the thread silently: predictions would pile up unseen.
                 reason = f"{type(error).__name__}: {error}"
-                if self._is_news(reason):
+                if self._told.is_news(reason):
                     logger.exception("storing predictions fails and is retried")
             else:
                 if self.state.failing:
@@ -222,13 +220,6 @@ class Writer:
             if not self._pause(delay * random.uniform(0.75, 1.25)):
                 return False
             delay = min(2 * delay, _LONGEST_RETRY_S)
-
-    def _is_news(self, reason: str) -> bool:
-        """Whether this is to be told: once in an outage, and not too many of them."""
-        if reason in self._told or len(self._told) >= _REASONS_TOLD:
-            return False
-        self._told.add(reason)
-        return True
 
     def _pause(self, seconds: float) -> bool:
         """Wait before the next attempt, less long while the store closes. False when the time to close ran out."""
