@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char, c_double, c_uint32
 from enum import IntEnum, auto
 from multiprocessing.sharedctypes import RawArray
@@ -276,27 +276,19 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics, added up over the workers."""
         layout = self._layout
-        predictions = CounterMetricFamily(
-            "visionai_predictions", "Predictions answered, by emotion", labels=["emotion"]
+        yield self._by_label(
+            "visionai_predictions", "Predictions answered, by emotion", "emotion", self._emotion_cell
         )
-        for label, cell in self._emotion_cell.items():
-            predictions.add_metric([label], self._sum(cell))
-        yield predictions
         yield from self._by_version()
-        errors = CounterMetricFamily(
-            "visionai_errors", "Requests answered with an error, by code", labels=["code"]
+        yield self._by_label(
+            "visionai_errors", "Requests answered with an error, by code", "code", self._error_cell
         )
-        for code, cell in self._error_cell.items():
-            errors.add_metric([code], self._sum(cell))
-        yield errors
-        refusals = CounterMetricFamily(
+        yield self._by_label(
             "visionai_connections_refused",
             "Connections that were not let in, or that the service closed, by reason",
-            labels=["reason"],
+            "reason",
+            self._refusal_cell,
         )
-        for reason, cell in self._refusal_cell.items():
-            refusals.add_metric([reason], self._sum(cell))
-        yield refusals
         yield CounterMetricFamily(
             "visionai_predictions_unstored",
             "Predictions answered without being stored, with a null prediction_id",
@@ -332,6 +324,13 @@ class Metrics(Collector):
         reloads.add_metric(["failed"], self.reloads.failed)
         yield reloads
         yield from self._gauges()
+
+    def _by_label(self, name: str, documentation: str, label: str, cells: Mapping[str, int]) -> Metric:
+        """A counter that has a cell for each value of a label."""
+        counter = CounterMetricFamily(name, documentation, labels=[label])
+        for value, cell in cells.items():
+            counter.add_metric([value], self._sum(cell))
+        return counter
 
     def _by_version(self) -> Iterator[Metric]:
         predictions, failures, seconds = (
