@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 _MAX_LOGIT = 100.0
 
 # Boxes that overlap more than this (intersection over union) are the same face. MediaPipe's value.
-_SAME_FACE = 0.3
+SAME_FACE = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ def suppress(points: Floats, scores: Floats) -> tuple[Floats, Floats]:
         high = np.minimum(points[:, 1], points[index, 1])
         common = np.prod(np.maximum(high - low, 0), axis=1)
         overlap = common / np.maximum(areas + areas[index] - common, 1e-9)
-        same = alive & (overlap > _SAME_FACE)
+        same = alive & (overlap > SAME_FACE)
         same[index] = True
         alive &= ~same
         faces.append(np.average(points[same], axis=0, weights=scores[same]))

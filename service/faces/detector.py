@@ -21,6 +21,7 @@ import numpy.typing as npt
 from service.engine.onnx import metadata_of, open_session
 from service.errors import StartupError
 from service.faces.decode import (
+    SAME_FACE,
     Face,
     Floats,
     anchors,
@@ -256,7 +257,7 @@ def _best_overlapping(face: Floats, seen: Floats, scores: Floats) -> float:
 
 
 def _overlaps(face: Floats, seen: Floats) -> npt.NDArray[np.bool_]:
-    """Which detections are this face: intersection over union above 0.3."""
+    """Which detections are this face, by intersection over union."""
     common = np.prod(np.maximum(np.minimum(seen[:, 1], face[1]) - np.maximum(seen[:, 0], face[0]), 0), axis=1)
     union = np.prod(seen[:, 1] - seen[:, 0], axis=1) + np.prod(face[1] - face[0]) - common
-    return np.asarray(common / np.maximum(union, 1e-9) > 0.3, np.bool_)
+    return np.asarray(common / np.maximum(union, 1e-9) > SAME_FACE, np.bool_)
