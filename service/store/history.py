@@ -135,7 +135,7 @@ def latest(
 
     Rows without a time, which other programs may write, are left out. Emotions are told as `labels` write them.
     """
-    spell = speller(labels)
+    spell = _speller(labels)
     if isinstance(scope, ByConnection):
         key: tuple[sa.Column[Any], sa.Column[Any]] = (_columns.prediction_uuid, _columns.face_index)
     else:
@@ -192,28 +192,17 @@ def figures(
     """
     conditions = [*_within(scope), _columns.timestamp >= since, _columns.timestamp < since + window]
     found = Figures(buckets=[{} for _ in range(buckets)])
-    bucket = (
-        bucket_of(connection, _columns.timestamp, since, window / buckets)
-        if buckets
-        else sa.literal_column("0")
-    )
     counted = (
         sa.select(
             _columns.emotion_id,
-            bucket.label("bucket"),
-            sa.func.count().label("count"),
+            bucket_of(connection, _columns.timestamp, since, window, buckets),
+            sa.func.count().label("faces"),
             sa.func.sum(_columns.confidence).label("confidence"),
         )
         .where(*conditions)
         .group_by(_columns.emotion_id, sa.text("bucket"))
-        .subquery()
     )
-    statement = sa.select(
-        emotion_class.c.emotion_name, counted.c.bucket, counted.c.count, counted.c.confidence
-    ).join_from(counted, emotion_class, named(counted.c.emotion_id))
-    spell = speller(labels)
-    for emotion, number, count, confidence in connection.execute(statement):
-        found.add(spell(emotion), int(number), count, confidence)
+    add_faces(found, connection, counted, labels)
     # One row of each request, so that those with many faces do not count for more.
     thousand = sa.cast(1000, sa.BigInteger)  # 36 minutes are more microseconds than an integer holds
     microseconds = sa.func.coalesce(_columns.processing_us, _columns.processing_time_ms * thousand)
@@ -249,12 +238,24 @@ def _timed(connection: sa.Connection) -> list[sa.ColumnElement[bool]]:
     return [moment.is_not(None)]
 
 
-def named(emotion_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
-    """Joins what was counted to its emotion. One whose name is null, as it may be, is counted nowhere."""
-    return sa.and_(emotion_class.c.emotion_id == emotion_id, emotion_class.c.emotion_name.is_not(None))
+def add_faces(
+    found: Figures, connection: sa.Connection, counting: sa.Select[Any], labels: Sequence[str]
+) -> None:
+    """Add what a statement counts to figures: `emotion_id`, `bucket`, how many `faces`, and the sum of `confidence`.
+
+    An emotion whose name is null, as it may be, is counted nowhere.
+    """
+    counted, emotions = counting.subquery(), emotion_class.c
+    is_its = sa.and_(emotions.emotion_id == counted.c.emotion_id, emotions.emotion_name.is_not(None))
+    statement = sa.select(
+        emotions.emotion_name, counted.c.bucket, counted.c.faces, counted.c.confidence
+    ).join_from(counted, emotion_class, is_its)
+    spell = _speller(labels)
+    for emotion, bucket, faces, confidence in connection.execute(statement):
+        found.add(spell(emotion), int(bucket), int(faces), confidence)
 
 
-def speller(labels: Sequence[str]) -> Callable[[str], str]:
+def _speller(labels: Sequence[str]) -> Callable[[str], str]:
     """What tells a stored emotion as these labels write it, and one that is none of them as the database does.
 
     Predictions are stored under the emotion of the same name in any case of letters (see `reference`).
@@ -264,9 +265,20 @@ def speller(labels: Sequence[str]) -> Callable[[str], str]:
 
 
 def bucket_of(
+    connection: sa.Connection,
+    moment: sa.ColumnElement[datetime],
+    since: datetime,
+    window: timedelta,
+    buckets: int,
+) -> sa.Label[Any]:
+    """As `bucket`, in which of so many parts of a window from `since` on a moment lies; 0 where there are no parts."""
+    number = _number(connection, moment, since, window / buckets) if buckets else sa.literal_column("0")
+    return number.label("bucket")
+
+
+def _number(
     connection: sa.Connection, moment: sa.ColumnElement[datetime], since: datetime, bucket: timedelta
 ) -> sa.ColumnElement[Any]:
-    """The number of the bucket that a moment falls into, counted from `since`."""
     # In whole microseconds: 0.043 / 0.001 is a little less than 43.
     length = bucket // timedelta(microseconds=1)
     if connection.dialect.name == "postgresql":

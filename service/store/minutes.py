@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from service.store.history import Anonymous, ByUser, Figures, bucket_of, named, percentiles, speller
-from service.store.schema import emotion_class, emotion_minutes, latency_minutes
+from service.store.history import Anonymous, ByUser, Figures, add_faces, bucket_of, percentiles
+from service.store.schema import emotion_minutes, latency_minutes
 
 MINUTE: Final = timedelta(minutes=1)
 
@@ -46,29 +46,18 @@ def figures(
     """
     found = Figures(buckets=[{} for _ in range(buckets)])
     columns = emotion_minutes.c
-    # By the middle of the minute: its beginning may be the bucket's own, and would be on either side of it by chance.
-    bucket = (
-        bucket_of(connection, columns.minute, since - MINUTE / 2, window / buckets)
-        if buckets
-        else sa.literal_column("0")
-    )
     counted = (
         sa.select(
             columns.emotion_id,
-            bucket.label("bucket"),
+            # By its middle: a minute's beginning may be the bucket's own, and would be on either side of it by chance.
+            bucket_of(connection, columns.minute, since - MINUTE / 2, window, buckets),
             sa.func.sum(columns.faces).label("faces"),
             sa.func.sum(columns.confidence).label("confidence"),
         )
         .where(*_within(emotion_minutes, scope, since, window))
         .group_by(columns.emotion_id, sa.text("bucket"))
-        .subquery()
     )
-    statement = sa.select(
-        emotion_class.c.emotion_name, counted.c.bucket, counted.c.faces, counted.c.confidence
-    ).join_from(counted, emotion_class, named(counted.c.emotion_id))
-    spell = speller(labels)
-    for emotion, number, faces, confidence in connection.execute(statement):
-        found.add(spell(emotion), int(number), int(faces), confidence)
+    add_faces(found, connection, counted, labels)
     latencies = latency_minutes.c
     classes = (
         sa.select(latencies.latency_us, sa.func.sum(latencies.requests))
