@@ -230,7 +230,7 @@ class Store:
             written=state.written,
             rejected=state.rejected,
             refused=self._refused,
-            failed_attempts=state.attempts_failed,
+            failed_attempts=state.failed_attempts,
             last_error=refusal or silence or state.last_error,
             taking=refusal is None,
             writing=not (state.failing or stalled),

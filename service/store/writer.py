@@ -51,13 +51,13 @@ _RETRY_AFTER_FAULT_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
-    """What the writer has done. ``written`` counts rows, but for those that were there already, ``attempts_failed`` all
+    """What the writer has done. ``written`` counts rows, but for those that were there already, ``failed_attempts`` all
     attempts that failed; ``failing`` says whether the last one did.
     """
 
     written: int = 0
     rejected: int = 0
-    attempts_failed: int = 0
+    failed_attempts: int = 0
     last_error: str | None = None
     failing: bool = False
 
@@ -233,7 +233,7 @@ class Writer:
 
     def _failed(self, reason: str) -> None:
         self.state = replace(
-            self.state, attempts_failed=self.state.attempts_failed + 1, last_error=reason, failing=True
+            self.state, failed_attempts=self.state.failed_attempts + 1, last_error=reason, failing=True
         )
 
     def _write(self, batch: Batch) -> int:

@@ -46,7 +46,7 @@ def test_a_fault_while_closing_is_told_once(tmp_path: Path, caplog: pytest.LogCa
     writer = open_writer(tmp_path, Faulty(MODEL, limit=10))
     eventually(lambda: writer.state.failing)
     writer.close(timeout=1.0)
-    assert 1 < writer.state.attempts_failed < 20
+    assert 1 < writer.state.failed_attempts < 20
     [told] = caplog.records
     assert told.exc_info is not None
 
@@ -62,7 +62,7 @@ def test_a_journal_that_cannot_be_read_for_a_while(
     aside = spilled.rename(tmp_path / "aside")
     spilled.symlink_to(spilled)
     writer = open_writer(tmp_path, backlog)
-    eventually(lambda: writer.state.failing and writer.state.attempts_failed >= 3)
+    eventually(lambda: writer.state.failing and writer.state.failed_attempts >= 3)
     assert writer.state.last_error == f"journal: {os.strerror(errno.ELOOP)}"
     [told] = caplog.records
     assert (told.levelname, told.exc_info) == ("ERROR", None)
@@ -108,7 +108,7 @@ def test_a_sqlite_file_that_is_away_when_the_writer_looks_for_it(
     else:
         writer = Writer(engine, backlog, {}, {}, prepare)
     writer.start()
-    eventually(lambda: writer.state.attempts_failed >= 2)
+    eventually(lambda: writer.state.failed_attempts >= 2)
     os.link(away if back == "the file" else other, file)
     eventually(lambda: writer.state.written == 1)
     with engine.connect() as connection:
@@ -154,7 +154,7 @@ def test_an_outage_of_many_reasons_does_not_fill_the_log(
     engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
     refused = Writer(engine, backlog, {}, {}, prepare=refuse)
     refused.start()
-    eventually(lambda: refused.state.attempts_failed >= 20)
+    eventually(lambda: refused.state.failed_attempts >= 20)
     refused.close(timeout=0)
-    assert f"{refused.state.attempts_failed - 1}th" in (refused.state.last_error or "")
+    assert f"{refused.state.failed_attempts - 1}th" in (refused.state.last_error or "")
     assert len([record for record in caplog.records if "is retried" in record.message]) == 10
