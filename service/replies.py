@@ -153,7 +153,7 @@ def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
     return success({"type": "model_info", "info": info}, request_id)
 
 
-def configuration_reply(options: Options, request_id: RequestId, user: str | None = None) -> bytes:
+def configuration_reply(options: Options, request_id: RequestId, user: str | None) -> bytes:
     """The reply to `configure`: the options that are in force from the next request on, and whose connection it is."""
     body: dict[str, Any] = {"type": "configuration", "configuration": asdict(options)}
     if user is not None:
@@ -180,7 +180,7 @@ def health_reply(
     request_id: RequestId,
     *,
     models: Sequence[Mapping[str, Any]],
-    reload_error: str | None = None,
+    reload_error: str | None,
 ) -> bytes:
     """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it.
 
