@@ -37,9 +37,8 @@ def models_served(ready: Ready, settings: Settings) -> str:
 
 def difference(found: Ready, before: Ready | None, settings: Settings) -> str | None:
     """What a worker serves, where it is not what was served `before`; None where it is, or nothing was."""
-    if before in (None, found):
+    if before is None or before == found:
         return None
-    assert before is not None
     return (
         f"{models_served(found, settings)}, where others serve {models_served(before, settings)}: "
         "a file was replaced meanwhile"
