@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import orjson
 
@@ -36,7 +36,7 @@ COMMANDS: Final = {
 }
 LOOKUPS: Final = frozenset({"history", "stats"})
 QUERIES: Final = frozenset(COMMANDS) - LOOKUPS - {"predict", "configure"}
-DETECT: Final[tuple[Detect, ...]] = ("auto", "always", "never")
+DETECT: Final[tuple[Detect, ...]] = get_args(Detect)
 MAX_FACES: Final = 64
 PRIORITIES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
 SUBPROTOCOL: Final = "visionai.v2"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dotenv.parser import parse_stream
 from environs import Env, EnvValidationError, ValidationError, validate
@@ -21,14 +21,13 @@ from service.logs import LogFormat
 
 Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
 ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})
-ProviderSetting = Provider | Literal["auto"]
+ProviderSetting = Literal[Provider, "auto"]
 Detect = Literal["auto", "always", "never"]
 Authentication = Literal["off", "optional", "required"]
+# The journal goes to the disk when the system likes, at least every second, or before a record is acknowledged.
 Fsync = Literal["never", "interval", "always"]
 Network = IPv4Network | IPv6Network
 SmallFaces = Literal["auto", "always", "never"]
-
-PROVIDERS: tuple[ProviderSetting, ...] = ("cpu", "openvino", "cuda", "tensorrt", "auto")
 
 DEFAULT_MODEL = Path("models/build/modelo_emociones.onnx")
 DETECTORS = ("face_short.onnx", "face_back.onnx")
@@ -153,6 +152,8 @@ _LARGEST_BATCH = 4096
 
 _LAST_PORT = 65535
 
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 # A host is a name or an address; extensions, and programs that show pages, have schemes of their own.
 _ORIGIN = re.compile(
     r"same-origin|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>\d{1,5}))?"
@@ -245,9 +246,7 @@ def _read(env: Env) -> Settings:
         "port": port,
         "database_url": env.str("DATABASE_URL", default.database_url),
         "journal_dir": _optional_path(env, "JOURNAL_DIR", default.journal_dir),
-        "journal_fsync": env.str(
-            "JOURNAL_FSYNC", default.journal_fsync, validate=validate.OneOf(["never", "interval", "always"])
-        ),
+        "journal_fsync": _one_of(env, "JOURNAL_FSYNC", default.journal_fsync, get_args(Fsync)),
         "retention_days": env.float(
             "RETENTION_DAYS", default.retention_days, validate=validate.Range(min=0, max=_LONGEST_RETENTION)
         ),
@@ -257,14 +256,10 @@ def _read(env: Env) -> Settings:
         "canary_percent": env.float(
             "CANARY_PERCENT", default.canary_percent, validate=validate.Range(min=0, max=100)
         ),
-        "provider": env.str("PROVIDER", default.provider, validate=validate.OneOf(PROVIDERS)),
-        "detect": env.str("DETECT", default.detect, validate=validate.OneOf(["auto", "always", "never"])),
-        "small_faces": env.str(
-            "SMALL_FACES", default.small_faces, validate=validate.OneOf(["auto", "always", "never"])
-        ),
-        "emotions_language": env.str(
-            "EMOTIONS_LANGUAGE", default.emotions_language, validate=validate.OneOf(["es", "en"])
-        ),
+        "provider": _one_of(env, "PROVIDER", default.provider, get_args(ProviderSetting)),
+        "detect": _one_of(env, "DETECT", default.detect, get_args(Detect)),
+        "small_faces": _one_of(env, "SMALL_FACES", default.small_faces, get_args(SmallFaces)),
+        "emotions_language": _one_of(env, "EMOTIONS_LANGUAGE", default.emotions_language, get_args(Language)),
         "workers": env.int("WORKERS", 0, validate=from_zero),
         "executors": env.int("EXECUTORS", -1, validate=validate.Range(min=-1)),
         "threads": env.int("THREADS", 0, validate=from_zero),
@@ -278,7 +273,7 @@ def _read(env: Env) -> Settings:
         "max_image_pixels": env.int("MAX_IMAGE_PIXELS", default.max_image_pixels, validate=positive),
         "tls_certificate": _optional_path(env, "TLS_CERTIFICATE"),
         "tls_key": _optional_path(env, "TLS_KEY"),
-        "auth": env.str("AUTH", default.auth, validate=validate.OneOf(["off", "optional", "required"])),
+        "auth": _one_of(env, "AUTH", default.auth, get_args(Authentication)),
         "jwt_secret": env.str("JWT_SECRET", "") or None,
         "jwt_key_file": _optional_path(env, "JWT_KEY_FILE"),
         "jwt_audience": env.str("JWT_AUDIENCE", "") or None,
@@ -301,10 +296,8 @@ def _read(env: Env) -> Settings:
         "ping_seconds": env.float("PING_SECONDS", default.ping_seconds, validate=seconds),
         "drain_seconds": env.float("DRAIN_SECONDS", default.drain_seconds, validate=seconds),
         "control_socket": _optional_path(env, "CONTROL_SOCKET", default.control_socket),
-        "log_level": env.str(
-            "LOG_LEVEL", default.log_level, validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
-        ),
-        "log_format": env.str("LOG_FORMAT", default.log_format, validate=validate.OneOf(["console", "json"])),
+        "log_level": _one_of(env, "LOG_LEVEL", default.log_level, _LOG_LEVELS),
+        "log_format": _one_of(env, "LOG_FORMAT", default.log_format, get_args(LogFormat)),
     }
     _seal(env, [name.upper() for name in values])
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
@@ -335,6 +328,10 @@ def _said_of(error: EnvValidationError, written: Mapping[str, str]) -> str:
 def _without_user(value: str) -> str:
     """Addresses in it without their user, who may have a password."""
     return re.sub(r"//[^/,]*@", "//…@", value)
+
+
+def _one_of(env: Env, name: str, default: str, choices: Sequence[str]) -> str:
+    return env.str(name, default, validate=validate.OneOf(choices))
 
 
 def _optional_path(env: Env, name: str, default: Path | None = None) -> Path | None:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime  # after `service.engine`, which forbids it telemetry: this module's package comes first
@@ -57,7 +58,7 @@ _GPU_BATCHES = (1, 8, 32, 64)
 # A part of the cache's key, to be raised when what is measured or how it is decided changes.
 _FORMAT = 2
 
-_ALL: tuple[Provider, ...] = ("cpu", "openvino", "cuda", "tensorrt")
+_ALL: tuple[Provider, ...] = get_args(Provider)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from sqlalchemy import exc
 
 from service.apart import Progress, run_apart
 from service.errors import StartupError
+from service.settings import Fsync
 from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_file, first_line, parse_url, unusable
@@ -43,10 +44,9 @@ from service.store.queries import Queries
 from service.store.records import PredictionRecord, encode
 from service.store.reference import Model, References
 from service.store.retention import Retention
-from service.store.segments import Fsync
 from service.store.writer import Writer
 
-__all__ = ["Fsync", "PredictionRecord", "Store", "StoreStatus", "bring_up_to_date", "prepare"]
+__all__ = ["PredictionRecord", "Store", "StoreStatus", "bring_up_to_date", "prepare"]
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from service.logs import Seldom
+from service.settings import Fsync
 from service.store import folders, segments
 from service.store.backlog import Batch
 from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
-from service.store.segments import Fsync, Position, SegmentWriter
+from service.store.segments import Position, SegmentWriter
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Final
 
+from service.settings import Fsync
 from service.store.backlog import Batch
 from service.store.journal import JournalBacklog
 from service.store.orphans import Orphans
 from service.store.reference import Model
-from service.store.segments import Fsync
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
@@ -22,10 +22,6 @@ if sys.platform == "darwin":
     import fcntl
 
 logger = logging.getLogger(__name__)
-
-#: ``never``: the operating system writes to the disk when it likes. ``interval``: at least every second.
-#: ``always``: before a record is acknowledged.
-Fsync = Literal["never", "interval", "always"]
 
 FORMAT: Final = 1
 

@@ -12,11 +12,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from service.settings import Fsync
 from service.store import PredictionRecord, Store
 from service.store.database import create_engine, parse_url
 from service.store.journal import JournalBacklog
 from service.store.reference import Model
-from service.store.segments import Fsync
 from tests.store.journals import MODEL, OpenJournal
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")

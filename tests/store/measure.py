@@ -19,7 +19,8 @@ import psycopg2.extras  # type: ignore[import-untyped]
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from service.store import Fsync, PredictionRecord, Store, reference
+from service.settings import Fsync
+from service.store import PredictionRecord, Store, reference
 from service.store.database import create_engine, parse_url
 from service.store.insert import insert, sqlite_rows, sqlite_statement
 from service.store.migrate import migrate

@@ -19,9 +19,9 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import Internal, StartupError
+from service.settings import Fsync
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
-from service.store.segments import Fsync
 from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import PATIENCE_S, ask, eventually
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Fsync
 from service.store import journal
 from service.store.framing import frame
-from service.store.segments import Fsync
 from tests.store.journals import OpenJournal, drain, files, payload
 
 OPEN_FILES = Path("/proc/self/fd")

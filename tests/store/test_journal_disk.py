@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Fsync
 from service.store import folders, journal, segments
 from service.store.folders import Folder
 from service.store.journal import JournalBacklog
-from service.store.segments import Fsync, SegmentWriter
+from service.store.segments import SegmentWriter
 from tests.store.journals import MODEL, TIMEOUT, OpenJournal, drain, files, payload
 
 # A limit on the size of files fails writes as a full disk does: with some bytes of the frame written, then an error.
