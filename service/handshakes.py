@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -78,6 +78,11 @@ class Handshakes:
             settled()
         if not self._under_way and not self._arriving and self._over is not None and not self._over.done():
             self._over.set_result(None)
+
+    @property
+    def under_way(self) -> Collection[Connection]:
+        """Those that are connected and not greeted: their request has not come, or was not for a WebSocket."""
+        return self._under_way.keys()
 
     async def finish(self, servers: list[Server]) -> None:
         """Accept nothing more on these servers, and wait, not long, until all that is connected is greeted."""

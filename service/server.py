@@ -210,7 +210,8 @@ class Service:
 
     def _drop(self, unread: bool) -> None:
         """Drop the clients that are left: a phone out of reach must not hold up every reload."""
-        for connection in self._connections:
+        # Those that are not greeted, too: the library gives them HANDSHAKE_SECONDS.
+        for connection in (*self._connections, *self._handshakes.under_way):
             if unread or not connection.transport.get_write_buffer_size():
                 connection.transport.abort()
 
