@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -43,6 +44,8 @@ def run() -> None:
 
     What SIGTERM and SIGHUP end leaves the terminal as Ctrl-C does, and the code is a shell's for that signal.
     """
+    if sys.stderr is None:  # started with it closed: `print` would take the output in its place
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:

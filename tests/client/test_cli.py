@@ -173,6 +173,14 @@ async def test_a_closed_output_is_not_written_to(
     assert len(peer.predictions_received) == 1
 
 
+async def test_a_closed_standard_error_leaves_the_output_as_it_is(peer: Peer, photos: Path) -> None:
+    """Started with 2>&-: what is for people is nowhere, and not in the JSON."""
+    command = f"{sys.executable} -m client predict {photos} --json --url {peer.url} 2>&-"
+    done = await run_command(["sh", "-c", command], folder=photos)
+    assert done.code == 0
+    assert len(json.loads(done.out)) == 3
+
+
 async def test_a_failed_image_does_not_stop_the_others(peer: Peer, visionai: VisionAI, photos: Path) -> None:
     """Exit code 1 says that some image failed; the others are answered and the reason is shown."""
     (photos / "broken.jpg").write_bytes(
