@@ -27,7 +27,17 @@ _STOP_SECONDS = 30
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 # Whatever they are in the environment.
-SET_BY_US = ("HOST", "PORT", "DATABASE_URL", "JOURNAL_DIR", "LOG_LEVEL", "MODEL_PATH")
+SET_BY_US = (
+    "HOST",
+    "PORT",
+    "DATABASE_URL",
+    "JOURNAL_DIR",
+    "LOG_LEVEL",
+    "MODEL_PATH",
+    "CONTROL_SOCKET",
+    "TLS_CERTIFICATE",
+    "TLS_KEY",
+)
 
 # Some servers end before their children, and some never tell them.
 _ORPHAN_SECONDS = 5
@@ -131,6 +141,11 @@ def started_service(
             "DATABASE_URL": f"sqlite:///{folder}/bench.db",
             "JOURNAL_DIR": f"{folder}/journal",
             "LOG_LEVEL": "WARNING",
+            # It would be found there in place of the service that runs in the same folder, and take it along.
+            "CONTROL_SOCKET": "",
+            # The load generator does not speak it.
+            "TLS_CERTIFICATE": "",
+            "TLS_KEY": "",
         }
         if model is not None:
             settings["MODEL_PATH"] = str(resolve_model(model, "--model").resolve())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from benchmarks.http_wire import HTTPClient, build_post, take_reply
 from benchmarks.load import run_load
-from benchmarks.target import Target, stop
+from benchmarks.target import Target, started_service, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import make_workload
 from tests.benchmarks.harness import SHORT
@@ -96,6 +98,32 @@ async def test_no_server_is_an_error_that_names_the_address() -> None:
     """For HTTP as for WebSocket."""
     with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:1"):
         await HTTPClient.connect("http://127.0.0.1:1", lambda _: None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Unix sockets")
+def test_the_service_that_runs_here_stays_the_one_that_reloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is measured does not take the control socket of another, though their settings are the same."""
+    path = tmp_path / "visionai.sock"
+    monkeypatch.setenv("CONTROL_SOCKET", str(path))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        before = path.stat().st_ino
+        with started_service():
+            assert path.stat().st_ino == before
+    assert path.stat().st_ino == before
+
+
+async def test_settings_for_tls_do_not_keep_a_service_from_being_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is measured without: the load generator does not speak it."""
+    monkeypatch.setenv("TLS_CERTIFICATE", "certificate.pem")
+    monkeypatch.setenv("TLS_KEY", "key.pem")
+    with started_service() as target:
+        result = await run_load(target, make_workload("64x64"), SHORT)
+    assert result.succeeded > 0
 
 
 def test_what_a_server_leaves_behind_is_ended() -> None:
