@@ -118,6 +118,8 @@ class LimitBench:
         self, workers: Workers, size: str, batch: int = 1, detect: Detect = "never", seconds: float = 1.0
     ) -> LimitResult:
         """One measurement."""
+        if workers == "processes" and self._pool is None:
+            self._start_pool()
         measure = self._in_threads if workers == "threads" else self._in_processes
         busy, begun = busy_seconds(), time.perf_counter()
         throughput, cpu, images = measure(size, batch, detect, seconds)
@@ -148,18 +150,22 @@ class LimitBench:
     def _in_processes(
         self, size: str, batch: int, detect: Detect, seconds: float
     ) -> tuple[float, float, int]:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            barrier = context.Barrier(self.count)
-            # A terminal sends Ctrl-C to all of them; workers never see it. Those that end by themselves are
-            # replaced, or leave a lock behind, for which `terminate` waits for ever.
-            with held_back(signal.SIGINT):
-                self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
+        assert self._pool is not None
         # One task each: the barrier holds every worker until all have one, so that none takes two.
         tasks = [(size, batch, detect, seconds)] * self.count
         outcomes = self._pool.starmap(_loop_in_process, tasks, chunksize=1)
         images = sum(outcome[0] for outcome in outcomes)
         return sum(o[0] / o[1] for o in outcomes), sum(o[2] for o in outcomes), images
+
+    def _start_pool(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(self.count)
+        # A terminal sends Ctrl-C to all of them; workers never see it. Those that end by themselves are
+        # replaced, or leave a lock behind, for which `terminate` waits for ever.
+        with held_back(signal.SIGINT):
+            self._pool = context.Pool(self.count, _load_job, (str(self._model), barrier))
+        # Until each has loaded its model, which would be taken for somebody else's work.
+        self._pool.starmap(_loop_in_process, [("64x64", 1, "never", 0.0)] * self.count, chunksize=1)
 
     def close(self) -> None:
         """End the processes."""

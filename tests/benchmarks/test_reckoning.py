@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from benchmarks import limit
@@ -15,6 +16,7 @@ from benchmarks.limit import LimitBench
 from benchmarks.load import LoadPlan, _result, _Spent
 from benchmarks.target import Usage
 from benchmarks.workload import make_workload
+from service.settings import DEFAULT_MODEL
 
 BURSTS = LoadPlan(clients=3, rate=100.0, arrivals="burst")
 SPENT = _Spent(elapsed=2.0, server=1.5, generator=0.5, machine=3.0, usage=Usage(9.0, 200.0, 150.0))
@@ -51,6 +53,20 @@ def test_the_limit_is_of_all_threads_and_others_are_who_was_busy_beside_them(
     assert result.throughput * 0.5 == pytest.approx(images)
     assert result.cpu_per_image_us * images == pytest.approx(2.0 * 1e6)
     assert result.others_cores == pytest.approx(others)
+
+
+def test_the_limits_processes_are_not_charged_with_others_for_their_own_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine where nobody else does anything, others were idle in the first measurement, too."""
+    own = psutil.Process()
+
+    def busy_seconds() -> float:
+        return sum(sum(each.cpu_times()[:2]) for each in (own, *own.children()))
+
+    monkeypatch.setattr(limit, "busy_seconds", busy_seconds)
+    with limit.limit_bench(DEFAULT_MODEL, 2) as bench:
+        assert bench.measure("processes", "64x64", seconds=0.5).others_cores < 0.1
 
 
 def test_a_load_is_reckoned_per_answer_and_per_second() -> None:
