@@ -55,6 +55,7 @@ from benchmarks.profile import profile as measure_profile
 from benchmarks.report import to_json, write_report, write_results
 from benchmarks.scenarios import add_scenarios
 from benchmarks.slo import Outcome, check_slo, parse_slo
+from benchmarks.spread import spread
 from benchmarks.sweep import CLIENTS, SHARES, Sweep, sweep_clients, sweep_rates
 from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_grid, slo_grid, sweep_grid
 from benchmarks.target import Target, started_service
@@ -215,8 +216,11 @@ def load(
     outcomes = [check_slo(objectives, results) for results in series]
     grids = [load_grid(series), *_slo_grids(outcomes, series)]
     show(as_json, {"results": [r for results in series for r in results], "slo": outcomes}, *grids)
-    if any(bursts := [took for results in series for r in results for took in r.bursts_ms]) and not as_json:
-        console.print(f"last answer of a burst: {sorted(bursts)[len(bursts) // 2]:.0f} ms in the median")
+    for results in series:
+        bursts, first = [took for result in results for took in result.bursts_ms], results[0]
+        if bursts and not as_json:
+            whose = f"{first.size}, {first.clients} clients"
+            console.print(f"last answer of a burst, {whose}: {spread(bursts):.0f} ms")
     flat = [result for results in series for result in results]
     for result in flat:
         answered(result)

@@ -101,7 +101,7 @@ class Suite:
             bursts = [took for result in results for took in result.bursts_ms]
             if bursts:
                 grid.rows.append([f"{results[0].clients} at once: last answer", f"{spread(bursts):.0f} ms"])
-            elif self.sweep is not None and (results[0].rate or 0) > self.sweep.saturation:
+            elif self.sweep is not None and results[0].deadline_ms is not None:
                 shares = [result.goodput / self.sweep.saturation for result in results]
                 name = f"{results[0].rate:,.0f}/s asked: answers within {_DEADLINE_MS:.0f} ms, of saturation"
                 grid.rows.append([name, f"{spread(shares):.2f}"])

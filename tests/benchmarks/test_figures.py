@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from benchmarks.commands import app
 from benchmarks.compare import Paired
-from benchmarks.load import LoadResult
+from benchmarks.load import LoadPlan, LoadResult
 from benchmarks.options import print_grid
 from benchmarks.percentiles import latency
 from benchmarks.persistence import Storing, StoringResult
@@ -25,8 +27,11 @@ from benchmarks.report import write_report, write_results
 from benchmarks.slo import check_slo, parse_slo
 from benchmarks.spread import spread
 from benchmarks.stages import Stages
+from benchmarks.suite import Suite
 from benchmarks.sweep import Sweep, find_knee
 from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
+from benchmarks.target import Target
+from benchmarks.workload import Workload
 from tests.benchmarks.harness import LIMIT, LOAD
 
 PROFILE = Profile(
@@ -210,6 +215,27 @@ def test_storing_is_compared_round_by_round() -> None:
     ]
     results = [StoringResult(storing, replace(LOAD, throughput=rate)) for storing, rate in rates]
     assert storing_grid(results).rows[1][2] == "0.900 (0.900-0.900)"
+
+
+def test_each_load_in_bursts_has_its_own_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What few clients get is not mixed with what many do."""
+
+    def measured(_: Target, __: Workload, plan: LoadPlan) -> LoadResult:
+        return replace(LOAD, clients=plan.clients, bursts_ms=[10.0 * plan.clients, 20.0 * plan.clients])
+
+    monkeypatch.setattr("benchmarks.commands.run_one", measured)
+    arguments = "load --rate 10 --arrivals burst --clients 2,4 --url ws://127.0.0.1:1"
+    shown = CliRunner().invoke(app, arguments.split()).output
+    assert "64x64, 2 clients: 30 (20-40) ms" in shown
+    assert "64x64, 4 clients: 60 (40-80) ms" in shown
+
+
+def test_what_had_no_deadline_is_not_told_as_within_one() -> None:
+    """Of a network so slow that a thousand a second are more than it can: paced clients had all the time."""
+    paced = replace(at_rate(1000, 30), arrivals="paced")
+    excess = replace(at_rate(750, 30), deadline_ms=50.0, goodput=400.0)
+    suite = Suite(arrivals=[[paced], [excess]], sweep=Sweep("64x64", 500.0, [], []))
+    assert suite._burst_grid().rows == [["750/s asked: answers within 50 ms, of saturation", "0.80"]]
 
 
 def test_the_report_is_one_file_with_plots_inside(tmp_path: Path) -> None:
