@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -23,5 +24,6 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise at least one repeat."""
-    return Spread(float(median(values)), min(values), max(values), len(values))
+    """Summarise at least one repeat. One that had no answers, and so no latency (NaN), is later than any."""
+    ordered = sorted(math.inf if math.isnan(value) else value for value in values)
+    return Spread(float(median(ordered)), ordered[0], ordered[-1], len(ordered))

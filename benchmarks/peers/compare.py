@@ -248,7 +248,7 @@ def peers_grid(results: Sequence[PeerResult]) -> Grid:
                 for mine, theirs in zip(ours, loads, strict=True)
                 if theirs.throughput
             ]
-            cpu = [each.server_cpu_per_request_us or 0.0 for each in loads]
+            cpu = [used for each in loads if (used := each.server_cpu_per_request_us) is not None]
             memory = [each.server.pss_mb for each in loads if each.server is not None]
             grid.rows.append(
                 [
@@ -259,7 +259,7 @@ def peers_grid(results: Sequence[PeerResult]) -> Grid:
                     f"{spread([each.latency.p50 for each in loads]):.2f}",
                     f"{spread([each.latency.p99 for each in loads]):.2f}",
                     str(sum(each.failed for each in loads)),
-                    f"{spread(cpu):.0f}",
+                    f"{spread(cpu):.0f}" if cpu else "-",
                     f"{spread(memory).median:.0f}" if memory else "-",
                 ]
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import threading
 import time
@@ -18,6 +19,7 @@ from benchmarks.commands import app
 from benchmarks.compare import Paired
 from benchmarks.load import LoadPlan, LoadResult
 from benchmarks.options import print_grid
+from benchmarks.peers.compare import OURS, PeerResult, peers_grid
 from benchmarks.percentiles import latency
 from benchmarks.persistence import Storing, StoringResult
 from benchmarks.plots import plot_profile, plot_shares, plot_sweep
@@ -70,6 +72,20 @@ def test_a_spread_is_the_median_and_the_range() -> None:
     """One repeat has no range."""
     assert f"{spread([3.0, 1.0, 2000.0]):,.0f}" == "3 (1-2,000)"
     assert f"{spread([3.0]):.1f}" == "3.0"
+
+
+def test_a_repeat_without_answers_is_later_than_any() -> None:
+    """Whichever of them it is: of three p99, the median is not the lowest."""
+    for times in ([math.nan, 5.0, 6.0], [5.0, math.nan, 6.0], [5.0, 6.0, math.nan]):
+        assert f"{spread(times):.0f}" == "6 (5-inf)"
+
+
+def test_a_peer_without_answers_spent_no_known_time_on_each() -> None:
+    """It is left out, and not taken for one that answers for nothing."""
+    none = replace(LOAD, throughput=0.0, server_cpu_per_request_us=None)
+    results = [PeerResult(name, load) for load in (LOAD, none) for name in (OURS, "mosec")]
+    assert [row[7] for row in peers_grid(results).rows] == ["500", "500"]
+    assert peers_grid([PeerResult(OURS, LOAD), PeerResult("mosec", none)]).rows[1][7] == "-"
 
 
 def test_objectives_are_held_against_the_median_of_the_repeats() -> None:
