@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -149,22 +150,37 @@ def started_service(
         }
         if model is not None:
             settings["MODEL_PATH"] = str(resolve_model(model, "--model").resolve())
-        with subprocess.Popen(
+        with running(
             [sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, **settings, **(environment or {})},
             stdout=subprocess.PIPE,
-            text=True,
         ) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"ready on (ws://\S+:\d+)", line)
+            if found is None:
+                raise RuntimeError(f"the service did not start: {line.strip() or 'see above'}")
+            yield Target(found.group(1), process.pid)
+
+
+@contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is stopped with the context, whatever signals come. `options` are those of `subprocess.Popen`."""
+    process = None
+    try:
+        with hearing_later():  # in the midst of that there would be a process that nobody knows of
+            process = subprocess.Popen(command, text=True, **options)
+        yield process
+    finally:
+        if process is not None:
             try:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                found = re.search(r"ready on (ws://\S+:\d+)", line)
-                if found is None:
-                    raise RuntimeError(f"the service did not start: {line.strip() or 'see above'}")
-                yield Target(found.group(1), process.pid)
-            finally:
                 stop(process)
+            finally:
+                if process.poll() is None:  # a second signal came before that could hold it back
+                    stop(process)
+                if process.stdout is not None:
+                    process.stdout.close()
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -172,12 +188,12 @@ def stop(process: subprocess.Popen[str]) -> None:
 
     A signal to this process is heard after that: it would leave the other running, and whoever waits for that hangs.
     """
-    with _hearing_later():
+    with hearing_later():
         _stop(process)
 
 
 @contextmanager
-def _hearing_later() -> Iterator[None]:
+def hearing_later() -> Iterator[None]:
     """What would end this process does so after this.
 
     `service.signals.held_back` holds back what comes to the calling thread; here others run, which would hear it.

@@ -22,7 +22,7 @@ from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.quiet import wait_until_quiet
 from benchmarks.spread import spread
 from benchmarks.tables import Grid
-from benchmarks.target import ROOT, Target, started_service, stop
+from benchmarks.target import ROOT, Target, running, started_service
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import Framing, make_workload
 from service.cpus import available_cpus
@@ -148,23 +148,19 @@ def started_peer(peer: Peer, python: Path, model: Path) -> Iterator[Target]:
         log = Path(folder) / "log"
         with (
             log.open("w") as output,
-            subprocess.Popen(
+            running(
                 [str(python), *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
             ) as process,
         ):
             scheme = "http" if peer.framing == "http" else "ws"
             target = Target(f"{scheme}://127.0.0.1:{port}", process.pid)
-            try:
-                if not _answers(target, peer, process):
-                    raise RuntimeError(f"{peer.name} does not answer: {log.read_text().strip()[-500:]}")
-                yield target
-            finally:
-                stop(process)
+            if not _answers(target, peer, process):
+                raise RuntimeError(f"{peer.name} does not answer: {log.read_text().strip()[-500:]}")
+            yield target
 
 
 def _keras_file(model: Path) -> Path:

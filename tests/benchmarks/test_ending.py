@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks.target import stop
+from benchmarks.target import started_service, stop
 from tests.benchmarks.harness import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -49,6 +50,37 @@ signal.pause()
             assert process.poll() == 7
     finally:
         signal.signal(number, before)
+
+
+def test_a_signal_that_comes_while_the_service_is_started_does_not_leave_it_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is heard when there is somebody who stops what has been started."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Told(Exception):
+        pass
+
+    def tell(*_: object) -> None:
+        raise Told
+
+    class Starting(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("benchmarks.target.subprocess.Popen", Starting)
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        with pytest.raises(Told), started_service(command=("-c", "import time; time.sleep(600)")):
+            pass
+        (process,) = started
+        assert process.poll() is not None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in started:
+            process.kill()
 
 
 @pytest.mark.parametrize("gap", [0.001, 0.02])
