@@ -179,6 +179,22 @@ def references(resource: Resource) -> list[tuple[str, str]]:
     return found
 
 
+def test_argo_cd_migrates_after_what_the_job_names_and_before_the_replicas(resources: list[Resource]) -> None:
+    """What the Job waits for would not come as long as Argo CD waits for the Job, as in the phase PreSync."""
+
+    def annotation(resource: Resource, name: str, default: str) -> str:
+        found: str = resource["metadata"].get("annotations", {}).get(f"argocd.argoproj.io/{name}", default)
+        return found
+
+    def wave(resource: Resource) -> int:
+        return int(annotation(resource, "sync-wave", "0"))
+
+    job = only(resources, "Job")
+    assert annotation(job, "hook", "Sync") == "Sync"
+    assert {wave(only(resources, kind)) < wave(job) for kind, _ in references(job)} == {True}
+    assert wave(job) < wave(only(resources, "Deployment"))
+
+
 def test_the_journal_is_on_the_claim_with_the_component() -> None:
     """And nothing of the emptyDir is left, which Kubernetes would refuse beside it."""
     folder, components = VARIANTS["journal volume"]
