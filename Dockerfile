@@ -46,11 +46,11 @@ COPY service service
 # The page runs the JavaScript client; of the rest of the package it needs nothing.
 COPY client/__init__.py client/__init__.py
 COPY client/js client/js
-# The libraries of the command line go: the image serves, clients are elsewhere. Debian keeps no old versions, so
-# `binutils` cannot be pinned.
+# The libraries of the clients' command line go: the image serves, clients are elsewhere. `rich` stays, for `tune`.
+# Debian keeps no old versions, so `binutils` cannot be pinned.
 # hadolint ignore=DL3008
 RUN /venv/bin/python -m pip install --no-cache-dir --no-compile --no-deps --force-reinstall . \
- && /venv/bin/python -m pip uninstall --yes typer rich pygments pydantic pydantic-core markdown-it-py mdurl \
+ && /venv/bin/python -m pip uninstall --yes typer pygments pydantic pydantic-core markdown-it-py mdurl \
  && apt-get update && apt-get install --yes --no-install-recommends binutils \
  && rm -rf /var/lib/apt/lists/* \
  && mv /venv/lib/python3.*/site-packages /packages
@@ -68,7 +68,7 @@ RUN rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distu
  && if [ "${ONNXRUNTIME}" = cpu ]; then rm -f onnxruntime/capi/libonnxruntime.so.*; fi \
  && find uvloop sqlalchemy cryptography -name '*.so' -exec strip {} + \
  && /venv/bin/python -m compileall -q -s /packages -p /packages . \
- && PYTHONPATH=/packages python3 -c 'import service.supervisor, sqlalchemy.dialects.postgresql.psycopg2' \
+ && PYTHONPATH=/packages python3 -c 'import service.supervisor, service.tune, sqlalchemy.dialects.postgresql.psycopg2' \
  && mkdir /data
 
 

@@ -144,6 +144,19 @@ def test_the_dockerfile_copies_only_what_its_context_has() -> None:
     assert {name for line in copied for name in line.split()} == set(kept)
 
 
+def test_the_image_keeps_what_the_service_imports() -> None:
+    """For its commands, too, such as `tune`: of what the Dockerfile uninstalls none of its modules needs anything."""
+    uninstalled = re.findall(r" uninstall --yes (.+) \\$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert "typer" in (gone := {name for line in uninstalled for name in line.split()} - {"onnxruntime"})
+    brought = importlib.metadata.packages_distributions()
+    needed = set()
+    for module in (ROOT / "service").rglob("*.py"):
+        names = re.findall(r"^ *(?:import|from) (\w+)", module.read_text(), re.MULTILINE)
+        needed |= {package for name in names for package in brought.get(name, [])}
+    assert "orjson" in needed
+    assert gone & needed == set()
+
+
 def test_what_the_calibration_finds_outlives_the_process() -> None:
     """Neither user has a home to keep it in: image and unit name a folder that both may write to."""
     assert "\nVOLUME /data\n" in (dockerfile := (ROOT / "Dockerfile").read_text())
