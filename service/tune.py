@@ -10,14 +10,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service.cpus import available_cpus
-from service.engine.calibration import Calibration, apply, cache_file, keep, measure_apart
+from service.engine.calibration import STEADY, Calibration, apply, cache_file, keep, measure_apart
 from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import Settings
 
 
 def tune(settings: Settings) -> None:
-    """Measure, print the table and what follows from it, and keep the choice.
+    """Measure, print the table and what follows from it, and keep the choice unless it is chance.
 
     Raises:
         StartupError: the model or the provider that was asked for cannot be used, or the table cannot be printed.
@@ -31,7 +31,10 @@ def tune(settings: Settings) -> None:
 
         found = measure_apart(path, settings.provider, cpus, thorough=True, progress=progress)
     cache = cache_file(path, settings.provider, cpus)
-    reason = keep(cache, found.chosen)
+    if found.chosen.steadiness < STEADY:
+        reason: str | None = "the machine is busy, and the choice is chance; tune it when it is not"
+    else:
+        reason = keep(cache, found.chosen)
     chosen = apply(settings, found.chosen, cpus)
     outcome = f"kept in {cache}" if reason is None else f"not kept: {reason}"
     console = Console(markup=False, highlight=False)

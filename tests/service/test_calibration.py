@@ -193,7 +193,12 @@ def tune(command: list[str], folder: Path, **environment: str) -> subprocess.Com
 
 def test_tune_shows_the_table_and_keeps_the_choice(tmp_path: Path) -> None:
     """What was measured, the choice marked, and the settings that it stands for; meanwhile a bar on a terminal."""
-    done = tune(["-m", "service"], tmp_path, FORCE_COLOR="1")  # which stands for a terminal
+    however_busy = """
+import service.__main__, service.engine.calibration, sys
+service.engine.calibration.STEADY = 0.0
+sys.exit(service.__main__.main())
+"""
+    done = tune(["-c", however_busy], tmp_path, FORCE_COLOR="1")  # which stands for a terminal
     assert "images/s" in done.stdout
     assert "WORKERS=" in done.stdout
     assert "measuring" in done.stderr
@@ -219,6 +224,13 @@ def test_tune_says_that_the_choice_could_not_be_kept(tmp_path: Path) -> None:
     assert "File exists" in done.stdout.replace("\n", " ")
     assert "; kept in" not in done.stdout
     assert done.stderr == ""
+
+
+def test_tune_on_a_busy_machine_keeps_nothing(tmp_path: Path) -> None:
+    """As where the service is asked meanwhile: what is chance would hold for all starts from then on."""
+    done = tune(["-c", QUICK.replace("1000.0", "1000.0, steadiness=0.3")], tmp_path)
+    assert "not kept: the machine is busy" in " ".join(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tune_on_a_full_disk_says_where_the_choice_is(tmp_path: Path) -> None:
