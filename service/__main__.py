@@ -136,21 +136,22 @@ def _start(arguments: argparse.Namespace) -> int:
     serves = arguments.command is None and not arguments.migrate_only
     if serves:
         hangup.hold_back()  # until the supervisor listens; before what takes time, which importing does
-    from service.settings import load_settings
-
-    if arguments.port is not None and not 0 <= arguments.port <= 65535:
-        raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
-    for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
-        if value is not None:
-            os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
     # Process 1 of a container gets no signal that it has no handler for.
     if arguments.command == "tune":
         signal.signal(signal.SIGTERM, _stop_measuring)
     elif serves:
         signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
     hear()
-    settings = load_settings()
     # A library in C that is interrupted while it loads says that it cannot be imported.
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        from service.settings import load_settings
+
+    if arguments.port is not None and not 0 <= arguments.port <= 65535:
+        raise StartupError(f"--port {arguments.port}: a port is a number from 0 to 65535")
+    for name, value in (("HOST", arguments.host), ("PORT", arguments.port)):
+        if value is not None:
+            os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
+    settings = load_settings()
     with held_back(signal.SIGINT, signal.SIGTERM):
         from service.logs import configure_logging
         from service.modelfile import resolve_model

@@ -295,18 +295,28 @@ def test_workers_that_are_ready_for_nobody_end_without_a_word(tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 0)])
-@pytest.mark.parametrize("arguments", [("service",), ("benchmarks", "limit")])
+@pytest.mark.parametrize(
+    ("library", "arguments"),
+    [
+        ("dotenv", ("service",)),  # for the settings
+        ("onnxruntime", ("service",)),
+        ("onnxruntime", ("benchmarks", "limit")),
+    ],
+)
 def test_a_signal_while_libraries_load_is_one_of_the_start(
-    tmp_path: Path, arguments: tuple[str, ...], number: str, code: int
+    tmp_path: Path, library: str, arguments: tuple[str, ...], number: str, code: int
 ) -> None:
-    """One in C that is interrupted in its first moment says that it cannot be imported, which was a traceback."""
+    """One in C that is interrupted in its first moment says that it cannot be imported, which was a traceback.
+
+    And process 1 of a container would not hear it, if nobody listened yet.
+    """
     if (arguments[0], number) == ("benchmarks", "SIGTERM"):
         code = -signal.SIGTERM  # nothing was begun yet
     loading = f"""
 import runpy, signal, sys
 class Loading:
     def find_spec(self, name, *_):
-        if name == "onnxruntime":
+        if name == "{library}":
             try:
                 signal.raise_signal(signal.{number})
             except BaseException:
