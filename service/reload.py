@@ -89,7 +89,7 @@ class ControlSocket:
         """
         if path is None or not hasattr(socket, "AF_UNIX"):
             return None
-        own = path.with_name(f"{path.name}.{os.getpid()}")
+        own = path.parent / f"{path.name}.{os.getpid()}"  # `with_name` refuses a folder such as `/`
         listener = socket.socket(socket.AF_UNIX)
         mask = os.umask(0o177)
         try:

@@ -75,6 +75,16 @@ def test_of_two_services_that_share_a_path_the_one_started_last_is_asked(path: P
     assert not list(path.parent.iterdir())
 
 
+def test_the_current_folder_is_no_place_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service starts without one, and the log says which setting to check; it was a traceback."""
+    monkeypatch.chdir(tmp_path)
+    assert ControlSocket.open(Path()) is None
+    assert "no control socket at . (what is there is no socket; check CONTROL_SOCKET)" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_service_that_ends_meanwhile_is_told_as_that(path: Path) -> None:
     """Whoever waits for the outcome waits no longer, and takes it for no success."""
     control = opened(path)
