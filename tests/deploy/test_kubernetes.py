@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,18 @@ def test_the_journals_fit_the_volume() -> None:
     assert gigabytes * 1024**3 >= (workers + 1) * JOURNAL_BYTES
 
 
-def test_the_largest_images_fit_the_memory() -> None:
-    """Each worker may decode one, of few bytes, beside what it takes by itself: else one client ends the pod."""
-    resources = render(FOLDER / "base")
+def test_the_largest_images_fit_the_memory(resources: list[Resource]) -> None:
+    """Who decodes may each have one, of few bytes, beside what the pod takes by itself: else one client ends the pod.
+
+    On a GPU those are threads, as many as the node has CPUs unless something else is set.
+    """
     (container,) = containers(only(resources, "Deployment"))
-    workers = int(only(resources, "ConfigMap")["data"]["WORKERS"])
-    limit = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
-    assert limit * 2**20 > 256 * 2**20 + workers * PIXEL_BYTES * Settings().max_image_pixels
+    data = only(resources, "ConfigMap")["data"]
+    workers, executors = int(data["WORKERS"]), int(data.get("EXECUTORS", "-1"))
+    assert executors > 0 or data.get("PROVIDER", "cpu") == "cpu"
+    limit = container["resources"]["limits"]["memory"].replace("Gi", "*1024").removesuffix("Mi")
+    decoding = workers * max(1, executors) * PIXEL_BYTES * Settings().max_image_pixels
+    assert math.prod(int(factor) for factor in limit.split("*")) * 2**20 > 256 * 2**20 + decoding
 
 
 def test_settings_are_settings_of_the_service(resources: list[Resource]) -> None:
