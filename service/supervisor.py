@@ -112,7 +112,7 @@ class Supervisor:
         row = next(row for row in range(len(self.slots) + 1) if row not in taken)
         served = None
         if self._ready is not None and self._announced:
-            served = Served(self._ready.labels, self.settings.database_url)
+            served = Served(self._ready.labels, self.settings.database_url, self.settings.journal_dir)
         # What a forked worker has of ours and must close: a pipe would hide our end from others, the control socket
         # would outlive us.
         control: list[Closable] = [] if self._control is None else [self._control]

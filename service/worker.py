@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 from service import __version__
@@ -68,6 +69,7 @@ class Served:
 
     labels: tuple[str, ...]
     database_url: str = field(repr=False)
+    journal_dir: Path | None
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -121,14 +123,20 @@ def load_models(settings: Settings) -> tuple[Engine, Engine | None, FaceDetector
 
 
 def open_store(
-    settings: Settings, engine: Engine, *, during_outage: bool = False, active: bool = True
+    settings: Settings,
+    engine: Engine,
+    *,
+    during_outage: bool = False,
+    new_journal: bool = False,
+    active: bool = True,
 ) -> Store:
     """The database, migrated, with the rows that this model's predictions point to.
 
     It becomes the active one there, unless `active` is false; that one's store also does what is done once.
 
     Raises:
-        StartupError: it cannot be used; with `during_outage`, a database that does not answer is waited for.
+        StartupError: it cannot be used; with `during_outage`, a database that does not answer is waited for, and so is
+            a journal that cannot be written, unless it is a new one.
     """
     card = engine.card
     return Store.open(
@@ -142,6 +150,7 @@ def open_store(
         private=settings.store_private,
         retention_days=settings.retention_days or None if active else None,
         during_outage=during_outage,
+        new_journal=new_journal,
         active=active,
     )
 
@@ -162,12 +171,17 @@ def prepare_database(settings: Settings, engine: Engine) -> None:
     )
 
 
-def _open_stores(settings: Settings, engines: Sequence[Engine], *, during_outage: bool) -> list[Store]:
+def _open_stores(settings: Settings, engines: Sequence[Engine], served: Served | None) -> list[Store]:
     """One for each version, the active one's first."""
+    same_database = served is not None and served.database_url == settings.database_url
+    new_journal = served is not None and served.journal_dir != settings.journal_dir
     stores: list[Store] = []
     try:
         for engine in engines:
-            stores.append(open_store(settings, engine, during_outage=during_outage, active=not stores))
+            store = open_store(
+                settings, engine, during_outage=same_database, new_journal=new_journal, active=not stores
+            )
+            stores.append(store)
     except StartupError:
         _close_stores(stores, 0.0)
         raise
@@ -191,8 +205,8 @@ def run_worker(
     """Serve these bound sockets. Returns the exit code.
 
     `served` is None for the first workers. A successor's model must have the same labels: clients hold the list of
-    emotions, and the metrics count by it. And it does not wait for the same database: its predecessor would not have
-    either.
+    emotions, and the metrics count by it. And it does not wait for the same database, or journal: its predecessor would
+    not have either.
 
     Sends through `pipe` either `Ready` or, as text, why it cannot start. Stops when it is
     told so through the pipe, when the other end is closed (the supervisor is gone then, however it ended), and on
@@ -213,8 +227,7 @@ def run_worker(
             engines = [engine] if canary_engine is None else [engine, canary_engine]
             metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
             perimeter = Perimeter(settings, shared, row, metrics.refused)
-            same_database = served is not None and served.database_url == settings.database_url
-            stores = _open_stores(settings, engines, during_outage=same_database)
+            stores = _open_stores(settings, engines, served)
     except StartupError as exc:
         _tell(pipe, str(exc))
         return EXIT_CANNOT_START

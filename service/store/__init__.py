@@ -140,6 +140,7 @@ class Store:
         retention_days: float | None = None,
         memory_limit: int = MEMORY_LIMIT,
         during_outage: bool = False,
+        new_journal: bool = False,
         active: bool = True,
     ) -> Store:
         """Migrate the database, make the rows that predictions point to, and start the writer.
@@ -159,9 +160,9 @@ class Store:
         Blocks while it works. Raises StartupError, whose one-line message holds no password, when the database
         cannot be used. With ``during_outage`` a database that does not answer is no reason not to start: it is
         prepared when it answers, and records wait until then; so is a SQLite file that somebody else keeps locked, or
-        that is not there, which is not made then. A journal that cannot be written is opened later then, too; records
-        are refused meanwhile. So is one, also without ``during_outage``, for which the disk has no room while there are
-        journals on it that can be stored.
+        that is not there, which is not made then. A journal that cannot be written is opened later then, too, unless it
+        is a ``new_journal``, whose folder may be a mistake; records are refused meanwhile. So is one, also without
+        ``during_outage``, for which the disk has no room while there are journals on it that can be stored.
         """
         parsed = parse_url(url)
         if not during_outage:
@@ -185,7 +186,9 @@ class Store:
                 if not during_outage:
                     raise unusable(parsed, error) from error
                 logger.warning("the database cannot be used yet: %s", first_line(error))
-            backlog = _open_backlog(model, journal_dir, fsync, memory_limit, during_outage)
+            backlog = _open_backlog(
+                model, journal_dir, fsync, memory_limit, during_outage and not new_journal
+            )
         except BaseException:
             engine.dispose()
             raise
@@ -319,11 +322,11 @@ def _prepare(
 
 
 def _open_backlog(
-    model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int, during_outage: bool
+    model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int, later: bool
 ) -> Backlog:
     if journal_dir is None:
         return MemoryBacklog(model, memory_limit)
-    if not during_outage:
+    if not later:
         try:
             return JournalBacklog(journal_dir, model, fsync=fsync)
         except OSError as error:

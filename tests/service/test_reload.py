@@ -200,17 +200,29 @@ async def test_what_is_stored_is_counted_through_a_reload(
     assert metric(service, "visionai_store_rejected_total") == 0
 
 
-async def test_a_database_that_is_wrong_leaves_the_old_one(
-    start_process: StartProcess, tmp_path: Path
+@pytest.mark.parametrize(
+    ("right", "wrong", "why"),
+    [
+        (
+            "DATABASE_URL=sqlite:///old.db",
+            "DATABASE_URL=postgresql://somebody@127.0.0.1:1/nothing",
+            "PostgreSQL",
+        ),
+        ("JOURNAL_DIR=old", "JOURNAL_DIR=old.db/journal", "cannot write a journal in old.db/journal: Not a "),
+    ],
+)
+async def test_a_place_to_store_that_is_wrong_leaves_the_old_one(
+    start_process: StartProcess, tmp_path: Path, right: str, wrong: str, why: str
 ) -> None:
-    """A reload that names another database needs it, as a start does."""
+    """A reload that names another database, or folder for the journal, needs it, as a start does."""
     dotenv = tmp_path / ".env"
-    dotenv.write_text(f"DATABASE_URL=sqlite:///{tmp_path}/old.db\n")
-    service = start_process(faults="import os\ndel os.environ['DATABASE_URL']", WORKERS="1")
-    dotenv.write_text("DATABASE_URL=postgresql://somebody@127.0.0.1:1/nothing\n")
+    dotenv.write_text(f"{right}\n")
+    (tmp_path / "old.db").touch()
+    service = start_process(faults=f"import os\ndel os.environ['{right.partition('=')[0]}']", WORKERS="1")
+    dotenv.write_text(f"{wrong}\n")
     code, said = await reload(tmp_path)
     assert code == 1
-    assert "cannot use the PostgreSQL database" in said
+    assert why in said
     async with connect(service.url) as websocket:
         await read(websocket)
         assert (await ask(websocket, predict_message()))["prediction_id"] is not None
