@@ -142,8 +142,12 @@ def latest(
         key = (_columns.timestamp, _columns.predic_id)
     conditions = [*_within(scope), *_timed(connection)]
     if after is not None:
-        place = sa.tuple_(sa.literal(after.key, key[0].type), sa.literal(after.number, key[1].type))
-        conditions.append(sa.tuple_(*key) < place)
+        place: sa.ColumnElement[Any] = sa.literal(after.key, key[0].type)
+        if isinstance(scope, ByUser) and connection.dialect.name == "sqlite":
+            # It compares texts, and other programs write a moment otherwise than we do: as its row has it.
+            there = sa.select(key[0]).where(key[1] == after.number, *_within(scope))
+            place = sa.func.coalesce(there.scalar_subquery(), place)
+        conditions.append(sa.tuple_(*key) < sa.tuple_(place, sa.literal(after.number, key[1].type)))
     # The rows are found first, and only then joined to what they point to. No more is read of them than is told:
     # what the driver makes of each value is work under the lock that predictions need.
     found = (

@@ -178,6 +178,25 @@ def test_a_time_in_another_form_is_in_the_bucket_of_its_text(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("text", ["2026-11-22 10:30:45", "2026-11-22 10:30:45.5", "2026-11-22T10:30:45"])
+def test_a_history_goes_on_behind_a_time_in_another_form(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, text: str
+) -> None:
+    """Each row is told once, also where rows of a user's have the older server's times, or another program's."""
+    store = open_store()
+    store.record([make_record(user="ana", timestamp=NOW) for _ in range(3)])
+    written(store, 3)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE predictions_log SET timestamp = ? WHERE predic_id > 1", (text,))
+    found: list[int] = []
+    after = None
+    while (page := ask(store, partial(latest, scope=ByUser("ana"), limit=1, after=after))) and len(found) < 4:
+        after = page[0].position
+        found.append(after.number)
+    assert sorted(found) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("window", [HOUR / 60, HOUR / 2 + HOUR / 3600])
 def test_what_sqlite_takes_for_no_time_is_counted_where_the_window_begins(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window: timedelta
