@@ -11,6 +11,7 @@ Times are in seconds, as Prometheus has it; buckets start at 50 µs, since a pre
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char, c_double, c_uint32
@@ -35,7 +36,7 @@ _DURATIONS = (
     0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-_STAGES = ("decode", "queue", "inference", "total")
+_STAGES = ("decode", "queue", "inference", "total", "store", "reply")
 
 
 # Why a connection was not let in, or was closed by the service.
@@ -195,8 +196,8 @@ class Metrics(Collector):
             raise ValueError(f"{len(labels)} labels are more than can be counted")
 
     def answered(self, requests: Sequence[Request]) -> None:
-        """Count the answered requests of one batch."""
-        cells, layout = self._cells, self._layout
+        """Count the requests of one batch, whose replies have just been sent."""
+        cells, layout, now = self._cells, self._layout, time.perf_counter()
         counted: set[int] = set()
         for request in requests:
             timing = request.timing
@@ -217,6 +218,8 @@ class Metrics(Collector):
             if request.version not in counted:  # each ran its own part of the batch
                 counted.add(request.version)
                 self._observe_duration(2, timing.inference / 1000)
+                self._observe_duration(4, request.recorded - request.received - timing.total / 1000)
+                self._observe_duration(5, now - request.recorded)
                 cell = layout.batches
                 cells[cell + bisect_left(_BATCH_SIZES, timing.batch_size)] += 1
                 cells[cell + len(_BATCH_SIZES) + 1] += timing.batch_size
@@ -301,7 +304,8 @@ class Metrics(Collector):
         )
         durations = HistogramMetricFamily(
             "visionai_stage_duration_seconds",
-            "Time in a stage: of one request, or of one batch in the model for inference; total is from frame on",
+            "Time in a stage: of one request, or of one batch for inference, store and reply; total is from frame to "
+            "prediction, which is then stored and replied",
             labels=["stage"],
         )
         for index, stage in enumerate(_STAGES):

@@ -33,6 +33,7 @@ def answered(emotion: str, timing: Timing, *, stored: bool = True, version: int 
     request = Request(client, 1, b"", 0.0)
     request.emotion, request.timing, request.stored, request.model_seconds = emotion, timing, stored, 0.002
     request.version = version
+    request.recorded = timing.total / 1000 + 0.25
     return request
 
 
@@ -59,10 +60,10 @@ def test_a_batch_is_counted_in_seconds_stage_by_stage() -> None:
     for metrics in (*workers, workers[0]):
         metrics.answered(batch)
     found = told(workers[0])
-    sums = {"decode": 0.00048, "queue": 15.012, "inference": 0.009, "total": 0.057}
+    sums = {"decode": 0.00048, "queue": 15.012, "inference": 0.009, "total": 0.057, "store": 0.75}
     for stage, seconds in sums.items():
         assert found["stage_duration_seconds_sum", stage] == pytest.approx(seconds)
-        count = 3 if stage == "inference" else 9
+        count = 3 if stage in ("inference", "store") else 9
         assert found["stage_duration_seconds_count", stage] == count
         assert found["stage_duration_seconds_bucket", "+Inf", stage] == count
     below = [found["stage_duration_seconds_bucket", bound, "decode"] for bound in ("5e-05", "0.0001", "2.5")]

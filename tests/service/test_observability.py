@@ -34,6 +34,17 @@ from tests.service.reloading import reload
 FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
 DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
 
+# A journal and a reply that take their time.
+SLOW_BEHIND = """
+import time
+from service.connection import Connection
+from service.store.segments import SegmentWriter
+def after(seconds, work):
+    return lambda *given: (time.sleep(seconds), work(*given))[1]
+SegmentWriter.append = after(0.2, SegmentWriter.append)
+Connection.settle = after(0.1, Connection.settle)
+"""
+
 
 def test_metrics_follow_the_conventions() -> None:
     """One prefix, base units at the end of names, counters in _total, and a text for each (prometheus.io/docs)."""
@@ -77,6 +88,19 @@ async def test_cpu_time_is_counted_through_a_reload(start_process: StartProcess,
                 websocket.recv(TIMEOUT)
     assert (await reload(tmp_path))[0] == 0
     assert metric(service, "visionai_cpu_seconds_total") > spent
+
+
+def test_a_slow_disk_and_a_slow_reply_are_stages_of_their_own(start_process: StartProcess) -> None:
+    """What a client waits for behind its prediction shows, the journal's disk say; once for each batch."""
+    service = start_process(WORKERS="1", faults=SLOW_BEHIND)
+    with connect(service.url) as websocket:
+        websocket.recv(TIMEOUT)
+        websocket.send(predict_message())
+        websocket.recv(TIMEOUT)
+    for stage, seconds in (("store", 0.2), ("reply", 0.1)):
+        name = "visionai_stage_duration_seconds"
+        assert metric(service, f'{name}_count{{stage="{stage}"}}') == 1
+        assert metric(service, f'{name}_sum{{stage="{stage}"}}') >= seconds
 
 
 def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
