@@ -34,8 +34,8 @@ _LARGEST_INTEGER: Final = 2**31 - 1
 _POSTGRESQL: Final = f"""
 INSERT INTO predictions_log ({_COLUMNS})
 SELECT r.prediction_id, r.face_index, e.id::integer, %(model_id)s, r.confidence, r.probabilities,
-       least(round(r.processing_ms), {_LARGEST_INTEGER}), least(round(r.processing_ms * 1000), {_LARGEST_INTEGER}),
-       r.timestamp, r.source_ip,
+       greatest(1, least(round(r.processing_ms), {_LARGEST_INTEGER})),
+       least(round(r.processing_ms * 1000), {_LARGEST_INTEGER}), r.timestamp, r.source_ip,
        left(r.request_id, {REQUEST_ID_LENGTH}), left(r.user, {USER_ID_LENGTH}), r.face_box, r.detection_score
 FROM json_to_recordset(%(payload)s) AS r(
        prediction_id uuid, face_index smallint, emotion text, confidence float, probabilities json,
@@ -100,7 +100,7 @@ def sqlite_rows(references: References, payload: bytes) -> list[tuple[Any, ...]]
                 references.model_id,
                 record["confidence"],
                 orjson.dumps(record["probabilities"]).decode(),
-                round(milliseconds),
+                max(1, round(milliseconds)),  # as its reply says
                 round(milliseconds * 1000),
                 _sqlite_time(record["timestamp"]),
                 record["source_ip"],

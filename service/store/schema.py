@@ -89,7 +89,7 @@ predictions_log = sa.Table(
     sa.Column("face_box", sa.JSON),  # [x, y, w, h] in pixels of the sent image
     sa.Column("detection_score", sa.Float),
     sa.Column("probabilities", sa.JSON),  # in label order
-    sa.Column("processing_us", sa.Integer),  # processing_time_ms is too coarse: most predictions take 0 or 1
+    sa.Column("processing_us", sa.Integer),  # processing_time_ms is too coarse: most predictions take 1
     sa.Column("request_id", sa.String(REQUEST_ID_LENGTH)),
     sa.Column("user_id", sa.String(USER_ID_LENGTH)),
     # What makes a write repeatable: the same face of the same prediction cannot be stored twice.

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 
+from service.replies import whole_milliseconds
 from service.store import Store
 from service.store.schema import emotion_class, model_version, predictions_log
 from service.store.writer import NICENESS
@@ -73,6 +74,18 @@ def test_every_field_is_stored(open_store: OpenStore, engine: sa.Engine, make_re
     assert row["face_index"] == 2
     assert row["face_box"] == [10, 20, 30, 40]
     assert row["detection_score"] == 0.875
+
+
+def test_what_took_less_than_a_millisecond_counts_as_one(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """As in its reply: the older server never stored a nought, and reports made for it may divide by this."""
+    store = open_store()
+    store.record([make_record(processing_ms=milliseconds) for milliseconds in (0.3, 0.5, 1.6)])
+    store.close(timeout=10)
+    assert [(row["processing_time_ms"], row["processing_us"]) for row in rows(engine)] == [
+        (whole_milliseconds(us / 1000), us) for us in (300, 500, 1600)
+    ]
 
 
 def test_absent_fields_are_null(open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord) -> None:
