@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -267,11 +268,11 @@ async def test_requests_are_traced_stage_by_stage(start_process: StartProcess, c
     service = start_process(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, WORKERS="1")
 
     def talk() -> None:
-        with connect(service.url) as socket:
-            socket.recv()
+        with connect(service.url) as websocket:
+            websocket.recv()
             for frame in (b'{"id": "good"}\n' + FACE, b'{"id": "bad"}\nno image'):
-                socket.send(frame)
-                socket.recv()
+                websocket.send(frame)
+                websocket.recv()
         service.process.terminate()
         service.process.communicate(timeout=TIMEOUT)
 
@@ -294,6 +295,29 @@ async def test_requests_are_traced_stage_by_stage(start_process: StartProcess, c
         assert span.end_time_unix_nano <= roots["good"].end_time_unix_nano
     assert roots["bad"].status.message == "invalid_image"
     assert b"happy" not in b"".join(span.SerializeToString() for span in collector.spans)
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_shutdown(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The service ends as ever, with all of it stored, and is not killed for waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        service = start_process(
+            WORKERS="1",
+            JOURNAL_DIR="",
+            DRAIN_SECONDS="0.1",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="60",
+        )
+        with connect(service.url) as websocket:
+            websocket.recv(TIMEOUT)
+            websocket.send(predict_message())
+            websocket.recv(TIMEOUT)
+        service.process.terminate()
+        _, err = service.process.communicate(timeout=2 * TIMEOUT)
+    assert service.process.returncode == 0, err
+    with closing(sqlite3.connect(tmp_path / "process.db")) as stored:
+        assert stored.execute("SELECT count(*) FROM predictions_log").fetchone() == (1,)
 
 
 @pytest.mark.parametrize(
