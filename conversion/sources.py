@@ -12,6 +12,7 @@ from typing import Any
 from conversion.digests import sha256_of
 from conversion.errors import OptionError, SourceError, quoted
 from conversion.float32 import in_float32
+from conversion.keras2 import copy_for_keras_3
 from conversion.options import NetworkShape, Options, input_geometry
 from conversion.preprocessing import draw_in_training_only, scales_itself
 from conversion.sourcefile import identify, read_own_options
@@ -106,11 +107,10 @@ def _load_keras(path: Path, suffixes: tuple[str, ...], options: Options) -> _Loa
 
 
 def _read_keras(path: Path, suffixes: tuple[str, ...]) -> Any:
-    if path.suffix in suffixes:
-        return keras.models.load_model(path, compile=False)
     with TemporaryDirectory() as folder:
         named = Path(folder) / f"source{suffixes[0]}"
-        named.symlink_to(path.resolve())
+        if suffixes != _SUFFIXES["hdf5"] or not copy_for_keras_3(path, named):
+            named.symlink_to(path.resolve())
         return keras.models.load_model(named, compile=False)
 
 

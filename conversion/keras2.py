@@ -1,0 +1,66 @@
+"""HDF5 files of Keras 2, which names arguments of some layers that Keras 3 does not take."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from conversion.tensorflow_quietly import keras
+
+# What a layer does not use has this one value: it is a convolution's, say, that the layer was derived from.
+_UNUSED = {"groups": 1, "noise_shape": None, "time_major": False}
+# What says nothing of the answers, whatever its value.
+_OF_NO_ACCOUNT = frozenset(
+    {"kernel_constraint", "kernel_initializer", "kernel_regularizer", "rng_type", "trainable"}
+)
+
+
+def copy_for_keras_3(path: Path, copy: Path) -> bool:
+    """Write `copy`: the HDF5 model at `path` without what Keras 3 would refuse and nothing depends on.
+
+    Return whether there is any of that, and so a copy.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            configuration = json.loads(file.attrs["model_config"])
+    except (TypeError, ValueError):
+        return False  # Keras says what is wrong with it
+    readable = _readable(configuration)
+    if readable == configuration:
+        return False
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "r+") as file:
+        file.attrs["model_config"] = json.dumps(readable)
+    return True
+
+
+def _readable(configuration: Any) -> Any:
+    match configuration:
+        case {"class_name": str(name), "config": dict(own)} if hasattr(keras.layers, name):
+            taken = _arguments(getattr(keras.layers, name))
+            kept = {key: value for key, value in own.items() if key in taken or not _is_idle(key, value)}
+            return {**configuration, "config": _readable(kept)}
+        case dict():
+            return {key: _readable(value) for key, value in configuration.items()}
+        case list():
+            return [_readable(value) for value in configuration]
+    return configuration
+
+
+def _is_idle(argument: str, value: Any) -> bool:
+    return argument in _OF_NO_ACCOUNT or (argument in _UNUSED and value == _UNUSED[argument])
+
+
+def _arguments(layer: type) -> set[str]:
+    """Return the names of the arguments that a layer takes, with those that it passes on to the classes before it."""
+    names: set[str] = set()
+    for each in layer.__mro__:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(vars(each)["__init__"]).parameters
+            names |= parameters.keys()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
