@@ -1,4 +1,6 @@
-"""HDF5 files of Keras 2, which names arguments of some layers that Keras 3 does not take."""
+"""HDF5 files of Keras 2, as Keras 3 reads them: some layers without arguments that it does not take, and the calls of
+networks within networks numbered as it does.
+"""
 
 import inspect
 import json
@@ -19,12 +21,15 @@ _OF_NO_ACCOUNT = frozenset(
 
 
 def copy_for_keras_3(path: Path, copy: Path) -> bool:
-    """Write `copy`: the HDF5 model at `path` without what Keras 3 would refuse and nothing depends on.
+    """Write `copy`: the HDF5 model at `path` without what Keras 3 would refuse and nothing depends on, and with calls
+    numbered anew.
 
-    Return whether there is any of that, and so a copy.
+    Return whether there is any of that, and so a copy. There is none where Keras 3 wrote it.
     """
     try:
         with h5py.File(path, "r") as file:
+            if str(file.attrs.get("keras_version", "")).startswith("3"):
+                return False
             configuration = json.loads(file.attrs["model_config"])
     except (TypeError, ValueError):
         return False  # Keras says what is wrong with it
@@ -43,11 +48,40 @@ def _readable(configuration: Any) -> Any:
             taken = _arguments(getattr(keras.layers, name))
             kept = {key: value for key, value in own.items() if key in taken or not _is_idle(key, value)}
             return {**configuration, "config": _readable(kept)}
+        case {"layers": list(layers), "output_layers": list()}:
+            anew = _counted_anew(configuration, layers)
+            return {key: _readable(value) for key, value in anew.items()}
         case dict():
             return {key: _readable(value) for key, value in configuration.items()}
         case list():
             return [_readable(value) for value in configuration]
     return configuration
+
+
+def _counted_anew(network: dict[str, Any], layers: list[Any]) -> dict[str, Any]:
+    """Return a network's configuration with the calls of the networks in it numbered as Keras 3 reads them, from 0: for
+    Keras 2 the first is the one that such a network was made by.
+    """
+    kinds = {
+        each["name"]: each["class_name"]
+        for each in layers
+        if each["config"].get("layers", [{}])[0].get("class_name") == "InputLayer"
+    }
+
+    def anew(call: Any) -> Any:
+        match call:
+            case [str(name), int(number), *rest] if name in kinds:
+                return [name, number - 1, *rest]
+            case [*calls]:
+                return [anew(each) for each in calls]
+        return call
+
+    ends = network["output_layers"]  # of all but a Sequential Keras 3 counts these anew itself
+    return {
+        **network,
+        "layers": [{**each, "inbound_nodes": anew(each["inbound_nodes"])} for each in layers],
+        "output_layers": [anew(each) if kinds.get(each[0]) == "Sequential" else each for each in ends],
+    }
 
 
 def _is_idle(argument: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""HDF5 files as Keras 2 wrote them: with arguments that its layers do not use, and Keras 3 does not take."""
+"""HDF5 files as Keras 2 wrote them: arguments that its layers do not use, and calls that it counted otherwise."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
 from conversion.convert import Converted
 from conversion.images import random_images
@@ -65,10 +66,40 @@ def written_by_keras_2(path: Path, copy: Path, unused: dict[str, dict[str, Any]]
             for key, value in configuration.items()
         }
 
+    return changed(path, copy, added)
+
+
+def changed(path: Path, copy: Path, change: Callable[[Any], Any]) -> Path:
+    """Write a copy that Keras 2 seems to have written, with another configuration."""
     shutil.copy(path, copy)
     with h5py.File(copy, "r+") as file:
-        file.attrs["model_config"] = json.dumps(added(json.loads(file.attrs["model_config"])))
+        file.attrs["model_config"] = json.dumps(change(json.loads(file.attrs["model_config"])))
+        file.attrs["keras_version"] = "2.15.0"
     return copy
+
+
+def counted_by_keras_2(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The calls of a Functional network's layers as lists; those of a network in it are counted from 1."""
+    own = configuration["config"]
+    within = {layer["name"]: layer["class_name"] for layer in own["layers"] if "layers" in layer["config"]}
+    for layer in own["layers"]:
+        if layer["class_name"] == "Functional":
+            counted_by_keras_2(layer)
+        calls = [node["args"][0]["config"]["keras_history"] for node in layer["inbound_nodes"]]
+        layer["inbound_nodes"] = [
+            [[name, number + (name in within), output, {}]] for name, number, output in calls
+        ]
+    name, number, output = own["output_layers"]
+    # Of a Functional one Keras 3 still counts this as Keras 2 does.
+    own["output_layers"] = [[name, number + (within.get(name) == "Sequential"), output]]
+    return configuration
+
+
+def assert_same_answers(new: Path, old: Path, convert: Callable[..., Converted]) -> None:
+    """Convert both files, and demand that what comes out answers alike."""
+    images = random_images(8, (16, 16, 3))
+    answers = [run(open_session(convert(each, options()).shipped.model), images) for each in (new, old)]
+    assert np.abs(answers[0] - answers[1]).max() == 0
 
 
 def test_what_keras_2_wrote_of_no_account_is_passed_over(
@@ -78,9 +109,25 @@ def test_what_keras_2_wrote_of_no_account_is_passed_over(
     new = tmp_path / "new.h5"
     network().save(new)
     old = written_by_keras_2(new, tmp_path / "old.h5", UNUSED)
-    images = random_images(8, (16, 16, 3))
-    answers = [run(open_session(convert_here(each, options()).shipped.model), images) for each in (new, old)]
-    assert np.abs(answers[0] - answers[1]).max() == 0
+    assert_same_answers(new, old, convert_here)
+
+
+@pytest.mark.parametrize("head", ["Functional", "Sequential"])
+def test_networks_within_networks(head: str, tmp_path: Path, convert_here: Callable[..., Converted]) -> None:
+    """As transfer learning makes them: a trained body, and a head of its own."""
+    layers = keras.layers
+    images, features = keras.Input((16, 16, 3)), keras.Input((14, 14, 4))
+    body = keras.Model(images, layers.Conv2D(4, 3)(images))
+    last = [layers.GlobalAveragePooling2D(), layers.Dense(7, activation="softmax")]
+    ends: Any = (
+        keras.Sequential([features, *last])
+        if head == "Sequential"
+        else keras.Model(features, last[1](last[0](features)))
+    )
+    pixels = keras.Input((16, 16, 3))
+    new = tmp_path / "new.h5"
+    randomise(keras.Model(pixels, ends(layers.ReLU()(body(pixels))))).save(new)
+    assert_same_answers(new, changed(new, tmp_path / "old.h5", counted_by_keras_2), convert_here)
 
 
 def test_what_means_something_is_not_passed_over(refused: Callable[..., str], tmp_path: Path) -> None:
