@@ -76,10 +76,17 @@ def test_a_part_of_a_frame_is_no_whole_message(size: int) -> None:
     ids=["begin", "continue", "ping", "close", "reserved", "unmasked", "opcode", "large"],
 )
 def test_what_is_no_whole_message_is_not_taken_for_one(data: bytes) -> None:
-    """Fragments, control frames, what breaks the protocol and what is too large, alone and behind a message."""
+    """Fragments, control frames, what breaks the protocol and what is too large, whatever is before and behind it."""
     whole = frame(TEXT, b"{}")
-    assert whole_messages(data, 0, LIMIT) == ([], 0)
+    for behind in (b"", bytes(300)):
+        assert whole_messages(data + behind, 0, LIMIT) == ([], 0)
     assert whole_messages(whole + data, 0, LIMIT) == ([(True, b"{}")], len(whole))
+
+
+def test_no_more_messages_are_taken_than_asked_for() -> None:
+    """The rest is for the next look, also where it came in the same read."""
+    whole = frame(TEXT, b"{}")
+    assert whole_messages(whole * 3, 0, LIMIT, 2) == ([(True, b"{}")] * 2, 2 * len(whole))
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda payload: frame(TEXT, payload)))
@@ -104,7 +111,9 @@ def test_control_frames_are_found_as_the_library_finds_them(
     found = by_the_library(wire[:end])
     assert found is not None
     assert [(each.opcode, bytes(each.data)) for each in found] == frames[:count]
-    assert count == 3 or cut < end + len(frame(*frames[count])) if count < len(frames) else end == len(wire)
+    assert count <= 3
+    if count < min(3, len(frames)):
+        assert cut < end + len(frame(*frames[count]))
     assert control_frames(wire + frame(TEXT, b"{}"), 0, 9) == (len(frames), len(wire))
 
 
@@ -176,11 +185,12 @@ def test_the_beginning_of_a_control_frame_is_waited_for() -> None:
     ],
 )
 def test_what_no_client_may_send_is_seen_by_its_head(data: bytes, continued: bool, code: int) -> None:
-    """Before its payload is waited for: reserved bits, a frame out of turn, no mask, and what is too large."""
-    assert control_frames(data, 0, 9) == (0, 0)
-    with pytest.raises(Breach) as breach:
-        begin_frame(data, 0, LIMIT, continued=continued)
-    assert breach.value.code == code
+    """Before its payload is waited for, or whatever follows: reserved bits, out of turn, no mask, and too large."""
+    for behind in (b"", bytes(300)):
+        assert control_frames(data + behind, 0, 9) == (0, 0)
+        with pytest.raises(Breach) as breach:
+            begin_frame(data + behind, 0, LIMIT, continued=continued)
+        assert breach.value.code == code
 
 
 @pytest.mark.parametrize("size", SIZES)
