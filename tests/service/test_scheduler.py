@@ -54,6 +54,14 @@ def test_a_client_alone_takes_all_places() -> None:
     assert filled(*requests).take(8, now=0).requests == requests
 
 
+def test_a_client_that_was_alone_has_no_credit_with_those_that_come() -> None:
+    """However much it has taken by itself: whoever comes has its turn in the next round."""
+    queue = filled(Waiting("only", cost=0.1), *(Waiting("only", number) for number in range(1, 9)))
+    queue.take(1, now=0)
+    queue.admit(Waiting("newcomer"), now=0)
+    assert [request.client for request in queue.take(2, now=0).requests] == ["only", "newcomer"]
+
+
 def test_a_higher_priority_goes_first() -> None:
     """High before normal before low, whoever came first."""
     low, normal, high = Waiting("a", priority=LOW), Waiting("b"), Waiting("c", priority=HIGH)
