@@ -155,10 +155,13 @@ def test_a_wait_that_would_be_too_long_is_refused() -> None:
     assert queue.predicted_wait() == pytest.approx(1.35)
     with pytest.raises(Overloaded):
         queue.admit(Waiting("a"), now=0)
-    batch = queue.take(1, now=0)
-    assert queue.predicted_wait() == pytest.approx(1.125)
-    queue.worked(batch, 0.9, 0.9)
-    assert queue.predicted_wait() == pytest.approx(0.9)
+    first = queue.take(1, now=0)
+    assert queue.predicted_wait() == pytest.approx((1.8 + 0.9 / 2) / 2)
+    second = queue.take(1, now=0)
+    queue.worked(first, 0.9, 0.9)
+    assert queue.predicted_wait() == pytest.approx((0.9 + 0.9 / 2) / 2)
+    queue.worked(second, 0.9, 0.9)
+    assert queue.predicted_wait() == pytest.approx(0.9 / 2)
     queue.admit(Waiting("a"), now=0)
 
 
@@ -170,6 +173,13 @@ def test_the_wait_follows_the_pace_at_which_work_is_done() -> None:
             queue.admit(Waiting("a", number, cost=0.001), now=0)
         queue.worked(queue.take(10, now=0), 0.01, 0.02)
     assert queue.predicted_wait() == 0.0
+    hopeless, timely = (Waiting("b", deadline=deadline, cost=0.1) for deadline in (0.15, 0.25))
+    assert queue.is_hopeless(hopeless, 0.0)
+    assert not queue.is_hopeless(timely, 0.0)
+    with pytest.raises(DeadlineExceeded):
+        queue.admit(hopeless, now=0)
+    queue.admit(timely, now=0)
+    queue.withdraw(timely)
     queue.admit(Waiting("a", cost=1.0), now=0)
     assert queue.predicted_wait() == pytest.approx(2.0, rel=0.01)
     with pytest.raises(DeadlineExceeded):
@@ -211,6 +221,12 @@ def test_a_lasting_slowness_is_learnt_and_forgotten() -> None:
     # With deadlines few are run that could tell that it has ended.
     assert paced(queue, *[1.0] * 3) < 5.0
     assert paced(queue, *[1.0] * 200) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_small_batch_tells_little_of_the_pace() -> None:
+    """A slower one as little as one that is faster: a fiftieth, where its work is a fiftieth of what is averaged."""
+    for pace, wait in ((2.0, 1.02), (0.5, 0.99)):
+        assert paced(MicroBatchQueue(10, max_wait=10.0), pace) == pytest.approx(wait)
 
 
 def test_one_long_batch_does_not_tell_the_pace_alone() -> None:
