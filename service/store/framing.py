@@ -85,10 +85,10 @@ def _next_frame(data: bytes, position: int) -> int:
 def _is_unfinished(rest: bytes) -> bool:
     if len(rest) < _HEAD.size:
         return rest[: len(MARKER)] == MARKER[: len(rest)]
-    marker, length, _, _ = _HEAD.unpack_from(rest)
+    _, length, _, _ = _HEAD.unpack_from(rest)
     whole = _HEAD.size + length
     # Another marker: a frame with a wrong length, and more behind it.
-    return marker == MARKER and length <= LONGEST_PAYLOAD and whole > len(rest) and rest.rfind(MARKER) == 0
+    return length <= LONGEST_PAYLOAD and whole > len(rest) and rest.rfind(MARKER) == 0
 
 
 def _frame_at(data: bytes, position: int) -> Frame | None:
