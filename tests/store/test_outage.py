@@ -87,7 +87,7 @@ def test_the_number_left_out_is_told_at_close(
         assert store.record([make_record() for _ in range(5)])
         began = time.monotonic()
         assert store.close(timeout=1) == 5
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < PATIENCE_S
     finally:
         restartable_postgres.start()
 
@@ -122,9 +122,9 @@ def test_a_server_that_hangs(
         began = time.monotonic()
         for _ in range(100):
             assert store.record([make_record()])
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < PATIENCE_S / 2
         assert store.close(timeout=0.5) == 100
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PATIENCE_S
     finally:
         for backend in backends:
             backend.resume()
