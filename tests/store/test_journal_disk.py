@@ -341,3 +341,11 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         JournalBacklog(tmp_path / "file", MODEL)
+
+
+def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error at once, and leaves nothing: neither a segment without its head nor a folder that is held."""
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(OSError, match="injected"):
+        JournalBacklog(tmp_path, MODEL)
+    assert list(tmp_path.glob("journal-*")) == []
