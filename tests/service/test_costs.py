@@ -213,6 +213,26 @@ def test_a_price_that_proves_right_is_put_to_the_test_ever_less_often() -> None:
     assert model.predict("crop", 1000) == pytest.approx(0.4)
 
 
+def test_a_price_that_has_proved_wrong_is_put_to_the_test_as_one_that_is_new() -> None:
+    """However often it had proved right before: after two that it turns away."""
+    model = CostModel()
+    for _ in range(3):
+        model.observe([("crop", 1000, 0.4)])
+        refused_until_tried(model)
+    model.observe([("crop", 1000, 0.001)])
+    while model.predict("crop", 1000) < 0.3:
+        model.observe([("crop", 1000, 0.4)])
+    assert refused_until_tried(model) == 2
+
+
+def test_only_one_try_is_believed() -> None:
+    """Where the price proves right what takes less afterwards counts as any other does."""
+    model = CostModel()
+    for seconds in (0.4, 0.39, 0.001):
+        model.observe([("crop", 1000, seconds)])
+    assert model.predict("crop", 1000) == pytest.approx(0.9 * 0.39, rel=0.01)
+
+
 def test_the_first_of_its_size_is_not_believed_where_the_second_takes_less() -> None:
     """It may have been cold, or the machine stood still; the third counts as any other."""
     model = CostModel()
