@@ -21,7 +21,7 @@ MARKER: Final = b"\xf5VJ1"  # 0xF5 occurs in no UTF-8 text, so not in a payload 
 _HEAD: Final = struct.Struct("<4sIII")
 _COVERED: Final = struct.Struct("<II")
 
-#: More than any frame has; a length above it is damage.
+#: More than any frame has: one with a length above it is damaged, and not unfinished.
 LONGEST_PAYLOAD: Final = 64 * 1024 * 1024
 
 
@@ -97,7 +97,7 @@ def _frame_at(data: bytes, position: int) -> Frame | None:
     marker, length, count, checksum = _HEAD.unpack_from(data, position)
     begin = position + _HEAD.size
     end = begin + length
-    if marker != MARKER or length > LONGEST_PAYLOAD or end > len(data):
+    if marker != MARKER or end > len(data):
         return None
     payload = data[begin:end]
     if crc32(payload, crc32(_COVERED.pack(length, count))) != checksum:
