@@ -71,6 +71,24 @@ def fail(*_: object) -> int:
     raise OSError(errno.ENOSPC, "injected")
 
 
+def test_what_follows_half_a_record_that_stays_is_in_another_segment(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A write that fails half-way, and cannot be undone either, costs that record and none that comes later."""
+    backlog = open_journal()
+    assert backlog.append(payload(1), 1)
+    write = os.write
+    attempts = iter([lambda descriptor, data: write(descriptor, data[:20]), fail])
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", lambda descriptor, data: next(attempts)(descriptor, data))
+        context.setattr(os, "ftruncate", fail)
+        assert not backlog.append(payload(2), 1)
+    assert backlog.append(payload(3), 1)
+    assert len(files(tmp_path)) == 2
+    backlog.close()
+    assert drain(open_journal()) == [payload(1), payload(3)]
+
+
 def test_a_disk_that_has_room_again_is_noticed_without_a_client(
     open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
