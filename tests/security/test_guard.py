@@ -91,6 +91,17 @@ def test_a_credential_that_ends_earlier_does_not_end_one_that_was_shown_before()
         assert guard.holds_until == 100.0
 
 
+def test_when_the_one_that_holds_longest_is_gone_that_of_the_last_request_counts() -> None:
+    """A connection whose last token is still known is not closed for one that is not."""
+    credentials = Known(ANNA, BRUNO)
+    guard = Guard(Rules(credentials=credentials), None, 0.0)
+    for token in ("anna", "bruno"):
+        guard.user_of(predict(token), 0.0)
+    del credentials.known["anna"]
+    guard.recheck()
+    assert guard.holds_until == 50.0
+
+
 def test_when_the_one_that_holds_longest_is_gone_the_connections_own_counts() -> None:
     """A connection is not closed for a token of one of its requests that is no longer known."""
     credentials = Known(ANNA, BRUNO)
@@ -113,7 +124,16 @@ def test_without_a_credential_there_is_only_health_where_one_is_required() -> No
         with pytest.raises(Unauthorized):
             Guard(required, None, 0.0).user_of(message, 0.0)
         assert Guard(optional, None, 0.0).user_of(message, 0.0) is None
-    assert Guard(required, None, 0.0).user_of(Query(None, "health"), 0.0) is None
+    bare, shown = Query(None, "health"), Query(None, "health", "anna")
+    assert Guard(required, None, 0.0).user_of(bare, 0.0) is None
+    # Whether it is told what is wrong with it, too.
+    for rules, identity, query, is_bare in (
+        (required, None, bare, True),
+        (required, None, shown, False),
+        (required, ANNA, bare, False),
+        (optional, None, bare, False),
+    ):
+        assert Guard(rules, identity, 0.0).came_bare(query) is is_bare
     assert Guard(Rules(), None, 0.0).user_of(predict("nonsense"), 0.0) is None
 
 
