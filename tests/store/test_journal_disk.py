@@ -203,6 +203,21 @@ def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
     wait_until_error(None)
 
 
+@pytest.mark.parametrize(("needed", "flushes"), [(True, 1), (False, 0)])
+def test_what_is_closed_is_on_the_disk_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: bool, flushes: int
+) -> None:
+    """A service that ends leaves what the database lacks to the next, also where the power fails then."""
+    flushed: list[int] = []
+    monkeypatch.setattr(segments, "_flush", flushed.append)
+    folder = folders.create(tmp_path)
+    writer = SegmentWriter(folder, MODEL, segment_bytes=1000, synced=True)
+    writer.append(b"x" * 500)
+    writer.close(flush=needed)
+    assert len(flushed) == flushes
+    folder.release()
+
+
 @pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
 def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
