@@ -96,6 +96,27 @@ async def test_what_is_read_between_two_slices_delays_those_that_wait(
     assert waits == pytest.approx([0.25, 0.5], rel=0.01)
 
 
+async def test_what_is_read_while_others_wait_may_have_come_as_the_slice_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the reading takes: the event loop has not slept meanwhile."""
+    steady, inbox = Steady(0.01), Inbox()
+    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    executor = InlineExecutor(
+        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    began = steady.now
+    for number in range(2):
+        executor.submit(Request(Peer(), number, b"image", began))
+    while not inbox.delivered:
+        await asyncio.sleep(0)
+    steady.now += 0.1
+    late = Request(Peer(), 2, b"image", steady.now, deadline=steady.now + 100.0)
+    executor.submit(late)
+    assert late.deadline == pytest.approx(began + 100.0)
+    await executor.stop()
+
+
 async def test_a_request_is_not_tried_for_what_others_make_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one that is late by its own price is: that others were worked on while it came says nothing of its price."""
     steady, inbox = Steady(0.0095), Inbox()
