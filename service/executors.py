@@ -149,9 +149,8 @@ class InlineExecutor:
             self._lingering.asked(request.client, now)
             self._since = self._began if now - self._ended < _SAME_TURN else now
         slice_work = 0.0
-        if request.deadline is not None:
-            # Before what others took is taken off: whether it is late by its price alone is asked.
-            _try(self._cost, self._queue, request, now)
+        # Before what others took is taken off: whether it is late by its price alone is asked.
+        _try(self._cost, self._queue, request, now)
         if request.deadline is not None:
             request.deadline -= now - self._since
             slice_work = self._slice_of(self._queue.round)
