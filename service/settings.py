@@ -153,6 +153,8 @@ _LARGEST_BATCH = 4096
 _LAST_PORT = 65535
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+# Of a variable: ours, and what others that read the file may call theirs.
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 # A host is a name or an address; extensions, and programs that show pages, have schemes of their own.
 _ORIGIN = re.compile(
@@ -223,8 +225,10 @@ def _check_lines(dotenv: Path) -> None:
     """
     with dotenv.open(encoding="utf-8") as lines:
         for binding in parse_stream(lines):
-            # A name alone, or `AUTH:required`, is one without a value to the parser, and left out.
-            if binding.error or (binding.key is not None and binding.value is None):
+            # A name alone, or `AUTH:required`, is one without a value to the parser, and left out. And to that any text
+            # is a name, as `"AUTH"` is.
+            named = binding.key is None or (_NAME.fullmatch(binding.key) and binding.value is not None)
+            if binding.error or not named:
                 text = binding.original.string  # begins with the empty lines before it
                 line = binding.original.line + text[: -len(text.lstrip())].count("\n")
                 raise StartupError(f"{dotenv} cannot be read: line {line} is not NAME=VALUE")

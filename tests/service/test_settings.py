@@ -63,7 +63,18 @@ def test_an_env_file_that_cannot_be_looked_for_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["AUTH: required", "AUTH:required", "AUTH required", "AUTH", 'AUTH="required']
+    "line",
+    [
+        "AUTH: required",
+        "AUTH:required",
+        "AUTH required",
+        "AUTH",
+        'AUTH="required',
+        '"AUTH"=required',
+        "AUTH:=required",
+        "$AUTH=required",
+        "-AUTH=required",
+    ],
 )
 def test_a_line_of_an_env_file_that_sets_nothing_is_named(tmp_path: Path, line: str) -> None:
     """The service would be started without what it was to set."""
