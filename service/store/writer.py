@@ -192,6 +192,9 @@ class Writer:
                 if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False
                     self._references.clear()
+                if isinstance(error, exc.IntegrityError):
+                    # Somebody deleted a row that predictions point to, or numbered rows by hand: found or made anew.
+                    self._references.pop(batch.model, None)
                 if self._told.is_news(reason):
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:
@@ -260,10 +263,6 @@ class Writer:
             if not is_of_the_values(error):
                 raise
             return self._write_singly(batch, references)
-        except exc.IntegrityError:
-            # Somebody deleted a row that predictions point to, or numbered rows by hand: the next attempt mends it.
-            self._references.pop(batch.model, None)
-            raise
         return 0
 
     def _write_singly(self, batch: Batch, references: References) -> int:

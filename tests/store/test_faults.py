@@ -340,3 +340,19 @@ def test_a_database_that_is_not_in_utf_8(
     assert store.close(timeout=PATIENCE_S) == 0
     assert (store.status().written, store.status().rejected) == (3 - rejected, rejected)
     postgres_server.drop_database(name)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
+def test_a_version_that_is_deleted_beside_a_record_that_is_refused(
+    open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer
+) -> None:
+    """It is made again, as beside records that are all taken, and what can be stored is."""
+    postgres_server.execute(
+        "CREATE DATABASE test_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    store = open_store(url=postgres_server.url("test_latin"))
+    postgres_server.execute("DELETE FROM model_version", "test_latin")
+    assert store.record([make_record(), make_record(request_id="山")])
+    assert store.close(timeout=PATIENCE_S) == 0
+    assert (store.status().written, store.status().rejected) == (1, 1)
+    postgres_server.drop_database("test_latin")
