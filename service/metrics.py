@@ -39,7 +39,7 @@ _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 _STAGES = ("decode", "queue", "inference", "total", "store", "reply")
 
 
-# Why a connection was not let in, or was closed by the service.
+# Why a connection was not let in, or was closed with 1008: other codes are the protocol's, and not counted.
 REFUSALS = (
     "origin", "unauthorized", "address_limit", "connection_limit", "handshake_limit",
     "no_credential", "guessing", "slow_reader", "slow_writer", "small_frames",
@@ -288,7 +288,7 @@ class Metrics(Collector):
         )
         yield self._by_label(
             "visionai_connections_refused",
-            "Connections that were not let in, or that the service closed, by reason",
+            "Connections that were not let in, or were closed with 1008, by reason",
             "reason",
             self._refusal_cell,
         )
