@@ -27,7 +27,7 @@ from service.backend import Backend
 from service.canary import Chooser, Version, make_predictor, store_status
 from service.connection import Connection
 from service.engine import Engine
-from service.errors import RequestError, ShuttingDown
+from service.errors import DeadlineExceeded, RequestError, ShuttingDown
 from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes
@@ -40,6 +40,7 @@ from service.protocol import SUBPROTOCOL, Lookup, Options
 from service.security.perimeter import Perimeter
 from service.settings import ON_GPU, Settings
 from service.store import Store
+from service.store.queries import PATIENCE_S
 from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -328,10 +329,15 @@ class Service:
         self._in_flight += 1
 
         def deliver() -> None:
+            if timer.cancelled():
+                return  # it was not waited for any longer
+            timer.cancel()
             try:
-                reply = found.result()
-            except (RequestError, CancelledError) as exc:
+                reply = found.result(0)
+            except (RequestError, CancelledError, TimeoutError) as exc:
                 error = exc if isinstance(exc, RequestError) else ShuttingDown("the service is shutting down")
+                if isinstance(exc, TimeoutError):
+                    error = DeadlineExceeded(f"the database gave no answer for {PATIENCE_S:g} s")
                 self._metrics.failed(error.code)
                 reply = replies.error_reply(error, lookup.id)
             done(reply)
@@ -341,6 +347,7 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the drain gave up on it, and the event loop is closed
                 self._loop.call_soon_threadsafe(deliver)
 
+        timer = self._loop.call_later(PATIENCE_S, deliver)
         found.add_done_callback(found_in_thread)
 
     def _update_gauges(self) -> None:

@@ -34,6 +34,8 @@ THREADS: Final = 2
 #: Queries that run or wait; one more is refused.
 CAPACITY: Final = 16
 TIMEOUT_S: Final = 10.0
+#: Nobody waits longer for the answer: a database that hangs cuts nothing. Beyond two statements and a connection.
+PATIENCE_S: Final = 30.0
 
 _RETRY_AFTER_MS: Final = 1000
 _NICENESS: Final = 10

@@ -109,6 +109,36 @@ async def test_predictions_go_on_without_the_database_and_are_stored_once_it_is_
     assert Counter(UUID(str(row[0])) for row in rows) == Counter(UUID(each) for each in answered)
 
 
+# Nobody is to wait for half a minute.
+IMPATIENT = "import service.store.queries as queries\nqueries.PATIENCE_S = 0.5"
+
+
+async def _until_told(websocket: ClientConnection) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while (await ask(websocket, '{"command": "stats"}'))["type"] != "stats":
+            await asyncio.sleep(0.05)
+
+
+async def test_a_question_to_a_database_that_hangs_is_answered(
+    start_process: StartProcess, restartable_postgres: PostgresServer, database: str
+) -> None:
+    """Once, and so is the prediction behind it; when the database goes on, there are statistics again."""
+    url = restartable_postgres.url(database)
+    service = start_process(DATABASE_URL=url, WORKERS="1", faults=IMPATIENT)
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        await _until_told(websocket)
+        thaw = await asyncio.to_thread(_freeze, restartable_postgres)
+        try:
+            await websocket.send('{"command": "stats"}')
+            await websocket.send(predict_message())
+            assert [(await read(websocket)).get("code") for _ in range(2)] == ["deadline_exceeded", None]
+        finally:
+            thaw()
+        await _until_told(websocket)
+        assert (await ask(websocket, predict_message()))["type"] == "prediction"
+
+
 async def _ask_until(websocket: ClientConnection, enough: asyncio.Event) -> int:
     """How many predictions were answered with an id, one after the other."""
     count = 0
