@@ -183,7 +183,8 @@ class Store:
             try:
                 references[model] = prepare()
             except exc.DBAPIError as error:
-                if not during_outage:
+                # A version whose tag does not fit its column fits it no better later.
+                if not during_outage or isinstance(error, exc.DataError):
                     raise unusable(parsed, error) from error
                 logger.warning("the database cannot be used yet: %s", first_line(error))
             backlog = _open_backlog(

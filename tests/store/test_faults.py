@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.emotions import DESCRIPTIONS
+from service.errors import StartupError
 from service.store import database, writer
 from service.store.database import parse_url
 from service.store.framing import parse
@@ -340,6 +341,14 @@ def test_a_database_that_is_not_in_utf_8(
     assert store.close(timeout=PATIENCE_S) == 0
     assert (store.status().written, store.status().rejected) == (3 - rejected, rejected)
     postgres_server.drop_database(name)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_reload_to_a_version_whose_tag_has_no_room(open_store: OpenStore) -> None:
+    """It is refused, as at a start, and not taken for an outage that ends: nothing would ever be stored."""
+    open_store()
+    with pytest.raises(StartupError, match="value too long for type character varying"):
+        open_store(version_tag="v" * 101, during_outage=True)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
