@@ -150,8 +150,9 @@ class Connection:
             raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
             raise CannotConnect(_unreachable(url, error) + _past(proxy, url)) from None
-        except (ImportError, InvalidProxy) as error:  # SOCKS without its library, or of an unknown kind
-            raise CannotConnect(f"{_where(url)} cannot be reached: {error.msg}{_past(proxy, url)}") from None
+        except (ImportError, InvalidProxy, ValueError) as error:  # no SOCKS library, no such kind or port
+            why = getattr(error, "msg", error)  # all of InvalidProxy may hold a password
+            raise CannotConnect(f"{_where(url)} cannot be reached: {why}{_past(proxy, url)}") from None
         except WebSocketException as error:
             raise CannotConnect(
                 f"{_where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
