@@ -7,7 +7,7 @@ import concurrent.futures
 import os
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -128,7 +128,7 @@ class Client:
         max_faces: int | None = None,
         priority: Priority | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """The emotions in many images, in their order, see `AsyncClient.predict_many`.
 
         `images` is drawn from in the caller's thread. An outcome that is there comes out once the next image is.

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.client.harness import ROOT, run_command
 
 PROGRAM = """\
+from contextlib import closing
 from typing import assert_type
 
 from client import Client, Outcome, Prediction
@@ -18,12 +19,14 @@ with Client() as client:
     assert_type(client.predict("face.jpg"), Prediction)
     for outcome in client.predict_many(["face.jpg"]):
         assert_type(outcome, Outcome)
+    with closing(client.predict_many(["face.jpg"])) as outcomes:
+        next(outcomes)
     client.predict("face.jpg", detect="sometimes")
 """
 
 
 async def test_a_program_s_use_of_the_client_is_checked(tmp_path: Path) -> None:
-    """Its results have their types under `mypy --strict`, and an option that is none is found."""
+    """Its results have their types under `mypy --strict`, `closing` takes many, and an option that is none is found."""
     environment = tmp_path / "venv"
     venv.create(environment)
     (site_packages,) = environment.glob("**/site-packages")
@@ -44,7 +47,7 @@ async def test_a_program_s_use_of_the_client_is_checked(tmp_path: Path) -> None:
         environment={"PYTHONPATH": "", "PYTHONWARNINGS": ""},
     )
     assert done.out.count("error:") == 1, done
-    assert 'program.py:9: error: Argument "detect"' in done.out
+    assert 'program.py:12: error: Argument "detect"' in done.out
 
 
 def test_the_types_are_part_of_the_package() -> None:
