@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
 from websockets.http11 import Response
-from websockets.proxy import get_proxy
-from websockets.uri import parse_uri
 
 from client.errors import (
     CannotConnect,
@@ -31,6 +29,7 @@ from client.errors import (
     error_of,
 )
 from client.protocol import Request, Unanswered, Welcome, encode, parse_reply, parse_welcome
+from client.proxies import proxy_for
 
 # A page of history is the largest reply; this is room for tens of thousands of rows.
 MAX_REPLY_BYTES = 16 * 2**20
@@ -40,8 +39,6 @@ SLOWEST_LINE = 32_000
 
 # Seconds for a connection to close in good order, before it is cut.
 CLOSING = 2.0
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def check_url(url: str) -> None:
@@ -120,8 +117,7 @@ class Connection:
         """
         websocket = proxy = None
         try:
-            # A proxy set for the web would not find this machine's own address.
-            proxy = None if urlsplit(url).hostname in LOOPBACK else get_proxy(parse_uri(url))
+            proxy = proxy_for(url)
             async with asyncio.timeout(timeout):
                 websocket = await connect(
                     url,

@@ -18,6 +18,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from websockets.headers import build_authorization_basic
+from websockets.proxy import parse_proxy
 
 from client.async_client import AsyncClient
 from client.cli import options
@@ -33,6 +35,7 @@ from client.errors import (
     Unavailable,
     VisionAIError,
 )
+from client.proxies import proxy_for
 from client.results import Stats
 
 _HISTORY = 60
@@ -136,17 +139,37 @@ async def _read(address: str, token: str | None) -> tuple[Reading, float]:
 
 
 def _get(address: str, token: str | None) -> tuple[int, bytes]:
-    parts = urlsplit(address)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=10)
+    connection = _connection(address)
     try:
-        connection.request("GET", parts.path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        connection.request(
+            "GET", urlsplit(address).path, headers={"Authorization": f"Bearer {token}"} if token else {}
+        )
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise CannotConnect(f"{address} does not answer: {error}") from None
     finally:
         connection.close()
+
+
+def _connection(address: str) -> http.client.HTTPConnection:
+    """A connection for `address`, by the way that the WebSocket takes to the same server."""
+    parts = urlsplit(address)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    proxy = proxy_for(address.replace("http", "ws", 1))
+    if proxy is None:
+        return kind(parts.hostname or "", parts.port, timeout=10)
+    way = parse_proxy(proxy)
+    if way.scheme != "http":
+        raise CannotConnect(
+            f"{address} cannot be read through a proxy of the kind {way.scheme}, only of http"
+        )
+    connection = kind(way.host, way.port, timeout=10)
+    headers = {}
+    if way.username is not None:
+        headers["Proxy-Authorization"] = build_authorization_basic(way.username, way.password or "")
+    connection.set_tunnel(parts.hostname or "", parts.port, headers)
+    return connection
 
 
 def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | VisionAIError | None) -> Group:

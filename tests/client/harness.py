@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import re
@@ -54,6 +55,27 @@ async def on_a_terminal(*command: str) -> AsyncIterator[tuple[asyncio.subprocess
         yield process, controller
     finally:
         os.close(controller)
+
+
+@asynccontextmanager
+async def proxy_to(port: int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """An HTTP proxy that leads to a port of this machine, whatever is asked for: its address, and what was asked."""
+    asked: list[bytes] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
+        yield f"http://user:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
 
 
 def connect(peer: Peer, **arguments: Any) -> AsyncClient:

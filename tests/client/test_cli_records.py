@@ -23,7 +23,7 @@ import pytest
 from client.cli.exit_codes import ExitCode
 from client.cli.watch import Watched
 from client.results import Prediction
-from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI
+from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI, proxy_to
 from tests.client.peer import V1_COMMANDS, Peer
 
 
@@ -214,6 +214,22 @@ async def _until_closed(controller: int) -> None:
     with contextlib.suppress(OSError):  # what Linux answers where the other end is closed
         while await asyncio.to_thread(os.read, controller, 65536):
             pass
+
+
+async def test_top_reads_metrics_by_the_way_of_the_websocket(peer: Peer, visionai: VisionAI) -> None:
+    """Where the server is found by a proxy only, that leads to its metrics, too."""
+    port = int(peer.url.split(":")[2].removesuffix("/ws"))
+    async with proxy_to(port) as (proxy, asked):
+        done = await visionai(
+            *("top", "--once", "--interval", "0.1", "--url", f"ws://vision.invalid:{port}/ws"),
+            environment={"ws_proxy": proxy, "no_proxy": ""},
+        )
+    assert (done.code, done.err) == (0, "")
+    assert "memory" in done.out
+    assert len(asked) == 3  # the WebSocket, and the two readings
+    for head in asked:
+        assert head.startswith(b"CONNECT vision.invalid:%d " % port)
+        assert b"Basic dXNlcjpzZWNyZXQ=" in head
 
 
 async def test_top_of_a_server_without_metrics(visionai: VisionAI, tmp_path: Path) -> None:
