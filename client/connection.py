@@ -80,6 +80,8 @@ class _WebSocket(ClientConnection):
     """As the library's, which aborts its transport also when the connection is gone."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not hasattr(self, "recv_messages"):
+            return  # never made, as where the handshake of TLS fails behind a proxy: the library would raise here
         super().connection_lost(exc)
         # asyncio's own cannot be aborted (`AttributeError`) where it was closed before its last bytes were written:
         # those of a message that the server did not want.

@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from client import AsyncClient, CannotConnect
 from client.cli.exit_codes import ExitCode
-from tests.client.harness import VisionAI
+from tests.client.harness import VisionAI, proxy_to
 from tests.client.peer import Peer
 
 
@@ -43,6 +43,18 @@ async def test_a_certificate_that_is_not_trusted_is_told(secure_url: str, vision
     assert (done.code, done.err.count("\n")) == (ExitCode.CANNOT_CONNECT, 1)
     assert "its certificate is not trusted (certificate verify failed: unable to get local issuer" in done.err
     assert "SSL_CERT_FILE" in done.err
+
+
+async def test_a_certificate_that_is_not_trusted_is_told_behind_a_proxy(
+    secure_url: str, visionai: VisionAI
+) -> None:
+    """As of a proxy that shows one of its own: one line, without a traceback of the library's before it."""
+    port = secure_url.split(":")[2].removesuffix("/ws")
+    async with proxy_to(int(port)) as (proxy, _):
+        environment = {"wss_proxy": proxy, "no_proxy": ""}
+        done = await visionai("emotions", "--url", f"wss://vision.invalid:{port}/ws", environment=environment)
+    assert (done.code, done.err.count("\n")) == (ExitCode.CANNOT_CONNECT, 1), done.err
+    assert "its certificate is not trusted" in done.err
 
 
 async def test_the_remedy_works(
