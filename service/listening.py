@@ -43,7 +43,8 @@ def bind(settings: Settings) -> list[socket.socket]:
     port = settings.port
     missing: OSError | None = None
     try:
-        for family, kind, protocol, _, address in addresses:
+        # Each once: two lines of /etc/hosts may say the same, and the second would find the first's port taken.
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
             try:
                 sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
             except OSError as exc:

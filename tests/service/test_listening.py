@@ -43,6 +43,14 @@ def test_addresses_that_the_machine_lacks_are_left_out(monkeypatch: pytest.Monke
     assert second == ("127.0.0.2", port)
 
 
+def test_an_address_that_a_name_has_twice_is_listened_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where two lines of /etc/hosts name it: else the service would take itself for another one at its port."""
+    resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.1"))
+    with ExitStack() as stack:
+        (sock,) = [stack.enter_context(each) for each in bind(Settings(host="localhost", port=0))]
+        assert sock.getsockname()[0] == "127.0.0.1"
+
+
 def test_an_address_that_is_in_use_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else clients would meet another service there. What was bound by then is closed."""
     resolve_to(monkeypatch, (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
