@@ -119,6 +119,11 @@ class MessageConnection(OpeningConnection):
         if self._message_timer is not None:
             self._message_timer.cancel()
 
+    def eof_received(self) -> None:
+        """The peer sends nothing more. What it has not read is still sent, but not waited for as long as it likes."""
+        super().eof_received()
+        self._end()
+
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network, and notice when they end amid a message."""
         if self._message_seconds is None:

@@ -197,6 +197,23 @@ async def test_a_client_that_is_closed_and_does_not_end_is_dropped(
         writer.close()
 
 
+async def test_a_client_that_ends_and_does_not_read_is_dropped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody is pinged, and what it leaves unread is too little to be a reason to close it."""
+    monkeypatch.setattr("service.messages._END_SECONDS", 0.5)
+    async with serve(ping_seconds=0) as running, asyncio.timeout(TIMEOUT):
+        _, writer = await raw(running)
+        (connection,) = running.service._connections
+        connection.transport.set_write_buffer_limits(2**30)
+        while not connection.transport.get_write_buffer_size():
+            writer.write((b"\x89\xfd" + bytes(4 + 125)) * 1000)
+            await asyncio.sleep(0)
+        writer.write_eof()
+        await connection.wait_closed()
+        writer.close()
+
+
 @pytest.mark.parametrize("begin", [b"", frame(FACE)[:500]])
 async def test_a_peer_that_does_not_answer_pings_is_closed(serve: Serve, begin: bytes) -> None:
     """A half-open connection is dropped, also one that broke amid a message; one that answers stays."""
