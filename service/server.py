@@ -391,5 +391,11 @@ def _connection_log() -> logging.Logger:
     """The library's log, without what peers can cause: handshakes that fail and connections that drop."""
     logger = logging.getLogger("service.websockets")
     logger.setLevel(logging.WARNING)
-    logger.addFilter(lambda record: record.msg != "opening handshake failed")
+    logger.addFilter(_no_peer_caused)
+    # The event loop's, which tells of each write between the end of a TLS connection and when it says that to us.
+    logging.getLogger("asyncio").addFilter(_no_peer_caused)
     return logger
+
+
+def _no_peer_caused(record: logging.LogRecord) -> bool:
+    return record.msg not in ("opening handshake failed", "SSL connection is closed")

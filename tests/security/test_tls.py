@@ -22,6 +22,7 @@ from service.healthcheck import check
 from service.security.tls import Certificate
 from tests.security.conftest import write_certificate
 from tests.service.harness import FACE, TIMEOUT, Serve, StartProcess, ask, predict_message, read
+from tests.service.raw_peer import TEXT, Peer, frame
 
 
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
@@ -82,6 +83,28 @@ async def test_a_client_that_leaves_amid_its_answers_leaves_no_line_in_the_log(
     service.process.terminate()
     _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
     assert log == ""
+
+
+async def test_a_client_that_dies_amid_its_answers_leaves_no_line_in_the_log(
+    start_process: StartProcess, authority: trustme.CA, certificate: tuple[Path, Path]
+) -> None:
+    """Its connection ends without a word of TLS, which the event loop knows before the service is told."""
+    chain, key = certificate
+    service = start_process(TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS="1")
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", service.port, ssl=trusting(authority), server_hostname="localhost"
+    )
+    peer = Peer(reader, writer)
+    await peer.shake_hands()
+    peer.send(frame(TEXT, b'{"command": "emotions"}') * 3000)
+    writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    async with connect(service.url, ssl=trusting(authority)) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, FACE))["status"] == "success"
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert log == ""
+    writer.transport.abort()
 
 
 async def test_a_reload_swaps_the_certificate_under_load_without_a_failed_request(
