@@ -80,7 +80,7 @@ class Settings:
     max_connections_per_address  from one IPv4 address or IPv6 /64; more are refused with HTTP 429; 0 for any number
     max_requests_per_second  of one connection; more are refused as `rate_limited`; 0 for any number
     max_bytes_per_second    of one connection's messages; more are refused as `rate_limited`; 0 for any number
-    handshake_seconds       time for the opening handshake, TLS included
+    handshake_seconds       time for the opening handshake, and as much for that of TLS before it
     message_seconds         time for a message to come in, from its first byte to its last
     send_seconds            time for a client to read replies that fill its buffers, before it is closed
     ping_seconds            time between pings, and for their answers; 0 for none
