@@ -52,8 +52,11 @@ class GuardedConnection(MessageConnection):
     def recheck(self) -> None:
         """The credentials that are known have changed."""
         if self._guard is not None:
+            before = self._guard.holds_until
             self._guard.recheck()
-            if self._backend is not None and self._backend.rules.required:
+            # Who held none has no more time for it, however often others get theirs.
+            lost = self._guard.holds_until != before
+            if lost and self._backend is not None and self._backend.rules.required:
                 if self._credential_timer is not None:
                     self._credential_timer.cancel()
                 self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)

@@ -282,6 +282,25 @@ async def test_a_key_that_is_deleted_late_ends_its_connections_too(
         assert await close_code(websocket) == 1008
 
 
+async def test_keys_that_are_made_give_a_connection_without_one_no_more_time(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed though the file changes again and again meanwhile."""
+    monkeypatch.setattr("service.guarded.PATIENCE", 1.5)  # some looks at the file
+    path = tmp_path / "keys"
+    create(path, "anna")
+    async with serve(auth="required", api_keys_file=path) as running, running.client() as websocket:
+
+        async def make() -> None:
+            while True:
+                create(path, "bruno")
+                await asyncio.sleep(0.1)
+
+        making = asyncio.create_task(make())
+        assert await close_code(websocket) == 1008
+        making.cancel()
+
+
 @pytest.mark.parametrize("line", ["{} anna 2020-01-01 2020-01-02", "{} bruno 2020-01-01"])
 async def test_a_key_whose_line_has_changed_ends_on_open_connections(
     serve: Serve, database: str, tmp_path: Path, line: str
