@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
+import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import psutil
 
 from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.quiet import wait_until_quiet
-from benchmarks.target import Target, started_service
+from benchmarks.target import Target, hearing_later, started_service
 from benchmarks.workload import Workload
 
 Storing = Literal["dropped", "sqlite", "postgresql", "unreachable"]
@@ -87,9 +91,33 @@ def started_postgresql() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="visionai-pg-")).resolve()
     server = PostgresServer(folder, cleanup_mode="stop")
     try:
-        server.ensure_pgdata_inited()
-        server.start()
+        with hearing_later():  # in the midst of that there would be a server that nobody knows of
+            try:
+                server.start()
+            except (OSError, subprocess.SubprocessError) as exc:
+                raise RuntimeError(f"PostgreSQL cannot be started: {exc}") from None
         yield server.get_uri(database="postgres")
     finally:
-        server.cleanup()
-        shutil.rmtree(folder)
+        with hearing_later():
+            try:
+                server.cleanup()
+            finally:
+                _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """Remove the folder, and before that what still runs in it: what ends `pg_ctl`, as Ctrl-C, leaves its server."""
+    left = [each for each in psutil.process_iter(["name", "cwd", "cmdline"]) if _is_of(folder, each.info)]
+    # The first ends a server within moments, whoever is connected to it.
+    for end in (lambda process: process.send_signal(signal.SIGINT), psutil.Process.kill):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        _, left = psutil.wait_procs(left, timeout=5)
+    shutil.rmtree(folder)
+
+
+def _is_of(folder: Path, process: Mapping[str, Any]) -> bool:
+    """Whether it is PostgreSQL, and its data are in the folder."""
+    named = process["cwd"] == str(folder) or str(folder) in (process["cmdline"] or ())
+    return named and process["name"].startswith("postgres")

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -81,6 +83,42 @@ def test_a_signal_that_comes_while_the_service_is_started_does_not_leave_it_runn
         signal.signal(signal.SIGTERM, before)
         for process in started:
             process.kill()
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
+def test_a_signal_while_postgresql_is_started_leaves_nothing_of_it(
+    send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """Neither a server nor its folder, though what starts it may be ended before it can tell of it."""
+    script = """
+import signal, sys
+from benchmarks.persistence import started_postgresql
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+with started_postgresql():
+    signal.pause()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        begun = False
+        try:
+            while not begun:
+                assert process.poll() is None
+                with suppress(psutil.NoSuchProcess):
+                    children = psutil.Process(process.pid).children(recursive=True)
+                    begun = any(each.name() == "postgres" for each in children)
+            send(process.pid, signal.SIGTERM)
+            process.wait(60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.glob("visionai-pg-*")) == []
+    commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    assert [command for command in commands if str(tmp_path / "visionai-pg-") in command] == []
 
 
 @pytest.mark.parametrize("gap", [0.001, 0.02])
