@@ -289,7 +289,7 @@ def sweep(
     show(as_json, {"sweep": found}, sweep_grid(found))
     path = OUT / f"sweep-{size}.svg"
     with writing(OUT):
-        path.write_text(plot_sweep(found))
+        path.write_text(plot_sweep(found), encoding="utf-8")
         path.with_suffix(".json").write_bytes(to_json(found, orjson.OPT_INDENT_2))
     if not as_json:
         console.print(f"written: {path}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +22,7 @@ from benchmarks.persistence import StoringResult
 from benchmarks.tables import storing_grid
 from benchmarks.target import Target
 from benchmarks.workload import make_workload
-from tests.benchmarks.harness import LOAD, RIGHT, SHORT, benchmark
+from tests.benchmarks.harness import LOAD, RIGHT, ROOT, SHORT, benchmark
 
 WRONG = '{"status": "success", "emotion_name": "sad"}'
 WELCOME = '{"type": "welcome"}'
@@ -168,3 +171,30 @@ def test_what_fails_while_storing_is_shown() -> None:
     refused = StoringResult("dropped", replace(LOAD, errors={"overloaded": 2}))
     grid = storing_grid([refused, refused])
     assert (grid.columns[-1], grid.rows[0][-1]) == ("errors", "4")
+
+
+def test_a_sweep_is_written_whatever_the_locales_encoding_is(tmp_path: Path) -> None:
+    """Latencies below a millisecond have a minus sign in the plot, which few encodings know."""
+    script = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from benchmarks import commands
+from benchmarks.percentiles import Latency
+from tests.benchmarks.harness import LOAD
+commands.OUT = Path(sys.argv[1])
+quick = replace(LOAD, rate=100.0, latency=Latency(0.05, 0.1, 20.0, 30.0, 40.0))
+commands.sweep_clients = commands.sweep_rates = lambda *_: [quick]
+commands.app(["sweep", "--json", "--url", "ws://127.0.0.1:1"])
+"""
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, **plain},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "\N{MINUS SIGN}" in (tmp_path / "sweep-64x64.svg").read_text(encoding="utf-8")
