@@ -63,6 +63,8 @@ def parse_slo(text: str) -> list[Objective]:
         found = _TIME.fullmatch(value) if is_time else None
         try:
             bound = float(found[1]) * _UNITS[found[2]] if found else float(value)
+            if not math.isfinite(bound):  # NaN would be missed, and infinity met, whatever is measured
+                raise ValueError
         except ValueError:
             raise ValueError(f"{value!r} is not a number, in {part.strip()!r}") from None
         if is_time and not found:

@@ -124,7 +124,10 @@ def test_cpu_of_a_server_that_is_not_ours_is_a_miss() -> None:
     assert not outcome.met
 
 
-@pytest.mark.parametrize("text", ["", "p99", "p98=1ms", "p99=10", "p99=ms", "rps=many", "rps=10ms"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "p99", "p98=1ms", "p99=10", "p99=ms", "rps=many", "rps=10ms", "rps=nan", "errors=inf"],
+)
 def test_a_malformed_objective_is_an_error(text: str) -> None:
     """The message shows the part that is wrong."""
     with pytest.raises(ValueError, match=text.partition("=")[2] or text or "NAME=VALUE"):
