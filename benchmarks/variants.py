@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.store.records import PredictionRecord
+from service.signals import held_back
+
+if TYPE_CHECKING:
+    from service.store.records import PredictionRecord
 
 
 class DroppingStore:
@@ -62,14 +66,18 @@ def main(arguments: Sequence[str]) -> int:
     """Start the variant; returns the service's exit code."""
     # As the service does before it imports numpy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    match list(arguments):
-        case ["no-store"]:
-            _without_store()
-        case ["profiled", file]:
-            _profiled(Path(file))
-        case _:
-            print("usage: python -m benchmarks.variants no-store | profiled FILE", file=sys.stderr)
-            return 2
+    try:
+        with held_back(signal.SIGINT):  # as the service does while libraries load
+            match list(arguments):
+                case ["no-store"]:
+                    _without_store()
+                case ["profiled", file]:
+                    _profiled(Path(file))
+                case _:
+                    print("usage: python -m benchmarks.variants no-store | profiled FILE", file=sys.stderr)
+                    return 2
+    except KeyboardInterrupt:
+        return 130
     from service.__main__ import main as serve
 
     sys.argv = ["python -m service"]

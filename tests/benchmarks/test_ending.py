@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from benchmarks import variants
 from benchmarks.target import started_service, stop
 from tests.benchmarks.harness import ROOT
 
@@ -119,6 +121,21 @@ with started_postgresql():
     assert list(tmp_path.glob("visionai-pg-*")) == []
     commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
     assert [command for command in commands if str(tmp_path / "visionai-pg-") in command] == []
+
+
+@pytest.mark.parametrize("variant", [("no-store",), ("profiled", "stages.json")])
+def test_an_interrupt_while_a_variant_of_the_service_loads_is_no_traceback(
+    variant: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches it as it does the service, which ends with 130."""
+
+    def loading(_: str) -> SimpleNamespace:
+        signal.raise_signal(signal.SIGINT)
+        return SimpleNamespace(open_store=None, run_worker=None)
+
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which it would set for all tests
+    monkeypatch.setattr("benchmarks.variants.importlib.import_module", loading)
+    assert variants.main(variant) == 130
 
 
 @pytest.mark.parametrize("gap", [0.001, 0.02])
