@@ -16,7 +16,7 @@ from typing import ClassVar
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Keras sets some of its errors in bold, for terminals
 
 
-def quoted(error: BaseException) -> str:
+def quoted(error: BaseException | str) -> str:
     """Return what a library says of its error, as part of a line of ours: no line breaks, no colours, not endless."""
     return " ".join(_COLOUR.sub("", str(error)).split())[:300]
 

@@ -20,6 +20,8 @@ from conversion.tensorflow_quietly import keras, tf
 
 # What Keras, which goes by the name, takes for a file of the format.
 _SUFFIXES = {"keras": (".keras",), "hdf5": (".h5", ".hdf5")}
+# Classes of its own modules, as it wrote .keras files, and of TensorFlow's operations in a Functional network.
+_OF_KERAS_2 = frozenset({"Functional", "SlicingOpLambda", "TFOpLambda"})
 _ONE_AT_A_TIME = "takes one image at a time, not a batch; save it with its batch size left open"
 
 
@@ -117,13 +119,21 @@ def _read_keras(path: Path, suffixes: tuple[str, ...]) -> Any:
 def _why_not_loaded(error: Exception) -> str:
     text = " ".join(str(error).split())
     missing = re.search(
-        r"(?:Could not locate (?:class|function)|Unknown (?:layer|object)):? '?([\w>]+)", text
+        r"(?:Could not (?:locate|deserialize) (?:class|function)|Unknown (?:layer|object)):? '?([\w>]+)", text
     )
+    if missing and missing[1] in _OF_KERAS_2:
+        return (
+            f"Keras 2 wrote it, with a class {missing[1]} that Keras 3 does not know; save it there as a SavedModel:"
+            ' model.save(FOLDER, save_format="tf")'
+        )
     if missing:
         return f"custom layer or class {missing[1]} is missing; give the Python file with --custom FILE.py"
     if ("Lambda" in text and "safe_mode" in text) or "python bytecode" in text.lower():
         return "a Lambda layer holds Python code, which is not run; export the model as a SavedModel instead"
-    return f"Keras cannot load it: {quoted(error) or type(error).__name__}"
+    # Before the cause stands all of the layer's configuration, which may be longer than a line of ours.
+    layer = re.search(r".*class '(?:\w+\.)*(\w+)'.*Exception encountered: ", text)
+    cause = quoted(text[layer.end() :] if layer else text) or type(error).__name__
+    return f"Keras cannot load it: {f'{layer[1]}: ' if layer else ''}{cause}"
 
 
 def _input_shape(path: Path, model: Any) -> tuple[int | None, int | None, int | None]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,38 @@ def test_networks_within_networks(head: str, tmp_path: Path, convert_here: Calla
 
 
 def test_what_means_something_is_not_passed_over(refused: Callable[..., str], tmp_path: Path) -> None:
-    """An argument that Keras 3 does not take is left out with the value that changes nothing only."""
+    """An argument that Keras 3 does not take is left out with the value that changes nothing only, and else named."""
     network().save(tmp_path / "new.h5")
-    old = written_by_keras_2(tmp_path / "new.h5", tmp_path / "old.h5", {"LSTM": {"time_major": True}})
-    assert "'time_major': True" in refused(old)
+    old = written_by_keras_2(tmp_path / "new.h5", tmp_path / "old.h5", {"DepthwiseConv2D": {"groups": 2}})
+    line = refused(old)
+    assert "Keras cannot load it: DepthwiseConv2D: Unrecognized keyword arguments" in line
+    assert "{'groups': 2}" in line
+
+
+def test_an_operation_of_keras_2_is_not_taken_for_a_custom_layer(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """Nobody has a Python file of what Keras 2 made of `images / 255`: its line says where to save it as what."""
+    layers = keras.layers
+    pixels = keras.Input((16, 16, 3))
+    new = tmp_path / "new.h5"
+    keras.Model(pixels, layers.Dense(7)(layers.Flatten()(layers.ReLU()(pixels)))).save(new)
+
+    def divided(configuration: Any) -> Any:
+        return json.loads(json.dumps(configuration).replace('"ReLU"', '"TFOpLambda"'))
+
+    assert "Keras 2 wrote it, with a class TFOpLambda" in refused(changed(new, tmp_path / "old.h5", divided))
+
+
+def test_a_keras_file_of_keras_2_is_told(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Its network is of a module that Keras 3 has not, and no custom class either."""
+    new, old = tmp_path / "new.keras", tmp_path / "old.keras"
+    pixels = keras.Input((16, 16, 3))
+    keras.Model(pixels, keras.layers.Dense(7)(keras.layers.Flatten()(pixels))).save(new)
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
+        for name in source.namelist():
+            content = source.read(name)
+            copy.writestr(
+                name, content.replace(b"keras.src.models.functional", b"keras.src.engine.functional")
+            )
+    assert "Keras 2 wrote it, with a class Functional" in refused(old)
