@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,8 @@ def _identify_zip(path: Path) -> SourceFormat:
                 kind = " (a PyTorch file?)" if any(name.endswith("data.pkl") for name in names) else ""
                 raise SourceError(f"{path}: a zip file but not a Keras model{kind}; {_EXPECTED}")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
+    # RuntimeError: what is encrypted, or packed in a way that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise SourceError(f"{path}: truncated or damaged .keras file ({error})") from None
     if damaged is not None:
         raise SourceError(f"{path}: damaged .keras file (checksum of {damaged} is wrong)")
@@ -104,7 +106,7 @@ def read_own_options(path: Path, source_format: SourceFormat) -> Options:
         return Options()
     try:
         document: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise SourceError(f"{path}: the options kept in the model are not JSON ({error})") from None
     table = document.get("conversion") if isinstance(document, dict) else None
     if not isinstance(table, dict):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,36 @@ def test_flipped_bits_in_the_weights(refused: Callable[..., str], tmp_path: Path
     content[middle] ^= 0xFF
     whole.write_bytes(content)
     assert "damaged .keras file" in refused(whole, *SCALED)
+
+
+def test_zeros_in_the_packed_weights(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A block of the disk that was lost cannot be unpacked, before there is a checksum to compare."""
+    with zipfile.ZipFile(ROOT / "models/modelo_emociones.keras") as archive:
+        weights = archive.getinfo("model.weights.h5").header_offset + 30 + len("model.weights.h5")
+    content = bytearray((ROOT / "models/modelo_emociones.keras").read_bytes())
+    content[weights : weights + 512] = bytes(512)
+    (tmp_path / "damaged.keras").write_bytes(content)
+    assert "truncated or damaged .keras file" in refused(tmp_path / "damaged.keras")
+
+
+def test_an_encrypted_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Nobody is asked for a password."""
+    with zipfile.ZipFile(tmp_path / "secret.keras", "w") as archive:
+        for name in ("config.json", "model.weights.h5"):
+            archive.writestr(name, "{}")
+    content = bytearray((tmp_path / "secret.keras").read_bytes())
+    for entry in re.finditer(rb"PK\x01\x02", content):
+        content[entry.start() + 8] |= 1
+    (tmp_path / "secret.keras").write_bytes(content)
+    assert "is encrypted" in refused(tmp_path / "secret.keras")
+
+
+def test_options_in_the_model_that_are_no_text(refused: Callable[..., str], tmp_path: Path) -> None:
+    """What a model says of itself in another encoding than UTF-8."""
+    rgb_functional().save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras", "a") as archive:
+        archive.writestr("visionai.json", '{"conversion": {"version_tag": "caf\xe9"}}'.encode("latin-1"))
+    assert "the options kept in the model are not JSON" in refused(tmp_path / "model.keras")
 
 
 def test_zip_of_something_else(refused: Callable[..., str], tmp_path: Path) -> None:
