@@ -232,7 +232,8 @@ def input_geometry(options: Options, shape: NetworkShape, name: str) -> tuple[in
     if shape.height in (1, 3) and shape.channels not in (None, 1, 3):
         raise OptionError(
             f"{name} takes {shape.height}x{shape.width}x{shape.channels}: its channels come first, and an image's last."
-            " Put a layer keras.layers.Permute((3, 1, 2)) before it, and save that"
+            ' Build it with data_format="channels_last", normalise along axis -1, give it these weights (set_weights),'
+            " and save that"
         )
     channels = {None: shape.channels, "gray": 1, "rgb": 3}[options.color]
     if shape.height is None or shape.width is None:
