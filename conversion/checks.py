@@ -132,11 +132,12 @@ def _check_levels(model: onnx.ModelProto, images: Images, tolerance: float) -> f
         single = np.concatenate(
             [run(session, images[index : index + 1]) for index in range(min(3, len(images)))]
         )
-        for answer, expected in ((together, plain), (single, together[: len(single)])):
+        for answer, expected, what in (
+            (together, plain, f"optimisation level {level!r} changes"),
+            (single, together[: len(single)], "what else is in a batch changes"),
+        ):
             difference = compare(expected, answer).max_difference
             if not difference <= tolerance:
-                raise GraphError(
-                    f"optimisation level {level!r} changes probabilities by {difference:.3g} (> {tolerance:g})"
-                )
+                raise GraphError(f"{what} probabilities by {difference:.3g} (> {tolerance:g})")
             largest = max(largest, difference)
     return largest

@@ -72,6 +72,11 @@ class _Graph:
         return derived
 
 
+def _permutation(transpose: onnx.NodeProto) -> list[int]:
+    """Return the order of the axes; none where it is not said, which turns them all round."""
+    return next((list(item.ints) for item in transpose.attribute if item.name == "perm"), [])
+
+
 def _fold_flatten(model: onnx.ModelProto) -> None:
     graph = _Graph(model)
     shaped = onnx.shape_inference.infer_shapes(model)
@@ -80,7 +85,7 @@ def _fold_flatten(model: onnx.ModelProto) -> None:
         for value in shaped.graph.value_info
     }
     for transpose in [node for node in model.graph.node if node.op_type == "Transpose"]:
-        permutation = list(onnx.helper.get_node_attr_value(transpose, "perm"))
+        permutation = _permutation(transpose)
         reshape = graph.only_consumer(transpose, "Reshape")
         dense = graph.only_consumer(reshape, "MatMul") if reshape is not None else None
         if permutation != _CHANNELS_LAST or reshape is None or dense is None:
@@ -183,9 +188,7 @@ def _swap(graph: _Graph, scale: onnx.NodeProto) -> bool:
     if operand.ndim > 1:
         return False  # behind a change of shape it might lie along other axes
     if operand.size != 1:
-        first = layout.op_type == "Transpose" and (
-            list(onnx.helper.get_node_attr_value(layout, "perm")) == _CHANNELS_FIRST
-        )
+        first = layout.op_type == "Transpose" and (_permutation(layout) == _CHANNELS_FIRST)
         if not first:
             return False
         operand = operand[:, None, None]

@@ -211,6 +211,15 @@ def test_a_tensor_with_two_users_is_not_folded_away() -> None:
     check_batch_normalization(model)
 
 
+def test_a_transpose_that_turns_all_axes_round_stays() -> None:
+    """It says no order of theirs."""
+    make = onnx.helper.make_node
+    model = _affine_tail(make("Transpose", ["convolved"], ["turned"]), make("Transpose", ["turned"], ["out"]))
+    before = _answer(model)
+    fold(model)
+    assert np.array_equal(_answer(model), before)
+
+
 def test_transposes_between_convolutions_are_reported() -> None:
     """A transpose pair that a converter left between two convolutions is named."""
     make = onnx.helper.make_node

@@ -23,8 +23,9 @@ from conversion.manifest import manifest_path, read_manifest, serialise_manifest
 from conversion.options import Specification
 from conversion.parity import Parity, Thresholds, compare, failures
 from conversion.sources import Source
+from conversion.tensorflow_quietly import keras
 from conversion.verify import verify
-from tests.conversion.keras_models import options
+from tests.conversion.keras_models import LABELS, options, randomise
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,6 +128,17 @@ def test_parity_failure_in_the_network_function_is_told_from_its_surroundings(
     )
     with pytest.raises(ParityError, match="preprocessing, softmax or class order differ"):
         convert(Request(rgb_model, tmp_path / "out" / "model.onnx", options()))
+
+
+def test_a_network_that_looks_at_the_whole_batch_is_told(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Its answer to an image would depend on whose images are beside it: not a matter of optimisation."""
+    images = keras.Input((16, 16, 3))
+    centred = images - keras.ops.mean(images, axis=0, keepdims=True)
+    scores = keras.layers.Dense(7, activation="softmax")(keras.layers.Flatten()(centred))
+    randomise(keras.Model(images, scores)).save(tmp_path / "batch.keras")
+    arguments = ("--source-labels", ",".join(LABELS), "--scale", "0.004", "--offset", "0")
+    line = refused(tmp_path / "batch.keras", *arguments, status=3)
+    assert "what else is in a batch changes probabilities" in line
 
 
 def test_a_failed_conversion_leaves_the_old_files(rgb_model: Path, shipped: Path) -> None:
