@@ -89,11 +89,15 @@ def check_source(model_path: Path, onnx: Path, source_sha256: str) -> None:
     """Where MODEL_PATH names a Keras file that is there, the ONNX file must have been made from it as it is now.
 
     Raises:
-        StartupError: it was made from another; says how to make it again.
+        StartupError: it was made from another, and how to make it again; or it cannot be read.
     """
     if model_path.suffix == ".onnx" or not _is_file(model_path):
         return
-    if hashlib.sha256(model_path.read_bytes()).hexdigest() != source_sha256:
+    try:
+        source = model_path.read_bytes()
+    except OSError as exc:
+        raise StartupError(f"{model_path} cannot be read: {exc.strerror}") from None
+    if hashlib.sha256(source).hexdigest() != source_sha256:
         raise StartupError(
             f"{onnx} was not converted from {model_path} as it is now: "
             f"build it again with `{_conversion(model_path, onnx)}`"

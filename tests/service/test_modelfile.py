@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,12 @@ def test_a_keras_file_that_has_changed_since_is_refused(tmp_path: Path) -> None:
         check_source(keras, MODEL, recorded)
     check_source(tmp_path / "absent.keras", MODEL, recorded)
     check_source(MODEL, MODEL, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that nobody can read, not even root")
+def test_a_keras_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    """As one of another user's, beside the model that was converted from it."""
+    source = tmp_path / "model.keras"
+    source.symlink_to("/proc/self/mem")
+    with pytest.raises(StartupError, match=r"model\.keras cannot be read: Input/output error$"):
+        check_source(source, tmp_path / "model.onnx", "0" * 64)
