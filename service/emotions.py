@@ -38,12 +38,13 @@ class Emotion(TypedDict):
 
 
 def describe(labels: Sequence[str], language: Language) -> list[Emotion]:
-    """Ids count from 1 in label order, which for the seven emotions gives the ids of the v1 contract.
+    """In label order, with the ids of the v1 contract for its seven emotions; another model's others are numbered on.
 
     A label without a description (another model's) is described by its name.
     """
     texts = DESCRIPTIONS[language]
+    ids = {label: number for number, label in enumerate(texts, start=1)}
     return [
-        {"id": number, "name": label, "description": texts.get(label, label)}
-        for number, label in enumerate(labels, start=1)
+        {"id": ids.setdefault(label, len(ids) + 1), "name": label, "description": texts.get(label, label)}
+        for label in labels
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import orjson
 import pytest
@@ -13,11 +14,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 from wsproto.events import Pong, TextMessage
 
+from service.engine import Engine
 from service.errors import InvalidJSON
 from service.replies import error_reply
 from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve, ask, predict_message, read
 from tests.service.pictures import large_bitmap
 from tests.service.raw_peer import PING, TEXT, connected, frame
+from tests.service.reloading import change, copy_model
 
 EMOTIONS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 
@@ -244,6 +247,17 @@ async def test_the_language_of_descriptions_is_a_setting(serve: Serve) -> None:
     async with serve(emotions_language="en") as running, running.client() as websocket:
         reply = await ask(websocket, '{"command": "emotions"}')
         assert reply["emotions"][6] == {"id": 7, "name": "surprise", "description": "Surprise"}
+
+
+async def test_an_emotion_has_its_id_whatever_the_models_order(serve: Serve, tmp_path: Path) -> None:
+    """Existing clients know the seven by their ids; one that they do not know gets another."""
+    model = copy_model(tmp_path)
+    change(model, '"angry", "disgust"', '"disgust", "angry"')
+    change(model, "surprise", "surprize")
+    async with serve(Engine(model)) as running, running.client() as websocket:
+        reply = await ask(websocket, '{"command": "emotions"}')
+    assert [emotion["name"] for emotion in reply["emotions"][:2]] == ["disgust", "angry"]
+    assert [emotion["id"] for emotion in reply["emotions"]] == [2, 1, 3, 4, 5, 6, 8]
 
 
 async def test_queries_echo_the_id(running: Running) -> None:
