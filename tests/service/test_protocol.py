@@ -353,3 +353,5 @@ def test_the_least_and_the_most_that_may_be_asked_for() -> None:
     ]
     for fields in ({"window_s": 0.001}, {"window_s": 316224000}, {"window_s": 0.5, "buckets": 500}):
         assert lookup("stats", fields) == Stats(1, **fields)
+    for faces in (1, 64):
+        assert Options().changed({"max_faces": faces}).max_faces == faces

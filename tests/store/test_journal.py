@@ -196,6 +196,7 @@ def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
     while backlog.append(payload(taken), 1):
         taken += 1
     assert 10 < taken < 20
+    assert backlog.size_bytes <= 2000
     assert backlog.error == "journal: its limit of 2000 bytes is reached"
     assert drain(backlog) == [payload(number) for number in range(taken)]
     assert backlog.append(payload(taken), 1)
