@@ -86,6 +86,13 @@ def test_a_face_is_the_nearest_of_those_that_it_may_be() -> None:
         assert ids(tracker, [other, one], 0.1) == [2, 1]
 
 
+def test_a_face_that_is_left_alone_is_the_nearer_of_two() -> None:
+    """The other, within whose reach it is too, is not seen any more."""
+    tracker = FaceTracker()
+    assert ids(tracker, [(0, 0, 50, 50), (55, 0, 50, 50)], 0) == [1, 2]
+    assert ids(tracker, [(20, 0, 50, 50)], 0.1) == [1]
+
+
 def test_every_face_of_a_frame_has_an_id_of_its_own() -> None:
     """Also where boxes are the same; ids are not used twice."""
     tracker = FaceTracker()
