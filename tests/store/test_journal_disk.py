@@ -181,6 +181,19 @@ def test_the_name_of_each_segment_is_on_the_disk(
     assert len(named) > 1
 
 
+def test_what_cannot_be_flushed_is_not_acknowledged(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each record is to be on the disk: it may be lost, is told so, and what follows is taken again."""
+    backlog = open_journal(fsync="always")
+    with monkeypatch.context() as context:
+        context.setattr(segments, "_flush", fail)
+        assert not backlog.append(payload(1), 1)
+        assert backlog.error == "journal: injected"
+    assert backlog.append(payload(2), 1)
+    assert backlog.error is None
+
+
 def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
     open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
