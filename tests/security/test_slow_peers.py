@@ -88,6 +88,21 @@ async def test_a_message_that_does_not_come_to_its_end_is_closed_with_1008(
         writer.close()
 
 
+async def test_a_client_that_goes_amid_a_message_is_not_slow(serve: Serve) -> None:
+    """Nothing looks later for what it did not send."""
+    async with serve(message_seconds=600.0) as running, asyncio.timeout(TIMEOUT):
+        reader, writer = await raw(running)
+        await reader.readuntil(b'"welcome"')
+        (connection,) = running.service._connections
+        writer.write(frame(FACE)[:500])
+        while connection._message_timer is None:
+            await asyncio.sleep(0)
+        writer.transport.abort()
+        while running.service._connections:
+            await asyncio.sleep(0)
+        assert connection._message_timer.cancelled()
+
+
 async def test_a_client_that_is_slow_between_messages_is_left_alone(serve: Serve) -> None:
     """The time is for a message; a connection may be idle for as long as it answers pings."""
     async with serve(message_seconds=0.1) as running, running.client() as websocket:
