@@ -96,6 +96,25 @@ async def test_what_is_read_between_two_slices_delays_those_that_wait(
     assert waits == pytest.approx([0.25, 0.5], rel=0.01)
 
 
+async def test_the_time_between_two_slices_delays_nobody_where_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long a service had nothing to do: the wait that is predicted is that of the work."""
+    steady, inbox = Steady(0.025), Inbox()
+    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    executor = InlineExecutor(
+        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+    for number in range(20):
+        executor.submit(Request(Peer(), number, b"image", steady.now))
+        while len(inbox.delivered) <= number:
+            await asyncio.sleep(0)
+        steady.now += 10.0
+    executor.submit(Request(Peer(), 20, b"image", steady.now))
+    assert executor._queue.predicted_wait() == pytest.approx(0.025)
+    await executor.stop()
+
+
 async def test_what_is_read_while_others_wait_may_have_come_as_the_slice_began(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
