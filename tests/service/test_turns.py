@@ -115,3 +115,17 @@ async def test_small_messages_are_answered_in_many_turns(serve: Serve) -> None:
         peer.send(*(frame(TEXT, b'{"command": "ping", "id": %d}' % number) for number in range(3000)))
         assert [(await peer.reply())["id"] for _ in range(3000)] == list(range(3000))
         await peer.is_served()
+
+
+async def test_what_comes_though_it_is_not_to_read_is_behind_what_waits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of TLS, which hands over what it has decrypted already: all is answered, in order."""
+    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    messages = [frame(TEXT, b'{"command": "ping", "id": %d}' % number) for number in range(300)]
+    async with serve() as running, connected(running.port) as peer:
+        (connection,) = running.service._connections
+        connection.data_received(b"".join(messages[:200]))
+        assert not connection.transport.is_reading()
+        connection.data_received(b"".join(messages[200:]))
+        assert [(await peer.reply())["id"] for _ in range(300)] == list(range(300))
