@@ -180,12 +180,13 @@ def test_a_living_process_is_left_alone(open_journal: OpenJournal) -> None:
 
 
 def test_closed_with_something_left(open_journal: OpenJournal) -> None:
-    """What is not in the database at close is there for the next process."""
+    """What is not in the database at close is there for the next process, and for nobody else."""
     first = open_journal()
     first.append(payload(1), 1)
     first.append(payload(2), 1)
     first.close()
     assert not first.append(payload(3), 1)
+    assert first.take(7) is None
     assert drain(open_journal()) == [payload(1), payload(2)]
 
 
