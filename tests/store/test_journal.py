@@ -31,12 +31,14 @@ def test_in_order_and_gone_when_acknowledged(open_journal: OpenJournal, tmp_path
 
 
 def test_taken_again_until_acknowledged(open_journal: OpenJournal) -> None:
-    """A batch that is not acknowledged is given again."""
+    """A batch that is not acknowledged is given again; it is of the oldest, and as large as it is to be."""
     backlog = open_journal()
-    backlog.append(payload(1), 1)
-    first, second = backlog.take(10), backlog.take(10)
+    for number in range(3):
+        backlog.append(payload(number), 1)
+    first, second = backlog.take(2), backlog.take(2)
     assert first == second
     assert first is not None
+    assert first.payloads == [payload(0), payload(1)]
 
 
 def test_it_is_on_disk_before_append_returns(open_journal: OpenJournal, tmp_path: Path) -> None:
