@@ -77,9 +77,10 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def exif(orientation: int, order: str = "<") -> bytes:
-    """A TIFF directory with an orientation."""
+    """A TIFF directory with an orientation, behind another entry, as cameras write it."""
     mark = b"II" if order == "<" else b"MM"
-    return mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    entries = [0x0103, 3, 1, 6, 0, 0x0112, 3, 1, orientation, 0]
+    return mark + struct.pack(f"{order}HIHHHIHHHHIHHI", 42, 8, 2, *entries, 0)
 
 
 def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:

@@ -95,8 +95,9 @@ def test_a_damaged_exif_block_means_upright() -> None:
     assert read_header(jpeg).orientation == 6
     for damaged in (
         jpeg.replace(b"II*\0", b"XX*\0", 1),
-        jpeg.replace(struct.pack("<HIH", 42, 8, 1), struct.pack("<HIH", 42, 9999, 1)),
-        with_orientation(encode(corner_image(), ".jpg"), 77),
+        jpeg.replace(struct.pack("<HI", 42, 8), struct.pack("<HI", 42, 9999)),
+        with_orientation(encode(corner_image(), ".jpg"), 0),
+        with_orientation(encode(corner_image(), ".jpg"), 9),
     ):
         assert damaged != jpeg
         assert read_header(damaged).orientation == 1
