@@ -225,6 +225,24 @@ def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
     orphans.close()
 
 
+def test_a_journal_that_cannot_be_read_keeps_nobody_from_the_others(
+    open_journal: OpenJournal, tmp_path: Path
+) -> None:
+    """Of a later release's, one that cannot be read for a while and a sound one, the sound one is stored."""
+    segment = kill_after_appending(tmp_path, 1)
+    data = segment.read_bytes()
+    for number in range(3):
+        (tmp_path / f"journal-00000000000{number}").mkdir()
+    later, unreadable, sound = (folder / segment.name for folder in sorted(tmp_path.glob("journal-0000000*")))
+    later.write_bytes(frame(b'{"format":2}', 0))
+    unreadable.mkdir()
+    sound.write_bytes(data)
+    segment.unlink()
+    assert drain(open_journal()) == [payload(0)]
+    assert later.exists()
+    assert unreadable.exists()
+
+
 def test_a_journal_whose_files_cannot_be_listed_is_told_of(
     open_journal: OpenJournal,
     tmp_path: Path,
