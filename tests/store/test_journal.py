@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Fsync
-from service.store import journal
+from service.store import journal, segments
 from service.store.framing import frame
 from tests.store.journals import OpenJournal, drain, files, payload
 
@@ -73,6 +73,18 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     for data in late:
         assert backlog.append(data, 1)
     assert drain(backlog) == late
+
+
+def test_what_is_stored_in_time_is_not_read_back(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much there is in all: only what piles up beyond the memory comes from the disk."""
+    monkeypatch.delattr(segments, "read")
+    backlog = open_journal(memory_records=4)
+    for start in range(0, 30, 3):
+        expected = [payload(number) for number in range(start, start + 3)]
+        assert all(backlog.append(data, 1) for data in expected)
+        assert drain(backlog) == expected
 
 
 def test_what_is_stored_does_not_stay_on_the_disk(
