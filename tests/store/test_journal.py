@@ -75,6 +75,19 @@ def test_more_than_memory_is_read_back_from_disk(open_journal: OpenJournal, tmp_
     assert drain(backlog) == late
 
 
+def test_what_is_not_stored_yet_stays_on_the_disk(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """Of what is in memory too: a process that dies leaves to the next all that was not acknowledged."""
+    backlog = open_journal(segment_bytes=1000)
+    left = [payload(number) for number in range(30)]
+    assert all(backlog.append(data, 1) for data in left)
+    while (batch := backlog.take(7)) is not None:
+        on_disk = b"".join(path.read_bytes() for path in files(tmp_path))
+        assert all(data in on_disk for data in left)
+        backlog.acknowledge(batch)
+        del left[: batch.count]
+    assert not left
+
+
 def test_what_is_stored_in_time_is_not_read_back(
     open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
