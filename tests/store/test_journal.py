@@ -83,6 +83,7 @@ def test_what_is_not_stored_yet_stays_on_the_disk(open_journal: OpenJournal, tmp
     while (batch := backlog.take(7)) is not None:
         on_disk = b"".join(path.read_bytes() for path in files(tmp_path))
         assert all(data in on_disk for data in left)
+        assert backlog.size_bytes == len(on_disk)
         backlog.acknowledge(batch)
         del left[: batch.count]
     assert not left
@@ -117,6 +118,21 @@ def test_what_is_stored_does_not_stay_on_the_disk(
     assert second.read_bytes().endswith(frame(payload(5), 1))
     assert backlog.size_bytes == second.stat().st_size
     assert drain(backlog) == [payload(5)]
+
+
+def test_what_is_stored_goes_where_there_is_more_at_each_look(
+    open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that predicts something every moment never finds that nothing waits, but right after it has stored."""
+    monkeypatch.setattr(journal, "RENEW_INTERVAL_S", 0.0)
+    backlog = open_journal()
+    for number in range(3):
+        assert backlog.append(payload(number), 1)
+        batch = backlog.take(7)
+        assert batch is not None
+        backlog.acknowledge(batch)
+        [path] = files(tmp_path)
+        assert b"pad" not in path.read_bytes()
 
 
 def test_what_was_stored_in_between_goes_at_a_later_look(
