@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from service.settings import Fsync
 from service.store import journal, segments
 from service.store.framing import frame
-from tests.store.journals import OpenJournal, drain, files, payload
+from tests.store.journals import TIMEOUT, OpenJournal, drain, files, payload
 
 OPEN_FILES = Path("/proc/self/fd")
 
@@ -231,6 +232,22 @@ def test_closed_with_something_left(open_journal: OpenJournal) -> None:
     assert not first.append(payload(3), 1)
     assert first.take(7) is None
     assert drain(open_journal()) == [payload(1), payload(2)]
+
+
+def test_closed_twice(open_journal: OpenJournal) -> None:
+    """The second time nothing happens: what the first has let go of may be another's by then. No thread is left."""
+    before = set(threading.enumerate())
+    backlog = open_journal(fsync="interval")
+    threads = set(threading.enumerate()) - before
+    backlog.close()
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+    backlog.close()
+    for descriptor in others:
+        os.close(descriptor)  # an error where it is closed
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert threads
 
 
 def test_the_limit_of_the_journal(open_journal: OpenJournal) -> None:
