@@ -15,6 +15,7 @@ From the Keras file to the ONNX file; `convert` has the order of the steps:
 sourcefile         what a source file is, by its contents
 tensorflow_quietly the import of TensorFlow
 sources            the Keras network, loaded
+keras2             one that Keras 2 wrote, as Keras 3 reads it
 float32            one of another precision, in float32
 lowering           the frozen TensorFlow graph, where tf2onnx would stumble
 constants          its constant arithmetic, folded to the same bits on every machine

@@ -5,6 +5,7 @@ networks within networks numbered as it does.
 import inspect
 import json
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,22 @@ def _counted_anew(network: dict[str, Any], layers: list[Any]) -> dict[str, Any]:
         for each in layers
         if each["config"].get("layers", [{}])[0].get("class_name") == "InputLayer"
     }
-
-    def anew(call: Any) -> Any:
-        match call:
-            case [str(name), int(number), *rest] if name in kinds:
-                return [name, number - 1, *rest]
-            case [*calls]:
-                return [anew(each) for each in calls]
-        return call
-
-    ends = network["output_layers"]  # of all but a Sequential Keras 3 counts these anew itself
+    # Of the others among its ends Keras 3 counts the calls anew itself.
+    sequential = {name for name, kind in kinds.items() if kind == "Sequential"}
     return {
         **network,
-        "layers": [{**each, "inbound_nodes": anew(each["inbound_nodes"])} for each in layers],
-        "output_layers": [anew(each) if kinds.get(each[0]) == "Sequential" else each for each in ends],
+        "layers": [{**each, "inbound_nodes": _anew(each["inbound_nodes"], kinds)} for each in layers],
+        "output_layers": _anew(network["output_layers"], sequential),
     }
+
+
+def _anew(calls: Any, networks: Container[str]) -> Any:
+    match calls:
+        case [str(name), int(number), *rest] if name in networks:
+            return [name, number - 1, *rest]
+        case [*several]:
+            return [_anew(each, networks) for each in several]
+    return calls
 
 
 def _is_idle(argument: str, value: Any) -> bool:

@@ -112,7 +112,10 @@ def _read_keras(path: Path, suffixes: tuple[str, ...]) -> Any:
     with TemporaryDirectory() as folder:
         named = Path(folder) / f"source{suffixes[0]}"
         if suffixes != _SUFFIXES["hdf5"] or not copy_for_keras_3(path, named):
-            named.symlink_to(path.resolve())
+            if path.suffix in suffixes:
+                named = path
+            else:
+                named.symlink_to(path.resolve())
         return keras.models.load_model(named, compile=False)
 
 
