@@ -129,7 +129,6 @@ def _start(arguments: argparse.Namespace) -> int:
     # that the service does not do; a process with threads cannot fork safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dataclasses import replace
-    from functools import partial
 
     if arguments.reload:
         return _reload()
@@ -154,8 +153,7 @@ def _start(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     with held_back(signal.SIGINT, signal.SIGTERM):
         from service.logs import configure_logging
-        from service.modelfile import resolve_model
-        from service.worker import load_engine, load_models, prepare_database
+        from service.worker import load_engine, prepare_database
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
@@ -170,15 +168,23 @@ def _start(arguments: argparse.Namespace) -> int:
 
         tune(settings)
         return 0
-    resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
+    return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    from functools import partial
+
     from service.canary import check_canary
     from service.cpus import check_layout
     from service.engine.calibration import calibrated
     from service.listening import make_room
+    from service.modelfile import resolve_model
     from service.security.exposure import warn_if_exposed
     from service.store import bring_up_to_date
     from service.supervisor import Supervisor
+    from service.worker import load_models
 
+    resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     warn_if_exposed(settings)
     settings = calibrated(settings)
     check_layout(settings)
