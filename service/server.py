@@ -122,22 +122,23 @@ class Service:
             )
         )
         self._answers = Answers(settings, self._versions, metrics, self._set_gauges, self.not_ready)
-        self._backends = [
-            Backend(
-                submit=partial(self._submit, number),
-                withdraw=self._withdraw,
-                answer=partial(self._answers.answer, version),
-                look_up=self._look_up,
-                on_error=metrics.failed,
-                on_closed=metrics.refused,
-                max_in_flight=settings.max_in_flight,
-                options=Options(detect=settings.detect),
-                rules=self._perimeter.rules,
-            )
-            for number, version in enumerate(self._versions)
-        ]
+        self._backends = [self._backend(number) for number in range(len(self._versions))]
         self._page = Page()
         self._welcome = replies.welcome(__version__, settings.auth)
+
+    def _backend(self, version: int) -> Backend:
+        """What connections get that are answered by this version."""
+        return Backend(
+            submit=partial(self._submit, version),
+            withdraw=self._withdraw,
+            answer=partial(self._answers.answer, self._versions[version]),
+            look_up=self._look_up,
+            on_error=self._metrics.failed,
+            on_closed=self._metrics.refused,
+            max_in_flight=self._settings.max_in_flight,
+            options=Options(detect=self._settings.detect),
+            rules=self._perimeter.rules,
+        )
 
     @asynccontextmanager
     async def running(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
