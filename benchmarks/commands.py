@@ -31,6 +31,7 @@ from benchmarks.options import (
     EXIT_NO_SERVER,
     EXIT_USAGE,
     EXIT_WRONG,
+    BinaryOption,
     ClientsOption,
     DetectOption,
     JsonOption,
@@ -39,6 +40,7 @@ from benchmarks.options import (
     PollingOption,
     RepeatsOption,
     SecondsOption,
+    SizeOption,
     SizesOption,
     UrlOption,
     console,
@@ -60,7 +62,7 @@ from benchmarks.sweep import CLIENTS, SHARES, Sweep, sweep_clients, sweep_rates
 from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_grid, slo_grid, sweep_grid
 from benchmarks.target import Target, started_service
 from benchmarks.wire import ConnectionLost
-from benchmarks.workload import SIZES, make_workload
+from benchmarks.workload import make_workload
 from client.cli.options import finite
 from client.cli.stdout import OutputFailed, checked_output
 from service.cpus import available_cpus
@@ -175,9 +177,7 @@ def load(
         Arrivals,
         typer.Option(help="Of an open loop: poisson, paced (evenly) or burst (all clients at once)."),
     ] = "poisson",
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")
-    ] = False,
+    binary: BinaryOption = False,
     detect: DetectOption = "never",
     deadline: Annotated[
         float | None,
@@ -215,20 +215,20 @@ def load(
                 series.append([run_one(target, workload, plan) for _ in range(repeats)])
     outcomes = [check_slo(objectives, results) for results in series]
     grids = [load_grid(series), *_slo_grids(outcomes, series)]
-    show(as_json, {"results": [r for results in series for r in results], "slo": outcomes}, *grids)
+    every = [result for results in series for result in results]
+    show(as_json, {"results": every, "slo": outcomes}, *grids)
     for results in series:
         bursts, first = [took for result in results for took in result.bursts_ms], results[0]
         if bursts and not as_json:
             whose = f"{first.size}, {first.clients} clients"
             console.print(f"last answer of a burst, {whose}: {spread(bursts):.0f} ms")
-    flat = [result for results in series for result in results]
-    for result in flat:
+    for result in every:
         answered(result)
-    if any(result.wrong for result in flat):
+    if any(result.wrong for result in every):
         raise typer.Exit(EXIT_WRONG)
     if not all(outcome.met for each in outcomes for outcome in each):
         raise typer.Exit(EXIT_MISSED)
-    if not objectives and any(result.failed for result in flat):
+    if not objectives and any(result.failed for result in every):
         raise typer.Exit(EXIT_WRONG)
 
 
@@ -236,9 +236,7 @@ def load(
 def ratio(
     size: SizesOption = "64x64",
     clients: ClientsOption = "1,64,256,1000",
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")
-    ] = False,
+    binary: BinaryOption = False,
     detect: DetectOption = "never",
     url: UrlOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -267,7 +265,7 @@ def ratio(
 
 @app.command()
 def sweep(
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
+    size: SizeOption = "64x64",
     url: UrlOption = None,
     model: ModelOption = DEFAULT_MODEL,
     seconds: SecondsOption = 3.0,
@@ -297,11 +295,9 @@ def sweep(
 
 @app.command()
 def profile(
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
+    size: SizeOption = "64x64",
     clients: Annotated[int, typer.Option(min=1, help="Connections.")] = 64,
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")
-    ] = False,
+    binary: BinaryOption = False,
     model: ModelOption = DEFAULT_MODEL,
     seconds: SecondsOption = 3.0,
     as_json: JsonOption = False,

@@ -30,6 +30,8 @@ errors = Console(stderr=True, markup=False, highlight=False)
 ALL_SIZES = ",".join(SIZES)
 
 SizesOption = Annotated[str, typer.Option("--size", help=f"Images, of {', '.join(SIZES)}; by commas.")]
+SizeOption = Annotated[str, typer.Option("--size", help=f"One of {', '.join(SIZES)}.")]
+BinaryOption = Annotated[bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")]
 ClientsOption = Annotated[str, typer.Option("--clients", help="Connections; several by commas.")]
 ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
 DetectOption = Annotated[

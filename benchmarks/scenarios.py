@@ -24,6 +24,7 @@ from benchmarks.options import (
     PatienceOption,
     RepeatsOption,
     SecondsOption,
+    SizeOption,
     console,
     errors,
     parse_numbers,
@@ -45,7 +46,7 @@ from benchmarks.tables import (
     served_grid,
     storing_grid,
 )
-from benchmarks.workload import SIZES, make_workload
+from benchmarks.workload import make_workload
 from client.cli.options import finite
 from service.errors import StartupError
 from service.modelfile import resolve_model
@@ -94,7 +95,7 @@ def history(
 
 
 def capacity(
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
+    size: SizeOption = "64x64",
     rate: Annotated[
         float, typer.Option(min=0.001, help="Images per second of each camera.", callback=finite)
     ] = 1.0,
@@ -203,7 +204,7 @@ def peers(
     names: Annotated[
         str, typer.Option("--peers", help="Which, by commas.")
     ] = "mosec,fastapi,litserve,bentoml,keras",
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "64x64",
+    size: SizeOption = "64x64",
     clients: ClientsOption = "1,64",
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 3,
