@@ -136,24 +136,13 @@ class Host:
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.close()
-        self._wait_until_ready()
+        if not _becomes_ready(process, self.address):
+            raise RuntimeError(f"a replica did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
 
     def _wait_for_namespace(self, pid: int) -> None:
         own = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{pid}/ns/net").readlink() == own:
             time.sleep(0.005)
-
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://{self.address}/readyz", timeout=1) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError(f"a replica did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the service's first process."""
@@ -219,20 +208,22 @@ def haproxy(servers: Mapping[str, str], folder: Path) -> Iterator[Balancer]:
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen([program, "-f", str(configuration)], stdout=log, stderr=log)
     try:
-        _wait_for_haproxy(process)
+        # Until it has found the replicas ready, by its own checks.
+        if not _becomes_ready(process, f"127.0.0.1:{_PORT}"):
+            raise RuntimeError("HAProxy did not start")
         yield Balancer(f"ws://127.0.0.1:{_PORT}", process.pid)
     finally:
         process.kill()  # it would wait for its connections to end
         process.wait()
 
 
-def _wait_for_haproxy(process: subprocess.Popen[bytes]) -> None:
-    """Until it has found the replicas ready, by its own checks."""
+def _becomes_ready(process: subprocess.Popen[bytes], address: str) -> bool:
+    """Wait until what a process serves at this address is ready; false if it ends, or is not in time."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{_PORT}/readyz", timeout=1):
-                return
-        except OSError:
+            with urllib.request.urlopen(f"http://{address}/readyz", timeout=1):
+                return True
+        except OSError:  # an answer that says no is one, too
             time.sleep(0.05)
-    raise RuntimeError("HAProxy did not start")
+    return False
