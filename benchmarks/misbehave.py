@@ -10,10 +10,9 @@ import asyncio
 import base64
 import multiprocessing
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
@@ -23,6 +22,8 @@ from benchmarks.load import LoadPlan, LoadResult, answered, load
 from benchmarks.target import Target, started_service
 from benchmarks.wire import build_frame
 from benchmarks.workload import make_workload
+
+_NOT_READING, _CONNECTING = "does not read", "connects in a loop"
 
 OTHERS = 8
 RATE = 100.0
@@ -69,7 +70,7 @@ async def _open(address: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio
     return reader, writer
 
 
-async def _send_for_ever(address: tuple[str, int], frames: bytes, *, read: bool = True) -> None:
+async def _send_for_ever(address: tuple[str, int], frames: bytes, *, read: bool) -> None:
     """Send as fast as the service takes it, and read what comes back or leave it."""
     while True:
         reader, writer = await _open(address)
@@ -90,34 +91,9 @@ async def _send_for_ever(address: tuple[str, int], frames: bytes, *, read: bool 
                 swallowing.cancel()
 
 
-async def _flood(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, make_workload("64x64").requests[0].frame * 32)
-
-
-async def _huge_images(address: tuple[str, int]) -> None:
+def _huge_image() -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
-    encoded = cv2.imencode(".jpg", noise)[1].tobytes()
-    await _send_for_ever(address, build_frame(encoded, text=False))
-
-
-async def _garbage(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, build_frame(b"garbage", text=True) * 1000)
-
-
-async def _empty_frames(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, build_frame(b"", text=True) * 4000)
-
-
-async def _pongs(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, _EMPTY_PONG * 10_000)
-
-
-async def _fragments(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, _EMPTY_BEGINNING + _EMPTY_FRAGMENT * 10_000 + _EMPTY_END)
-
-
-async def _slow_reader(address: tuple[str, int]) -> None:
-    await _send_for_ever(address, build_frame(b'{"command": "model_info"}', text=True) * 1000, read=False)
+    return build_frame(cv2.imencode(".jpg", noise)[1].tobytes(), text=False)
 
 
 async def _connect_in_a_loop(address: tuple[str, int]) -> None:
@@ -129,22 +105,26 @@ async def _connect_in_a_loop(address: tuple[str, int]) -> None:
             await asyncio.sleep(0)
 
 
-OFFENCES: dict[str, Callable[[tuple[str, int]], Coroutine[Any, Any, None]]] = {
-    "floods": _flood,
-    "huge images": _huge_images,
-    "garbage": _garbage,
-    "empty frames": _empty_frames,
-    "pongs": _pongs,
-    "empty fragments": _fragments,
-    "does not read": _slow_reader,
-    "connects in a loop": _connect_in_a_loop,
+# What is sent for ever, or what else is done.
+_FRAMES: dict[str, Callable[[], bytes]] = {
+    "floods": lambda: make_workload("64x64").requests[0].frame * 32,
+    "huge images": _huge_image,
+    "garbage": lambda: build_frame(b"garbage", text=True) * 1000,
+    "empty frames": lambda: build_frame(b"", text=True) * 4000,
+    "pongs": lambda: _EMPTY_PONG * 10_000,
+    "empty fragments": lambda: _EMPTY_BEGINNING + _EMPTY_FRAGMENT * 10_000 + _EMPTY_END,
+    _NOT_READING: lambda: build_frame(b'{"command": "model_info"}', text=True) * 1000,
 }
+OFFENCES = (*_FRAMES, _CONNECTING)
 
 
 def _offend(offence: str, address: tuple[str, int]) -> None:
     # It stands for another machine: what the service does for it counts, what it does itself does not.
     os.nice(10)
-    asyncio.run(OFFENCES[offence](address))
+    if offence == _CONNECTING:
+        asyncio.run(_connect_in_a_loop(address))
+    else:
+        asyncio.run(_send_for_ever(address, _FRAMES[offence](), read=offence != _NOT_READING))
 
 
 def measure_misbehaviour(
