@@ -23,6 +23,7 @@ from benchmarks.persistence import started_postgresql
 from benchmarks.target import Target, started_service
 from benchmarks.wire import WireClient
 from benchmarks.workload import Workload
+from service.store.database import parse_url
 
 # What the service has answered is in the database within this time.
 _FLUSH_SECONDS = 5.0
@@ -70,7 +71,7 @@ def measure_costs(model: Path, workload: Workload, clients: int, seconds: float)
 
 def _rows(url: str) -> tuple[int, int]:
     """Rows of predictions, and the bytes that they and their indexes take."""
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg2"))
+    engine = sa.create_engine(parse_url(url))
     with engine.connect() as connection:
         count = connection.scalar(sa.text("SELECT count(*) FROM predictions_log"))
         size = connection.scalar(sa.text("SELECT pg_total_relation_size('predictions_log')"))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +28,7 @@ from benchmarks.persistence import started_postgresql
 from benchmarks.target import Target
 from benchmarks.workload import Workload
 from client import AsyncClient, VisionAIError
+from service.store.database import parse_url
 
 # Requests that take longer than this are late: by far more than any takes that is only waiting for its turn.
 LATE_SECONDS = 0.25
@@ -159,12 +161,8 @@ async def _play(
     def part() -> None:
         moments.append(time.monotonic())
 
-    async def kill() -> None:
-        await asyncio.to_thread(first.kill)
-        await settle()
-
-    async def restart() -> None:
-        await asyncio.to_thread(first.start)
+    async def do(action: Callable[[], None]) -> None:
+        await asyncio.to_thread(action)
         await settle()
 
     async def reload() -> None:
@@ -178,27 +176,18 @@ async def _play(
             part()
             await asyncio.to_thread(host.stop)
             part()
-            await asyncio.to_thread(host.start)
-            await settle()
-
-    async def cut() -> None:
-        await asyncio.to_thread(first.cut)
-        await settle()
-
-    async def mend() -> None:
-        await asyncio.to_thread(first.mend)
-        await settle()
+            await do(host.start)
 
     running = asyncio.create_task(crowd.run())
     events = []
     for name, play in (
         ("nothing", settle),
-        ("a replica is killed (SIGKILL)", kill),
-        ("it is started again", restart),
+        ("a replica is killed (SIGKILL)", partial(do, first.kill)),
+        ("it is started again", partial(do, first.start)),
         ("each reloads (SIGHUP)", reload),
         ("each is stopped and started (SIGTERM)", roll),
-        ("a replica's network is cut", cut),
-        ("it is mended", mend),
+        ("a replica's network is cut", partial(do, first.cut)),
+        ("it is mended", partial(do, first.mend)),
     ):
         tell(name)
         moments = []
@@ -258,7 +247,7 @@ def _addresses(hosts: Sequence[Host]) -> dict[str, str]:
 
 def _stored(database: str, identifiers: Sequence[UUID]) -> list[int]:
     """How many rows each prediction has: `detect` is never, so one is right."""
-    engine = sa.create_engine(sa.make_url(database).set(drivername="postgresql+psycopg2"))
+    engine = sa.create_engine(parse_url(database))
     with engine.connect() as connection:
         rows = connection.execute(sa.text("SELECT prediction_uuid, count(*) FROM predictions_log GROUP BY 1"))
         counts = {UUID(str(identifier)): int(count) for identifier, count in rows}
