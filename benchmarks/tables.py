@@ -21,7 +21,7 @@ from benchmarks.persistence import Storing, StoringResult
 from benchmarks.profile import WORK, Profile
 from benchmarks.replicas import Failover
 from benchmarks.slo import Outcome
-from benchmarks.spread import Spread, spread
+from benchmarks.spread import spread
 from benchmarks.sweep import Sweep
 from benchmarks.workload import SIZES
 from service.settings import Provider
@@ -54,13 +54,14 @@ class Grid:
 _Result = TypeVar("_Result", LoadResult, Paired)
 
 
-def _over(results: Sequence[_Result], value: Callable[[_Result], float | None]) -> Spread | None:
+def _cell(results: Sequence[_Result], value: Callable[[_Result], float | None], form: str) -> str:
+    """The median and the range of what was measured of these repeats; a dash where it never was."""
     values = [found for result in results if (found := value(result)) is not None]
-    return spread(values) if values else None
+    return f"{spread(values):{form}}" if values else "-"
 
 
-def _cell(found: Spread | None, form: str) -> str:
-    return "-" if found is None else f"{found:{form}}"
+def _name(size: str, detect: str) -> str:
+    return size + ("" if detect == "never" else " with detection")
 
 
 def limit_grid(results: Sequence[LimitResult]) -> Grid:
@@ -76,7 +77,7 @@ def limit_grid(results: Sequence[LimitResult]) -> Grid:
         repeats = list(group)
         grid.rows.append(
             [
-                sizes[index] + ("" if detect == "never" else " with detection"),
+                _name(sizes[index], detect),
                 f"{count} {workers}",
                 str(batch),
                 f"{spread([r.throughput for r in repeats]):,.0f}",
@@ -116,21 +117,21 @@ def load_grid(series: Sequence[Sequence[LoadResult]], title: str = "") -> Grid:
                 codes[code] = codes.get(code, 0) + count
         grid.rows.append(
             [
-                first.size + ("" if first.detect == "never" else " with detection") + f" {first.framing}",
+                f"{_name(first.size, first.detect)} {first.framing}",
                 str(first.clients),
                 "closed" if first.rate is None else f"{first.rate:,.0f}",
-                _cell(_over(results, lambda r: r.throughput), ",.0f"),
-                _cell(_over(results, lambda r: r.latency.p50), ".2f"),
+                _cell(results, lambda r: r.throughput, ",.0f"),
+                _cell(results, lambda r: r.latency.p50, ".2f"),
                 f"{spread([r.latency.p90 for r in results]).median:.2f}",
-                _cell(_over(results, lambda r: r.latency.p99), ".2f"),
+                _cell(results, lambda r: r.latency.p99, ".2f"),
                 f"{spread([r.latency.p999 for r in results]).median:.2f}",
                 " ".join(f"{code}:{count}" for code, count in sorted(codes.items()) if count) or "0",
                 f"{spread([r.slowest_client_share for r in results]).median:.2f}",
-                _cell(_over(results, lambda r: r.server_cpu_per_request_us), ".0f"),
-                _cell(_over(results, lambda r: None if r.server is None else r.server.pss_mb), ".0f"),
-                _cell(_over(results, lambda r: None if r.server is None else r.server.rss_mb), ".0f"),
+                _cell(results, lambda r: r.server_cpu_per_request_us, ".0f"),
+                _cell(results, lambda r: None if r.server is None else r.server.pss_mb, ".0f"),
+                _cell(results, lambda r: None if r.server is None else r.server.rss_mb, ".0f"),
                 f"{spread([r.generator_cores for r in results]).median:.2f} cores",
-                _cell(_over(results, lambda r: r.others_cores), ".2f"),
+                _cell(results, lambda r: r.others_cores, ".2f"),
             ]
         )
     return grid
@@ -154,17 +155,16 @@ def ratio_grid(series: Sequence[Sequence[Paired]]) -> Grid:
     )
     for pairs in series:
         first = pairs[0].load
-        detection = "" if first.detect == "never" else " with detection"
         grid.rows.append(
             [
-                f"{first.size}{detection} {first.framing}, {first.clients} clients",
+                f"{_name(first.size, first.detect)} {first.framing}, {first.clients} clients",
                 f"{spread([pair.limit.throughput for pair in pairs]):,.0f}",
                 f"{spread([pair.load.throughput for pair in pairs]):,.0f}",
-                _cell(_over(pairs, lambda pair: pair.share), ".2f"),
+                _cell(pairs, lambda pair: pair.share, ".2f"),
                 f"{spread([pair.plain_share for pair in pairs]):.2f}",
-                _cell(_over(pairs, lambda pair: pair.cpu_ratio), ".2f"),
-                _cell(_over(pairs, lambda pair: pair.beyond_call_ms), ".2f"),
-                _cell(_over([pair.load for pair in pairs], lambda r: r.others_cores), ".2f"),
+                _cell(pairs, lambda pair: pair.cpu_ratio, ".2f"),
+                _cell(pairs, lambda pair: pair.beyond_call_ms, ".2f"),
+                _cell([pair.load for pair in pairs], lambda r: r.others_cores, ".2f"),
             ]
         )
     return grid
@@ -226,10 +226,10 @@ def storing_grid(results: Sequence[StoringResult]) -> Grid:
         grid.rows.append(
             [
                 _WHERE[storing],
-                _cell(_over(loads, lambda r: r.throughput), ",.0f"),
+                _cell(loads, lambda r: r.throughput, ",.0f"),
                 f"{spread(shares):.3f}",
-                _cell(_over(loads, lambda r: r.latency.p99), ".1f"),
-                _cell(_over(loads, lambda r: r.server_cpu_per_request_us), ".0f"),
+                _cell(loads, lambda r: r.latency.p99, ".1f"),
+                _cell(loads, lambda r: r.server_cpu_per_request_us, ".0f"),
                 str(sum(each.failed for each in loads)),
             ]
         )
