@@ -11,7 +11,8 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -69,20 +70,15 @@ def measure_faces(
                     f"{path.name} has a label, but: {exc}", param_hint="FOLDER"
                 ) from None
             continue  # no image
-        times = []
-        for _ in range(_REPEATS):
-            begun = time.thread_time()
-            faces = detector.detect(photo.pixels, 64)
-            times.append((time.thread_time() - begun) * 1000)
+        faces = detector.detect(photo.pixels, 64)
+        took = _milliseconds(partial(detector.detect, photo.pixels, 64), _REPEATS)
         # As `auto` does: small images are not searched.
         scored = [] if max(photo.width, photo.height) <= FACE_CROP_SIDE else faces
         emotion = _emotion(engine, decoder, photo, scored)
         right += labels.get(path.name) == emotion
         if path.name in labels:
             labelled.append((photo, scored, labels[path.name]))
-        table.add_row(
-            path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{median(times):.2f}", emotion
-        )
+        table.add_row(path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{took:.2f}", emotion)
     console = Console(markup=False)
     console.print(table)
     if labels:
@@ -90,14 +86,18 @@ def measure_faces(
     if labels and margins:
         console.print(_margins(engine, decoder, labelled))
     frame = np.asarray(cv2.resize(_portrait(), (640, 480)), np.uint8)
+    took = _milliseconds(partial(detector.detect, frame, 1), 200)
+    console.print(f"a 640x480 gray frame with one near face: {took:.2f} ms of one core (median of 200)")
+
+
+def _milliseconds(call: Callable[[], object], repeats: int) -> float:
+    """CPU time of a call, in the median."""
     times = []
-    for _ in range(200):
+    for _ in range(repeats):
         begun = time.thread_time()
-        detector.detect(frame, 1)
+        call()
         times.append((time.thread_time() - begun) * 1000)
-    console.print(
-        f"a 640x480 gray frame with one near face: {median(times):.2f} ms of one core (median of {len(times)})"
-    )
+    return median(times)
 
 
 def _emotion(

@@ -43,7 +43,6 @@ def write_report(
     """Write ``report.html``: grids as tables, strings as they are (SVG). Returns its path."""
     body = ["<h1>VisionAI: measurements</h1>", _facts({**machine, **settings})]
     body += [part if isinstance(part, str) else _table(part) for part in parts]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     path.write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>VisionAI: measurements</title>'
@@ -55,7 +54,6 @@ def write_report(
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
     """Write ``results.json``, as `to_json` has it. Returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     path.write_bytes(to_json(results, orjson.OPT_INDENT_2) + b"\n")
     return path

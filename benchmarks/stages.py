@@ -155,9 +155,8 @@ class Stages:
             return orjson.dumps({"error": f"fewer than {MINIMUM_REQUESTS} requests were answered"})
         requests = last.requests - first.requests
         scale = 1e6 / requests
-        stages: dict[str, float] = {stage: 0.0 for stage, _, _ in PATH}
-        for stage in stages:
-            stages[stage] = last.stages[stage] - first.stages[stage]
+        stages = {stage: last.stages[stage] - first.stages[stage] for stage in self._seconds}
+        in_stages = sum(stages.values())
         calls = 0
         outside = self._overhead - self._overhead_inside
         for stage, _, name in PATH:
@@ -167,7 +166,6 @@ class Stages:
             # The rest of a wrapper's time lies in its caller.
             if (caller := _CALLERS.get(name)) is not None:
                 stages[caller] -= count * outside
-        in_stages = sum(last.stages[stage] - first.stages[stage] for stage in stages)
         top_level = sum(last.calls[name] - first.calls[name] for _, _, name in PATH if name not in _CALLERS)
         thread, process = last.thread - first.thread, last.process - first.process
         overhead = calls * self._overhead
