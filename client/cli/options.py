@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from client.async_client import DEFAULT_URL, AsyncClient
+from client.cli.output import Format
 from client.connection import checked_token
 
 
@@ -43,6 +44,10 @@ Timeout = Annotated[
     typer.Option("--timeout", min=0.001, help="Seconds for one answer, retries included.", metavar="SECONDS"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the server's reply as JSON.")]
+FormatChoice = Annotated[
+    Format, typer.Option("--format", "-f", help="Table for people, the others for programs.")
+]
+FormatJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
 
 URL = DEFAULT_URL
 TIMEOUT = 30.0

@@ -56,11 +56,20 @@ def explain(error: VisionAIError | OSError) -> tuple[str, str]:
     return "file", error.strerror or str(error)
 
 
+def without(reply: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A reply without the fields that say nothing to who reads it, such as its id."""
+    return {name: value for name, value in reply.items() if name not in names}
+
+
+def pretty(document: Any) -> str:
+    """JSON for people, too."""
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
+
+
 def as_document(name: str, outcome: Outcome) -> dict[str, Any]:
     """The server's reply with the file's name; for an error, its code and message."""
     if outcome.prediction is not None:
-        reply = {key: value for key, value in outcome.prediction.raw.items() if key != "id"}
-        return {"file": name, **reply}
+        return {"file": name, **without(outcome.prediction.raw, "id")}
     assert outcome.error is not None
     code, message = explain(outcome.error)
     return {"file": name, "type": "error", "status": "error", "code": code, "message": message}
@@ -113,7 +122,7 @@ class JsonWriter:
 
     def close(self) -> None:
         """Write the array."""
-        self._out.write(orjson.dumps(self._documents, option=orjson.OPT_INDENT_2).decode() + "\n")
+        self._out.write(pretty(self._documents) + "\n")
 
 
 class CsvWriter:

@@ -43,10 +43,8 @@ def predict(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Folders with their subfolders.")
     ] = False,
-    format: Annotated[
-        Format, typer.Option("--format", "-f", help="Table for people, the others for programs.")
-    ] = Format.TABLE,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    format: options.FormatChoice = Format.TABLE,
+    as_json: options.FormatJson = False,
     annotate: Annotated[
         Path | None,
         typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import orjson
@@ -14,6 +15,7 @@ from rich.table import Table
 from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.exit_codes import ExitCode
+from client.cli.output import pretty, without
 
 T = TypeVar("T")
 
@@ -30,9 +32,7 @@ def emotions(
     """
     found = ask(options.client_for(url, token, timeout), AsyncClient.emotions)
     if as_json:
-        print_json(
-            [{"id": entry.id, "name": entry.name, "description": entry.description} for entry in found]
-        )
+        print(pretty([asdict(entry) for entry in found]))
         return
     table = plain_table("Id", "Emotion", "Description")
     for entry in found:
@@ -65,7 +65,7 @@ def health(
     Example: visionai health --url ws://127.0.0.1:8000/ws
     """
     found = ask(options.client_for(url, token, timeout), AsyncClient.health)
-    show({key: value for key, value in found.raw.items() if key not in ("id", "type")}, as_json)
+    show(without(found.raw, "id", "type"), as_json)
     if found.status != "healthy":
         raise typer.Exit(ExitCode.SERVER_ERROR)
 
@@ -88,15 +88,10 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
-def print_json(document: Any) -> None:
-    """Print JSON to standard output."""
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
 def show(document: Mapping[str, Any], as_json: bool) -> None:
     """Print fields and their values, one a line."""
     if as_json:
-        print_json(document)
+        print(pretty(document))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")

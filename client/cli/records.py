@@ -14,8 +14,8 @@ from rich.text import Text
 
 from client.async_client import AsyncClient
 from client.cli import options
-from client.cli.output import Format, counted, percent, sparkline
-from client.cli.queries import ask, plain_table, print_json
+from client.cli.output import Format, counted, percent, pretty, sparkline, without
+from client.cli.queries import ask, plain_table
 from client.cli.rows import write_rows
 from client.results import Stats, StoredPrediction
 
@@ -71,7 +71,7 @@ def stats(
 
     found = ask(options.client_for(url, token, timeout), question)
     if as_json:
-        print_json({key: value for key, value in found.raw.items() if key not in ("id", "type", "status")})
+        print(pretty(without(found.raw, "id", "type", "status")))
         return
     console = Console(markup=False)
     columns = ["Emotion", "Count", "Share", "", "Confidence", *(["Over time"] if buckets else [])]
@@ -94,10 +94,8 @@ def stats(
 
 def history(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, latest first.")] = 20,
-    format: Annotated[
-        Format, typer.Option("--format", "-f", help="Table for people, the others for programs.")
-    ] = Format.TABLE,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    format: options.FormatChoice = Format.TABLE,
+    as_json: options.FormatJson = False,
     url: options.Url = options.URL,
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,

@@ -8,13 +8,13 @@ from typing import Any, TextIO
 
 import orjson
 
-from client.cli.output import Format
+from client.cli.output import Format, pretty
 
 
 def write_rows(chosen: Format, out: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows`. Columns of CSV are those of the first row; what is no text or number is JSON in its cell."""
     if chosen is Format.JSON:
-        out.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+        out.write(pretty(rows) + "\n")
     elif chosen is Format.NDJSON:
         out.writelines(orjson.dumps(row).decode() + "\n" for row in rows)
     elif rows:

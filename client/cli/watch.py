@@ -22,7 +22,7 @@ from client.async_client import AsyncClient
 from client.cli import options
 from client.cli.camera import Camera
 from client.cli.inputs import InputError
-from client.cli.output import counted, percent
+from client.cli.output import counted, percent, without
 from client.errors import ConnectionFailed, ConnectionLost, Superseded, Unauthorized, VisionAIError
 from client.results import Prediction
 
@@ -152,8 +152,7 @@ async def _send(client: AsyncClient, frame: bytes, as_json: bool, view: Watched)
     else:
         view.answer(prediction, time.perf_counter() - started)
         if as_json:
-            reply = {key: value for key, value in prediction.raw.items() if key != "id"}
-            print(orjson.dumps(reply).decode(), flush=True)
+            print(orjson.dumps(without(prediction.raw, "id")).decode(), flush=True)
 
 
 class Newest:
