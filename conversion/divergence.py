@@ -10,7 +10,7 @@ import onnx
 
 from conversion.graph import FrozenGraph
 from conversion.images import Images
-from conversion.onnxfile import INPUT, OUTPUT
+from conversion.onnxfile import INPUT, OUTPUT, exposing
 from conversion.sessions import open_session
 
 # Relative to the largest magnitude of a layer's output. float32 sums in another order stay below 1e-5 per
@@ -75,11 +75,7 @@ def _run_source(frozen: FrozenGraph, tensors: list[Any], images: Images) -> list
 
 
 def _run_onnx(model: onnx.ModelProto, names: list[str], images: Images) -> list[npt.NDArray[np.float32]]:
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    exposed = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
-    probe.graph.output.extend(exposed)
-    session = open_session(probe.SerializeToString(), "disabled")
+    session = open_session(exposing(model, names), "disabled")
     return [np.asarray(value, np.float32) for value in session.run([*names, OUTPUT], {INPUT: images})]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `verify` takes the names from here, and does without the package.
@@ -86,6 +87,17 @@ def copied(message: Any) -> Any:
     copy = type(message)()
     copy.CopyFrom(message)
     return copy
+
+
+def exposing(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """Return the bytes of a model that also gives these of its tensors, float32, behind its own output."""
+    import onnx
+
+    probe = copied(model)
+    probe.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    return bytes(probe.SerializeToString())
 
 
 def serialise(model: onnx.ModelProto) -> bytes:

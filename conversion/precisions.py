@@ -13,7 +13,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from conversion.errors import OptionError
 from conversion.images import Images
-from conversion.onnxfile import OUTPUT, canonicalise
+from conversion.onnxfile import OUTPUT, canonicalise, copied, exposing
 from conversion.sessions import open_session
 
 # Fewer faces than this say little about the range of an activation.
@@ -28,9 +28,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Every pixel value is exact in float16. Softmax stays in float32: it is one row, and its sum should be 1.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    half = convert_float_to_float16(copy, keep_io_types=True, op_block_list=["Softmax"])
+    half = convert_float_to_float16(copied(model), keep_io_types=True, op_block_list=["Softmax"])
     canonicalise(half)
     return half
 
@@ -61,8 +59,7 @@ def to_int8(model: onnx.ModelProto, faces: Images, advance: Callable[[int], None
         extra_options={},
     )
     quantiser.quantize_model()
-    quantised = onnx.ModelProto()
-    quantised.CopyFrom(quantiser.model.model)
+    quantised = copied(quantiser.model.model)
     quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
     domains = {node.domain or "" for node in quantised.graph.node}
     kept = [entry for entry in quantised.opset_import if entry.domain in domains]
@@ -97,15 +94,9 @@ def _activation_ranges(
     names = [
         value.name
         for value in model.graph.value_info
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name != OUTPUT
     ]
-    names = [name for name in names if name != OUTPUT]
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    probe.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-    )
-    session = open_session(probe.SerializeToString(), "disabled")
+    session = open_session(exposing(model, names), "disabled")
     lowest = dict.fromkeys([*names, OUTPUT], math.inf)
     highest = dict.fromkeys([*names, OUTPUT], -math.inf)
     for start in range(0, len(faces), _BATCH):

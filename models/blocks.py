@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from conversion.onnxfile import copied
+
 BLOCK = 16
 
 # Where channels stand in the `pads` of a four-dimensional Pad: begins of n, c, h, w, then ends.
@@ -96,9 +98,7 @@ def _replace(
         *(item for item in graph.initializer if item.name in used),
         *(numpy_helper.from_array(array, name) for name, array in added.items()),
     ]
-    # What a repeated field holds dies with the field; keep copies of our own.
-    kept_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    kept_constants = [onnx.TensorProto.FromString(item.SerializeToString()) for item in constants]
+    kept_nodes, kept_constants = [copied(node) for node in nodes], [copied(item) for item in constants]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept_nodes)
     graph.initializer.extend(kept_constants)
