@@ -1,5 +1,7 @@
 """Foldings that tf2onnx leaves undone: normalisations, the transpose before a dense layer, scaling before layout."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -29,8 +31,10 @@ def fold(model: onnx.ModelProto) -> None:
     _fold_flatten(model)
     _expand_batch_normalization(model)
     _fold_affine(model)
-    _move_pixels_behind_mirror(model)
-    _move_scales_behind_layout(model)
+    # A cast and each constant scale or shift, with the look at both image and mirror that follows; then the latter
+    # with the change to channels-first.
+    _while_any(_swap_mirror, model, frozenset({"Cast", *_ELEMENTWISE}))
+    _while_any(_swap, model, _ELEMENTWISE)
 
 
 class _Graph:
@@ -133,14 +137,14 @@ def _fold_affine(model: onnx.ModelProto) -> None:
             pass
 
 
-def _move_pixels_behind_mirror(model: onnx.ModelProto) -> None:
-    """Swap, in place, a cast and each constant scale or shift with the look at both image and mirror that follows."""
+def _while_any(
+    swap: Callable[[_Graph, onnx.NodeProto], bool], model: onnx.ModelProto, operations: frozenset[str]
+) -> None:
+    """Swap, in place, nodes of these kinds with what follows them, as long as there is one to swap."""
     moved = True
     while moved:
         graph = _Graph(model)
-        moved = any(
-            _swap_mirror(graph, node) for node in model.graph.node if node.op_type in {"Cast", *_ELEMENTWISE}
-        )
+        moved = any(swap(graph, node) for node in model.graph.node if node.op_type in operations)
 
 
 def _swap_mirror(graph: _Graph, pixelwise: onnx.NodeProto) -> bool:
@@ -168,14 +172,6 @@ def _swap_mirror(graph: _Graph, pixelwise: onnx.NodeProto) -> bool:
     nodes.remove(pixelwise)
     nodes.insert(list(nodes).index(looks) + 1, pixelwise)
     return True
-
-
-def _move_scales_behind_layout(model: onnx.ModelProto) -> None:
-    """Swap, in place, each constant scale or shift with the change to channels-first that follows it."""
-    moved = True
-    while moved:
-        graph = _Graph(model)
-        moved = any(_swap(graph, node) for node in model.graph.node if node.op_type in _ELEMENTWISE)
 
 
 def _swap(graph: _Graph, scale: onnx.NodeProto) -> bool:
