@@ -47,11 +47,6 @@ def describe(
         "channel_order": specification.channel_order,
     }
     size = {"height": specification.height, "width": specification.width, "color": specification.color}
-    bounds = {
-        "max_difference": thresholds.max_difference,
-        "mean_difference": thresholds.mean_difference,
-        "agreement": thresholds.agreement,
-    }
     return {
         "schema": SCHEMA,
         "kind": "classifier",
@@ -65,7 +60,7 @@ def describe(
         "opset": str(specification.opset),
         "precision": precision,
         "parameters": str(source.parameters),
-        "parity": _json(bounds),
+        "parity": _json(thresholds.as_dict()),
     }
 
 

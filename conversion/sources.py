@@ -76,7 +76,7 @@ def load(path: Path, options: Options) -> Source:
     classes = _probe(path, call, geometry)
     if classes < 2:
         raise SourceError(f"{path}: the network has {classes} output; a classifier has two or more")
-    shape = NetworkShape(shape.height, shape.width, shape.channels, classes, shape.scales_itself)
+    shape = replace(shape, classes=classes)
     return Source(path, sha256_of(path), kind, shape, geometry, parameters, call, own_options)
 
 
@@ -92,8 +92,7 @@ def _load_keras(path: Path, suffixes: tuple[str, ...], options: Options) -> _Loa
         raise SourceError(f"{path}: {_why_not_loaded(error)}") from error
     model = in_float32(path, model)
     draw_in_training_only(model)
-    height, width, channels = _input_shape(path, model)
-    shape = NetworkShape(height, width, channels, 0, scales_itself=False)
+    shape = NetworkShape(*_input_shape(path, model), 0, scales_itself=False)
     geometry = input_geometry(options, shape, path.name)
     if not model.built:
         model(tf.zeros((1, *geometry), tf.float32), training=False)
@@ -144,6 +143,11 @@ def _input_shape(path: Path, model: Any) -> tuple[int | None, int | None, int | 
     if inputs is not None and len(inputs) != 1:
         raise SourceError(f"{path}: the network has {len(inputs)} inputs; one image input can be served")
     shape = tuple(inputs[0].shape) if inputs else (None, None, None, None)
+    return _sides(path, shape)
+
+
+def _sides(path: Path, shape: tuple[int | None, ...]) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels of an input."""
     if len(shape) != 4:
         raise SourceError(f"{path}: the input is {_shown(shape)}; expected [batch, height, width, channels]")
     return shape[1], shape[2], shape[3]
@@ -167,12 +171,10 @@ def _load_savedmodel(path: Path, options: Options) -> _Loaded:
     if len(inputs) != 1 or len(outputs) != 1:
         raise SourceError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
     (argument, spec), (result, _) = next(iter(inputs.items())), next(iter(outputs.items()))
-    sides = (None, None, None, None) if spec.shape.rank is None else tuple(spec.shape)
-    if len(sides) != 4:
-        raise SourceError(f"{path}: the input is {_shown(sides)}; expected [batch, height, width, channels]")
+    sides = _sides(path, (None,) * 4 if spec.shape.rank is None else tuple(spec.shape))
     if spec.dtype.is_integer:
         _demand_whole_pixels(path, spec.dtype, options)
-    shape = NetworkShape(sides[1], sides[2], sides[3], 0, scales_itself=spec.dtype.is_integer)
+    shape = NetworkShape(*sides, 0, scales_itself=spec.dtype.is_integer)
     parameters = sum(int(tf.size(variable)) for variable in signature.variables if variable.dtype.is_floating)
 
     def call(images: Any, _keep_alive: Any = loaded) -> Any:
