@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from conversion.digests import sha256_of
 from conversion.errors import GraphError, VerificationError
+from conversion.images import Geometry
 from conversion.manifest import expected_answers, manifest_path, read_manifest, reference_images
 from conversion.onnxfile import INPUT, OUTPUT, PREFIX
 from conversion.parity import Parity, Thresholds, compare, failures
@@ -71,10 +72,11 @@ def _verify(model: Path, manifest: dict[str, Any], source: Path | None) -> Verif
     except GraphError as error:
         raise VerificationError(f"{model}: {error}") from None
     _check_metadata(model, session, manifest)
-    _check_ends(model, session, manifest)
-    thresholds = Thresholds(**manifest["thresholds"])
     size = manifest["specification"]
-    images = reference_images((size["height"], size["width"], 1 if size["color"] == "gray" else 3))
+    geometry = (size["height"], size["width"], 1 if size["color"] == "gray" else 3)
+    _check_ends(model, session, geometry, len(size["labels"]))
+    thresholds = Thresholds(**manifest["thresholds"])
+    images = reference_images(geometry)
     try:
         answers = run(session, images)
     except GraphError as error:
@@ -123,13 +125,10 @@ def _check_metadata(model: Path, session: ort.InferenceSession, manifest: dict[s
         raise VerificationError(f"{model}: labels are not the manifest's")
 
 
-def _check_ends(model: Path, session: ort.InferenceSession, manifest: dict[str, Any]) -> None:
-    size = manifest["specification"]
-    channels = 1 if size["color"] == "gray" else 3
-    sides, classes = [size["height"], size["width"], channels], [len(size["labels"])]
+def _check_ends(model: Path, session: ort.InferenceSession, geometry: Geometry, classes: int) -> None:
     for found, name, kind, shape in (
-        (session.get_inputs(), INPUT, "tensor(uint8)", sides),
-        (session.get_outputs(), OUTPUT, "tensor(float)", classes),
+        (session.get_inputs(), INPUT, "tensor(uint8)", list(geometry)),
+        (session.get_outputs(), OUTPUT, "tensor(float)", [classes]),
     ):
         ends = [(end.name, end.type, list(end.shape)[1:]) for end in found]
         if ends != [(name, kind, shape)]:
