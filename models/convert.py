@@ -57,8 +57,8 @@ def convert_command(wanted: list[str], *, force: bool, report: Path | None) -> i
     """Convert the named sources (the served ones when none is named) and return the exit status.
 
     Needs neither network nor TensorFlow when nothing changed. A reader of its output that goes early changes nothing.
-    With `report`, a folder, each source is converted
-    whether or not it changed, and its report goes into a subfolder by its name.
+    With `report`, a folder, each source is converted whether or not it changed, and its report goes into a subfolder by
+    its name.
     """
     try:
         for name in wanted or SERVED:

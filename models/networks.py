@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, quoted
 from conversion.sourcefile import identify
 from models.dataset import EMOTIONS, INPUT_SIDE
 
@@ -34,7 +34,7 @@ def load_network(path: Path, side: int | None = None) -> Any:
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises nearly every type here; each becomes one line.
-        raise ModelError(f"{path}: Keras cannot load it ({' '.join(str(error).split())[:300]})") from error
+        raise ModelError(f"{path}: Keras cannot load it ({quoted(error)})") from error
     inputs = _input_shape(network)
     if len(inputs) != 4 or not all(isinstance(side, int) for side in inputs[1:]) or inputs[3] not in (1, 3):
         raise ModelError(f"{path}: takes {inputs}, not [n, height, width, 1 or 3] of one fixed size")

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion.errors import quoted
 from models.dataset import EMOTIONS
 from models.networks import ModelError, are_probabilities, load_network
 
@@ -102,8 +103,7 @@ def _load_onnx(path: Path) -> Predictor:
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind11 exceptions without a common base but Exception.
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
+        raise ModelError(f"{path}: ONNX Runtime cannot load it ({quoted(error)})") from error
     about = session.get_modelmeta().custom_metadata_map
     try:
         labels, size = list(json.loads(about["visionai.labels"])), json.loads(about["visionai.input"])
