@@ -25,7 +25,8 @@ label        `models label`: a teacher is asked about every face
 labels       what it says of them
 resuming     folders of work that may be cut off
 networks     trained files, loaded
-export       `models export`: one file that ships, calibrated
+export       `models export`: one file that ships
+calibration  how sure it is, and of rare emotions
 ============ ==============================================================================
 
 Figures:

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from models.architecture import VARIANTS, build, with_mirrored_look
-from models.export import deflated, fit_biases, fit_temperature, mean_weights, settle_temperature, short_of
+from models.calibration import fit_biases, fit_temperature, settle_temperature, short_of
+from models.export import deflated, mean_weights
 from models.quantization import on_grid
 
 
