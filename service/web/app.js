@@ -6,8 +6,9 @@ import { History } from "./history.js";
 import { currentLanguage, errorText, languages, setLanguage, t, translatePage } from "./i18n.js";
 import { Live } from "./live.js";
 import { Photos } from "./photos.js";
+import { remember, remembered } from "./storage.js";
 import { makeTabs } from "./tabs.js";
-import { followTheme, remember, remembered } from "./theme.js";
+import { followTheme } from "./theme.js";
 import { Session } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);

@@ -4,7 +4,7 @@ import { bar, element, swatch } from "./bars.js";
 import { drawShares } from "./drawing.js";
 import { inOrder } from "./emotions.js";
 import { clock, decimal, emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
-import { remember, remembered } from "./theme.js";
+import { remember, remembered } from "./storage.js";
 
 const PAGE = 20;
 // Predictions that are on their way into the database are looked for again, so soon and so often.
