@@ -19,7 +19,7 @@ export function prepare(canvas) {
 }
 
 /** Where an image of a size lies in a box that contains it whole (CSS `object-fit: contain`). */
-function contain(size, box) {
+export function contain(size, box) {
   const scale = Math.min(box.width / size.width, box.height / size.height);
   return { scale, left: (box.width - size.width * scale) / 2, top: (box.height - size.height * scale) / 2 };
 }

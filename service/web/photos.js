@@ -1,7 +1,7 @@
 /** Photos: chosen, dropped or pasted; each with its faces or what went wrong. */
 
 import { element, FaceList } from "./bars.js";
-import { drawFaces } from "./drawing.js";
+import { contain, drawFaces } from "./drawing.js";
 import { emotionName, errorText, languages, milliseconds, percent, t } from "./i18n.js";
 
 const AT_ONCE = 4;
@@ -51,7 +51,7 @@ class Photo {
     const title = element("p", { className: "title" }, element("strong", { className: "name", text: this.name }), this.#heading);
     const caption = element("figcaption", {}, title, this.#outcome);
     this.element.append(element("figure", {}, this.#canvas, caption));
-    this.#render();
+    this.render();
   }
 
   get name() {
@@ -60,7 +60,7 @@ class Photo {
 
   async predict(options = { detect: "always" }) {
     this.#settled = null;
-    this.#render();
+    this.render();
     this.#preview ??= await preview(this.#file);
     const sent = performance.now();
     try {
@@ -69,7 +69,7 @@ class Photo {
     } catch (error) {
       this.#settled = { error };
     }
-    this.#render();
+    this.render();
     this.#announce(this.summary());
   }
 
@@ -78,12 +78,8 @@ class Photo {
     return ["unauthorized", "token_needed", "cannot_connect"].includes(this.#settled?.error?.code);
   }
 
-  /** Draw it again, for another language or width. */
-  refresh() {
-    this.#render();
-  }
-
-  #render() {
+  /** Show it as it is, and in the page's language and width of now. */
+  render() {
     const { prediction, error, took } = this.#settled ?? {};
     this.#heading.textContent = took === undefined ? "" : milliseconds(took);
     this.#drawImage(prediction?.faces ?? []);
@@ -136,9 +132,7 @@ class Photo {
     drawFaces(canvas, faces, { width, height });
     const context = canvas.getContext("2d");
     context.globalCompositeOperation = "destination-over";
-    const scale = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
-    const left = (canvas.clientWidth - width * scale) / 2;
-    const top = (canvas.clientHeight - height * scale) / 2;
+    const { scale, left, top } = contain({ width, height }, { width: canvas.clientWidth, height: canvas.clientHeight });
     context.drawImage(image, left, top, width * scale, height * scale);
     context.globalCompositeOperation = "source-over";
   }
@@ -201,7 +195,7 @@ export class Photos {
   }
 
   show(shown) {
-    if (shown && !$("photos").hidden) for (const photo of this.#photos) photo.refresh();
+    if (shown && !$("photos").hidden) for (const photo of this.#photos) photo.render();
   }
 
   /** Add what there is room for beside the photos that still wait: none goes before it was looked at. */
