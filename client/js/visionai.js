@@ -85,8 +85,8 @@ class Connection {
   ended = false;
   retired = false;
   token; // the one that it has
+  welcome; // what the server said of itself
   #socket;
-  #welcome;
   #nextId = 1;
   #unanswered = new Map(); // id -> {resolve, reject, size}, oldest first; resolve is null once nobody waits
   #onEnd;
@@ -96,7 +96,7 @@ class Connection {
   constructor(socket, welcome, token, keepaliveMs, onEnd) {
     this.token = token;
     this.#socket = socket;
-    this.#welcome = welcome;
+    this.welcome = welcome;
     this.#onEnd = onEnd;
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onerror = ignore; // a close event follows
@@ -152,17 +152,13 @@ class Connection {
     });
   }
 
-  get welcome() {
-    return this.#welcome;
-  }
-
   get bufferedAmount() {
     return this.#socket.bufferedAmount;
   }
 
   /** Send a request and wait for its reply, until `signal` is aborted. Registers and sends in one step. */
   exchange(command, fields, image, deadlineMs, signal) {
-    const { commands, protocol = 1, version = "unknown" } = this.#welcome;
+    const { commands, protocol = 1, version = "unknown" } = this.welcome;
     const known = Object.keys(commands ?? {});
     if (known.length && !known.includes(command)) {
       const message = `this server (version ${version}) has no command '${command}'; it has ${known.sort().join(", ")}`;
@@ -234,7 +230,7 @@ class Connection {
   #take(reply) {
     let { id } = reply;
     if (id === undefined || id === null) {
-      if (this.#welcome.protocol >= 2) throw violation(`a reply without the request's id: ${reply.message ?? reply.type}`);
+      if (this.welcome.protocol >= 2) throw violation(`a reply without the request's id: ${reply.message ?? reply.type}`);
       [id] = this.#unanswered.keys();
     }
     const entry = this.#unanswered.get(id);
@@ -277,7 +273,7 @@ class Connection {
       this.#socket.onmessage = this.#socket.onclose = null;
       this.#socket.close();
       this.#finish(() => lost(`the server has been silent for ${silence} ms`));
-    } else if (silence >= keepaliveMs && this.#welcome.commands?.ping !== undefined) {
+    } else if (silence >= keepaliveMs && this.welcome.commands?.ping !== undefined) {
       this.exchange("ping", {}).catch(() => {}); // if it fails, every request is told
     }
   }
