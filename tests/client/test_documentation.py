@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,15 +19,9 @@ from client.cli.commands import app
 from client.cli.exit_codes import ExitCode
 from tests.client.harness import FACE, ROOT, ServiceProcess, VisionAI, run_command
 from tests.client.peer import Peer
+from tests.service.examples import examples, node
 
 PAGE = (ROOT / "docs/client.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    """The page's examples in a language."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert found
-    return found
 
 
 @pytest.fixture
@@ -55,7 +48,7 @@ async def full_peer() -> AsyncIterator[Peer]:
         yield running
 
 
-@pytest.mark.parametrize("line", blocks("sh")[0].splitlines())
+@pytest.mark.parametrize("line", examples(PAGE, "sh")[0].splitlines())
 async def test_a_command_of_the_page(
     line: str, folder: Path, service: ServiceProcess, full_peer: Peer, visionai: VisionAI
 ) -> None:
@@ -93,7 +86,7 @@ async def test_the_example_of_each_commands_help(folder: Path, visionai: VisionA
         service.stop()
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", examples(PAGE, "python"))
 async def test_a_python_example_of_the_page(code: str, folder: Path, service: ServiceProcess) -> None:
     """Each program prints the emotion of the face."""
     (folder / "example.py").write_text(code.replace("ws://127.0.0.1:8000/ws", service.url))
@@ -102,18 +95,14 @@ async def test_a_python_example_of_the_page(code: str, folder: Path, service: Se
     assert done.out.startswith("happy")
 
 
-@pytest.mark.parametrize("code", blocks("js"))
+@pytest.mark.parametrize("code", examples(PAGE, "js"))
 async def test_a_javascript_example_of_the_page(code: str, folder: Path, service: ServiceProcess) -> None:
     """The module prints the emotion of the face, and the code of the error."""
-    node = shutil.which("node")
-    assert node is not None, (
-        "Node.js 20.10 or newer, as `node` on the PATH, is needed to test the JavaScript client"
-    )
     code = code.replace("ws://127.0.0.1:8000/ws", service.url).replace(
         "./client/js", (ROOT / "client/js").as_uri()
     )
     (folder / "example.mjs").write_text(code)
-    done = await run_command([node, "--experimental-websocket", "example.mjs"], folder=folder)
+    done = await run_command([node(), "--experimental-websocket", "example.mjs"], folder=folder)
     assert done.code == 0, done.err
     first, second = done.out.splitlines()
     assert re.match(r"happy (0\.9|1$)", first), first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,22 +10,13 @@ import pytest
 
 from tests.client.harness import FACE, ROOT, ServiceProcess, run_command
 from tests.client.peer import V1_COMMANDS, Peer
+from tests.service.examples import node
 
 TESTS = ROOT / "tests/client/js"
 
 
-def node() -> str:
-    """Node.js, as it is called here."""
-    found = shutil.which("node")
-    assert found is not None, (
-        "Node.js 20.10 or newer is needed to test the JavaScript client: install it, with `node` on the PATH"
-    )
-    return found
-
-
 async def run_node(file: str, folder: Path, environment: dict[str, str]) -> None:
     """Run one file of JavaScript tests; all of them must run, and pass."""
-    # Node 22 has a global WebSocket without the flag, and accepts the flag.
     done = await run_command(
         [node(), "--experimental-websocket", "--test", TESTS / file], folder=folder, environment=environment
     )

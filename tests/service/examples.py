@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 from pathlib import Path
 
 from tests.service.harness import FACE, TIMEOUT, Running
 
 ADDRESS = "ws://127.0.0.1:8000"
+
+
+def examples(page: str, language: str) -> list[str]:
+    """The page's examples in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def node() -> str:
+    """Node.js, as it is called here; `--experimental-websocket` is what has a WebSocket before Node 22."""
+    found = shutil.which("node")
+    assert found is not None, (
+        "Node.js 20.10 or newer, as `node` on the PATH, is needed to test what runs in it"
+    )
+    return found
 
 
 async def run_example(running: Running, folder: Path, name: str, code: str, *command: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,16 +11,11 @@ import orjson
 from service.errors import ERROR_CODES
 from service.protocol import COMMANDS
 from tests.contract import description
-from tests.service.examples import run_example
+from tests.service.examples import examples, node, run_example
 from tests.service.harness import FACE, ROOT, Running
 from tests.web.browser import launch
 
 PAGE = (ROOT / "docs/protocol.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    """The page's examples in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def table(first_column: str) -> set[str]:
@@ -33,7 +27,7 @@ def table(first_column: str) -> set[str]:
 
 async def test_the_python_example_runs(running: Running, tmp_path: Path) -> None:
     """It sends a header and bytes, and prints the id and the emotion."""
-    (code,) = blocks("python")
+    (code,) = examples(PAGE, "python")
     assert (await run_example(running, tmp_path, "session.py", code, sys.executable)).startswith(
         "first happy"
     )
@@ -41,16 +35,14 @@ async def test_the_python_example_runs(running: Running, tmp_path: Path) -> None
 
 async def test_the_javascript_example_runs(running: Running, tmp_path: Path) -> None:
     """It sends the bytes of a file, and prints the emotion."""
-    (code,) = blocks("js")
-    node = shutil.which("node")
-    assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
-    output = await run_example(running, tmp_path, "session.mjs", code, node, "--experimental-websocket")
+    (code,) = examples(PAGE, "js")
+    output = await run_example(running, tmp_path, "session.mjs", code, node(), "--experimental-websocket")
     assert re.match(r"happy (0\.9|1$)", output), output
 
 
 async def test_the_html_example_runs(running: Running, tmp_path: Path) -> None:
     """A file that is chosen in a browser is answered in the page."""
-    (code,) = blocks("html")
+    (code,) = examples(PAGE, "html")
     page_file = tmp_path / "session.html"
     page_file.write_text(code.replace("ws://127.0.0.1:8000/ws", f"{running.url}ws"))
     (tmp_path / "face.jpg").write_bytes(FACE)
@@ -74,7 +66,7 @@ def test_the_tables_are_complete() -> None:
 
 def test_the_json_examples_have_the_documented_fields() -> None:
     """The replies that are shown name exactly the required fields, and those that may be there."""
-    for block in blocks("json"):
+    for block in examples(PAGE, "json"):
         reply = orjson.loads(block)
         schema = {"prediction": "Prediction", "history": "HistoryPage", "stats": "Figures"}[reply["type"]]
         described = description()["components"]["schemas"][schema]

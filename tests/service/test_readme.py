@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
 from service.settings import Settings
-from tests.service.examples import run_example
+from tests.service.examples import examples, node, run_example
 from tests.service.harness import ROOT, Running
 
 README = (ROOT / "README.md").read_text()
 
 
-def example(language: str) -> str:
-    """The README's only code block in a language."""
-    (block,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return str(block)
-
-
 async def test_the_python_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
     """Copied from the README, it runs and recognises the face."""
-    output = await run_example(running, tmp_path, "predict.py", example("python"), sys.executable)
+    (code,) = examples(README, "python")
+    output = await run_example(running, tmp_path, "predict.py", code, sys.executable)
     assert re.search(r"\nhappy (0\.9|1\.0 )", output), output
 
 
 async def test_the_javascript_example_prints_an_emotion(running: Running, tmp_path: Path) -> None:
     """Copied from the README, it runs under Node and recognises the face."""
-    node = shutil.which("node")
-    assert node is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
-    # Before Node 22 the browser's WebSocket is behind this flag; later versions still accept it.
-    output = await run_example(
-        running, tmp_path, "predict.mjs", example("javascript"), node, "--experimental-websocket"
-    )
+    (code,) = examples(README, "javascript")
+    output = await run_example(running, tmp_path, "predict.mjs", code, node(), "--experimental-websocket")
     assert re.match(r"happy (0\.9|1$)", output), output
 
 
