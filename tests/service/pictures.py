@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from service.images.decode import ImageDecoder, InputShape
 from tests.service.harness import FACE
+
+# What reads them for a model that sees shades, and for one that sees colours.
+GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
+RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 
 def encode(image: np.ndarray[Any, Any], suffix: str, *options: int) -> bytes:
@@ -46,9 +51,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 0) -> bytes:
+def png(width: int, height: int, rows: bytes) -> bytes:
     """A PNG file of any announced size, whatever its rows hold."""
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)

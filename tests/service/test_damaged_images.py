@@ -9,10 +9,7 @@ import pytest
 from service.errors import InvalidImage
 from service.images.decode import ImageDecoder, InputShape
 from tests.service.harness import PHOTO
-from tests.service.pictures import cmyk_jpeg, encode, pixels
-
-GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
-RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
+from tests.service.pictures import GRAY, RGB, cmyk_jpeg, encode, pixels
 
 SCAN = b"\xff\xda"
 STRAY = b"\x00\x00\x11\x12"

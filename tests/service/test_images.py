@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from service.errors import ImageTooLarge, InvalidBase64, InvalidImage, RequestError
 from service.images.base64text import decode_base64
-from service.images.decode import ImageDecoder, InputShape
+from service.images.decode import ImageDecoder
 from service.images.header import Format, ImageHeader, read_header
 from tests.service.harness import FACE, PHOTO
 from tests.service.pictures import (
+    GRAY,
+    RGB,
     cmyk_jpeg,
     corner_image,
     encode,
@@ -30,9 +32,6 @@ from tests.service.pictures import (
 )
 
 GRAIN = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
-
-GRAY = ImageDecoder(InputShape(64, 64, "gray"), max_pixels=50_000_000)
-RGB = ImageDecoder(InputShape(96, 96, "rgb"), max_pixels=50_000_000)
 
 Pixels = npt.NDArray[np.uint8]
 
