@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from service.faces import FaceDetector
+from service.settings import DETECTORS
 from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
 
 
@@ -99,11 +101,8 @@ class PostgresServer:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The server that tests share. Tests that stop it start one of their own."""
-    server = PostgresServer()
-    try:
+    with closing(PostgresServer()) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -117,11 +116,14 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def restartable_postgres() -> Iterator[PostgresServer]:
     """A server of the module's own, which its tests may stop, start and freeze; each leaves it running."""
-    server = PostgresServer()
-    try:
+    with closing(PostgresServer()) as server:
         yield server
-    finally:
-        server.close()
+
+
+@pytest.fixture(scope="session")
+def detector() -> FaceDetector:
+    """The converted face detector."""
+    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
 
 
 @contextmanager

@@ -12,8 +12,7 @@ import pytest
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.decode import Floats, anchors, decode_detections, suppress, to_faces, unletterbox
 from service.faces.detector import Pixels, _cut, _Look
-from service.settings import DETECTORS
-from tests.service.harness import MODEL, ROOT
+from tests.service.harness import ROOT
 
 
 def test_anchors_are_cell_centres_in_row_order() -> None:
@@ -165,12 +164,6 @@ def test_tiny_and_huge_faces_are_cut_out_to_size() -> None:
         crop = crop_face(image, _face((20, 20, side, side)), 64, 64)
         assert crop.shape == (64, 64)
     assert crop.std() < 10  # the noise is averaged, and not sampled
-
-
-@pytest.fixture(scope="module")
-def detector() -> FaceDetector:
-    """The converted networks."""
-    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
 
 
 @pytest.mark.parametrize("size", [(9, 9), (9, 900), (900, 9), (100, 2000), (8, 20480), (20480, 8)])

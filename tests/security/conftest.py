@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from tests.service.conftest import database, detector, engine, running, serve
+from tests.service.conftest import database, engine, running, serve
 
-__all__ = ["database", "detector", "engine", "running", "serve"]
+__all__ = ["database", "engine", "running", "serve"]
+
+
+SECRET = "a secret of more than thirty-two bytes"
+
+
+def users(database: str) -> list[Any]:
+    """Of the stored predictions, in order."""
+    with sqlite3.connect(database.removeprefix("sqlite:///")) as connection:
+        rows = connection.execute("SELECT user_id FROM predictions_log ORDER BY timestamp").fetchall()
+    connection.close()
+    return [row[0] for row in rows]
 
 
 @pytest.fixture(scope="session")

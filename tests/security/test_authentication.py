@@ -7,7 +7,6 @@ import gc
 import math
 import resource
 import shutil
-import sqlite3
 import time
 import weakref
 from pathlib import Path
@@ -29,23 +28,15 @@ from service.security.credentials import Credentials
 from service.security.guard import Guard, Rules
 from service.security.perimeter import Perimeter
 from service.settings import Settings
+from tests.security.conftest import SECRET, users
 from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
 
-SECRET = "a secret of more than thirty-two bytes"
 JWT = {"jwt_secret": SECRET, "jwt_leeway_seconds": 0.0}
 
 
 def token(user: str = "anna", seconds: float = 60) -> str:
     """A token for a user."""
     return jwt.encode({"sub": user, "exp": time.time() + seconds}, SECRET, "HS256")
-
-
-def users(database: str) -> list[Any]:
-    """Of the stored predictions, in order."""
-    with sqlite3.connect(database.removeprefix("sqlite:///")) as connection:
-        rows = connection.execute("SELECT user_id FROM predictions_log ORDER BY timestamp").fetchall()
-    connection.close()
-    return [row[0] for row in rows]
 
 
 async def test_without_a_setting_tokens_are_ignored(serve: Serve, database: str) -> None:

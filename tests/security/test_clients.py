@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
 
 from client import AsyncClient, Unauthorized
+from tests.security.conftest import SECRET, users
+from tests.service.examples import node
 from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve
 
-SECRET = "a secret of more than thirty-two bytes"
 REQUIRED = {"auth": "required", "jwt_secret": SECRET}
 TOKEN = jwt.encode({"sub": "anna", "exp": time.time() + 3600}, SECRET, "HS256")
 
@@ -60,21 +58,6 @@ async def output(folder: Path, *command: str, **environment: str) -> tuple[int |
     return process.returncode, (out + err).decode()
 
 
-def node() -> str:
-    """Node.js, as it is called here."""
-    found = shutil.which("node")
-    assert found is not None, "these tests need Node.js (Debian: apt-get install nodejs)"
-    return found
-
-
-def users(database: str) -> set[Any]:
-    """Who has stored predictions."""
-    with sqlite3.connect(database.removeprefix("sqlite:///")) as connection:
-        found = {row[0] for row in connection.execute("SELECT user_id FROM predictions_log")}
-    connection.close()
-    return found
-
-
 async def test_the_python_client_and_the_command_line_bring_a_token(
     serve: Serve, database: str, tmp_path: Path
 ) -> None:
@@ -91,7 +74,7 @@ async def test_the_python_client_and_the_command_line_bring_a_token(
         assert "happy" in text
         code, text = await output(tmp_path, *command)
         assert (code, "(--token or VISIONAI_TOKEN)" in text) == (5, True), text
-    assert users(database) == {"anna"}
+    assert set(users(database)) == {"anna"}
 
 
 async def test_the_python_client_and_the_command_line_ask_for_health_without_a_token(
@@ -129,4 +112,4 @@ async def test_the_javascript_client_brings_a_token_in_its_first_message(
     async with serve(**REQUIRED) as running:
         assert (await script(running, TOKEN)).startswith("happy 7")
         assert (await script(running, "")).startswith("Unauthorized unauthorized")
-    assert users(database) == {"anna"}
+    assert set(users(database)) == {"anna"}

@@ -21,7 +21,7 @@ from service.faces import FaceDetector
 from service.images import ImageFile
 from service.metrics import Metrics
 from service.server import Service
-from service.settings import DETECTORS, Settings
+from service.settings import Settings
 from service.store import Store
 from tests.contract import check_reply, check_request
 from tests.service.doubles import HeldEngine
@@ -40,12 +40,6 @@ def held(engine: Engine) -> Iterator[HeldEngine]:
     engine = HeldEngine(engine)
     yield engine
     engine.released.set()
-
-
-@pytest.fixture(scope="session")
-def detector() -> FaceDetector:
-    """The converted face detector."""
-    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
 
 
 @pytest.fixture(autouse=True)
