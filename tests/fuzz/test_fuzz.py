@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 
 import orjson
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +118,7 @@ async def test_mutated_frames_over_a_socket(start_process: StartProcess) -> None
     """Each frame gets exactly one reply, text or binary, whole or in fragments; the worker survives them all."""
     # Errors are logged: what is logged at all is a fault of ours.
     service = start_process(WORKERS="1", LOG_LEVEL="ERROR", MAX_WAIT_MS="1e6")
-    (worker,) = psutil.Process(service.process.pid).children()
+    (worker,) = service.workers
     chance = random.Random(SEED)
     inputs = list(mutants(messages() + images(), FRAMES, SEED + 2))
     websocket = await opened(service)

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from websockets.asyncio.client import ClientConnection, connect
 
 from service.server import Service
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/build/modelo_emociones.onnx"
 PHOTO = (ROOT / "tests/data/astronaut.jpg").read_bytes()
 FACE = (ROOT / "tests/data/astronaut_face.jpg").read_bytes()
+
+# Nothing is given of what calibration chooses.
+OPEN = Settings(model_path=MODEL, workers=0, executors=-1, threads=0, max_batch=0)
 
 # A reply takes milliseconds. This is what separates slow from stuck, on the slowest machine.
 TIMEOUT = 30 * float(os.environ.get("TEST_TIME_UNIT", "1"))
@@ -93,6 +98,12 @@ class ServiceProcess:
     def port(self) -> int:
         """The port it listens on."""
         return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes, as far as there are any at the moment."""
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children()
+        return found
 
 
 def run_service(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

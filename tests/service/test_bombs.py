@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-import psutil
 import pybase64
 import pytest
 from websockets.asyncio.client import connect
@@ -30,13 +29,13 @@ from tests.service.pictures import animated_png, chunk, encode, jpeg_of_scans, o
 @pytest.mark.parametrize("detect", ["auto", "always", "never"])
 async def test_an_animated_png_is_its_first_picture(service_process: ServiceProcess, detect: str) -> None:
     """An animation whose frames do not decode crashes no worker: its frames are not looked at."""
-    workers = psutil.Process(service_process.process.pid).children()
+    workers = service_process.workers
     async with connect(service_process.url) as websocket:
         await read(websocket)
         reply = await ask(websocket, b'{"detect": "%s"}\n' % detect.encode() + animated_png())
         assert reply.get("code") == ("no_face" if detect == "always" else None)
         assert (await ask(websocket, FACE))["status"] == "success"
-    assert psutil.Process(service_process.process.pid).children() == workers
+    assert service_process.workers == workers
 
 
 def test_a_decoder_sees_only_a_pngs_picture() -> None:

@@ -22,9 +22,7 @@ from service.engine.gate import Agreement, compare, drawn_faces
 from service.errors import StartupError
 from service.images.decode import InputShape
 from service.settings import Settings
-from tests.service.harness import MODEL, ROOT, TIMEOUT
-
-OPEN = Settings(model_path=MODEL, workers=0, executors=-1, threads=0, max_batch=0)
+from tests.service.harness import MODEL, OPEN, ROOT, TIMEOUT
 
 
 def measured(rate: float, batch: int = 1, sessions: int = 2, threads: int = 1) -> Measured:

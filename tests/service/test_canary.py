@@ -240,13 +240,13 @@ async def test_a_reload_with_a_canary_that_is_unfit_changes_nothing(
 ) -> None:
     """The same workers go on; the command, health and the log say why."""
     service = start_process(WORKERS="2")
-    before = {each.pid for each in psutil.Process(service.process.pid).children()}
+    before = {each.pid for each in service.workers}
     (tmp_path / ".env").write_text(f"CANARY_MODEL_PATH={spoil(canary, fault)}\n")
     code, said = await reload(tmp_path)
     assert code == 1
     assert f"model {VERSION} is still served: CANARY_MODEL_PATH: " in said
     assert FAULTS[fault] in said
-    assert {each.pid for each in psutil.Process(service.process.pid).children()} == before
+    assert {each.pid for each in service.workers} == before
     async with connect(service.url) as websocket:
         await read(websocket)
         assert (await ask(websocket, predict_message()))["model_version_tag"] == VERSION
@@ -268,7 +268,7 @@ async def test_what_a_killed_service_left_is_stored_under_the_version_that_made_
                 for _ in range(5):
                     reply = await ask(client, predict_message())
                     answered[UUID(reply["prediction_id"])] = reply["model_version_tag"]
-        processes = psutil.Process(service.process.pid).children()
+        processes = service.workers
         service.process.send_signal(signal.SIGKILL)
         for process in processes:
             process.kill()

@@ -31,7 +31,7 @@ async def test_a_worker_that_cannot_be_started_costs_no_other(
 ) -> None:
     """A dead worker is replaced when the system can, and a reload that it cannot do leaves who serves."""
     service = start_process(faults=FAILING_FORK, WORKERS="2", MAX_BATCH="8", THREADS="1")
-    dead, alive = psutil.Process(service.process.pid).children()
+    dead, alive = service.workers
     fault = tmp_path / "fault"
     fault.touch()
     dead.kill()
@@ -39,7 +39,7 @@ async def test_a_worker_that_cannot_be_started_costs_no_other(
     code, said = await reload(tmp_path)
     assert code == 1
     assert "a process cannot be started: injected" in said
-    assert [each for each in psutil.Process(service.process.pid).children() if each != dead] == [alive]
+    assert [each for each in service.workers if each != dead] == [alive]
     fault.unlink()
     async with asyncio.timeout(TIMEOUT):
         while await asyncio.to_thread(metric, service, "visionai_workers_ready") != 2:
@@ -272,7 +272,7 @@ async def test_a_replacement_that_serves_another_version_is_told(
     model = copy_model(tmp_path)
     service = start_process(MODEL_PATH=str(model), WORKERS="2", MAX_BATCH="8", THREADS="1")
     change(model, VERSION, OTHER_VERSION)
-    psutil.Process(service.process.pid).children()[0].kill()
+    service.workers[0].kill()
     assert service.process.stderr is not None
     async with asyncio.timeout(TIMEOUT):
         while "where others serve" not in (line := await asyncio.to_thread(service.process.stderr.readline)):

@@ -25,7 +25,6 @@ from tests.service.harness import (
     FACE,
     TIMEOUT,
     Serve,
-    ServiceProcess,
     StartProcess,
     ask,
     fetch,
@@ -45,12 +44,6 @@ async def eventually(condition: Callable[[], bool]) -> None:
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-
-
-def workers_of(service: ServiceProcess) -> list[psutil.Process]:
-    """Its worker processes."""
-    workers: list[psutil.Process] = psutil.Process(service.process.pid).children()
-    return workers
 
 
 async def test_an_image_that_the_model_fails_on_spares_its_batch_mates(serve: Serve, engine: Engine) -> None:
@@ -163,7 +156,7 @@ async def test_a_worker_whose_executor_fails_answers_and_is_replaced(
 ) -> None:
     """Every request is answered or its connection closed with 1001; the successor serves on the same port."""
     service = start_process(faults=DYING_EXECUTOR, WORKERS="1", EXECUTORS=executors)
-    (before,) = workers_of(service)
+    (before,) = service.workers
     async with connect(service.url) as websocket:
         await read(websocket)
         for number in range(2):
@@ -181,13 +174,13 @@ async def test_a_worker_whose_executor_fails_answers_and_is_replaced(
     async with connect(service.url, open_timeout=TIMEOUT) as websocket:
         await read(websocket)
         assert (await ask(websocket, predict_message()))["status"] == "success"
-    assert [worker.pid for worker in workers_of(service)] != [before.pid]
+    assert [worker.pid for worker in service.workers] != [before.pid]
 
 
 async def test_a_worker_that_hangs_is_replaced(start_process: StartProcess) -> None:
     """First it is not counted as ready, then it is killed; its siblings serve all the while."""
     service = start_process(WORKERS="2")
-    before = workers_of(service)
+    before = service.workers
     before[0].suspend()
     await eventually(lambda: metric(service, "visionai_workers_ready") == 1)
     async with connect(service.url, open_timeout=TIMEOUT) as websocket:
@@ -195,7 +188,7 @@ async def test_a_worker_that_hangs_is_replaced(start_process: StartProcess) -> N
         assert (await ask(websocket, predict_message()))["status"] == "success"
     await eventually(lambda: not before[0].is_running())
     await eventually(lambda: metric(service, "visionai_workers_ready") == 2)
-    after = {worker.pid for worker in workers_of(service)}
+    after = {worker.pid for worker in service.workers}
     assert before[1].pid in after
     assert before[0].pid not in after
 
@@ -203,7 +196,7 @@ async def test_a_worker_that_hangs_is_replaced(start_process: StartProcess) -> N
 async def test_a_service_that_was_paused_as_a_whole_goes_on(start_process: StartProcess) -> None:
     """A container that is paused for longer than a worker may hang loses no worker."""
     service = start_process(WORKERS="1")
-    (worker,) = workers_of(service)
+    (worker,) = service.workers
     async with connect(service.url) as websocket:
         await read(websocket)
         for process in (psutil.Process(service.process.pid), worker):
@@ -212,7 +205,7 @@ async def test_a_service_that_was_paused_as_a_whole_goes_on(start_process: Start
         for process in (psutil.Process(service.process.pid), worker):
             process.resume()
         assert (await ask(websocket, predict_message()))["status"] == "success"
-    assert workers_of(service) == [worker]
+    assert service.workers == [worker]
 
 
 # The writer's thread meets an error that nobody expected, as long as a file is there.

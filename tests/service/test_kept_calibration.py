@@ -16,10 +16,7 @@ from service.engine import calibration, onnx
 from service.engine.calibration import Measured, cache_file, calibrated
 from service.errors import StartupError
 from service.reload import reloaded
-from service.settings import Settings
-from tests.service.harness import MODEL
-
-OPEN = Settings(model_path=MODEL, workers=0, executors=-1, threads=0, max_batch=0)
+from tests.service.harness import MODEL, OPEN
 
 
 def test_calibration_is_done_once_per_machine_and_model(

@@ -154,7 +154,7 @@ async def test_memory_is_bounded_however_long_the_database_is_away(
 ) -> None:
     """What memory is not meant for waits on the disk: of ten thousand records on, the backlog takes no more of it."""
     service = start_process(DATABASE_URL=restartable_postgres.url(database), WORKERS="1")
-    worker = psutil.Process(service.process.pid).children()[0]
+    worker = service.workers[0]
     enough = asyncio.Event()
     recover = await asyncio.to_thread(_stop, restartable_postgres)
     try:

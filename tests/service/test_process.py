@@ -237,16 +237,10 @@ def test_a_second_signal_hurries(start_process: StartProcess) -> None:
     assert time.monotonic() - begun < TIMEOUT
 
 
-def workers_of(pid: int) -> list[psutil.Process]:
-    """The worker processes of a service."""
-    workers: list[psutil.Process] = psutil.Process(pid).children()
-    return workers
-
-
 async def test_a_worker_that_dies_is_replaced(start_process: StartProcess) -> None:
     """Its connections break, new ones are served, and no connection attempt is refused meanwhile."""
     service = start_process(WORKERS="2")
-    before = workers_of(service.process.pid)
+    before = service.workers
     assert len(before) == 2
     before[0].kill()
     await asyncio.to_thread(before[0].wait, TIMEOUT)
@@ -255,7 +249,7 @@ async def test_a_worker_that_dies_is_replaced(start_process: StartProcess) -> No
             assert (await read(websocket))["type"] == "welcome"
             assert (await ask(websocket, predict_message()))["status"] == "success"
     async with asyncio.timeout(TIMEOUT):
-        while len(after := workers_of(service.process.pid)) < 2:
+        while len(after := service.workers) < 2:
             await asyncio.sleep(0.01)
     assert before[0].pid not in {worker.pid for worker in after}
     service.process.terminate()
@@ -289,7 +283,7 @@ def test_a_worker_that_dies_again_soon_waits_twice_as_long(
     killed: list[int] = []
     while len(killed) < len(delays):
         assert time.monotonic() < deadline
-        for worker in workers_of(service.process.pid):
+        for worker in service.workers:
             if worker.pid not in killed:
                 worker.kill()
                 killed.append(worker.pid)
@@ -302,7 +296,7 @@ def test_a_worker_that_dies_again_soon_waits_twice_as_long(
 async def test_workers_end_with_their_supervisor(start_process: StartProcess) -> None:
     """A supervisor that is killed leaves no process behind, and what was answered is stored."""
     service = start_process(WORKERS="2")
-    workers = workers_of(service.process.pid)
+    workers = service.workers
     service.process.kill()
     _, alive = await asyncio.to_thread(psutil.wait_procs, workers, TIMEOUT)
     assert not alive

@@ -108,7 +108,7 @@ async def test_a_model_that_fails_verification_leaves_the_old_one_serving(
 ) -> None:
     """The same processes go on; the exit code, the log, health and the metrics say it, until a reload goes well."""
     service = start_process(MODEL_PATH=str(model), WORKERS="2")
-    before = {each.pid for each in psutil.Process(service.process.pid).children()}
+    before = {each.pid for each in service.workers}
     manifest = model.with_name(model.name + ".manifest.json")
     if fault == "manifest":
         manifest.write_text('{"model_sha256": "0"}')
@@ -120,7 +120,7 @@ async def test_a_model_that_fails_verification_leaves_the_old_one_serving(
     assert code == 1
     assert f"model {VERSION} is still served" in said
     assert expected in said
-    assert {each.pid for each in psutil.Process(service.process.pid).children()} == before
+    assert {each.pid for each in service.workers} == before
     async with connect(service.url) as websocket:
         await read(websocket)
         assert (await ask(websocket, predict_message()))["status"] == "success"
@@ -233,11 +233,11 @@ async def test_an_env_file_that_cannot_be_read_leaves_the_old_settings(
 ) -> None:
     """The workers serve on, and whoever asked is told."""
     service = start_process(WORKERS="1")
-    before = psutil.Process(service.process.pid).children()
+    before = service.workers
     (tmp_path / ".env").write_bytes(b"HOST=\xff\n")
     said = await asyncio.to_thread(request_reload, tmp_path / "visionai.sock")
     assert ".env cannot be read" in str(said.error)
-    assert psutil.Process(service.process.pid).children() == before
+    assert service.workers == before
 
 
 # A worker that has read its model waits, as long as a file is there.

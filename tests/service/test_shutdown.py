@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -238,7 +237,7 @@ async def test_a_signal_to_the_whole_process_group_is_one_signal(
     service = start_process(
         faults=HELD + _TOLD, WORKERS="1", EXECUTORS="1", MAX_BATCH="1", DRAIN_SECONDS="600"
     )
-    (worker,) = psutil.Process(service.process.pid).children()
+    (worker,) = service.workers
     hold, told, entered = (tmp_path / name for name in ("hold", "told", "entered"))
     hold.touch()
 

@@ -341,12 +341,12 @@ async def test_a_successor_that_does_not_start_is_given_up(
 ) -> None:
     """The reload fails after so many seconds, and the old worker serves on."""
     service = start_process(faults=HELD_START, WORKERS="1")
-    before = psutil.Process(service.process.pid).children()
+    before = service.workers
     (tmp_path / "hold").touch()
     code, said = await reload(tmp_path)
     assert code == 1
     assert "a worker did not start within 1 s" in said
-    assert psutil.Process(service.process.pid).children() == before
+    assert service.workers == before
 
 
 # A supervisor that tells a worker to stop before it has done anything, and a fork that takes its time.
