@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page
+from playwright.async_api import Browser, ConsoleMessage, Page, WebSocketRoute
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import launch
@@ -53,6 +54,37 @@ async def until(page: Page, expression: str) -> None:
     async with asyncio.timeout(TIMEOUT_MS / 1000):
         while not await page.evaluate(expression):
             await asyncio.sleep(0.05)
+
+
+Message = dict[str, Any]
+
+
+def between(
+    *,
+    request: Callable[[WebSocketRoute, Message], bool] = lambda _route, _request: True,
+    reply: Callable[[Message], Message] = lambda reply: reply,
+) -> Callable[[Page], Coroutine[Any, Any, None]]:
+    """Stand between a page and its server, from `before` on.
+
+    `request` sees what the page sends, and says whether the server gets it; what `reply` makes of a message of the
+    server's is what the page gets.
+    """
+
+    async def before(page: Page) -> None:
+        def intercept(route: WebSocketRoute) -> None:
+            server = route.connect_to_server()
+
+            def to_server(message: str | bytes) -> None:
+                line = message if isinstance(message, str) else message.split(b"\n", 1)[0]
+                if request(route, orjson.loads(line)):
+                    server.send(message)
+
+            route.on_message(to_server)
+            server.on_message(lambda message: route.send(orjson.dumps(reply(orjson.loads(message))).decode()))
+
+        await page.route_web_socket("**/ws", intercept)
+
+    return before
 
 
 OpenPage = Callable[..., Coroutine[Any, Any, Visit]]

@@ -18,42 +18,29 @@ from service.security.api_keys import create
 from tests.client.harness import ServiceProcess
 from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, OpenPage
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
 
-Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
+Answer = Callable[[Message], Message | None]
 
 
 def answering(answer: Answer) -> Callable[[Page], Any]:
     """Answer the page's requests in the server's place; those for which `answer` gives None go to the server."""
 
-    async def before(page: Page) -> None:
-        def intercept(route: WebSocketRoute) -> None:
-            server = route.connect_to_server()
+    def request(route: WebSocketRoute, request: Message) -> bool:
+        reply = answer(request)
+        if reply is not None:
+            route.send(orjson.dumps({"id": request["id"]} | reply).decode())
+        return reply is None
 
-            def to_server(message: str | bytes) -> None:
-                line = message if isinstance(message, str) else message.split(b"\n", 1)[0]
-                request = orjson.loads(line)
-                reply = answer(request)
-                if reply is None:
-                    server.send(message)
-                else:
-                    route.send(orjson.dumps({"id": request["id"]} | reply).decode())
+    def reply(reply: Message) -> Message:
+        if reply["type"] == "welcome":
+            reply["commands"] |= {"history": "", "stats": ""}
+        return reply
 
-            def to_page(message: str | bytes) -> None:
-                reply = orjson.loads(message)
-                if reply["type"] == "welcome":
-                    reply["commands"] |= {"history": "", "stats": ""}
-                route.send(orjson.dumps(reply).decode())
-
-            route.on_message(to_server)
-            server.on_message(to_page)
-
-        await page.route_web_socket("**/ws", intercept)
-
-    return before
+    return between(request=request, reply=reply)
 
 
 def stored(request: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import BLANK_CAMERA, launch
-from tests.web.conftest import TIMEOUT_MS, OpenPage, until
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -265,23 +265,13 @@ async def test_a_fault_of_every_frame_is_said_once_and_not_asked_for_without_a_p
     """Not with each of them; after one, or two that were on their way together, the server has a second's rest."""
     failed: list[float] = []
 
-    async def fail(route: WebSocketRoute) -> None:
-        server = route.connect_to_server()
+    def fail(reply: Message) -> Message:
+        if reply["type"] != "prediction":
+            return reply
+        failed.append(asyncio.get_running_loop().time())
+        return {"type": "error", "code": "internal", "message": "a fault", "id": reply["id"]}
 
-        def to_page(message: str | bytes) -> None:
-            reply = orjson.loads(message)
-            if reply["type"] == "prediction":
-                failed.append(asyncio.get_running_loop().time())
-                error = {"type": "error", "code": "internal", "message": "a fault", "id": reply["id"]}
-                message = orjson.dumps(error).decode()
-            route.send(message)
-
-        server.on_message(to_page)
-
-    async def before(page: Page) -> None:
-        await page.route_web_socket("**/ws", fail)
-
-    page = (await open_page(before=before)).page
+    page = (await open_page(before=between(reply=fail))).page
     await page.evaluate(
         """() => {
           window.said = 0;
@@ -302,24 +292,15 @@ async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: Ope
     """The page says that the server is busy, waits, and goes on by itself."""
     refused = 0
 
-    async def overloaded(route: WebSocketRoute) -> None:
-        server = route.connect_to_server()
+    def overloaded(reply: Message) -> Message:
+        nonlocal refused
+        if reply["type"] != "prediction" or refused == 2:
+            return reply
+        refused += 1
+        error = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 1500}
+        return error | {"id": reply["id"]}
 
-        def to_page(message: str | bytes) -> None:
-            nonlocal refused
-            reply = orjson.loads(message)
-            if reply["type"] == "prediction" and refused < 2:
-                refused += 1
-                error = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 1500}
-                message = orjson.dumps(error | {"id": reply["id"]}).decode()
-            route.send(message)
-
-        server.on_message(to_page)
-
-    async def before(page: Page) -> None:
-        await page.route_web_socket("**/ws", overloaded)
-
-    page = (await open_page(before=before)).page
+    page = (await open_page(before=between(reply=overloaded))).page
     await page.click("#start")
     await expect(page.locator("#hint")).to_contain_text("The server is busy.")
     await expect(page.locator("#faces h3")).to_contain_text("Happy")

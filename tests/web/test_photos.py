@@ -9,13 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import orjson
 import pytest
 from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, OpenPage
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -200,24 +199,14 @@ async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) ->
     """Back on the live view while photos wait: no frame goes between them, and then the connection is a camera's."""
     sent: list[str] = []
 
-    async def before(page: Page) -> None:
-        def intercept(route: WebSocketRoute) -> None:
-            server = route.connect_to_server()
+    def note(_: WebSocketRoute, request: Message) -> bool:
+        if request["command"] == "configure":
+            sent.append("camera" if request.get("stream") else "photos")
+        elif request["command"] == "predict":
+            sent.append("photo" if "detect" in request else "frame")
+        return True
 
-            def to_server(message: str | bytes) -> None:
-                line = message if isinstance(message, str) else message.split(b"\n", 1)[0]
-                request = orjson.loads(line)
-                if request["command"] == "configure":
-                    sent.append("camera" if request.get("stream") else "photos")
-                elif request["command"] == "predict":
-                    sent.append("photo" if "detect" in request else "frame")
-                server.send(message)
-
-            route.on_message(to_server)
-
-        await page.route_web_socket("**/ws", intercept)
-
-    page = (await open_page(before=before)).page
+    page = (await open_page(before=between(request=note))).page
     await page.click("#start")
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     await page.click("#tab-photos")
@@ -242,23 +231,17 @@ async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
     deadlines: list[float] = []
     silent = asyncio.Event()
 
+    def note(_: WebSocketRoute, request: Message) -> bool:
+        if "detect" in request and request["command"] == "predict":
+            deadlines.append(request["deadline_ms"])
+        if request.get("stream") is False and not silent.is_set():
+            silent.set()  # of this one nothing is heard
+            return False
+        return True
+
     async def before(page: Page) -> None:
-        def intercept(route: WebSocketRoute) -> None:
-            server = route.connect_to_server()
-
-            def to_server(message: str | bytes) -> None:
-                request = orjson.loads(message if isinstance(message, str) else message.split(b"\n", 1)[0])
-                if "detect" in request and request["command"] == "predict":
-                    deadlines.append(request["deadline_ms"])
-                if request.get("stream") is False and not silent.is_set():
-                    silent.set()  # of this one nothing is heard
-                    return
-                server.send(message)
-
-            route.on_message(to_server)
-
         await page.clock.install()
-        await page.route_web_socket("**/ws", intercept)
+        await between(request=note)(page)
 
     page = (await open_page(before=before)).page
     await page.click("#tab-photos")
