@@ -29,11 +29,11 @@ WELCOME = '{"type": "welcome"}'
 
 
 @asynccontextmanager
-async def answering(*messages: str, first: str = WELCOME) -> AsyncIterator[Target]:
+async def answering(*messages: str) -> AsyncIterator[Target]:
     """A server that answers each request with these messages, and hangs up instead where there are none."""
 
     async def handle(websocket: websockets.asyncio.server.ServerConnection) -> None:
-        await websocket.send(first)
+        await websocket.send(WELCOME)
         async for _ in websocket:
             if not messages:
                 await websocket.close()

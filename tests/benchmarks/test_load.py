@@ -150,10 +150,8 @@ async def test_nobody_waits_while_the_servers_cpu_time_is_looked_up() -> None:
 
 
 @asynccontextmanager
-async def _falling_silent(
-    after: float, awake: float | None = None, then: str = RIGHT
-) -> AsyncIterator[Target]:
-    """A server that answers for `after` seconds from the first request, and then not until `awake`, or never."""
+async def _falling_silent(awake: float | None = None, then: str = RIGHT) -> AsyncIterator[Target]:
+    """A server that answers for 0.2 s from the first request, and then not until `awake`, or never."""
     begun: float | None = None
 
     async def handle(websocket: ServerConnection) -> None:
@@ -161,7 +159,7 @@ async def _falling_silent(
         await websocket.send('{"type": "welcome"}')
         async for _ in websocket:
             begun = begun or time.perf_counter()
-            if (passed := time.perf_counter() - begun) > after:
+            if (passed := time.perf_counter() - begun) > 0.2:
                 if awake is None:
                     continue
                 await asyncio.sleep(max(0.0, awake - passed))
@@ -176,7 +174,7 @@ async def _falling_silent(
 @pytest.mark.parametrize("rate", [None, 100.0], ids=["closed loop", "open loop"])
 async def test_what_is_never_answered_is_an_error(rate: float | None) -> None:
     """A server that falls silent in the middle has all that waited in vain counted against it."""
-    async with _falling_silent(0.2) as target:
+    async with _falling_silent() as target:
         plan = LoadPlan(clients=4, rate=rate, seconds=0.6, warmup=0.0, grace=0.2)
         result = await run_load(target, make_workload("64x64"), plan)
     assert result.succeeded > 0
@@ -186,7 +184,7 @@ async def test_what_is_never_answered_is_an_error(rate: float | None) -> None:
 
 async def test_what_is_answered_after_the_interval_is_charged_in_an_open_loop() -> None:
     """A stall at the end shows in the latencies of what was due in it, and is neither throughput nor an error."""
-    async with _falling_silent(0.2, awake=1.0) as target:
+    async with _falling_silent(awake=1.0) as target:
         plan = LoadPlan(clients=4, rate=100, seconds=0.6, warmup=0.0)
         result = await run_load(target, make_workload("64x64"), plan)
     assert result.errors == {}
@@ -207,7 +205,7 @@ async def test_what_fails_after_the_interval_is_told(
     rate: float | None, then: str, errors: list[str], wrong: bool
 ) -> None:
     """A server that stalls, and has no right answer after it, does not get away with the end of the interval."""
-    async with _falling_silent(0.2, awake=1.0, then=then) as target:
+    async with _falling_silent(awake=1.0, then=then) as target:
         plan = LoadPlan(clients=4, rate=rate, seconds=0.6, warmup=0.0)
         result = await run_load(target, make_workload("64x64-sure"), plan)
     assert list(result.errors) == errors

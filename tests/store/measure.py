@@ -29,8 +29,8 @@ from service.store.records import encode
 from service.store.reference import Model
 from service.store.schema import predictions_log
 from tests.conftest import PostgresServer
+from tests.store.conftest import LABELS
 
-LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 MODEL = Model("v1", "emotion.onnx", LABELS)
 BATCH = 200
 #: What 64 connections make, in turns: where in its index a row's id belongs decides how many pages a batch changes.
