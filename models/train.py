@@ -99,23 +99,11 @@ def train_command(
         raise typer.BadParameter("name each once", param_hint="--networks")
     if augmentation is not None and augmentation not in AUGMENTATIONS:
         raise typer.BadParameter(f"choose from {', '.join(AUGMENTATIONS)}", param_hint="--augmentation")
-    parts = [part.strip() for part in oversample.split(",")]
-    # By their digits, before one is a number that would not fit.
-    if (
-        len(parts) != len(EMOTIONS)
-        or not all(part.isdecimal() and len(part) <= 3 for part in parts)
-        or not any(map(int, parts))
-    ):
-        raise typer.BadParameter(
-            f"give {len(EMOTIONS)} whole numbers, 0 to 999, not all of them 0", param_hint="--oversample"
-        )
+    repeats = _repeats(oversample)
     for option, given in (("--peak-rate", peak_rate), ("--weight-decay", weight_decay)):
         if given is not None and not math.isfinite(given):
             raise typer.BadParameter("give a finite number", param_hint=option)
-    trained = {name: continue_from / f"{name}.keras" for name in names} if continue_from else {}
-    start = {name: path for name, path in trained.items() if path.is_file()}
-    if trained and not start:
-        raise typer.BadParameter(f"{continue_from} has none of {networks}", param_hint="--continue-from")
+    start = _trained(continue_from, names) if continue_from else {}
     if int8 and len(start) < len(names):
         raise typer.BadParameter("--int8 needs every network of --networks", param_hint="--continue-from")
     base = FINE_TUNING if PRETRAINED.keys() & set(names) else QUANTIZING if int8 else Recipe()
@@ -126,7 +114,7 @@ def train_command(
         weight_decay=base.weight_decay if weight_decay is None else weight_decay,
         light_share=base.light_share if light_share is None else light_share,
         augmentation=AUGMENTATIONS[augmentation] if augmentation else base.augmentation,
-        oversample=tuple(map(int, parts)),
+        oversample=repeats,
         teaching=teaching,
         mirrored=mirrored,
         seed=seed,
@@ -158,3 +146,27 @@ def train_command(
         made_from=made_from,
     )
     run_training(console, plan)
+
+
+def _repeats(oversample: str) -> tuple[int, ...]:
+    """How often a face of each emotion is drawn."""
+    parts = [part.strip() for part in oversample.split(",")]
+    # By their digits, before one is a number that would not fit.
+    if (
+        len(parts) != len(EMOTIONS)
+        or not all(part.isdecimal() and len(part) <= 3 for part in parts)
+        or not any(map(int, parts))
+    ):
+        raise typer.BadParameter(
+            f"give {len(EMOTIONS)} whole numbers, 0 to 999, not all of them 0", param_hint="--oversample"
+        )
+    return tuple(map(int, parts))
+
+
+def _trained(folder: Path, names: list[str]) -> dict[str, Path]:
+    """The files of those of the networks that another run's folder has."""
+    files = {name: folder / f"{name}.keras" for name in names}
+    found = {name: path for name, path in files.items() if path.is_file()}
+    if not found:
+        raise typer.BadParameter(f"{folder} has none of {','.join(names)}", param_hint="--continue-from")
+    return found
