@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.limit import LimitResult
 from benchmarks.load import LoadPlan, LoadResult
@@ -57,6 +64,33 @@ def benchmark(*arguments: str, timeout: float = 240) -> subprocess.CompletedProc
         timeout=timeout,
         check=False,
     )
+
+
+@contextmanager
+def group(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, of which nothing is left at the end."""
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def ends_with_its_service(command: Sequence[str], *signals: int, gap: float = 0.0) -> None:
+    """Run a load, send it the signals amid it: it must end as the last tells, and leave nobody behind."""
+    with group(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        bench = psutil.Process(process.pid)
+        while not any(each.status == psutil.CONN_ESTABLISHED for each in bench.net_connections()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = bench.children(recursive=True)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(gap)
+        process.wait(60)
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert process.returncode == 128 + signals[-1]
 
 
 def results(*arguments: str) -> Any:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from benchmarks.commands import app
 from service.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
-from tests.benchmarks.harness import LOAD, ROOT, benchmark, results
+from tests.benchmarks.harness import LOAD, ROOT, benchmark, ends_with_its_service, group, results
 
 
 @pytest.mark.parametrize(
@@ -263,21 +263,15 @@ def test_a_wrong_option_says_what_was_expected(arguments: tuple[str, ...], expec
 def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> None:
     """A terminal's Ctrl-C reaches every process: exit code 130, and nobody is left."""
     command = [sys.executable, "-m", "benchmarks", "limit", "--workers", "processes", "--seconds", "60"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
+    with group(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         bench = psutil.Process(process.pid)
-        try:
-            # Beside the workers there is multiprocessing's process that tracks what they share, which is idle.
-            while sum(each.cpu_times().user > 0.3 for each in bench.children()) < available_cpus():
-                assert process.poll() is None
-                time.sleep(0.05)
-            children = bench.children()
-            os.killpg(process.pid, signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        # Beside the workers there is multiprocessing's process that tracks what they share, which is idle.
+        while sum(each.cpu_times().user > 0.3 for each in bench.children()) < available_cpus():
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = bench.children()
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert (process.returncode, output.strip()) == (130, "")
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
@@ -297,24 +291,18 @@ with limit_bench(DEFAULT_MODEL, 2) as bench:
     print(flush=True)
     signal.pause()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with group(sys.executable, "-c", code, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "\n"
         children = psutil.Process(process.pid).children()
-        try:
-            # They wait for work: one for the pipe, with the lock of the queue, and the other for the lock.
-            deadline = time.monotonic() + 60
-            while not all(each.status() == psutil.STATUS_SLEEPING for each in children):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            number = getattr(signal, ends)
-            os.killpg(process.pid, number)
-            process.wait(60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        # They wait for work: one for the pipe, with the lock of the queue, and the other for the lock.
+        deadline = time.monotonic() + 60
+        while not all(each.status() == psutil.STATUS_SLEEPING for each in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        number = getattr(signal, ends)
+        os.killpg(process.pid, number)
+        process.wait(60)
     assert process.returncode == (-number if ends == "SIGKILL" else 128 + number)
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
@@ -325,23 +313,7 @@ def test_a_benchmark_that_is_ended_ends_its_service(ends: str, shell: str) -> No
     """Whatever it does when the signal comes: amid a load that is in a callback of the event loop, mostly. In the
     background of a script, too, where Ctrl-C is ignored."""
     load = f"{shell} exec {shlex.quote(sys.executable)} -m benchmarks load --clients 2 --seconds 60"
-    command = ["sh", "-c", load]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        bench = psutil.Process(process.pid)
-        try:
-            while not any(each.status == psutil.CONN_ESTABLISHED for each in bench.net_connections()):
-                assert process.poll() is None
-                time.sleep(0.05)
-            started = bench.children(recursive=True)
-            process.send_signal(getattr(signal, ends))
-            process.wait(60)
-            assert psutil.wait_procs(started, timeout=10)[1] == []
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 128 + getattr(signal, ends)
+    ends_with_its_service(["sh", "-c", load], getattr(signal, ends))
 
 
 @pytest.mark.parametrize("command", [(), ("sweep",)], ids=["short set", "sweep"])

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from benchmarks import variants
 from benchmarks.target import started_service, stop
-from tests.benchmarks.harness import ROOT
+from tests.benchmarks.harness import ROOT, ends_with_its_service
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -143,22 +142,5 @@ def test_an_interrupt_while_a_variant_of_the_service_loads_is_no_traceback(
 def test_a_second_signal_does_not_leave_the_service_running(ends: str, gap: float) -> None:
     """Whatever it does when that comes, it ends, and nobody is left."""
     command = [sys.executable, "-m", "benchmarks", "load", "--clients", "2", "--seconds", "60"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        bench = psutil.Process(process.pid)
-        try:
-            while not any(each.status == psutil.CONN_ESTABLISHED for each in bench.net_connections()):
-                assert process.poll() is None
-                time.sleep(0.05)
-            started = bench.children(recursive=True)
-            number = getattr(signal, ends)
-            process.send_signal(number)
-            time.sleep(gap)
-            process.send_signal(number)
-            process.wait(60)
-            assert psutil.wait_procs(started, timeout=10)[1] == []
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 128 + number
+    number = getattr(signal, ends)
+    ends_with_its_service(command, number, number, gap=gap)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import service_processes
 from tests.service.harness import ROOT, TIMEOUT, ServiceProcess
 
 
@@ -30,14 +29,7 @@ def answer(port: int, target: str, version: str = "1.1") -> str:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """A replica."""
-    with service_processes(tmp_path_factory.mktemp("service")) as start:
-        yield start(WORKERS="1")
-
-
-@pytest.fixture(scope="module")
-def port(service: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(service_process: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where HAProxy listens before it."""
     program = shutil.which("haproxy")
     assert program, "haproxy is missing: `make tools` installs it"
@@ -48,7 +40,7 @@ def port(service: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> I
     for there, here in (
         (r"bind :8000$", f"bind 127.0.0.1:{port}"),
         (r"bind :8405$", f"bind {folder}/statistics.sock"),
-        (r"server-template .*$", f"server replica 127.0.0.1:{service.port}"),
+        (r"server-template .*$", f"server replica 127.0.0.1:{service_process.port}"),
     ):
         text, count = re.subn(there, here, text, flags=re.MULTILINE)
         assert count == 1
