@@ -5,7 +5,7 @@ networks within networks numbered as it does.
 import inspect
 import json
 import shutil
-from collections.abc import Container
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +60,40 @@ def _readable(configuration: Any) -> Any:
 
 
 def _counted_anew(network: dict[str, Any], layers: list[Any]) -> dict[str, Any]:
-    """Return a network's configuration with the calls of the networks in it numbered as Keras 3 reads them, from 0: for
-    Keras 2 the first is the one that such a network was made by.
+    """Return a network's configuration with the calls of each of its layers numbered as Keras 3 reads them, from 0: for
+    Keras 2 the first of a network is the one that it was made by.
+
+    One answer is no list of one there: Keras 3 would hand that to the next layer of a Sequential network.
     """
-    kinds = {
-        each["name"]: each["class_name"]
-        for each in layers
-        if each["config"].get("layers", [{}])[0].get("class_name") == "InputLayer"
-    }
+    nodes = [each["inbound_nodes"] for each in layers]
+    first: dict[str, int] = {}
+    for name, number in _calls([*nodes, network["output_layers"]]):
+        first[name] = min(number, first.get(name, number))
     # Of the others among its ends Keras 3 counts the calls anew itself.
-    sequential = {name for name, kind in kinds.items() if kind == "Sequential"}
+    sequential = {each["name"] for each in layers if each["class_name"] == "Sequential"}
+    ends = _anew(network["output_layers"], {name: first[name] for name in sequential & first.keys()})
     return {
         **network,
-        "layers": [{**each, "inbound_nodes": _anew(each["inbound_nodes"], kinds)} for each in layers],
-        "output_layers": _anew(network["output_layers"], sequential),
+        "layers": [{**each, "inbound_nodes": _anew(each["inbound_nodes"], first)} for each in layers],
+        "output_layers": ends[0] if len(ends) == 1 else ends,
     }
 
 
-def _anew(calls: Any, networks: Container[str]) -> Any:
-    match calls:
-        case [str(name), int(number), *rest] if name in networks:
-            return [name, number - 1, *rest]
+def _calls(nodes: Any) -> Iterator[tuple[str, int]]:
+    match nodes:
+        case [str(name), int(number), int(), *_]:
+            yield name, number
         case [*several]:
-            return [_anew(each, networks) for each in several]
+            for each in several:
+                yield from _calls(each)
+
+
+def _anew(calls: Any, first: dict[str, int]) -> Any:
+    match calls:
+        case [str(name), int(number), int(), *_] if name in first:
+            return [name, number - first[name], *calls[2:]]
+        case [*several]:
+            return [_anew(each, first) for each in several]
     return calls
 
 

@@ -131,6 +131,51 @@ def test_networks_within_networks(head: str, tmp_path: Path, convert_here: Calla
     assert_same_answers(new, changed(new, tmp_path / "old.h5", counted_by_keras_2), convert_here)
 
 
+def test_a_network_within_a_sequential_one(tmp_path: Path, convert_here: Callable[..., Converted]) -> None:
+    """The shortest way to put a head on a trained body, whose answer Keras 2 writes as a list of one."""
+    layers = keras.layers
+    images = keras.Input((16, 16, 3))
+    body = keras.Model(images, layers.Conv2D(4, 3)(images))
+    head = [layers.Flatten(), layers.Dropout(0.2), layers.Dense(7, activation="softmax")]
+    new = tmp_path / "new.h5"
+    randomise(keras.Sequential([keras.Input((16, 16, 3)), body, *head])).save(new)
+
+    def counted(configuration: dict[str, Any]) -> dict[str, Any]:
+        counted_by_keras_2(configuration["config"]["layers"][1])
+        return configuration
+
+    assert_same_answers(new, changed(new, tmp_path / "old.h5", counted), convert_here)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of somebody's own, with an argument by a name that networks have in their configuration, too."""
+
+    def __init__(self, layers: Any, **others: Any) -> None:
+        super().__init__(**others)
+        self.given = layers
+
+    def call(self, images: Any) -> Any:
+        """Nothing is done to them."""
+        return images
+
+    def get_config(self) -> dict[str, Any]:
+        """With the argument."""
+        return {**super().get_config(), "layers": self.given}
+
+
+@pytest.mark.parametrize("given", [3, [8, 16], []])
+def test_a_custom_layer_with_layers_is_no_network(
+    given: Any, tmp_path: Path, convert_here: Callable[..., Converted]
+) -> None:
+    """How many layers of its own it has, say."""
+    pixels = keras.Input((16, 16, 3))
+    scores = keras.layers.Dense(7, activation="softmax")(keras.layers.Flatten()(Stack(given)(pixels)))
+    new = tmp_path / "new.h5"
+    randomise(keras.Model(pixels, scores)).save(new)
+    assert_same_answers(new, changed(new, tmp_path / "old.h5", counted_by_keras_2), convert_here)
+
+
 def test_what_means_something_is_not_passed_over(refused: Callable[..., str], tmp_path: Path) -> None:
     """An argument that Keras 3 does not take is left out with the value that changes nothing only, and else named."""
     network().save(tmp_path / "new.h5")
