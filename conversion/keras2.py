@@ -48,6 +48,9 @@ def _readable(configuration: Any) -> Any:
         case {"class_name": str(name), "config": dict(own)} if hasattr(keras.layers, name):
             taken = _arguments(getattr(keras.layers, name))
             kept = {key: value for key, value in own.items() if key in taken or not _is_idle(key, value)}
+            match kept:
+                case {"axis": [int(axis)]}:  # as batch normalisation has it
+                    kept["axis"] = axis
             return {**configuration, "config": _readable(kept)}
         case {"layers": list(layers), "output_layers": list()}:
             anew = _counted_anew(configuration, layers)

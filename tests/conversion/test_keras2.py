@@ -132,16 +132,19 @@ def test_networks_within_networks(head: str, tmp_path: Path, convert_here: Calla
 
 
 def test_a_network_within_a_sequential_one(tmp_path: Path, convert_here: Callable[..., Converted]) -> None:
-    """The shortest way to put a head on a trained body, whose answer Keras 2 writes as a list of one."""
+    """The shortest way to put a head on a trained body, of whose answer and axis Keras 2 writes a list of one."""
     layers = keras.layers
     images = keras.Input((16, 16, 3))
-    body = keras.Model(images, layers.Conv2D(4, 3)(images))
+    body = keras.Model(images, layers.BatchNormalization(axis=3)(layers.Conv2D(4, 3)(images)))
     head = [layers.Flatten(), layers.Dropout(0.2), layers.Dense(7, activation="softmax")]
     new = tmp_path / "new.h5"
     randomise(keras.Sequential([keras.Input((16, 16, 3)), body, *head])).save(new)
 
     def counted(configuration: dict[str, Any]) -> dict[str, Any]:
-        counted_by_keras_2(configuration["config"]["layers"][1])
+        inner = counted_by_keras_2(configuration["config"]["layers"][1])
+        normalization = inner["config"]["layers"][-1]
+        normalization["config"]["axis"] = [3]
+        normalization |= {"module": "keras.layers", "registered_name": None}  # since Keras 2.13
         return configuration
 
     assert_same_answers(new, changed(new, tmp_path / "old.h5", counted), convert_here)
