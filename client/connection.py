@@ -149,7 +149,8 @@ class Connection:
         except OSError as error:
             raise CannotConnect(_unreachable(url, error) + _past(proxy, url)) from None
         except (ImportError, InvalidProxy, ValueError) as error:  # no SOCKS library, no such kind or port
-            why = getattr(error, "msg", error)  # all of InvalidProxy may hold a password
+            # All of InvalidProxy may hold a password, and so may what was taken for a port.
+            why = getattr(error, "msg", "the proxy's address is none" if proxy else error)
             raise CannotConnect(f"{_where(url)} cannot be reached: {why}{_past(proxy, url)}") from None
         except WebSocketException as error:
             raise CannotConnect(

@@ -122,12 +122,21 @@ async def test_a_proxy_that_does_not_answer_is_named(
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("port", ["65536", "abc", "80]"])
-async def test_a_proxy_whose_address_is_none_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
-    """Its port is no port: that is what keeps the server from being reached, and an error of this package."""
+@pytest.mark.parametrize(
+    "address",
+    [
+        "user:secret@127.0.0.1:65536",
+        "user:secret@127.0.0.1:abc",
+        "user:secret@127.0.0.1:80]",
+        "user:[secret]@127.0.0.1:80",
+        "user:secret",
+    ],
+)
+async def test_a_proxy_whose_address_is_none_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """That is what keeps the server from being reached, and an error of this package, without the password."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ws_proxy", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("ws_proxy", f"http://{address}")
     with pytest.raises(CannotConnect, match=r"cannot be reached: .+ the proxy that is set here") as caught:
         await AsyncClient("ws://vision.example/ws").connect()
     assert "secret" not in str(caught.value)
