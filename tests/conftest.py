@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
 
 from service.faces import FaceDetector
 from service.settings import DETECTORS
@@ -33,6 +34,13 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+# A slow machine is no fault: an example may take any time.
+settings.register_profile(
+    "visionai", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("visionai")
 
 
 class PostgresServer:

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
@@ -262,7 +262,6 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(deadline=None)  # a slow machine is no fault
 @given(OPERATIONS)
 def test_every_admitted_request_leaves_exactly_once(
     operations: list[tuple[str, Any, float | None]],
