@@ -96,7 +96,8 @@ def serve(engine: Engine, detector: FaceDetector, database: str) -> Serve:
         store = Store.open(
             database, labels=card.labels, version_tag=card.version_tag, model_filename=card.path.name
         )
-        chosen = replace(Settings(database_url=database), **settings)
+        # However slow the machine is, nobody is told to come again for the wait.
+        chosen = replace(Settings(database_url=database, max_wait_ms=1e9), **settings)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             try:
@@ -111,6 +112,6 @@ def serve(engine: Engine, detector: FaceDetector, database: str) -> Serve:
 
 @pytest.fixture
 async def running(serve: Serve) -> AsyncIterator[Running]:
-    """A service with the default settings."""
+    """A service with the settings that `serve` has by itself."""
     async with serve() as started:
         yield started

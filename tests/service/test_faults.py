@@ -65,7 +65,7 @@ async def test_an_image_that_the_model_fails_on_spares_its_batch_mates(serve: Se
 
     poison = encode(np.full((64, 64), 255, np.uint8), ".png")
     faulty = Faulty()
-    async with serve(faulty, max_in_flight=200, max_wait_ms=1e9) as running, running.client() as client:
+    async with serve(faulty, max_in_flight=200) as running, running.client() as client:
         for number in range(60):
             await client.send(
                 predict_message(poison if number % 10 == 5 else FACE, id=number, detect="never")
@@ -86,7 +86,7 @@ async def test_an_image_that_the_search_fails_on_spares_its_batch_mates(
         raise ZeroDivisionError("injected")
 
     monkeypatch.setattr(FaceDetector, "detect", explode)
-    async with serve(max_in_flight=200, max_wait_ms=1e9) as running, running.client() as client:
+    async with serve(max_in_flight=200) as running, running.client() as client:
         for number in range(60):
             detect = "always" if number % 10 == 5 else "never"
             await client.send(predict_message(id=number, detect=detect))

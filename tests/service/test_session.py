@@ -192,7 +192,7 @@ async def test_large_images_are_read_as_fast_as_they_are_worked_on(serve: Serve,
     """A client may send more of them than may wait: those beyond a few megabytes stay in the network."""
     image = large_bitmap()
     message = predict_message(image) if as_text else image
-    async with serve(max_waiting=3, max_wait_ms=1e6) as running, running.client() as websocket:
+    async with serve(max_waiting=3) as running, running.client() as websocket:
         for _ in range(12):
             await websocket.send(message)
         assert [(await read(websocket))["status"] for _ in range(12)] == ["success"] * 12
@@ -232,7 +232,7 @@ async def test_a_full_queue_refuses_a_request_and_keeps_the_connection(serve: Se
 
 async def test_a_request_too_late_to_be_run_is_told_so(serve: Serve) -> None:
     """A deadline that passes in the queue costs no inference."""
-    settings = {"max_batch": 1, "max_in_flight": 500, "max_wait_ms": 1e6}
+    settings = {"max_batch": 1, "max_in_flight": 500}
     async with serve(**settings) as running, running.client() as websocket:
         for _ in range(100):
             await websocket.send(predict_message())

@@ -31,7 +31,7 @@ async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
 async def test_a_stream_is_served_in_its_turn_however_fast_its_frames_come(serve: Serve) -> None:
     """A frame takes the place in the line of the one that it overtakes: a camera beside busy clients is not starved."""
     clients, requests = 40, 20
-    async with serve(max_batch=1, max_wait_ms=1e6) as running, AsyncExitStack() as stack:
+    async with serve(max_batch=1) as running, AsyncExitStack() as stack:
         camera, *others = [await stack.enter_async_context(running.client()) for _ in range(1 + clients)]
         await ask(camera, '{"command": "configure", "stream": true}')
         for other in others:  # whose turn it is goes by what a request takes: it is known by then
@@ -72,7 +72,7 @@ async def test_a_stream_does_not_supersede_another_clients_frames(running: Runni
 
 async def test_a_frame_is_not_refused_for_the_one_that_it_overtakes(serve: Serve, held: HeldEngine) -> None:
     """It takes its place, also in a queue that is full of it: under load, too, the newest wins."""
-    settings = {"executors": 1, "max_batch": 1, "max_waiting": 1, "max_wait_ms": 1e6}
+    settings = {"executors": 1, "max_batch": 1, "max_waiting": 1}
     async with (
         serve(held, **settings) as running,
         running.client() as other,
@@ -96,7 +96,7 @@ async def test_a_frame_is_not_refused_for_the_one_that_it_overtakes(serve: Serve
 
 async def test_a_frame_that_is_refused_overtakes_none(serve: Serve, held: HeldEngine) -> None:
     """The one that waits is predicted all the same: else a camera beside busy clients would get nothing but errors."""
-    settings = {"executors": 1, "max_batch": 1, "max_wait_ms": 1e6}
+    settings = {"executors": 1, "max_batch": 1}
     async with (
         serve(held, **settings) as running,
         running.client() as other,
