@@ -87,6 +87,20 @@ def configure_logging(level: str, form: LogFormat) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
+def connection_log() -> logging.Logger:
+    """For the library of connections, without what peers can cause: handshakes that fail and connections that drop."""
+    logger = logging.getLogger("service.websockets")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_no_peer_caused)
+    # The event loop's, which tells of each write between the end of a TLS connection and when it says that to us.
+    logging.getLogger("asyncio").addFilter(_no_peer_caused)
+    return logger
+
+
+def _no_peer_caused(record: logging.LogRecord) -> bool:
+    return record.msg not in ("opening handshake failed", "SSL connection is closed")
+
+
 def silence_native_libraries() -> None:
     """Drop what C libraries write to stderr by themselves; for a process of its own.
 

@@ -32,6 +32,7 @@ from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes
 from service.images.peek import holds_up
+from service.logs import connection_log
 from service.lookups import reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
@@ -169,7 +170,7 @@ class Service:
             backlog=BACKLOG,
             create_connection=self._handshakes.begin,  # type: ignore[arg-type]
             select_subprotocol=_select_subprotocol,
-            logger=_connection_log(),
+            logger=connection_log(),
             ssl=None if self._perimeter.certificate is None else self._perimeter.certificate.context,
             open_timeout=self._settings.handshake_seconds,
             ping_interval=self._settings.ping_seconds or None,
@@ -386,17 +387,3 @@ def _resident_bytes() -> float:
         return float(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     except OSError:
         return math.nan
-
-
-def _connection_log() -> logging.Logger:
-    """The library's log, without what peers can cause: handshakes that fail and connections that drop."""
-    logger = logging.getLogger("service.websockets")
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_no_peer_caused)
-    # The event loop's, which tells of each write between the end of a TLS connection and when it says that to us.
-    logging.getLogger("asyncio").addFilter(_no_peer_caused)
-    return logger
-
-
-def _no_peer_caused(record: logging.LogRecord) -> bool:
-    return record.msg not in ("opening handshake failed", "SSL connection is closed")
