@@ -92,13 +92,18 @@ def connection_log() -> logging.Logger:
     logger = logging.getLogger("service.websockets")
     logger.setLevel(logging.WARNING)
     logger.addFilter(_no_peer_caused)
-    # The event loop's, which tells of each write between the end of a TLS connection and when it says that to us.
+    # The event loop's, which tells of each write between the end of a TLS connection and when it says so to us: uvloop,
+    # and asyncio's own, which is Windows', each in its words.
     logging.getLogger("asyncio").addFilter(_no_peer_caused)
     return logger
 
 
 def _no_peer_caused(record: logging.LogRecord) -> bool:
-    return record.msg not in ("opening handshake failed", "SSL connection is closed")
+    return record.msg not in (
+        "opening handshake failed",
+        "SSL connection is closed",
+        "socket.send() raised exception.",
+    )
 
 
 def silence_native_libraries() -> None:

@@ -8,6 +8,8 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,28 @@ async def test_a_client_that_dies_amid_its_answers_leaves_no_line_in_the_log(
     _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
     assert log == ""
     writer.transport.abort()
+
+
+async def test_nor_does_one_that_breaks_off_with_the_event_loop_of_windows(
+    serve: Serve, authority: trustme.CA, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio's own, which tells in other words of each write to a connection that has broken."""
+    chain, key = certificate
+    async with serve(tls_certificate=chain, tls_key=key) as running, asyncio.timeout(TIMEOUT):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", running.port, ssl=trusting(authority), server_hostname="localhost"
+        )
+        peer = Peer(reader, writer)
+        await peer.shake_hands()
+        (connection,) = running.service._connections
+        peer.send(frame(TEXT, b'{"command": "emotions"}') * 3000)
+        while not connection._waiting:
+            await asyncio.sleep(0)
+        at_once = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        writer.transport.abort()
+        await connection.wait_closed()
+    assert caplog.text == ""
 
 
 async def test_a_reload_swaps_the_certificate_under_load_without_a_failed_request(
