@@ -10,7 +10,7 @@ import mmap
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -54,6 +54,8 @@ _GAUGE_SECONDS = 0.5
 
 _LARGE_IMAGE_NICENESS = 10
 
+_STOPPING = "the service is shutting down"
+
 # Seconds after which a client that has not answered a shutdown's close is dropped: one to whom all has been sent, and
 # one that has replies to read first.
 _SILENT_SECONDS, _UNREAD_SECONDS = 2.0, 10.0
@@ -90,6 +92,8 @@ class Service:
         self._connections: set[Connection] = set()
         self._handshakes = Handshakes(self._perimeter.gate)
         self._in_flight = 0
+        # Questions to the database that are not answered yet, and what answers each, with an error if need be.
+        self._lookups: dict[Future[bytes], Callable[[RequestError], None]] = {}
         self._draining = False
         self._hurried = False
         self._failure: BaseException | None = None
@@ -183,7 +187,7 @@ class Service:
         1. Readiness turns, and new requests are refused as `shutting_down`.
         2. No new connections; those that were accepted are greeted.
         3. Requests in flight are answered, within `drain_seconds`.
-        4. What no executor has begun by then is refused.
+        4. What no executor has begun by then is refused, and questions that the database has not answered.
         5. Connections are closed with 1001. Who does not answer that is dropped.
 
         The store is closed by its owner, after this: it holds the last predictions.
@@ -199,8 +203,11 @@ class Service:
         self._threads.refuse_waiting()
         if self._inline is not None:
             await self._inline.stop()
+        # Predictions behind them may have been made.
+        for deliver in tuple(self._lookups.values()):
+            deliver(ShuttingDown(_STOPPING))
         for server in servers:
-            server.close(code=1001, reason="the service is shutting down")
+            server.close(code=1001, reason=_STOPPING)
         timers = [
             self._loop.call_later(_SILENT_SECONDS, self._drop, False),
             # The library has a time-out for those, too, but looks at it once they read again.
@@ -274,7 +281,7 @@ class Service:
 
     def _submit(self, version: int, request: Request, overtakes: Request | None) -> None:
         if self._draining:
-            raise ShuttingDown("the service is shutting down")
+            raise ShuttingDown(_STOPPING)
         request.version = version
         if self._inline is None or holds_up(request.image, request.detect != "never"):
             self._threads.submit(request, overtakes)
@@ -318,7 +325,7 @@ class Service:
         self, lookup: Lookup, connection: Connection, user: str | None, done: Callable[[bytes], None]
     ) -> None:
         if self._draining:
-            raise ShuttingDown("the service is shutting down")
+            raise ShuttingDown(_STOPPING)
         read = reader(
             lookup,
             user,
@@ -330,16 +337,14 @@ class Service:
         found = self._store.queries.submit(read, lookup.id)
         self._in_flight += 1
 
-        def deliver() -> None:
-            if timer.cancelled():
+        def deliver(otherwise: RequestError) -> None:
+            if self._lookups.pop(found, None) is None:
                 return  # it was not waited for any longer
             timer.cancel()
             try:
                 reply = found.result(0)
             except (RequestError, CancelledError, TimeoutError) as exc:
-                error = exc if isinstance(exc, RequestError) else ShuttingDown("the service is shutting down")
-                if isinstance(exc, TimeoutError):
-                    error = DeadlineExceeded(f"the database gave no answer for {PATIENCE_S:g} s")
+                error = exc if isinstance(exc, RequestError) else otherwise
                 self._metrics.failed(error.code)
                 reply = replies.error_reply(error, lookup.id)
             done(reply)
@@ -347,9 +352,11 @@ class Service:
 
         def found_in_thread(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the drain gave up on it, and the event loop is closed
-                self._loop.call_soon_threadsafe(deliver)
+                self._loop.call_soon_threadsafe(deliver, ShuttingDown(_STOPPING))
 
-        timer = self._loop.call_later(PATIENCE_S, deliver)
+        self._lookups[found] = deliver
+        hangs = DeadlineExceeded(f"the database gave no answer for {PATIENCE_S:g} s")
+        timer = self._loop.call_later(PATIENCE_S, deliver, hangs)
         found.add_done_callback(found_in_thread)
 
     def _update_gauges(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,9 @@ async def test_what_a_client_left_behind_is_not_waited_for(serve: Serve, held: H
             await running.__aexit__(None, None, None)
 
 
-async def test_a_question_in_flight_is_answered_before_the_close(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The drain waits for the database as it does for the model."""
+@pytest.fixture
+async def release(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
+    """Questions to the database have no answer before this is set."""
     release, submit, loop = asyncio.Event(), Queries.submit, asyncio.get_running_loop()
 
     def slow(queries: Queries, read: Callable[[Any], bytes], request_id: Any) -> Any:
@@ -92,6 +91,14 @@ async def test_a_question_in_flight_is_answered_before_the_close(
         return submit(queries, held, request_id)
 
     monkeypatch.setattr(Queries, "submit", slow)
+    yield release
+    release.set()
+
+
+async def test_a_question_in_flight_is_answered_before_the_close(
+    serve: Serve, release: asyncio.Event
+) -> None:
+    """The drain waits for the database as it does for the model."""
     running = serve(drain_seconds=600)
     started = await running.__aenter__()
     async with started.client() as websocket:
@@ -105,6 +112,25 @@ async def test_a_question_in_flight_is_answered_before_the_close(
                 await asyncio.sleep(0)
         release.set()
         assert (await read(websocket))["id"] == "held"
+        assert await closed_with(websocket) == 1001
+        await stopping
+
+
+@pytest.mark.usefixtures("release")
+async def test_a_question_that_hangs_keeps_nobody_from_what_is_answered_behind_it(serve: Serve) -> None:
+    """When the drain is over it is refused, and the prediction sent."""
+    running = serve(drain_seconds=0.05)
+    started = await running.__aenter__()
+    async with started.client() as websocket:
+        await websocket.send('{"command": "history"}')
+        await websocket.send(predict_message())
+        (connection,) = started.service._connections
+        async with asyncio.timeout(TIMEOUT):
+            while not connection._outstanding or connection._outstanding[-1].reply is None:
+                await asyncio.sleep(0)
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        assert (await read(websocket))["code"] == "shutting_down"
+        assert (await read(websocket))["status"] == "success"
         assert await closed_with(websocket) == 1001
         await stopping
 
