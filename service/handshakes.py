@@ -113,8 +113,10 @@ class _NoMore:
         self._closed = True
 
     async def wait_closed(self) -> None:
-        """As the server's."""
-        await self._server.wait_closed()
+        """Returns at once: the library waits for its connections.
+
+        asyncio's own waits from Python 3.12 on, and for TLS handshakes, too, which may take HANDSHAKE_SECONDS.
+        """
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """As the server's."""

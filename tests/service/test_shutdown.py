@@ -197,6 +197,19 @@ async def test_a_connection_that_is_not_greeted_is_not_waited_for(
     writer.close()
 
 
+async def test_a_tls_handshake_that_comes_to_no_end_is_not_waited_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server of asyncio, which is Windows', waits for it from Python 3.12 on: for HANDSHAKE_SECONDS."""
+
+    async def wait_closed(_: asyncio.Server) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.Server, "wait_closed", wait_closed)
+    async with asyncio.timeout(TIMEOUT), serve():
+        pass
+
+
 async def test_a_client_that_does_not_answer_the_close_is_dropped(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
