@@ -32,7 +32,8 @@ examples:
 
 _TUNE = """\
 Measure the model alone, in every layout of sessions, threads and batches on this
-machine, show it, and keep what is fastest for the next starts.
+machine, show it, and keep what is fastest for the next starts, unless the machine
+was busy.
 
 examples:
   python -m service tune

@@ -1,4 +1,4 @@
-"""`python -m service tune`: measure what suits this machine thoroughly, show it, and keep it for the next starts."""
+"""`python -m service tune`: measure what suits this machine thoroughly, show it, and keep it unless it is chance."""
 
 from __future__ import annotations
 
