@@ -45,7 +45,7 @@ def run() -> None:
     What SIGTERM and SIGHUP end leaves the terminal as Ctrl-C does, and the code is a shell's for that signal.
     """
     if sys.stderr is None:  # started with it closed: `print` would take the output in its place
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", errors="backslashreplace")
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:

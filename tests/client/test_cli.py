@@ -181,6 +181,17 @@ async def test_a_closed_standard_error_leaves_the_output_as_it_is(peer: Peer, ph
     assert len(json.loads(done.out)) == 3
 
 
+async def test_a_line_for_people_that_nobody_reads_ends_nothing(peer: Peer, tmp_path: Path) -> None:
+    """Nor does one of a name that the locale's encoding lacks."""
+    for name in ("a 😀.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(image("happy"))
+        (tmp_path / "out" / name).mkdir(parents=True)  # where its annotated copy would be
+    command = f"{sys.executable} -m client predict . --json --annotate out --url {peer.url} 2>&-"
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = await run_command(["sh", "-c", command], folder=tmp_path, environment=ascii_only)
+    assert len(json.loads(done.out)) == 2
+
+
 async def test_a_failed_image_does_not_stop_the_others(peer: Peer, visionai: VisionAI, photos: Path) -> None:
     """Exit code 1 says that some image failed; the others are answered and the reason is shown."""
     (photos / "broken.jpg").write_bytes(
