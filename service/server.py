@@ -345,6 +345,7 @@ class Service:
                 reply = found.result(0)
             except (RequestError, CancelledError, TimeoutError) as exc:
                 error = exc if isinstance(exc, RequestError) else otherwise
+                found.cancel()  # if it still waits for its turn, others have it
                 self._metrics.failed(error.code)
                 reply = replies.error_reply(error, lookup.id)
             done(reply)

@@ -62,7 +62,8 @@ class Queries:
         """Run `query` in a thread, with a connection. May be called from any thread; does not wait.
 
         `request_id` is for the log, where the query fails. The future's exception, if it has one, is a RequestError:
-        `DeadlineExceeded` if the database took too long, `Internal` if it failed.
+        `DeadlineExceeded` if the database took too long, `Internal` if it failed. One that is cancelled is not run, and
+        keeps its place until its turn comes.
 
         Raises:
             Overloaded: too many queries wait already.
@@ -98,7 +99,8 @@ class Queries:
     def _work(self) -> None:
         give_way(_NICENESS)  # predictions are more urgent
         while (task := self._tasks.get()) is not None:
-            _answer(*task)
+            if not _answer(*task):
+                self._finished()
             del task  # or the answer is kept until the next query
 
     def _run(self, query: Callable[[sa.Connection], T], request_id: str | int | None) -> T:
@@ -140,15 +142,17 @@ class Queries:
         driver.set_progress_handler(is_over, _SQLITE_STEPS)
 
 
-def _answer(future: Future[T], run: Callable[[], T]) -> None:
+def _answer(future: Future[T], run: Callable[[], T]) -> bool:
+    """Run a query, unless it was cancelled; whether it was run."""
     if not future.set_running_or_notify_cancel():
-        return
+        return False
     try:
         result = run()
     except RequestError as error:
         future.set_exception(error)
     else:
         future.set_result(result)
+    return True
 
 
 def _was_cut(error: exc.DBAPIError) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -15,7 +16,8 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from service.store.queries import Queries
+from service.connection import MAX_LOOKUPS
+from service.store.queries import THREADS, Queries
 from tests.service.harness import FACE, TIMEOUT, Running, Serve, ask, predict_message, read
 
 SECRET = "a secret of the tests, of at least 32 bytes"
@@ -166,6 +168,35 @@ async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
         assert (await ask(websocket, predict_message(id="quick")))["id"] == "quick"
         release.set()
         assert (await read(websocket))["id"] == "slow"
+
+
+async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that waited for slow ones until they were answered without the database hold up no others."""
+    release, submit, run = threading.Event(), Queries.submit, list[Any]()
+
+    def slow(self: Queries, read: Any, request_id: Any) -> Any:
+        def held(connection: Any) -> Any:
+            run.append(request_id)
+            release.wait(TIMEOUT)
+            return read(connection)
+
+        return submit(self, held, request_id)
+
+    monkeypatch.setattr(Queries, "submit", slow)
+    monkeypatch.setattr("service.server.PATIENCE_S", 0.1)
+    async with running.client() as websocket, running.client() as other:
+        for client in (websocket, other):
+            for number in range(MAX_LOOKUPS):
+                await client.send(orjson.dumps({"command": "stats", "id": number}).decode())
+        for client in (websocket, other):
+            for _ in range(MAX_LOOKUPS):
+                assert (await read(client))["code"] == "deadline_exceeded"
+        monkeypatch.setattr("service.server.PATIENCE_S", TIMEOUT)
+        release.set()
+        assert (await query(websocket, "stats", id="later"))["type"] == "stats"
+    assert len(run) <= THREADS + 1
 
 
 async def test_one_client_cannot_ask_without_end(running: Running) -> None:

@@ -340,6 +340,20 @@ def test_more_queries_than_fit_are_refused(open_store: OpenStore) -> None:
     assert ask(store, lambda _: True)
 
 
+def test_a_query_that_is_cancelled_leaves_its_place(open_store: OpenStore) -> None:
+    """Once its turn comes: others have room then."""
+    store, go = open_store(), threading.Event()
+    waiting = [store.queries.submit(lambda _: go.wait(30)) for _ in range(CAPACITY)]
+    cancelled = [future for future in waiting if future.cancel()]
+    assert len(cancelled) >= CAPACITY - THREADS
+    go.set()
+    for future in set(waiting) - set(cancelled):
+        assert future.result(30)
+    assert ask(store, lambda _: True)  # which waited for its turn behind them
+    later = [store.queries.submit(lambda _: True) for _ in range(CAPACITY - THREADS)]
+    assert all(future.result(30) for future in later)
+
+
 SILENCE = """
 import sys, time
 from service.store.database import parse_url
