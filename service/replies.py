@@ -18,7 +18,7 @@ from service.settings import Authentication
 # Not frozen: a frozen dataclass takes three times as long to make, and one is made per request.
 @dataclass(slots=True)
 class Timing:
-    """Milliseconds spent on one request, from frame to reply in `total`, and the size of its micro-batch."""
+    """Milliseconds spent on one request, from frame to prediction in `total`, and the size of its micro-batch."""
 
     decode: float
     queue: float

@@ -34,7 +34,8 @@ THREADS: Final = 2
 #: Queries that run or wait; one more is refused.
 CAPACITY: Final = 16
 TIMEOUT_S: Final = 10.0
-#: Nobody waits longer for the answer: a database that hangs cuts nothing. Beyond two statements and a connection.
+#: Nobody waits longer for an answer: a database that hangs cuts nothing off. A connection and two statements that run
+#: into their limits are within it.
 PATIENCE_S: Final = 30.0
 
 _RETRY_AFTER_MS: Final = 1000
