@@ -177,11 +177,13 @@ def _open_stores(settings: Settings, engines: Sequence[Engine], served: Served |
     new_journal = served is not None and served.journal_dir != settings.journal_dir
     stores: list[Store] = []
     try:
-        for engine in engines:
+        # The active one's last: where the canary cannot be stored the version that is served stays the active one.
+        for engine in reversed(engines):
+            active = engine is engines[0]
             store = open_store(
-                settings, engine, during_outage=same_database, new_journal=new_journal, active=not stores
+                settings, engine, during_outage=same_database, new_journal=new_journal, active=active
             )
-            stores.append(store)
+            stores.insert(0, store)
     except StartupError:
         _close_stores(stores, 0.0)
         raise

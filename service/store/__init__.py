@@ -178,6 +178,8 @@ class Store:
         def prepare() -> References:
             return _prepare(engine, model, descriptions, active=active, patient=not during_outage)
 
+        # Before the database is prepared: where nothing can be stored the version that is served stays the active one.
+        backlog = _open_backlog(model, journal_dir, fsync, memory_limit, during_outage and not new_journal)
         references: dict[Model, References] = {}
         try:
             try:
@@ -187,10 +189,8 @@ class Store:
                 if not during_outage or isinstance(error, exc.DataError):
                     raise unusable(parsed, error) from error
                 logger.warning("the database cannot be used yet: %s", first_line(error))
-            backlog = _open_backlog(
-                model, journal_dir, fsync, memory_limit, during_outage and not new_journal
-            )
         except BaseException:
+            backlog.close()
             engine.dispose()
             raise
         writer = Writer(writing, backlog, references, descriptions, prepare)

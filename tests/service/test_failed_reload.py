@@ -6,10 +6,19 @@ import asyncio
 import itertools
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
+import pytest
+import sqlalchemy as sa
 
+from service.errors import StartupError
 from service.reload import request_reload
+from service.settings import Settings
+from service.store.database import create_engine, parse_url
+from service.store.schema import ACTIVE, model_version
+from service.worker import Served, _open_stores
 from tests.service.harness import TIMEOUT, StartProcess, metric
 from tests.service.reloading import OTHER_VERSION, VERSION, change, copy_model, reload
 
@@ -278,3 +287,31 @@ async def test_a_replacement_that_serves_another_version_is_told(
         while "where others serve" not in (line := await asyncio.to_thread(service.process.stderr.readline)):
             pass
     assert f"serves model {OTHER_VERSION}, where others serve model {VERSION}" in line
+
+
+@pytest.mark.parametrize(
+    ("tags", "journal", "why"),
+    [
+        (("v2",), "file/journal", "cannot write a journal"),
+        (("v2", "v" * 101), "journal", "value too long"),
+    ],
+)
+def test_who_cannot_store_makes_no_version_active(
+    tmp_path: Path, postgres_url: str, tags: tuple[str, ...], journal: str, why: str
+) -> None:
+    """Where there is no place for its journal, or for its canary: who serves goes on, and so the table says."""
+    (tmp_path / "file").touch()
+    settings = Settings(database_url=postgres_url, journal_dir=tmp_path / journal)
+    engines: list[Any] = [
+        SimpleNamespace(card=SimpleNamespace(labels=("happy", "sad"), version_tag=tag, path=Path("a.onnx")))
+        for tag in ("v1", *tags)
+    ]
+    [serving] = _open_stores(Settings(database_url=postgres_url, journal_dir=None), engines[:1], None)
+    with pytest.raises(StartupError, match=why):
+        _open_stores(settings, engines[1:], Served(("happy", "sad"), postgres_url, None))
+    assert serving.close(timeout=TIMEOUT) == 0
+    database = create_engine(parse_url(postgres_url))
+    with database.connect() as connection:
+        active = sa.select(model_version.c.model_version_tag).where(model_version.c.model_status == ACTIVE)
+        assert connection.execute(active).scalars().all() == ["v1"]
+    database.dispose()
