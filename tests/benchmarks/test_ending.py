@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,9 +108,9 @@ with started_postgresql():
         try:
             while not begun:
                 assert process.poll() is None
-                with suppress(psutil.NoSuchProcess):
-                    children = psutil.Process(process.pid).children(recursive=True)
-                    begun = any(each.name() == "postgres" for each in children)
+                lines = [each.info["cmdline"] or () for each in psutil.process_iter(["cmdline"])]
+                # The server, and no longer what makes its folder: it has a session of its own.
+                begun = any("-k" in line and str(tmp_path) in " ".join(line) for line in lines)
             send(process.pid, signal.SIGTERM)
             process.wait(60)
         finally:
