@@ -73,7 +73,7 @@ class Interval:
 _MEMORY = ("visionai_resident_memory_bytes", "process_resident_memory_bytes")
 _CPU = ("visionai_cpu_seconds_total", "process_cpu_seconds_total")
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-STAGES = ("decode", "queue", "inference", "total")
+STAGES = ("decode", "queue", "inference", "total", "store", "reply")
 
 
 def between(before: Reading, after: Reading, seconds: float) -> Interval:

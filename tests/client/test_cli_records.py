@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import pty
+import re
 import signal
 import sqlite3
 import sys
@@ -15,12 +16,15 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
 import pytest
 
 from client.cli.exit_codes import ExitCode
+from client.cli.metrics import STAGES
+from client.cli.top import metrics_address
 from client.cli.watch import Watched
 from client.results import Prediction
 from tests.client.harness import FACE, ROOT, TIMEOUT, ServiceProcess, VisionAI, proxy_to
@@ -156,6 +160,13 @@ async def test_top_on_the_real_service(service: ServiceProcess, visionai: Vision
     assert document["clients"] == 1
     assert None not in (document["queue_depth"], document["store_pending"], document["memory_bytes"])
     assert document["cpu_share"] is not None
+
+
+def test_top_shows_every_stage_of_the_service(service: ServiceProcess) -> None:
+    """A stage that is not shown would be slow unseen."""
+    with urlopen(metrics_address(service.url), timeout=TIMEOUT) as answer:
+        stages = re.findall(r'visionai_stage_duration_seconds_count{stage="(\w+)"}', answer.read().decode())
+    assert tuple(stages) == STAGES
 
 
 async def test_top_while_the_database_cannot_be_read(service: ServiceProcess, visionai: VisionAI) -> None:
