@@ -79,6 +79,10 @@ def measure_faces(
         if path.name in labels:
             labelled.append((photo, scored, labels[path.name]))
         table.add_row(path.name, f"{photo.width}x{photo.height}", str(len(faces)), f"{took:.2f}", emotion)
+    if not table.row_count:
+        raise typer.BadParameter(
+            "there is no photo in it, and folders in it are not looked into", param_hint="FOLDER"
+        )
     console = Console(markup=False)
     console.print(table)
     if labels:

@@ -58,6 +58,16 @@ def test_a_folder_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
+def test_a_folder_without_photos_is_a_usage_error(tmp_path: Path) -> None:
+    """What is in folders within it does not count; no empty table is printed."""
+    (tmp_path / "folder").mkdir()
+    shutil.copy(ROOT / "tests/data/astronaut.jpg", tmp_path / "folder/photo.jpg")
+    (tmp_path / "notes.txt").write_text("no photo")
+    ended = measure(tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "there is no photo in it" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
