@@ -23,7 +23,16 @@ from service.errors import StartupError
 from service.healthcheck import check
 from service.security.tls import Certificate
 from tests.security.conftest import write_certificate
-from tests.service.harness import FACE, TIMEOUT, Serve, StartProcess, ask, predict_message, read
+from tests.service.harness import (
+    FACE,
+    TIMEOUT,
+    Serve,
+    ServiceProcess,
+    StartProcess,
+    ask,
+    predict_message,
+    read,
+)
 from tests.service.raw_peer import TEXT, Peer, frame
 
 
@@ -32,6 +41,16 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+async def what_is_logged(service: ServiceProcess, authority: trustme.CA) -> str:
+    """All of a service's log, after it has answered another client and ended."""
+    async with connect(service.url, ssl=trusting(authority)) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, FACE))["status"] == "success"
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    return str(log)
 
 
 async def serial(port: int, context: ssl.SSLContext) -> str:
@@ -79,12 +98,7 @@ async def test_a_client_that_leaves_amid_its_answers_leaves_no_line_in_the_log(
             for _ in range(3000):
                 await websocket.send('{"command": "emotions"}')
             websocket.transport.close()
-    async with connect(service.url, ssl=trusting(authority)) as websocket:
-        await read(websocket)
-        assert (await ask(websocket, FACE))["status"] == "success"
-    service.process.terminate()
-    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
-    assert log == ""
+    assert await what_is_logged(service, authority) == ""
 
 
 async def test_a_client_that_dies_amid_its_answers_leaves_no_line_in_the_log(
@@ -100,12 +114,7 @@ async def test_a_client_that_dies_amid_its_answers_leaves_no_line_in_the_log(
     await peer.shake_hands()
     peer.send(frame(TEXT, b'{"command": "emotions"}') * 3000)
     writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
-    async with connect(service.url, ssl=trusting(authority)) as websocket:
-        await read(websocket)
-        assert (await ask(websocket, FACE))["status"] == "success"
-    service.process.terminate()
-    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
-    assert log == ""
+    assert await what_is_logged(service, authority) == ""
     writer.transport.abort()
 
 

@@ -39,6 +39,14 @@ class Steady:
             request.reply = b"{}"
 
 
+def one_by_one(monkeypatch: pytest.MonkeyPatch, steady: Steady, inbox: Inbox) -> InlineExecutor:
+    """An executor whose slices have one request, by the clock of `steady`."""
+    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    return InlineExecutor(
+        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+    )
+
+
 @pytest.mark.parametrize(("slice_work", "is_refused"), [(0.5, True), (0.1, False)])
 async def test_a_deadline_within_the_slice_is_refused_at_once(slice_work: float, is_refused: bool) -> None:
     """Replies go out when the slice is done, however soon a request has its turn in it."""
@@ -68,10 +76,7 @@ async def test_a_deadline_within_the_slice_is_refused_at_once(slice_work: float,
 async def wait_of_ten(monkeypatch: pytest.MonkeyPatch, work: float, reading: float) -> float:
     """The predicted wait of ten requests behind ten that were worked on, with so much reading between each two."""
     steady, inbox, loop = Steady(work), Inbox(), asyncio.get_running_loop()
-    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
-    executor = InlineExecutor(
-        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
-    )
+    executor = one_by_one(monkeypatch, steady, inbox)
     for number in range(20):
         executor.submit(Request(Peer(), number, b"image", steady.now))
 
@@ -101,10 +106,7 @@ async def test_the_time_between_two_slices_delays_nobody_where_nobody_waits(
 ) -> None:
     """However long a service had nothing to do: the wait that is predicted is that of the work."""
     steady, inbox = Steady(0.025), Inbox()
-    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
-    executor = InlineExecutor(
-        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
-    )
+    executor = one_by_one(monkeypatch, steady, inbox)
     for number in range(20):
         executor.submit(Request(Peer(), number, b"image", steady.now))
         while len(inbox.delivered) <= number:
@@ -120,10 +122,7 @@ async def test_what_is_read_while_others_wait_may_have_come_as_the_slice_began(
 ) -> None:
     """However long the reading takes: the event loop has not slept meanwhile."""
     steady, inbox = Steady(0.01), Inbox()
-    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
-    executor = InlineExecutor(
-        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
-    )
+    executor = one_by_one(monkeypatch, steady, inbox)
     began = steady.now
     for number in range(2):
         executor.submit(Request(Peer(), number, b"image", began))
@@ -139,10 +138,7 @@ async def test_what_is_read_while_others_wait_may_have_come_as_the_slice_began(
 async def test_a_request_is_not_tried_for_what_others_make_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one that is late by its own price is: that others were worked on while it came says nothing of its price."""
     steady, inbox = Steady(0.0095), Inbox()
-    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
-    executor = InlineExecutor(
-        steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
-    )
+    executor = one_by_one(monkeypatch, steady, inbox)
     executor.submit(Request(Peer(), 0, b"image", steady.now, detect="always"))
     while not inbox.delivered:
         await asyncio.sleep(0)
