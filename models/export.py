@@ -137,10 +137,11 @@ def _looking_twice(network: Any, faces: NDArray[np.uint8], unsure_share: float) 
     from models.architecture import with_mirrored_look
     from models.training import predict_logits
 
-    if unsure_share == 1:
-        return with_mirrored_look(network)
-    highest = softmax(predict_logits(network, faces)).max(axis=1)
-    return with_mirrored_look(network, float(np.quantile(highest, unsure_share)))
+    unsure_below = None
+    if unsure_share < 1:
+        highest = softmax(predict_logits(network, faces)).max(axis=1)
+        unsure_below = float(np.quantile(highest, unsure_share))
+    return with_mirrored_look(network, unsure_below)
 
 
 def _average(cycles: list[Any], train: Split) -> None:
