@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from sqlalchemy import exc
 from service.apart import Progress, run_apart
 from service.errors import StartupError
 from service.settings import Fsync
+from service.signals import held_back
 from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_file, first_line, parse_url, unusable
@@ -282,8 +284,13 @@ def bring_up_to_date(url: str, before: Callable[[], object]) -> None:
     :meth:`Store.open` would do both, but what Alembic imports, 11 MB, would stay in the process that did it. There
     ``before`` is called before tables are changed that older releases use; what it raises leaves them as they were.
 
+    What is forked from this process later shares the database's driver with it: that is imported here.
+
     Raises StartupError as it does.
     """
+    # A library in C that is interrupted while it loads says that it cannot be imported.
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        parse_url(url).get_dialect().import_dbapi()
     run_apart(
         partial(_migrate, url, before),
         unfinished="the process that was to migrate the database has ended; the log has the cause",

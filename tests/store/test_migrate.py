@@ -56,6 +56,17 @@ def test_the_schema_is_what_the_migrations_make(engine: sa.Engine, start: str) -
         assert compare_metadata(context, metadata) == []
 
 
+def test_the_index_of_users_holds_no_predictions_without_one(engine: sa.Engine) -> None:
+    """What the metadata leave for the migration to say: the index over user and time is partial."""
+    migrate(engine)
+    table = "pg_indexes" if engine.dialect.name == "postgresql" else "sqlite_master"
+    column = "indexdef" if engine.dialect.name == "postgresql" else "sql"
+    with engine.connect() as connection:
+        statements = connection.execute(sa.text(f"SELECT {column} FROM {table}")).scalars().all()
+    (statement,) = (text for text in statements if text and "predictions_log_user_id_timestamp_idx" in text)
+    assert "user_id is not null" in statement.lower()
+
+
 def test_the_head_in_the_code_is_the_last_migration(engine: sa.Engine) -> None:
     """The revision that start-up compares with, without importing Alembic, is the one Alembic would go to."""
     with engine.connect() as connection:

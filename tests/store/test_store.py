@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -258,3 +260,26 @@ def test_labels_of_another_model_get_rows(
     assert found["happy"].emotion_id == 4
     assert found["contempt"].emotion_id > 7
     assert [row["emotion_name"] for row in rows(engine)] == ["contempt", "happy"]
+
+
+def test_storing_in_sqlite_imports_nothing_of_postgresql(tmp_path: Path) -> None:
+    """Its dialect would be 2 MB of every process of a service that never uses it."""
+    script = (
+        "import sys\n"
+        "import service.supervisor\n"
+        "from service.store import Store, bring_up_to_date\n"
+        "bring_up_to_date('sqlite:///made.db', list)\n"
+        "options = {'labels': ['happy'], 'version_tag': 'v1', 'model_filename': 'emotion.onnx'}\n"
+        "Store.open('sqlite:///made.db', **options).close(5)\n"
+        "print([name for name in sys.modules if 'postgresql' in name or 'psycopg' in name])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "[]\n", done.stderr
