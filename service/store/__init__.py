@@ -187,8 +187,8 @@ class Store:
             try:
                 references[model] = prepare()
             except exc.DBAPIError as error:
-                # A version whose tag does not fit its column fits it no better later.
-                if not during_outage or isinstance(error, exc.DataError):
+                # A version that the table does not take, for its tag say, it takes no better later.
+                if not during_outage or isinstance(error, exc.DataError | exc.IntegrityError):
                     raise unusable(parsed, error) from error
                 logger.warning("the database cannot be used yet: %s", first_line(error))
         except BaseException:

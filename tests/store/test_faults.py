@@ -344,11 +344,20 @@ def test_a_database_that_is_not_in_utf_8(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_reload_to_a_version_whose_tag_has_no_room(open_store: OpenStore) -> None:
+@pytest.mark.parametrize(
+    ("tag", "why"), [("v" * 101, "value too long for type character varying"), ("v2", "check constraint")]
+)
+def test_a_reload_to_a_version_that_the_table_does_not_take(
+    open_store: OpenStore, database_url: str, tag: str, why: str
+) -> None:
     """It is refused, as at a start, and not taken for an outage that ends: nothing would ever be stored."""
     open_store()
-    with pytest.raises(StartupError, match="value too long for type character varying"):
-        open_store(version_tag="v" * 101, during_outage=True)
+    engine = sa.create_engine(parse_url(database_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE model_version ADD CHECK (model_version_tag <> 'v2')")
+    engine.dispose()
+    with pytest.raises(StartupError, match=why):
+        open_store(version_tag=tag, during_outage=True)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
