@@ -47,8 +47,10 @@ def store_status(versions: Sequence[Version]) -> StoreStatus:
     return StoreStatus.together([version.store.status() for version in versions])
 
 
-def check_canary(settings: Settings) -> None:
+def check_canary(settings: Settings, current: Settings | None = None) -> None:
     """What can be told before a worker is started: the file is there, and the chosen provider says the same with it.
+
+    With `current`, which is served meanwhile, nothing that is measured is kept.
 
     Raises:
         StartupError: it cannot be used.
@@ -58,7 +60,7 @@ def check_canary(settings: Settings) -> None:
     try:
         resolve_model(settings.canary_model_path, "CANARY_MODEL_PATH")
         if settings.provider != "cpu":  # the reference, which the others are held against
-            calibrated(replace(settings, model_path=settings.canary_model_path))
+            calibrated(replace(settings, model_path=settings.canary_model_path), current)
     except StartupError as exc:
         raise of_canary(exc) from None
 

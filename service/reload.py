@@ -54,7 +54,7 @@ def reloaded(current: Settings, _: Progress) -> Settings:
     """
     fresh = load_settings()
     fresh = calibrated(replace(fresh, workers=fresh.workers or current.workers), current)
-    check_canary(fresh)
+    check_canary(fresh, current)
     kept = {name: getattr(current, name) for name in _FIXED}
     if waiting := [name.upper() for name, value in kept.items() if getattr(fresh, name) != value]:
         log.warning("not reloaded, since it needs a restart: %s", ", ".join(waiting))

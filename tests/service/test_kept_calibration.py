@@ -122,11 +122,14 @@ def test_a_reload_measures_nothing_beside_its_own_load(monkeypatch: pytest.Monke
     assert not busy.exists()
 
 
+@pytest.mark.parametrize("canary", ["", str(MODEL)])
 def test_a_reload_takes_a_provider_that_passes_and_no_rate_of_it(
-    monkeypatch: pytest.MonkeyPatch, steady: Path
+    monkeypatch: pytest.MonkeyPatch, steady: Path, canary: str
 ) -> None:
-    """The model has to pass the gate on another provider than the CPU's, new or as before; nothing is kept."""
+    """The model has to pass the gate on another provider than the CPU's, new or as before, and so has a canary; nothing
+    is kept."""
     monkeypatch.setenv("PROVIDER", "openvino")
+    monkeypatch.setenv("CANARY_MODEL_PATH", canary)
     current = replace(OPEN, workers=2, executors=0, threads=1, max_batch=12)
     fresh = reloaded(current, ignore_progress)
     assert (fresh.provider, fresh.workers, fresh.threads, fresh.max_batch) == ("openvino", 2, 1, 16)
