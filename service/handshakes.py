@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -18,8 +18,10 @@ from weakref import WeakSet
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Response
+from websockets.typing import Subprotocol
 
 from service.connection import Connection
+from service.protocol import SUBPROTOCOL
 from service.security.gate import Gate
 
 # For those that are accepted and silent: a handshake is under way for one round trip.
@@ -94,6 +96,12 @@ class Handshakes:
         if self._under_way or self._arriving:
             self._over = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._over], timeout=_SECONDS)
+
+
+def select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours where it is asked for; none otherwise, and never a refusal: v1 clients offer none."""
+    ours = Subprotocol(SUBPROTOCOL)
+    return ours if ours in offered else None
 
 
 class _NoMore:

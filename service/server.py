@@ -19,7 +19,6 @@ from pathlib import Path
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
-from websockets.typing import Subprotocol
 
 from service import __version__, http, replies
 from service.answers import SERVICE_NAME, Answers
@@ -30,14 +29,14 @@ from service.engine import Engine
 from service.errors import DeadlineExceeded, RequestError, ShuttingDown
 from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
-from service.handshakes import Handshakes
+from service.handshakes import Handshakes, select_subprotocol
 from service.images.peek import holds_up
 from service.logs import connection_log
 from service.lookups import reader
 from service.metrics import Gauge, Metrics, SharedCells
 from service.page import Page
 from service.predictor import Request
-from service.protocol import SUBPROTOCOL, Lookup, Options
+from service.protocol import Lookup, Options
 from service.security.perimeter import Perimeter
 from service.settings import ON_GPU, Settings
 from service.store import Store
@@ -173,7 +172,7 @@ class Service:
             max_size=self._settings.max_message_bytes,
             backlog=BACKLOG,
             create_connection=self._handshakes.begin,  # type: ignore[arg-type]
-            select_subprotocol=_select_subprotocol,
+            select_subprotocol=select_subprotocol,
             logger=connection_log(),
             ssl=None if self._perimeter.certificate is None else self._perimeter.certificate.context,
             open_timeout=self._settings.handshake_seconds,
@@ -381,12 +380,6 @@ class Service:
         metrics.set(Gauge.READY, self.not_ready() is None)
         metrics.spent(time.process_time())
         metrics.set(Gauge.RESIDENT_BYTES, _resident_bytes())
-
-
-def _select_subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """Ours where it is asked for; none otherwise, and never a refusal: v1 clients offer none."""
-    ours = Subprotocol(SUBPROTOCOL)
-    return ours if ours in offered else None
 
 
 def _resident_bytes() -> float:
