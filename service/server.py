@@ -10,7 +10,7 @@ import mmap
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -91,8 +91,8 @@ class Service:
         self._connections: set[Connection] = set()
         self._handshakes = Handshakes(self._perimeter.gate)
         self._in_flight = 0
-        # Questions to the database that are not answered yet, and what answers each, with an error if need be.
-        self._lookups: dict[Future[bytes], Callable[[RequestError], None]] = {}
+        # Questions to the database that are not answered yet: whose, and what answers each, with an error if need be.
+        self._lookups: dict[Future[bytes], tuple[Connection, Callable[[RequestError], None]]] = {}
         self._draining = False
         self._hurried = False
         self._failure: BaseException | None = None
@@ -203,7 +203,7 @@ class Service:
         if self._inline is not None:
             await self._inline.stop()
         # Predictions behind them may have been made.
-        for deliver in tuple(self._lookups.values()):
+        for _, deliver in tuple(self._lookups.values()):
             deliver(ShuttingDown(_STOPPING))
         for server in servers:
             server.close(code=1001, reason=_STOPPING)
@@ -267,6 +267,9 @@ class Service:
                 dropped += self._inline.discard(connection)
             self._metrics.abandoned(dropped)
             self._left(dropped)
+            for found, (client, _) in tuple(self._lookups.items()):
+                if client is connection:
+                    found.cancel()  # unless the database has begun with it
 
     def _http(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
         response = http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
@@ -340,21 +343,24 @@ class Service:
             if self._lookups.pop(found, None) is None:
                 return  # it was not waited for any longer
             timer.cancel()
+            self._left(1)
+            if found.cancelled():  # the client has gone
+                self._metrics.abandoned(1)
+                return
             try:
                 reply = found.result(0)
-            except (RequestError, CancelledError, TimeoutError) as exc:
+            except (RequestError, TimeoutError) as exc:
                 error = exc if isinstance(exc, RequestError) else otherwise
                 found.cancel()  # if it still waits for its turn, others have it
                 self._metrics.failed(error.code)
                 reply = replies.error_reply(error, lookup.id)
             done(reply)
-            self._left(1)
 
         def found_in_thread(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the drain gave up on it, and the event loop is closed
                 self._loop.call_soon_threadsafe(deliver, ShuttingDown(_STOPPING))
 
-        self._lookups[found] = deliver
+        self._lookups[found] = connection, deliver
         hangs = DeadlineExceeded(f"the database gave no answer for {PATIENCE_S:g} s")
         timer = self._loop.call_later(PATIENCE_S, deliver, hangs)
         found.add_done_callback(found_in_thread)

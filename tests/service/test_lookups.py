@@ -6,8 +6,9 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,33 +171,70 @@ async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
         assert (await read(websocket))["id"] == "slow"
 
 
-async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that waited for slow ones until they were answered without the database hold up no others."""
-    release, submit, run = threading.Event(), Queries.submit, list[Any]()
+@dataclass
+class Held:
+    """Questions that the database takes long for: until `release` is set. `run` has the ids of those it began with."""
+
+    release: threading.Event = field(default_factory=threading.Event)
+    run: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """Released at the end, whatever happened."""
+    held, submit = Held(), Queries.submit
 
     def slow(self: Queries, read: Any, request_id: Any) -> Any:
-        def held(connection: Any) -> Any:
-            run.append(request_id)
-            release.wait(TIMEOUT)
+        def run(connection: Any) -> Any:
+            held.run.append(request_id)
+            held.release.wait(TIMEOUT)
             return read(connection)
 
-        return submit(self, held, request_id)
+        return submit(self, run, request_id)
 
     monkeypatch.setattr(Queries, "submit", slow)
+    yield held
+    held.release.set()
+
+
+async def _ask_all(client: ClientConnection) -> None:
+    for number in range(MAX_LOOKUPS):
+        await client.send(orjson.dumps({"command": "stats", "id": number}).decode())
+
+
+async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
+    running: Running, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that waited for slow ones until they were answered without the database hold up no others."""
     monkeypatch.setattr("service.server.PATIENCE_S", 0.1)
     async with running.client() as websocket, running.client() as other:
         for client in (websocket, other):
-            for number in range(MAX_LOOKUPS):
-                await client.send(orjson.dumps({"command": "stats", "id": number}).decode())
+            await _ask_all(client)
         for client in (websocket, other):
             for _ in range(MAX_LOOKUPS):
                 assert (await read(client))["code"] == "deadline_exceeded"
         monkeypatch.setattr("service.server.PATIENCE_S", TIMEOUT)
-        release.set()
+        held.release.set()
         assert (await query(websocket, "stats", id="later"))["type"] == "stats"
-    assert len(run) <= THREADS + 1
+    assert len(held.run) <= THREADS + 1
+
+
+async def test_the_questions_of_a_client_that_has_gone_are_not_run(running: Running, held: Held) -> None:
+    """Those that the database has not begun with are dropped and counted, and hold up no others."""
+    metrics = running.service._metrics
+    async with running.client() as websocket:
+        await _ask_all(websocket)
+        async with asyncio.timeout(TIMEOUT):
+            while len(held.run) < THREADS:
+                await asyncio.sleep(0.01)
+    async with running.client() as other:
+        async with asyncio.timeout(TIMEOUT):
+            while b"requests_abandoned_total 2.0" not in metrics.exposition():
+                await asyncio.sleep(0.01)
+        held.release.set()
+        assert (await query(other, "stats", id="later"))["type"] == "stats"
+    assert set(held.run) == {0, 1, "later"}
+    assert b'errors_total{code="shutting_down"} 0.0' in metrics.exposition()
 
 
 async def test_one_client_cannot_ask_without_end(running: Running) -> None:
