@@ -137,7 +137,7 @@ def short(
 @app.command()
 def limit(
     size: SizesOption = ALL_SIZES,
-    batch: Annotated[str, typer.Option(help="Images per run of the model; several by commas.")] = "1,8",
+    batch: Annotated[str, typer.Option(help="Images per run of the model; comma-separated.")] = "1,8",
     workers: Annotated[
         str, typer.Option(help="threads, processes, or both by a comma.")
     ] = "threads,processes",
@@ -182,12 +182,16 @@ def load(
     deadline: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="Milliseconds: sent along; later answers are no goodput.", callback=finite
+            min=0.1,
+            help="Deadline of each request, in milliseconds; later answers do not count.",
+            callback=finite,
         ),
     ] = None,
     slo: Annotated[
         str | None,
-        typer.Option(help="For example p99=10ms,rps=3000,errors=0; missed is exit 4, a wrong answer 1."),
+        typer.Option(
+            help="For example p99=10ms,rps=3000,errors=0. Exit code 4 if missed, 1 after a wrong answer."
+        ),
     ] = None,
     url: UrlOption = None,
     model: ModelOption = DEFAULT_MODEL,

@@ -29,10 +29,10 @@ console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty
 errors = Console(stderr=True, markup=False, highlight=False)
 ALL_SIZES = ",".join(SIZES)
 
-SizesOption = Annotated[str, typer.Option("--size", help=f"Images, of {', '.join(SIZES)}; by commas.")]
+SizesOption = Annotated[str, typer.Option("--size", help=f"Images, comma-separated: {', '.join(SIZES)}.")]
 SizeOption = Annotated[str, typer.Option("--size", help=f"One of {', '.join(SIZES)}.")]
 BinaryOption = Annotated[bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")]
-ClientsOption = Annotated[str, typer.Option("--clients", help="Connections; several by commas.")]
+ClientsOption = Annotated[str, typer.Option("--clients", help="Numbers of connections, comma-separated.")]
 ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
 DetectOption = Annotated[
     Detect, typer.Option(help="never: each image is a face; auto: faces are looked for.")
@@ -45,7 +45,7 @@ PatienceOption = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Seconds to wait, before each measurement, for a machine that does nothing else.",
+        help="Seconds to wait before each measurement until nothing else runs on the machine.",
         callback=finite,
     ),
 ]

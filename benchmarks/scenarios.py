@@ -82,7 +82,7 @@ def history(
     seconds: SecondsOption = 3.0,
     as_json: JsonOption = False,
 ) -> None:
-    """`history` and `stats` over a large database, and what predictions notice of them."""
+    """`history` and `stats` over a large database, and how much they slow predictions down."""
     columns = (TextColumn("filling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task("", total=rows)
@@ -99,13 +99,13 @@ def capacity(
     rate: Annotated[
         float, typer.Option(min=0.001, help="Images per second of each camera.", callback=finite)
     ] = 1.0,
-    cameras: Annotated[str, typer.Option(help="Several by commas.")] = "10000,100000,1000000",
+    cameras: Annotated[str, typer.Option(help="Comma-separated.")] = "10000,100000,1000000",
     clients: Annotated[int, typer.Option(min=1, help="Connections of the measurement.")] = 64,
     model: ModelOption = DEFAULT_MODEL,
     seconds: SecondsOption = 5.0,
     as_json: JsonOption = False,
 ) -> None:
-    """What so many cameras need, from what one request costs here, and what gives way first."""
+    """What so many cameras need, from the cost of one request here, and what is full first."""
     workload, numbers = make_workload(parse_size(size)), parse_numbers(cameras, "--cameras")
     try:
         with errors.status("capacity"):
@@ -185,13 +185,15 @@ def idle(
 
 
 def misbehave(
-    offences: Annotated[str, typer.Option(help=f"Of {', '.join(OFFENCES)}; by commas.")] = ",".join(OFFENCES),
+    offences: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(OFFENCES)}.")] = ",".join(
+        OFFENCES
+    ),
     model: ModelOption = DEFAULT_MODEL,
     repeats: RepeatsOption = 3,
     seconds: SecondsOption = 3.0,
     as_json: JsonOption = False,
 ) -> None:
-    """The others' p99 while one client misbehaves, against the quiet right before."""
+    """The others' p99 while one client misbehaves, compared with right before."""
     chosen = offences.split(",")
     if not set(chosen) <= set(OFFENCES):
         raise typer.BadParameter(f"of {', '.join(OFFENCES)}", param_hint="--offences")
@@ -202,7 +204,7 @@ def misbehave(
 
 def peers(
     names: Annotated[
-        str, typer.Option("--peers", help="Which, by commas.")
+        str, typer.Option("--peers", help="Comma-separated.")
     ] = "mosec,fastapi,litserve,bentoml,keras",
     size: SizeOption = "64x64",
     clients: ClientsOption = "1,64",

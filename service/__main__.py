@@ -31,9 +31,9 @@ examples:
 """
 
 _TUNE = """\
-Measure the model alone, in every layout of sessions, threads and batches on this
-machine, show it, and keep what is fastest for the next starts, unless the machine
-was busy.
+Measure the model alone, with every layout of sessions, threads and batches on this
+machine, show the table, and keep the fastest layout for the next starts, unless the
+machine was busy.
 
 examples:
   python -m service tune
@@ -41,7 +41,7 @@ examples:
 """
 
 _CREATE_KEY = """\
-Make an API key, add it to API_KEYS_FILE and print it, this once.
+Create an API key, add it to API_KEYS_FILE and print it. It is not shown again.
 
 examples:
   API_KEYS_FILE=keys.txt python -m service create-key anna
@@ -69,31 +69,31 @@ def _run() -> int:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", help="address to listen on, over HOST")
-    parser.add_argument("--port", type=int, help="port to listen on, over PORT")
+    parser.add_argument("--host", help="address to listen on; overrides HOST")
+    parser.add_argument("--port", type=int, help="port to listen on; overrides PORT")
     parser.add_argument("--migrate-only", action="store_true", help="bring the database up to date, and exit")
     parser.add_argument(
         "--reload",
         action="store_true",
-        help="let the service that was started here take up its model and settings anew, wait, and say how it went",
+        help="reload model and settings of the service that was started in this folder, wait, and print the result",
     )
     parser.add_argument("--version", action="version", version=f"VisionAI {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser(
         "tune",
-        help="measure what suits this machine, and show it",
+        help="measure which sessions, threads and batches are fastest here",
         description=_TUNE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     create_key = commands.add_parser(
         "create-key",
-        help="make an API key, add it to API_KEYS_FILE and print it, this once",
+        help="create an API key, add it to API_KEYS_FILE and print it",
         description=_CREATE_KEY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    create_key.add_argument("user", help="whose it is: what is stored with each prediction")
+    create_key.add_argument("user", help="the user's name, which is stored with each prediction")
     create_key.add_argument(
-        "--days", type=int, help="how long it is valid; without it, until its line is deleted"
+        "--days", type=int, help="days until it expires; by default it is valid until its line is deleted"
     )
     arguments = parser.parse_args()
     try:

@@ -22,7 +22,7 @@ from client.errors import Unauthorized, VisionAIError
 
 app = typer.Typer(
     name="visionai",
-    help="Emotions in faces, from a VisionAI server.",
+    help="Recognise emotions in faces with a VisionAI server.",
     epilog=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback is for a bug report: whole and plain

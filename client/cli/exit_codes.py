@@ -25,10 +25,10 @@ HELP = "\n\n".join(  # a blank line, or the help page would run them together
         "Exit codes:",
         "0 ok",
         "1 some image failed, the others were answered",
-        "2 usage: nothing was sent",
+        "2 wrong usage: nothing was sent",
         "3 cannot connect, or the connection was lost for good",
         "4 the server answered with an error, or is not healthy",
-        "5 the server asks for a token, or refuses this one",
+        "5 the server requires a token, or refuses this one",
         "6 the output cannot be written, as on a full disk, or its reader has gone",
         "130 interrupted with Ctrl-C; 143, 129 ended by SIGTERM, SIGHUP",
     ]

@@ -34,7 +34,7 @@ Token = Annotated[
     typer.Option(
         "--token",
         envvar="VISIONAI_TOKEN",
-        help="Token or API key, where the server asks for one.",
+        help="Token or API key, if the server requires one.",
         metavar="TOKEN",
         callback=_checked,
     ),

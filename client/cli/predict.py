@@ -61,7 +61,7 @@ def predict(
     max_faces: Annotated[
         int | None,
         typer.Option(
-            "--max-faces", min=1, max=64, help="At most this many faces, largest first: 16 by itself."
+            "--max-faces", min=1, max=64, help="At most this many faces, largest first; default 16."
         ),
     ] = None,
     concurrency: Annotated[
@@ -73,7 +73,7 @@ def predict(
 ) -> None:
     """Recognise the emotions in images.
 
-    Where the output is a terminal, folders show a progress bar with rate and remaining time.
+    On a terminal, folders show a progress bar with rate and remaining time.
 
     Example: visionai predict face.jpg photos --format csv
     """

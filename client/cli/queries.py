@@ -26,7 +26,7 @@ def emotions(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """List the emotions that the server tells apart.
+    """List the emotions that the server recognises.
 
     Example: visionai emotions --json
     """
@@ -60,7 +60,7 @@ def health(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Tell whether the server is well; exit code 4 where it is not.
+    """Show whether the server is healthy; exit code 4 if it is not.
 
     Example: visionai health --url ws://127.0.0.1:8000/ws
     """

@@ -52,7 +52,11 @@ def stats(
     buckets: Annotated[
         int,
         typer.Option(
-            "--buckets", min=0, max=500, help="In so many parts: how the counts changed.", metavar="PARTS"
+            "--buckets",
+            min=0,
+            max=500,
+            help="Draw each emotion's counts over so many parts of the window.",
+            metavar="PARTS",
         ),
     ] = 0,
     as_json: options.Json = False,
@@ -100,7 +104,7 @@ def history(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Show the latest stored predictions: this user's, where the server knows users.
+    """Show this user's latest stored predictions. Needs a token.
 
     Example: visionai history --limit 100 --format csv
     """

@@ -28,15 +28,15 @@ def reload(
         typer.Option("--control-socket", help="The service's Unix socket (CONTROL_SOCKET).", metavar="PATH"),
     ] = None,
 ) -> None:
-    """Reload the service that was started in this folder, wait, and say how it went.
+    """Reload the service that was started in this folder, wait, and print the result.
 
-    VisionAI's own clients lose nothing meanwhile but frames of a camera. Others see the close 1001 and connect again.
+    VisionAI's own clients lose only frames of a camera. Other clients see the close 1001 and have to reconnect.
 
-    Exit code 4 where it goes on with what it had, 3 where no service is found or .env cannot be read.
+    Exit code 4 if the reload failed and the service goes on as before, 3 if no service is found or .env cannot be read.
 
-    Exit code 6 where it has reloaded, and the output cannot be written.
+    Exit code 6 if it has reloaded, but the output cannot be written.
 
-    What is read anew is the service's .env: that of its own folder.
+    The service reads the .env of its own folder again.
 
     Example: visionai reload
     """

@@ -61,7 +61,7 @@ def top(
 ) -> None:
     """Watch a server: rate, latency by stage, queue, batch sizes, memory and CPU. Ctrl-C ends it.
 
-    Reads /metrics on the server's port, and asks it for its statistics where it keeps any.
+    Reads /metrics on the server's port, and the server's statistics if it has any.
 
     Example: visionai top --once
     """

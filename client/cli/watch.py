@@ -40,9 +40,9 @@ def watch(
     token: options.Token = None,
     timeout: options.Timeout = 5.0,
 ) -> None:
-    """Recognise the emotions before a camera, live, until Ctrl-C or the end of the video.
+    """Recognise the emotions in a camera's frames, live, until Ctrl-C or the end of the video.
 
-    The newest frame wins: frames that come while the server is busy are dropped, here or there.
+    The newest frame wins: frames that come while the server is busy are dropped.
 
     Example: visionai watch --camera video.avi
     """
