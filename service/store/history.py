@@ -313,8 +313,8 @@ def _microseconds_since(since: datetime, moment: sa.ColumnElement[datetime]) -> 
 
 
 def _leading_digits(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The middle of all integers that share their first three digits with this one."""
-    cases: list[tuple[sa.ColumnElement[bool], Any]] = [(value < _DIGITS, value)]
+    """The middle of all integers that share their first three digits with this one; 0 of those below it."""
+    cases: list[tuple[sa.ColumnElement[bool], Any]] = [(value < 0, 0), (value < _DIGITS, value)]
     unit = 10
     while unit * _DIGITS <= _LONGEST_US:
         cases.append((value < unit * _DIGITS, value - value % unit + unit // 2))

@@ -205,17 +205,23 @@ def test_rows_of_the_older_server_are_counted(engine: sa.Engine) -> None:
     assert counted.latency_ms[50] == pytest.approx(12, rel=0.025)
 
 
-def test_a_row_of_the_older_server_that_took_an_hour(engine: sa.Engine) -> None:
-    """Its machine slept meanwhile, say: that row stops neither the migration nor the questions, and is counted."""
+@pytest.mark.parametrize(
+    ("milliseconds", "by_minute", "by_row"), [(3_600_000, 1e6, 3.6e6), (-3_600_000, 0, 0)]
+)
+def test_a_row_of_the_older_server_that_took_an_hour(
+    milliseconds: int, by_minute: float, by_row: float, engine: sa.Engine
+) -> None:
+    """Its machine slept meanwhile, or its clock was put back, from summer time say: that row stops neither the
+    migration nor the questions, and is counted: in the longest class, or as taking no time."""
     insert = (
-        "INSERT INTO predictions_log (emotion_id, confidence, processing_time_ms, timestamp)"
-        f" VALUES (1, 0.5, 3600000, '{NOW:%Y-%m-%d %H:%M:%S}{'' if engine.dialect.name == 'sqlite' else '+00:00'}')"
+        "INSERT INTO predictions_log (emotion_id, confidence, processing_time_ms, timestamp) VALUES"
+        f" (1, 0.5, {milliseconds}, '{NOW:%Y-%m-%d %H:%M:%S}{'' if engine.dialect.name == 'sqlite' else '+00:00'}')"
     )
     write_before_and_beside(engine, insert)
     counted, seen = both(engine, Anonymous())
     assert counted.emotions["angry"].count == seen.emotions["angry"].count == 2
-    assert counted.latency_ms[50] == 1e6  # the longest class
-    assert seen.latency_ms[50] == pytest.approx(3.6e6, rel=0.005)
+    assert counted.latency_ms[50] == by_minute
+    assert seen.latency_ms[50] == pytest.approx(by_row, rel=0.005)
 
 
 def test_writers_at_once_count_everything(

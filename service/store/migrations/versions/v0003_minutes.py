@@ -110,8 +110,11 @@ def finite(value: str, dialect: str) -> str:
 
 
 def _latency_class(value: str) -> str:
-    """The middle of a class that is 5 % wide at most: steps of 5 from 100, of 10 from 200, of 25 from 500 on."""
-    cases = [f"WHEN {value} < 100 THEN {value}"]
+    """The middle of a class that is 5 % wide at most: steps of 5 from 100, of 10 from 200, of 25 from 500 on.
+
+    Less than nothing, by a clock that was put back meanwhile, is nothing: an hour of it is no integer either.
+    """
+    cases = [f"WHEN {value} < 0 THEN 0", f"WHEN {value} < 100 THEN {value}"]
     unit = 1
     while unit <= 10**6:  # up to 1000 seconds
         for below, step in ((200, 5), (500, 10), (1000, 25)):
