@@ -149,7 +149,9 @@ class Options:
         """
         for name, value in changes.items():
             if name not in self.__slots__:
-                raise InvalidRequest(f"'{name[:40]}' cannot be configured; {', '.join(self.__slots__)} can")
+                raise InvalidRequest(
+                    f"'{name[:40]}' cannot be configured; {', '.join(self.__slots__)}, token can"
+                )
             if name in ("ordered", "stream") and not isinstance(value, bool | None):
                 raise InvalidRequest(f"'{name}' is true or false, not {_json_type(value)}")
         # Null is as if the field was not there, but for the two where it means none.

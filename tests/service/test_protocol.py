@@ -133,6 +133,7 @@ def test_unknown_fields_are_passed_over() -> None:
         ("null", "invalid_request", "null"),
         ('{"command": "dance"}', "unknown_command", "predict, emotions, model_info, health"),
         ('{"command": 5}', "unknown_command", "a number"),
+        ('{"command": "configure", "tokn": ""}', "invalid_request", "deadline_ms, token can"),
         ('{"command": ["predict"]}', "unknown_command", "an array"),
         ('{"command": "predict"}', "invalid_request", "'image' is missing"),
         ('{"command": null}', "invalid_request", "'image' is missing"),
