@@ -23,8 +23,8 @@ from typing import Any
 
 import uvloop
 
+from service.cells import Gauge, SharedCells
 from service.logs import Seldom
-from service.metrics import Gauge, SharedCells
 from service.newcomers import Newcomers
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from typing import Any
 
 from service import __version__, replies
 from service.canary import Version, store_status
+from service.cells import Gauge
 from service.emotions import describe
-from service.metrics import Gauge, Metrics
+from service.metrics import Metrics
 from service.protocol import Query
 from service.settings import Settings
 

@@ -1,22 +1,16 @@
 """Metrics of all workers together, for Prometheus.
 
-Each worker counts in a row of cells of its own, in memory that the workers share, and any of them can add up all
-rows: whichever worker is asked for /metrics answers for the whole service. One process writes a row, on its event
-loop; so there is no lock, and counting costs a tenth of a microsecond. A worker that is replaced leaves its row to
-its successor, so counters never go back.
+Each worker counts in its row of `cells`, and any of them can add up all rows: whichever worker is asked for /metrics
+answers for the whole service. Counting costs a tenth of a microsecond.
 
 Times are in seconds, as Prometheus has it; buckets start at 50 µs, since a prediction takes less than 1 ms.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from ctypes import c_char, c_double, c_uint32
-from enum import IntEnum, auto
-from multiprocessing.sharedctypes import RawArray
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -27,9 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from service.cells import Gauge, SharedCells
 from service.errors import ERROR_CODES, Internal
 from service.predictor import Request
-from service.versions import SharedVersions
 
 _DURATIONS = (
     0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005,
@@ -44,27 +38,6 @@ REFUSALS = (
     "origin", "unauthorized", "address_limit", "connection_limit", "handshake_limit",
     "no_credential", "guessing", "slow_reader", "slow_writer", "small_frames",
 )  # fmt: skip
-
-# Cells of a worker that count connections by address, see `security.admission`.
-ADDRESS_CELLS = 2**16
-
-
-class Gauge(IntEnum):
-    """What each worker keeps up to date, and what the sum over workers tells."""
-
-    CONNECTIONS = 0
-    # Open sockets, those included that shake hands still or speak plain HTTP.
-    SOCKETS = auto()
-    QUEUE_DEPTH = auto()
-    STORE_PENDING = auto()
-    JOURNAL_FAILING = auto()
-    DATABASE_FAILING = auto()
-    # Connections that passed the gate, see `security.admission`; from the handshake on until the socket is closed.
-    ADMITTED = auto()
-    READY = auto()
-    RESIDENT_BYTES = auto()
-    # Not told to anybody: goes up while the event loop turns. See `supervisor`.
-    HEARTBEATS = auto()
 
 
 class _Layout:
@@ -86,79 +59,6 @@ class _Layout:
         self.stage_size = len(_DURATIONS) + 2
         self.batches = self.stages + len(_STAGES) * self.stage_size
         self.size = self.batches + len(_BATCH_SIZES) + 2
-
-
-class Reloads:
-    """How the reloads of one service went, in memory that its processes share. The supervisor alone writes."""
-
-    def __init__(self) -> None:
-        self._counts = RawArray(c_double, 2)
-        self._error = RawArray(c_char, 1024)
-
-    def count(self, error: str | None) -> None:
-        """One is over."""
-        self._error.value = (error or "").encode()[: len(self._error) - 1]
-        self._counts[0 if error is None else 1] += 1
-
-    @property
-    def done(self) -> float:
-        """How many went well."""
-        return self._counts[0]
-
-    @property
-    def failed(self) -> float:
-        """How many left the old workers serving."""
-        return self._counts[1]
-
-    @property
-    def last_error(self) -> str | None:
-        """What was wrong with the last one, if it failed."""
-        return self._error.value.decode(errors="replace") or None
-
-
-class SharedCells:
-    """The memory that the workers of one service share, a row for each. To be made before they are started.
-
-    Raises:
-        OSError: there is no place for it, which is a file in /dev/shm, or else in the folder for temporary files.
-    """
-
-    # More than any model's layout takes: the model is not known yet when this is made.
-    _ROW = 512
-
-    def __init__(self, workers: int) -> None:
-        self.reloads = Reloads()
-        self.versions = SharedVersions(workers)
-        self._workers = workers
-        self._array = RawArray(c_double, workers * self._ROW)
-        self._addresses = RawArray(c_uint32, workers * ADDRESS_CELLS)
-        # Of the hash that chooses an address' cells: nobody outside can tell which addresses share them.
-        self.salt = os.urandom(16)
-
-    def row(self, worker: int) -> memoryview[float]:
-        """The cells of one worker, as doubles."""
-        cells: memoryview[float] = memoryview(self._array).cast("B").cast("d")
-        return cells[worker * self._ROW : (worker + 1) * self._ROW]
-
-    def forget(self, worker: int) -> None:
-        """A worker is gone: nothing is connected to it, and nothing waits for it. What it counted stays."""
-        row = self.row(worker)
-        for gauge in Gauge:
-            row[gauge] = 0.0
-        self.address_row(worker)[:] = memoryview(bytes(4 * ADDRESS_CELLS)).cast("I")
-
-    def rows(self) -> list[memoryview[float]]:
-        """The cells of all workers."""
-        return [self.row(worker) for worker in range(self._workers)]
-
-    def address_row(self, worker: int) -> memoryview[int]:
-        """One worker's connections by address, in `ADDRESS_CELLS` cells."""
-        cells: memoryview[int] = memoryview(self._addresses).cast("B").cast("I")
-        return cells[worker * ADDRESS_CELLS : (worker + 1) * ADDRESS_CELLS]
-
-    def address_rows(self) -> list[memoryview[int]]:
-        """Those of all workers."""
-        return [self.address_row(worker) for worker in range(self._workers)]
 
 
 class Metrics(Collector):
@@ -292,16 +192,30 @@ class Metrics(Collector):
             "reason",
             self._refusal_cell,
         )
-        yield CounterMetricFamily(
-            "visionai_predictions_unstored",
-            "Predictions answered without being stored, with a null prediction_id",
-            value=self._sum(layout.unstored),
-        )
-        yield CounterMetricFamily(
-            "visionai_requests_abandoned",
-            "Requests dropped while they waited, because their client had gone",
-            value=self._sum(layout.abandoned),
-        )
+        for name, documentation, cell in (
+            (
+                "predictions_unstored",
+                "Predictions answered without being stored, with a null prediction_id",
+                layout.unstored,
+            ),
+            (
+                "requests_abandoned",
+                "Requests dropped while they waited, because their client had gone",
+                layout.abandoned,
+            ),
+            ("store_written", "Faces written to the database, a row each", layout.written),
+            (
+                "store_rejected",
+                "Faces that the database refused for a value in them; the log names them",
+                layout.rejected,
+            ),
+            (
+                "cpu_seconds",
+                "CPU time of the workers, of those that were replaced too",
+                layout.cpu_seconds,
+            ),
+        ):
+            yield CounterMetricFamily(f"visionai_{name}", documentation, value=self._sum(cell))
         durations = HistogramMetricFamily(
             "visionai_stage_duration_seconds",
             "Time in a stage: of one request, or of one batch for inference, store and reply; total is from frame to "
@@ -370,21 +284,6 @@ class Metrics(Collector):
         failing.add_metric(["journal"], self.total(Gauge.JOURNAL_FAILING))
         failing.add_metric(["database"], self.total(Gauge.DATABASE_FAILING))
         yield failing
-        yield CounterMetricFamily(
-            "visionai_store_written",
-            "Faces written to the database, a row each",
-            value=self.written,
-        )
-        yield CounterMetricFamily(
-            "visionai_store_rejected",
-            "Faces that the database refused for a value in them; the log names them",
-            value=self._sum(self._layout.rejected),
-        )
-        yield CounterMetricFamily(
-            "visionai_cpu_seconds",
-            "CPU time of the workers, of those that were replaced too",
-            value=self._sum(self._layout.cpu_seconds),
-        )
 
     def _histogram(self, cell: int, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
         """Cumulative buckets, as Prometheus has them, and the sum."""

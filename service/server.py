@@ -24,6 +24,7 @@ from service import __version__, http, replies
 from service.answers import SERVICE_NAME, Answers
 from service.backend import Backend
 from service.canary import Chooser, Version, make_predictor, store_status
+from service.cells import Gauge, SharedCells
 from service.connection import Connection
 from service.engine import Engine
 from service.errors import DeadlineExceeded, RequestError, ShuttingDown
@@ -33,7 +34,7 @@ from service.handshakes import Handshakes, select_subprotocol
 from service.images.peek import holds_up
 from service.logs import connection_log
 from service.lookups import reader
-from service.metrics import Gauge, Metrics, SharedCells
+from service.metrics import Metrics
 from service.page import Page
 from service.predictor import Request
 from service.protocol import Lookup, Options

@@ -23,10 +23,10 @@ from multiprocessing.connection import wait
 
 from service.announcement import announce, difference, models_served
 from service.apart import Apart
+from service.cells import SharedCells
 from service.errors import StartupError
 from service.hangup import RELOAD_SIGNALS, hung_up, let_through
 from service.listening import bind
-from service.metrics import SharedCells
 from service.reload import ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served

@@ -21,13 +21,14 @@ from typing import TypeAlias
 
 from service import __version__
 from service.canary import Version, check_versions, of_canary
+from service.cells import SharedCells
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import EXIT_CANNOT_START, StartupError
 from service.faces import FaceDetector
 from service.listening import most_connections
 from service.logs import silence_native_libraries
-from service.metrics import Metrics, SharedCells
+from service.metrics import Metrics
 from service.modelfile import check_source, resolve_detector, resolve_model
 from service.newcomers import Newcomers
 from service.security.perimeter import Perimeter

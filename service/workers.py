@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from service.apart import start
+from service.cells import Gauge, SharedCells
 from service.hangup import RELOAD_SIGNALS
-from service.metrics import Gauge, SharedCells
 from service.settings import Settings
 from service.signals import held_back
 from service.worker import Pipe, Ready, Served, run_worker

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 
-from service.metrics import ADDRESS_CELLS, Gauge, SharedCells
+from service.cells import ADDRESS_CELLS, Gauge, SharedCells
 from service.security.addresses import group
 
 _HALF = ADDRESS_CELLS // 2

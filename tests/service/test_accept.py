@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from service.accept import PATIENCE, SharingLoop, Turns, _SharingServer
-from service.metrics import Gauge, SharedCells
+from service.cells import Gauge, SharedCells
 from service.newcomers import Newcomers
 from tests.service.harness import TIMEOUT
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.cells import ADDRESS_CELLS, Gauge, SharedCells
 from service.errors import ERROR_CODES, DeadlineExceeded, Internal
-from service.metrics import ADDRESS_CELLS, REFUSALS, Gauge, Metrics, SharedCells
+from service.metrics import REFUSALS, Metrics
 from service.predictor import Request
 from service.replies import Timing
 

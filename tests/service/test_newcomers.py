@@ -17,7 +17,7 @@ import trustme
 from websockets.asyncio.client import connect
 
 from service.accept import SharingLoop, Turns
-from service.metrics import Gauge, SharedCells
+from service.cells import Gauge, SharedCells
 from service.newcomers import Newcomers
 from tests.security.conftest import write_certificate
 from tests.service.harness import TIMEOUT, ServiceProcess, StartProcess, ask, predict_message, read
