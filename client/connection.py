@@ -6,25 +6,19 @@ import asyncio
 import contextlib
 import copy
 import itertools
-import os
-import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
-from websockets.http11 import Response
 
+from client.causes import close_code, closed, past, refusal, turned_away, unreachable, where
 from client.errors import (
     CannotConnect,
     ConnectionLost,
     ImageTooLarge,
-    Overloaded,
     ProtocolViolation,
-    RateLimited,
-    ShuttingDown,
-    Unauthorized,
     VisionAIError,
     error_of,
 )
@@ -138,24 +132,24 @@ class Connection:
                 return connection
         except TimeoutError:
             raise CannotConnect(
-                f"{_where(url)} gave no answer within {timeout:g} s{_past(proxy, url)}"
+                f"{where(url)} gave no answer within {timeout:g} s{past(proxy, url)}"
             ) from None
         except InvalidStatus as error:
-            raise _refusal(url, error) from None
+            raise refusal(url, error) from None
         except ConnectionClosed as error:
-            raise _turned_away(error) from None
+            raise turned_away(error) from None
         except ProtocolViolation as error:
-            raise ProtocolViolation(f"{_where(url)} is not a VisionAI server: {error.message}") from None
+            raise ProtocolViolation(f"{where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
-            raise CannotConnect(_unreachable(url, error) + _past(proxy, url)) from None
+            raise CannotConnect(unreachable(url, error) + past(proxy, url)) from None
         except (ImportError, InvalidProxy, ValueError) as error:  # no SOCKS library, no such kind or port
             # All of InvalidProxy may hold a password, and so may what was taken for a port.
             why = getattr(error, "msg", "the proxy's address is none" if proxy else error)
-            raise CannotConnect(f"{_where(url)} cannot be reached: {why}{_past(proxy, url)}") from None
+            raise CannotConnect(f"{where(url)} cannot be reached: {why}{past(proxy, url)}") from None
         except WebSocketException as error:
             raise CannotConnect(
-                f"{_where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
-                + _past(proxy, url)
+                f"{where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
+                + past(proxy, url)
             ) from None
         finally:
             if websocket is not None:
@@ -255,8 +249,8 @@ class Connection:
                 if waiter is not None:
                     _give(waiter, reply)
         except ConnectionClosed as error:
-            reason = _closed(error)
-            if _close_code(error) == 1009 and (waiter := self._unanswered.take_largest()):
+            reason = closed(error)
+            if close_code(error) == 1009 and (waiter := self._unanswered.take_largest()):
                 _fail(waiter, ImageTooLarge("the image is larger than the messages that the server accepts"))
         except ProtocolViolation as error:
             reason = error
@@ -283,117 +277,3 @@ def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None
 def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
     if not waiter.done():
         waiter.set_exception(error)
-
-
-def _past(proxy: str | None, url: str) -> str:
-    """What to say where a proxy may be at fault; its address may hold a password."""
-    if proxy is None:
-        return ""
-    return f". The way led through the proxy that is set here; NO_PROXY={urlsplit(url).hostname} goes past it"
-
-
-def _unreachable(url: str, error: OSError) -> str:
-    """What keeps a connection from being opened, and what to do about it."""
-    where = _where(url)
-    match error:
-        case ssl.SSLCertVerificationError():
-            return (
-                f"{where}: its certificate is not trusted (certificate verify failed: {error.verify_message}); "
-                "set SSL_CERT_FILE to the file of its authority, where that is one of your own"
-            )
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
-            return f"{where} does not speak TLS: try ws://"
-        case ssl.SSLError():
-            return f"{where}: TLS failed ({error.reason or error})"
-        case ConnectionResetError() if url.startswith("wss:"):
-            # How a server ends that cannot make sense of a TLS handshake; after it, the library has errors of its own.
-            return f"{where} does not speak TLS: try ws:// (it closed the connection in the handshake)"
-    return (
-        f"nothing answers at {where} ({_reason(error)}): check that the service runs "
-        "(`visionai serve` starts one) and that host and port are right"
-    )
-
-
-def _reason(error: OSError) -> str:
-    """Why connecting failed: the system's own words, where asyncio replaced them by the call and its arguments."""
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or str(error) or type(error).__name__
-
-
-def _where(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path}"
-
-
-def _close_code(error: ConnectionClosed) -> int:
-    return error.rcvd.code if error.rcvd is not None else 1006
-
-
-def _close_reason(error: ConnectionClosed) -> str:
-    return (error.rcvd.reason if error.rcvd is not None else "") or f"close code {_close_code(error)}"
-
-
-def _closed(error: ConnectionClosed) -> VisionAIError:
-    """What a closed connection means, by its close code.
-
-    1008 says little: it is also that of a message which came in too slowly. Where it is about the token, the next
-    connection is told so.
-    """
-    code, reason = _close_code(error), _close_reason(error)
-    if error.sent is not None and not error.rcvd_then_sent:
-        # It was this side: whoever uses the client, or the library, as where no ping is answered.
-        why = (
-            f"the connection was given up ({error.sent.reason})"
-            if error.sent.reason
-            else "the client is closed"
-        )
-        return ConnectionLost(why, close_code=code)
-    if code == 1013:
-        return Overloaded(f"the server takes no more connections: {reason}")
-    return ConnectionLost(f"the server closed the connection before it answered ({reason})", close_code=code)
-
-
-def _turned_away(error: ConnectionClosed) -> VisionAIError:
-    """What it means to be closed in place of a welcome."""
-    if _close_code(error) == 1008:
-        return Unauthorized(f"the server closed the connection: {_close_reason(error)}")
-    return _closed(error)
-
-
-def _refusal(url: str, error: InvalidStatus) -> VisionAIError:
-    """What an HTTP status in place of the upgrade means."""
-    status = error.response.status_code
-    header = error.response.headers.get("Retry-After", "")
-    retry_after = float(header) if header.isdigit() else None
-    match status:
-        case 401 | 403:
-            said = _said(error.response)
-            return Unauthorized(
-                f"{_where(url)} refuses the connection (HTTP {status}{said}): check the token"
-            )
-        case 429:
-            return RateLimited(
-                f"{_where(url)} refuses the connection: too many from here", retry_after=retry_after
-            )
-        case 503:
-            return ShuttingDown(f"{_where(url)} takes no connections now (HTTP 503)", retry_after=retry_after)
-        case 502 | 504:
-            return CannotConnect(
-                f"{_where(url)} is a proxy's, which does not reach the service (HTTP {status}): check that the service "
-                "runs, and where the proxy looks for it"
-            )
-        case _:
-            return CannotConnect(
-                f"{_where(url)} answers HTTP {status} and no WebSocket: check the path, which is /ws or /, and that "
-                "a proxy in front passes WebSocket upgrades on"
-            )
-
-
-def _said(response: Response) -> str:
-    """The reason in a refusal, such as that the token has expired; empty where it is none: a proxy's page, say."""
-    reason = (response.body or b"").decode(errors="replace").strip()
-    is_line = response.headers.get("Content-Type", "").startswith("text/plain") and reason.isprintable()
-    return f": {reason}" if reason and is_line and len(reason) <= 200 else ""
