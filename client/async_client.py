@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -16,7 +17,6 @@ from client.connection import Connection, check_url, checked_token
 from client.defaults import Defaults
 from client.errors import (
     CannotConnect,
-    ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
     RequestRejected,
@@ -26,7 +26,7 @@ from client.errors import (
     VisionAIError,
 )
 from client.images import ImageSource, bytes_of, check_several
-from client.many import Outcome, in_order
+from client.many import Outcome, in_order, settled
 from client.protocol import Request, Welcome
 from client.retry import Retry
 
@@ -206,19 +206,10 @@ class AsyncClient:
             Unauthorized: the server does not accept the token.
         """
         check_several(images, concurrency)
-
-        async def settle(index: int, source: ImageSource) -> Outcome:
-            try:
-                prediction = await self.predict(
-                    source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
-                )
-            except (ConnectionFailed, Unauthorized):
-                raise
-            except (VisionAIError, OSError) as error:
-                return Outcome(index, source, None, error)
-            return Outcome(index, source, prediction, None)
-
-        async with aclosing(in_order(images, concurrency, settle)) as outcomes:
+        predict = partial(
+            self.predict, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
+        )
+        async with aclosing(in_order(images, concurrency, partial(settled, predict))) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 

@@ -8,14 +8,15 @@ import os
 import threading
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from client import results
 from client.async_client import DEFAULT_URL, AsyncClient, Detect, Priority
-from client.errors import ConnectionFailed, ConnectionLost, Unauthorized, VisionAIError
+from client.errors import ConnectionLost
 from client.images import ImageSource, check_several
-from client.many import Outcome
+from client.many import Outcome, settled
 from client.protocol import Welcome
 from client.retry import Retry
 
@@ -134,22 +135,22 @@ class Client:
         `images` is drawn from in the caller's thread. An outcome that is there comes out once the next image is.
         """
         check_several(images, concurrency)
-        window: deque[tuple[int, ImageSource, concurrent.futures.Future[results.Prediction]]] = deque()
+        predict = partial(
+            self._client.predict, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
+        )
+        window: deque[concurrent.futures.Future[Outcome]] = deque()
         try:
             for index, source in enumerate(images):
-                prediction = self._client.predict(
-                    source, detect=detect, max_faces=max_faces, priority=priority, timeout=timeout
-                )
-                window.append((index, source, self._start(prediction)))
+                window.append(self._start(settled(predict, index, source)))
                 # One for each that is drawn: a program that is slow with them leaves the server something to do.
-                if len(window) >= concurrency or window[0][2].done():
-                    yield self._outcome(*window[0])
+                if len(window) >= concurrency or window[0].done():
+                    yield self._wait(window[0])
                     window.popleft()
             while window:
-                yield self._outcome(*window[0])
+                yield self._wait(window[0])
                 window.popleft()
         finally:
-            for _, _, future in window:
+            for future in window:
                 future.cancel()
 
     def emotions(self) -> tuple[results.Emotion, ...]:
@@ -211,13 +212,3 @@ class Client:
             # Ctrl-C reaches the thread that waits here: nobody wants the answer any more.
             future.cancel()
             raise
-
-    def _outcome(
-        self, index: int, source: ImageSource, future: concurrent.futures.Future[results.Prediction]
-    ) -> Outcome:
-        try:
-            return Outcome(index, source, self._wait(future), None)
-        except (ConnectionFailed, Unauthorized):
-            raise
-        except (VisionAIError, OSError) as error:
-            return Outcome(index, source, None, error)

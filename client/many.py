@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from client import results
-from client.errors import VisionAIError
+from client.errors import ConnectionFailed, Unauthorized, VisionAIError
 from client.images import ImageSource
 
 
@@ -29,6 +29,22 @@ class Outcome:
         return (
             f"Outcome(index={self.index}, {source=!s}, prediction={self.prediction!r}, error={self.error!r})"
         )
+
+
+async def settled(
+    predict: Callable[[ImageSource], Awaitable[results.Prediction]], index: int, source: ImageSource
+) -> Outcome:
+    """The outcome for one image.
+
+    Raises:
+        ConnectionFailed, Unauthorized: what would fail all of them.
+    """
+    try:
+        return Outcome(index, source, await predict(source), None)
+    except (ConnectionFailed, Unauthorized):
+        raise
+    except (VisionAIError, OSError) as error:
+        return Outcome(index, source, None, error)
 
 
 async def in_order(
