@@ -1,9 +1,8 @@
-"""The asynchronous client: one connection, kept and restored, shared by any number of tasks."""
+"""The asynchronous client: its requests, over one connection that any number of tasks share, see `link`."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
@@ -13,19 +12,18 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from client import results
-from client.connection import Connection, check_url, checked_token
+from client.connection import check_url, checked_token
 from client.defaults import Defaults
 from client.errors import (
-    CannotConnect,
     ConnectionLost,
     DeadlineExceeded,
     RequestRejected,
     ShuttingDown,
     Unauthorized,
     Unavailable,
-    VisionAIError,
 )
 from client.images import ImageSource, bytes_of, check_several
+from client.link import Link
 from client.many import Outcome, in_order, settled
 from client.protocol import Request, Welcome
 from client.retry import Retry
@@ -83,17 +81,8 @@ class AsyncClient:
         self.url = url
         self._defaults = Defaults(checked_token(token))
         self._timeout = timeout
-        self._connect_timeout = connect_timeout
         self._retry = retry or Retry()
-        self._keepalive = keepalive
-        self._connection: Connection | None = None
-        self._leaving: set[Connection] = set()
-        self._opening: asyncio.Task[Connection] | None = None
-        self._obstacle: VisionAIError | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._was_connected = False
-        self._closed = False
-        self._ending: asyncio.Task[None] | None = None
+        self._link = Link(url, self._defaults, self._retry, connect_timeout, keepalive)
 
     async def __aenter__(self) -> Self:
         """Connect. Raises what `connect` raises."""
@@ -121,34 +110,11 @@ class AsyncClient:
             ConnectionFailed: nothing answers at the address, or it is no VisionAI server.
             Unauthorized, Unavailable: the server refuses the connection.
         """
-        return (await self._connected()).welcome
+        return (await self._link.connection()).welcome
 
     async def aclose(self) -> None:
         """Close the connection. Requests in flight fail with `ConnectionLost`. May be called again, and cancelled."""
-        self._check_loop()
-        self._closed = True
-        self._ending = self._ending or asyncio.create_task(self._end(), name="visionai client closing")
-        # Where this is cancelled, as by a timeout that is over just now, it goes on: nobody may call again.
-        await asyncio.shield(self._ending)
-
-    async def _end(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        await asyncio.gather(*(connection.aclose() for connection in self._connections()))
-
-    def _connections(self) -> list[Connection]:
-        return [*self._leaving, *([self._connection] if self._connection else [])]
-
-    def _check_loop(self) -> None:
-        """Raise RuntimeError where it is another event loop's: what waits in one is not woken by another."""
-        loop = asyncio.get_running_loop()
-        in_use = self._opening is not None or any(connection.usable for connection in self._connections())
-        if in_use and self._loop is not loop:
-            raise RuntimeError(
-                "the client is connected in another event loop: close it there, and make a client for each"
-            )
-        self._loop = loop
+        await self._link.aclose()
 
     async def predict(
         self,
@@ -275,18 +241,18 @@ class AsyncClient:
 
     async def _renew(self, token: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Configure with a token that becomes the client's once it is accepted."""
-        before = self._connection
+        before = self._link.current
         try:
             with self._defaults.renewing(token):
                 reply = await self.request("configure", token=token, **options)
         except BaseException as error:
             # Opened for it, it may have been so with what is not the client's; without an answer, it may have taken it.
             refused = isinstance(error, RequestRejected | Unauthorized)
-            if self._defaults.token != token and not (refused and self._connection is before):
-                self._leave(self._connection)
+            if self._defaults.token != token and not (refused and self._link.current is before):
+                self._link.leave(self._link.current)
             raise
-        if self._connection is not None:
-            self._connection.token = token
+        if self._link.current is not None:
+            self._link.current.token = token
         return reply
 
     async def request(self, command: str, **fields: Any) -> Mapping[str, Any]:
@@ -305,87 +271,24 @@ class AsyncClient:
             async with asyncio.timeout(seconds) as limit:
                 return await self._ask_until(limit.when() or 0.0, request, resend)
         except TimeoutError:
-            why = f"; {self._obstacle.message}" if self._obstacle is not None else ""
+            obstacle = self._link.obstacle
+            why = f"; {obstacle.message}" if obstacle is not None else ""
             raise DeadlineExceeded(f"no answer to {request.command!r} within {seconds:g} s{why}") from None
 
     async def _ask_until(self, deadline: float, request: Request, resend: bool) -> Mapping[str, Any]:
         """Send until there is an answer, within the attempts of the retry policy. `deadline` is in loop time."""
         now = asyncio.get_running_loop().time
         for attempt in itertools.count(1):
-            connection = await self._connected()
+            connection = await self._link.connection()
             try:
                 return await connection.exchange(request, deadline)
             except (ConnectionLost, Unavailable) as error:
                 if isinstance(error, ShuttingDown):
-                    self._leave(connection)
-                if self._closed or not resend or attempt == self._retry.attempts:
+                    self._link.leave(connection)
+                if self._link.closed or not resend or attempt == self._retry.attempts:
                     raise
                 pause = self._retry.delay(attempt - 1, error.retry_after)
                 if now() + pause >= deadline:
                     raise  # the real reason says more than a timeout would
-            await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
-
-    def _leave(self, connection: Connection | None) -> None:
-        """Use `connection` no more. It stays open for its requests in flight only."""
-        if connection is not None and self._connection is connection:
-            self._connection = None
-            connection.retire()
-            self._leaving.add(connection)
-            self._leaving = {leaving for leaving in self._leaving if leaving.usable}
-
-    async def _connected(self) -> Connection:
-        """The connection, restored if need be. Tasks that need it at once share one attempt."""
-        self._check_loop()
-        if self._connection is not None and self._connection.usable:
-            return self._connection
-        if self._closed:
-            raise ConnectionLost("the client is closed")
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open(), name="visionai client connecting")
-            self._opening.add_done_callback(self._opened)
-        opening = self._opening
-        # Not awaited itself: a task that is cancelled must not cancel the attempt that others wait for.
-        await asyncio.wait([opening])
-        if opening.cancelled():
-            raise ConnectionLost("the client is closed")
-        if (error := opening.exception()) is not None:
-            raise copy.copy(error)
-        connection = opening.result()
-        # Until this task's turn it may have been left: it has what is not the client's, or will answer nothing new.
-        return await self._connected() if connection.retired else connection
-
-    def _opened(self, opening: asyncio.Task[Connection]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            opening.exception()  # those who asked may all have been cancelled
-
-    async def _open(self) -> Connection:
-        attempts = self._retry.attempts if self._was_connected else 1
-        for attempt in itertools.count(1):
-            token = self._defaults.token_to_connect
-            try:
-                connection = await Connection.open(
-                    self.url, token=token, timeout=self._connect_timeout, keepalive=self._keepalive
-                )
-                # Greeted: it is the right address, whatever becomes of this connection.
-                self._was_connected, attempts = True, self._retry.attempts
-                await self._defaults.introduce(connection, token, self._connect_timeout)
-            except Unauthorized:
-                if token == self._defaults.token_to_connect:
-                    raise
-                continue  # another was brought meanwhile
-            except (CannotConnect, ConnectionLost, Unavailable) as error:
-                if attempt >= attempts:
-                    raise
-                self._obstacle = error
-                pause = self._retry.delay(attempt - 1, error.retry_after)
-            else:
-                self._obstacle = None
-                if token == self._defaults.token_to_connect:
-                    self._connection = connection
-                    return connection
-                await connection.aclose()
-                continue  # another was brought meanwhile, or this one was given up
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
