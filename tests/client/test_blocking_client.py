@@ -275,14 +275,20 @@ async def test_a_forked_process_is_told_to_make_its_own_client(peer: Peer, tmp_p
     assert answered == "sad"
 
 
-async def test_closing_wakes_the_threads_that_wait(peer: Peer) -> None:
+async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread whose request waits to be tried again hears that another one has closed the client."""
+    told_when = threading.Event()
+
+    def delay(_retry: Retry, _number: int, _at_least: float | None) -> float:
+        told_when.set()
+        return 600.0
+
+    monkeypatch.setattr(Retry, "delay", delay)
     busy = image(first=[{"error": "overloaded", "retry_after_ms": 600_000}])
     client = Client(peer.url, timeout=3600.0, retry=Retry(attempts=2))
     waiting = asyncio.create_task(asyncio.to_thread(client.predict, busy))
     async with asyncio.timeout(10):
-        while not peer.predictions_received:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(told_when.wait, 10)
         await asyncio.to_thread(client.close)
         with pytest.raises(ConnectionLost, match="closed"):
             await waiting
