@@ -165,7 +165,7 @@ class Supervisor:
             if self._stops:
                 continue
             for slot in self.slots:
-                if slot.worker is None and slot.successor is None and time.monotonic() >= slot.start_at:
+                if slot.is_empty and time.monotonic() >= slot.start_at:
                     self._fill(slot)
             self._advance()
             if time.monotonic() >= self._next_look:
@@ -189,9 +189,7 @@ class Supervisor:
         moments = [worker.deadline for slot in self.slots for worker in slot.workers()]
         if not self._stops:
             moments.append(self._next_look)
-            moments += [
-                slot.start_at for slot in self.slots if slot.worker is None and slot.successor is None
-            ]
+            moments += [slot.start_at for slot in self.slots if slot.is_empty]
         if sys.platform == "win32":
             moments.append(time.monotonic() + _WINDOWS_SIGNAL_SECONDS)
         soonest = min(moments, default=math.inf)

@@ -97,6 +97,11 @@ class Slot:
         """All that live."""
         return [each for each in (self.worker, self.successor, self.predecessor) if each is not None]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody serves here, or is about to."""
+        return self.worker is None and self.successor is None
+
     def plan(self, quick: bool) -> None:
         """When the next worker is started here: at once, and after a quick death twice as late as the last time."""
         self.delay = min(_LAST_DELAY, max(_FIRST_DELAY, self.delay * 2)) if quick else 0.0
