@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,18 @@ class Batch:
     payloads: list[bytes]
     count: int
     model: Model
+
+
+def oldest(appended: Iterable[tuple[bytes, int]], limit: int, model: Model) -> Batch | None:
+    """The first of these payloads, with how many records each has, until they have `limit` or more; None of none."""
+    payloads: list[bytes] = []
+    total = 0
+    for payload, count in appended:
+        payloads.append(payload)
+        total += count
+        if total >= limit:
+            break
+    return Batch(payloads, total, model) if payloads else None
 
 
 class Backlog(Protocol):
@@ -76,15 +89,8 @@ class MemoryBacklog:
 
     def take(self, limit: int) -> Batch | None:
         """See :class:`Backlog`."""
-        payloads: list[bytes] = []
-        total = 0
         with self._lock:
-            for payload, count in self._queue:
-                payloads.append(payload)
-                total += count
-                if total >= limit:
-                    break
-        return Batch(payloads, total, self._model) if payloads else None
+            return oldest(self._queue, limit, self._model)
 
     def acknowledge(self, batch: Batch) -> None:
         """See :class:`Backlog`."""

@@ -18,7 +18,7 @@ from typing import Final
 from service.logs import Seldom
 from service.settings import Fsync
 from service.store import folders, segments
-from service.store.backlog import Batch
+from service.store.backlog import Batch, oldest
 from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
@@ -164,15 +164,8 @@ class JournalBacklog:
                 self._renew()
                 return None
             self._read_back(self._spilled)
-        payloads: list[bytes] = []
-        total = 0
         with self._lock:
-            for entry in self._memory:
-                payloads.append(entry.payload)
-                total += entry.count
-                if total >= limit:
-                    break
-        return Batch(payloads, total, self._model)
+            return oldest(((entry.payload, entry.count) for entry in self._memory), limit, self._model)
 
     def acknowledge(self, batch: Batch) -> None:
         """See :class:`Backlog`. Segments that hold nothing else are deleted."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from service.store import folders, records, segments
-from service.store.backlog import Batch
+from service.store.backlog import Batch, oldest
 from service.store.folders import Folder
 from service.store.framing import Frame
 from service.store.reference import Model
@@ -96,14 +96,7 @@ class Orphans:
         while not self._frames:
             if not self._next_segment():
                 return None
-        payloads: list[bytes] = []
-        total = 0
-        for frame in self._frames:
-            payloads.append(frame.payload)
-            total += frame.count
-            if total >= limit:
-                break
-        return Batch(payloads, total, self._model)
+        return oldest(((frame.payload, frame.count) for frame in self._frames), limit, self._model)
 
     def acknowledge(self, batch: Batch) -> None:
         """See :class:`service.store.backlog.Backlog`."""
