@@ -66,14 +66,12 @@ class StoreStatus:
     ``last_error`` says why.
 
     ``pending`` records wait to be written, ``written`` are committed, but for those that the database had already,
-    ``rejected`` were refused by the database as such; ``refused`` were turned away by :meth:`Store.record` for want of
-    room.
+    ``rejected`` were refused by the database as such.
     """
 
     pending: int
     written: int
     rejected: int
-    refused: int
     failed_attempts: int
     last_error: str | None
     taking: bool
@@ -94,7 +92,6 @@ class StoreStatus:
             pending=sum(status.pending for status in statuses),
             written=sum(status.written for status in statuses),
             rejected=sum(status.rejected for status in statuses),
-            refused=sum(status.refused for status in statuses),
             failed_attempts=sum(status.failed_attempts for status in statuses),
             last_error=next((status.last_error for status in failing or statuses if status.last_error), None),
             taking=all(status.taking for status in statuses),
@@ -123,7 +120,6 @@ class Store:
         self._private = private
         self._retention = retention
         self._labels = frozenset(labels)
-        self._refused = 0
         # Whether the log has it that the database does not answer: the writer, which waits for it, cannot say so.
         self._told_stalled = False
 
@@ -215,7 +211,6 @@ class Store:
         if self._backlog.append(encode(records, private=self._private), len(records)):
             self._writer.notify()
             return True
-        self._refused += len(records)
         return False
 
     def status(self) -> StoreStatus:
@@ -235,7 +230,6 @@ class Store:
             pending=self._backlog.pending,
             written=state.written,
             rejected=state.rejected,
-            refused=self._refused,
             failed_attempts=state.failed_attempts,
             last_error=refusal or silence or state.last_error,
             taking=refusal is None,
