@@ -207,19 +207,24 @@ async def test_tls_is_1_2_or_newer_and_plain_connections_get_nothing(
     assert Certificate(chain, key).context.current.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
+async def fail_handshakes(port: int) -> None:
+    """Come without TLS, and go: a client that says nothing, and one that asks over plain HTTP."""
+    for hello in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(hello)
+        writer.write_eof()
+        async with asyncio.timeout(TIMEOUT):
+            await reader.read()
+        writer.close()
+
+
 async def test_a_failed_tls_handshake_leaves_nothing_behind(
     serve: Serve, certificate: tuple[Path, Path]
 ) -> None:
     """No connection that a shutdown would wait for."""
     chain, key = certificate
     async with serve(tls_certificate=chain, tls_key=key) as running:
-        for hello in (b"", b"GET / HTTP/1.1\r\n\r\n"):
-            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-            writer.write(hello)
-            writer.write_eof()
-            async with asyncio.timeout(TIMEOUT):
-                await reader.read()
-            writer.close()
+        await fail_handshakes(running.port)
         assert not running.service._handshakes._under_way
 
 
@@ -264,13 +269,7 @@ async def test_a_tls_handshake_that_has_failed_is_not_waited_for(
     """Nobody tells that it failed, and a shutdown knows it all the same. Nor is it logged: health checks begin so."""
     chain, key = certificate
     service = start_process(faults=_PATIENT, TLS_CERTIFICATE=str(chain), TLS_KEY=str(key), WORKERS=workers)
-    for hello in (b"", b"GET / HTTP/1.1\r\n\r\n"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-        writer.write(hello)
-        writer.write_eof()
-        async with asyncio.timeout(TIMEOUT):
-            await reader.read()
-        writer.close()
+    await fail_handshakes(service.port)
     service.process.terminate()
     _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
     assert (service.process.returncode, log) == (0, "")
