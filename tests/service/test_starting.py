@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
@@ -177,6 +178,22 @@ def test_what_the_system_lacks_is_one_line(tmp_path: Path, lacks: str, said: str
     assert ended.stderr.count("\n") == 1
 
 
+def begin(folder: Path, faults: str, settings: dict[str, str], **streams: Any) -> subprocess.Popen[str]:
+    """A service that begins to start in this folder."""
+    code = f"{faults}\nimport sys, service.__main__\nsys.exit(service.__main__.main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ
+        | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
+        # All of it, or calibration would have a process of its own, before there is a worker.
+        | {"THREADS": "1", "MAX_BATCH": "8"}
+        | settings,
+        text=True,
+        **streams,
+    )
+
+
 @pytest.mark.parametrize("hangs_up", [False, pytest.param(True, marks=NO_SIGHUP)])
 def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: bool) -> None:
     """A service that is stopped before it is ready, or whose terminal is closed, waits for no start, and says so by
@@ -185,21 +202,13 @@ def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path, hangs_up: boo
     hold = tmp_path / "hold"
     hold.touch()
     ours, terminal = os.openpty() if hangs_up else os.pipe()
-    service = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"{HELD_START}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
-        ],
-        cwd=tmp_path,
-        env=os.environ
-        | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
-        # All of it, or calibration would have a process of its own, before there is a worker.
-        | {"WORKERS": "1", "THREADS": "1", "MAX_BATCH": "8"},
+    service = begin(
+        tmp_path,
+        HELD_START,
+        {"WORKERS": "1"},
         stdin=terminal if hangs_up else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
     try:
         deadline = time.monotonic() + TIMEOUT
@@ -223,18 +232,8 @@ def start_and_kill(
     """Start a service, and kill its supervisor at this moment of the start: the workers that are left, and the log."""
     path = folder / "log"
     with path.open("w") as log:
-        service = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"{faults}\nimport sys, service.__main__\nsys.exit(service.__main__.main())",
-            ],
-            cwd=folder,
-            env=os.environ
-            | {"PORT": "0", "LOG_LEVEL": "WARNING", "MODEL_PATH": str(MODEL), "PYTHONPATH": str(ROOT)}
-            | {"WORKERS": "2", "THREADS": "1", "MAX_BATCH": "8", "DATABASE_URL": "sqlite:///locked.db"},
-            stderr=log,
-        )
+        settings = {"WORKERS": "2", "DATABASE_URL": "sqlite:///locked.db"}
+        service = begin(folder, faults, settings, stderr=log)
     deadline = time.monotonic() + TIMEOUT
     try:
         while not begun():
