@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from service.metrics import Metrics
 from service.server import Service
 from service.settings import Settings
 from service.store import Store
+from service.store.queries import Queries
 from tests.contract import check_reply, check_request
 from tests.service.doubles import HeldEngine
 from tests.service.harness import MODEL, TIMEOUT, Running, Serve
@@ -115,3 +116,20 @@ async def running(serve: Serve) -> AsyncIterator[Running]:
     """A service with the settings that `serve` has by itself."""
     async with serve() as started:
         yield started
+
+
+@pytest.fixture
+async def release(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
+    """Questions to the database have no answer before this is set."""
+    release, submit, loop = asyncio.Event(), Queries.submit, asyncio.get_running_loop()
+
+    def slow(queries: Queries, read: Callable[[Any], bytes], request_id: Any) -> Any:
+        def held(connection: Any) -> bytes:
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
+            return read(connection)
+
+        return submit(queries, held, request_id)
+
+    monkeypatch.setattr(Queries, "submit", slow)
+    yield release
+    release.set()

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import orjson
 import psutil
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from service.server import Service
 from service.settings import Settings
@@ -65,6 +68,14 @@ async def read(websocket: ClientConnection) -> dict[str, Any]:
     async with asyncio.timeout(TIMEOUT):
         reply: dict[str, Any] = orjson.loads(await websocket.recv())
         return reply
+
+
+async def closed_with(websocket: ClientConnection) -> int:
+    """The code of the close frame that comes next."""
+    with pytest.raises(ConnectionClosed) as caught:
+        await read(websocket)
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code
 
 
 @dataclass(frozen=True)
@@ -125,15 +136,24 @@ Serve = Callable[..., AbstractAsyncContextManager[Running]]
 StartProcess = Callable[..., ServiceProcess]
 
 
-def fetch(service: ServiceProcess, path: str) -> str:
-    """The body of a GET, whatever its status."""
-    url = service.url.replace("ws:", "http:") + path
+def _get(url: str, headers: Mapping[str, str]) -> tuple[int, Message, bytes]:
+    request = urllib.request.Request(url, headers=dict(headers))
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            return str(response.read(), "utf-8")
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return response.status, response.headers, response.read()
     except urllib.error.HTTPError as exc:
         with exc:
-            return str(exc.read(), "utf-8")
+            return exc.code, exc.headers, exc.read()
+
+
+async def get(running: Running, path: str, **headers: str) -> tuple[int, Message, bytes]:
+    """Status, headers and body of a GET."""
+    return await asyncio.to_thread(_get, f"http://127.0.0.1:{running.port}{path}", headers)
+
+
+def fetch(service: ServiceProcess, path: str) -> str:
+    """The body of a GET, whatever its status."""
+    return str(_get(service.url.replace("ws:", "http:") + path, {})[2], "utf-8")
 
 
 def refused(running: Running, reason: str) -> float:

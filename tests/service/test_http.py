@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.error
-import urllib.request
 
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.harness import TIMEOUT, Running, ask, predict_message
-
-
-async def get(running: Running, path: str) -> tuple[int, str, bytes]:
-    """Status, content type and body of a GET."""
-
-    def fetch() -> tuple[int, str, bytes]:
-        try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{running.port}{path}", timeout=TIMEOUT
-            ) as response:
-                return response.status, response.headers["Content-Type"], response.read()
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, exc.headers["Content-Type"], exc.read()
-
-    return await asyncio.to_thread(fetch)
+from tests.service.harness import TIMEOUT, Running, ask, get, predict_message
 
 
 async def exchange(running: Running, request: bytes) -> tuple[bytes, bytes]:
@@ -41,8 +23,8 @@ async def exchange(running: Running, request: bytes) -> tuple[bytes, bytes]:
 
 async def test_the_process_says_that_it_lives(running: Running) -> None:
     """/healthz answers 200 while the event loop turns."""
-    status, content_type, body = await get(running, "/healthz")
-    assert (status, content_type) == (200, "application/json")
+    status, headers, body = await get(running, "/healthz")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
     assert orjson.loads(body) == {"status": "alive"}
 
 
@@ -111,9 +93,9 @@ async def test_metrics_count_what_happened(running: Running) -> None:
             await ask(websocket, predict_message())
         await ask(websocket, predict_message(b"broken"))
         await ask(websocket, '{"command": "nothing"}')
-        status, content_type, body = await get(running, "/metrics")
+        status, headers, body = await get(running, "/metrics")
     assert status == 200
-    assert content_type.startswith("text/plain")
+    assert headers["Content-Type"].startswith("text/plain")
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(body.decode())

@@ -148,21 +148,9 @@ async def test_lookups_keep_their_place_among_the_replies(running: Running) -> N
 
 
 async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: Running, release: asyncio.Event
 ) -> None:
     """With ordered off, a question that takes long holds up nothing."""
-    release = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    submit = Queries.submit
-
-    def slow(self: Queries, read: Any, request_id: Any) -> Any:
-        def held(connection: Any) -> Any:
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
-            return read(connection)
-
-        return submit(self, held, request_id)
-
-    monkeypatch.setattr(Queries, "submit", slow)
     async with running.client() as websocket:
         await query(websocket, "configure", ordered=False)
         await websocket.send('{"command": "history", "id": "slow"}')

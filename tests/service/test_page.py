@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import urllib.error
-import urllib.request
-from email.message import Message
 
-from tests.service.harness import ROOT, TIMEOUT, Running
+from tests.service.harness import ROOT, Running, get
 
 WEB = ROOT / "service/web"
-
-
-async def get(running: Running, path: str, **headers: str) -> tuple[int, Message, bytes]:
-    """Status, headers and body of a GET."""
-    request = urllib.request.Request(f"http://127.0.0.1:{running.port}{path}", headers=headers)
-
-    def fetch() -> tuple[int, Message, bytes]:
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                return response.status, response.headers, response.read()
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, exc.headers, exc.read()
-
-    return await asyncio.to_thread(fetch)
 
 
 async def test_the_root_is_the_page(running: Running) -> None:

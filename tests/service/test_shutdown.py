@@ -6,18 +6,24 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
 from wsproto.events import CloseConnection, Pong
 
-from service.store.queries import Queries
 from tests.service.doubles import HeldEngine
-from tests.service.harness import HELD, TIMEOUT, Running, Serve, StartProcess, ask, predict_message, read
+from tests.service.harness import (
+    HELD,
+    TIMEOUT,
+    Running,
+    Serve,
+    StartProcess,
+    ask,
+    closed_with,
+    predict_message,
+    read,
+)
 from tests.service.raw_peer import PING, Peer, connected, frame
 
 
@@ -25,14 +31,6 @@ async def send_and_wait_until_run(websocket: ClientConnection, held: HeldEngine)
     """A request is in the model when this returns."""
     await websocket.send(predict_message(id="held"))
     assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
-
-
-async def closed_with(websocket: ClientConnection) -> int:
-    """The code of the close frame that comes next."""
-    with pytest.raises(ConnectionClosed) as caught:
-        await read(websocket)
-    assert caught.value.rcvd is not None
-    return caught.value.rcvd.code
 
 
 async def fill(running: Running, peer: Peer) -> None:
@@ -76,23 +74,6 @@ async def test_what_a_client_left_behind_is_not_waited_for(serve: Serve, held: H
             held.released.set()
             assert (await read(websocket))["id"] == "held"
             await running.__aexit__(None, None, None)
-
-
-@pytest.fixture
-async def release(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
-    """Questions to the database have no answer before this is set."""
-    release, submit, loop = asyncio.Event(), Queries.submit, asyncio.get_running_loop()
-
-    def slow(queries: Queries, read: Callable[[Any], bytes], request_id: Any) -> Any:
-        def held(connection: Any) -> bytes:
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(TIMEOUT)
-            return read(connection)
-
-        return submit(queries, held, request_id)
-
-    monkeypatch.setattr(Queries, "submit", slow)
-    yield release
-    release.set()
 
 
 async def test_a_question_in_flight_is_answered_before_the_close(
