@@ -11,8 +11,9 @@
       ImageTooLarge                 refused by its header, before decoding
       NoFace                        a face was asked for, and none was found
       Unauthorized                  no credential where one is needed, or one that is not accepted
-      RateLimited                   more than one client may ask for; says when to try again
-      Overloaded                    refused at the door; says when to try again
+      TryAgain                      says when
+        RateLimited                 more than one client may ask for
+        Overloaded                  refused at the door
       DeadlineExceeded              its deadline passed while it waited; it was not run
       Superseded                    a newer frame of the same stream took its place
       ShuttingDown
@@ -87,24 +88,24 @@ class Unauthorized(RequestError):
     code = "unauthorized"
 
 
-class RateLimited(RequestError):
+class TryAgain(RequestError):
+    """One that says when to try again."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class RateLimited(TryAgain):
     """The client has asked for more than it may."""
 
     code = "rate_limited"
 
-    def __init__(self, message: str, retry_after_ms: int) -> None:
-        super().__init__(message)
-        self.retry_after_ms = retry_after_ms
 
-
-class Overloaded(RequestError):
+class Overloaded(TryAgain):
     """The queue is full; the request was not admitted."""
 
     code = "overloaded"
-
-    def __init__(self, message: str, retry_after_ms: int) -> None:
-        super().__init__(message)
-        self.retry_after_ms = retry_after_ms
 
 
 class DeadlineExceeded(RequestError):
@@ -123,6 +124,9 @@ class ShuttingDown(RequestError):
     """The service drains; another instance should be asked."""
 
     code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down")
 
 
 class Internal(RequestError):

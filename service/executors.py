@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 Deliver = Callable[[list[Request]], None]
 OnFailure = Callable[[BaseException], None]
 
-_STOPPING = "the service is shutting down"
 _LATE = "the deadline passed before the image could be looked at"
 _FAULT = "the service failed and starts anew; try again"
 
@@ -142,7 +141,7 @@ class InlineExecutor:
             ShuttingDown: `stop` was called.
         """
         if self._stopping:
-            raise ShuttingDown(_STOPPING)
+            raise ShuttingDown()
         request.cost = self._cost.predict(request.detect, request.size)
         now = request.received
         if not self._scheduled:
@@ -173,7 +172,7 @@ class InlineExecutor:
         self._stopping = True
         self._lingering.stop()
         if left := self._queue.drain():
-            self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
+            self._deliver(_refuse(left, ShuttingDown()))
 
     def _work(self) -> None:
         try:
@@ -282,7 +281,7 @@ class ThreadExecutors:
         """
         with self._lock:
             if self._stopping:
-                raise ShuttingDown(_STOPPING)
+                raise ShuttingDown()
             request.cost = self._cost.predict(request.detect, request.size)
             _try(self._cost, self._queue, request, request.received)
             self._queue.admit(request, request.received, overtakes=overtakes)
@@ -317,7 +316,7 @@ class ThreadExecutors:
         for _ in self._threads:
             self._tokens.put(None)
         if left:
-            self._deliver(_refuse(left, ShuttingDown(_STOPPING)))
+            self._deliver(_refuse(left, ShuttingDown()))
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""

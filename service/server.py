@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import mmap
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +25,7 @@ from service.canary import Chooser, Version, make_predictor, store_status
 from service.cells import Gauge, SharedCells
 from service.connection import Connection
 from service.engine import Engine
-from service.errors import DeadlineExceeded, RequestError, ShuttingDown
+from service.errors import ShuttingDown
 from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
 from service.handshakes import Handshakes, select_subprotocol
@@ -38,10 +36,10 @@ from service.metrics import Metrics
 from service.page import Page
 from service.predictor import Request
 from service.protocol import Lookup, Options
+from service.questions import Questions
 from service.security.perimeter import Perimeter
 from service.settings import ON_GPU, Settings
 from service.store import Store
-from service.store.queries import PATIENCE_S
 from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -53,8 +51,6 @@ BACKLOG = 4096
 _GAUGE_SECONDS = 0.5
 
 _LARGE_IMAGE_NICENESS = 10
-
-_STOPPING = "the service is shutting down"
 
 # Seconds after which a client that has not answered a shutdown's close is dropped: one to whom all has been sent, and
 # one that has replies to read first.
@@ -86,17 +82,16 @@ class Service:
         if canary is not None:
             self._versions = [Version(engine, store, 1.0 - canary.share), canary]
         self._chooser = Chooser(0.0 if canary is None else canary.share)
-        self._store = store
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._handshakes = Handshakes(self._perimeter.gate)
         self._in_flight = 0
-        # Questions to the database that are not answered yet: whose, and what answers each, with an error if need be.
-        self._lookups: dict[Future[bytes], tuple[Connection, Callable[[RequestError], None]]] = {}
+        self._questions = Questions(store.queries, metrics.failed)
         self._draining = False
         self._hurried = False
-        self._failure: BaseException | None = None
+        # What ended an executor, if that is why `wait_stopped` returned.
+        self.failure: BaseException | None = None
         self._stopped = asyncio.Event()
         self._settled: asyncio.Future[None] | None = None
         self._gauge_timer: asyncio.TimerHandle | None = None
@@ -204,10 +199,9 @@ class Service:
         if self._inline is not None:
             await self._inline.stop()
         # Predictions behind them may have been made.
-        for _, deliver in tuple(self._lookups.values()):
-            deliver(ShuttingDown(_STOPPING))
+        self._questions.refuse()
         for server in servers:
-            server.close(code=1001, reason=_STOPPING)
+            server.close(code=1001, reason=ShuttingDown().message)
         timers = [
             self._loop.call_later(_SILENT_SECONDS, self._drop, False),
             # The library has a time-out for those, too, but looks at it once they read again.
@@ -227,14 +221,9 @@ class Service:
 
     def not_ready(self) -> str | None:
         """Why the service cannot predict; None when it can."""
-        if self._failure is not None:
+        if self.failure is not None:
             return "an executor failed"
         return "shutting down" if self._draining else None
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended an executor, if that is why `wait_stopped` returned."""
-        return self._failure
 
     def stop(self) -> None:
         """Make `wait_stopped` return."""
@@ -268,9 +257,7 @@ class Service:
                 dropped += self._inline.discard(connection)
             self._metrics.abandoned(dropped)
             self._left(dropped)
-            for found, (client, _) in tuple(self._lookups.items()):
-                if client is connection:
-                    found.cancel()  # unless the database has begun with it
+            self._questions.drop(connection)
 
     def _http(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
         response = http.route(request, page=self._page, not_ready=self.not_ready, metrics=self._exposition)
@@ -284,7 +271,7 @@ class Service:
 
     def _submit(self, version: int, request: Request, overtakes: Request | None) -> None:
         if self._draining:
-            raise ShuttingDown(_STOPPING)
+            raise ShuttingDown()
         request.version = version
         if self._inline is None or holds_up(request.image, request.detect != "never"):
             self._threads.submit(request, overtakes)
@@ -321,14 +308,14 @@ class Service:
 
     def _executor_failed(self, exc: BaseException) -> None:
         """Not ready from here on. The worker drains and ends, and the supervisor starts its successor."""
-        self._failure = exc
+        self.failure = exc
         self._stopped.set()
 
     def _look_up(
         self, lookup: Lookup, connection: Connection, user: str | None, done: Callable[[bytes], None]
     ) -> None:
         if self._draining:
-            raise ShuttingDown(_STOPPING)
+            raise ShuttingDown()
         read = reader(
             lookup,
             user,
@@ -337,34 +324,16 @@ class Service:
             datetime.now(UTC),
             store_status(self._versions).pending,
         )
-        found = self._store.queries.submit(read, lookup.id)
-        self._in_flight += 1
 
-        def deliver(otherwise: RequestError) -> None:
-            if self._lookups.pop(found, None) is None:
-                return  # it was not waited for any longer
-            timer.cancel()
+        def ended(reply: bytes | None) -> None:
             self._left(1)
-            if found.cancelled():  # the client has gone
+            if reply is None:
                 self._metrics.abandoned(1)
-                return
-            try:
-                reply = found.result(0)
-            except (RequestError, TimeoutError) as exc:
-                error = exc if isinstance(exc, RequestError) else otherwise
-                found.cancel()  # if it still waits for its turn, others have it
-                self._metrics.failed(error.code)
-                reply = replies.error_reply(error, lookup.id)
-            done(reply)
+            else:
+                done(reply)
 
-        def found_in_thread(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the drain gave up on it, and the event loop is closed
-                self._loop.call_soon_threadsafe(deliver, ShuttingDown(_STOPPING))
-
-        self._lookups[found] = connection, deliver
-        hangs = DeadlineExceeded(f"the database gave no answer for {PATIENCE_S:g} s")
-        timer = self._loop.call_later(PATIENCE_S, deliver, hangs)
-        found.add_done_callback(found_in_thread)
+        self._questions.ask(connection, read, lookup.id, ended)
+        self._in_flight += 1
 
     def _update_gauges(self) -> None:
         self._heartbeats += 1

@@ -72,7 +72,7 @@ class Queries:
         """
         with self._lock:
             if self._closed:
-                raise ShuttingDown("the service is shutting down")
+                raise ShuttingDown()
             if self._unfinished >= CAPACITY:
                 raise Overloaded("too many questions about stored predictions at once", _RETRY_AFTER_MS)
             self._unfinished += 1

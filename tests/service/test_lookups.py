@@ -194,14 +194,14 @@ async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
     running: Running, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that waited for slow ones until they were answered without the database hold up no others."""
-    monkeypatch.setattr("service.server.PATIENCE_S", 0.1)
+    monkeypatch.setattr("service.questions.PATIENCE_S", 0.1)
     async with running.client() as websocket, running.client() as other:
         for client in (websocket, other):
             await _ask_all(client)
         for client in (websocket, other):
             for _ in range(MAX_LOOKUPS):
                 assert (await read(client))["code"] == "deadline_exceeded"
-        monkeypatch.setattr("service.server.PATIENCE_S", TIMEOUT)
+        monkeypatch.setattr("service.questions.PATIENCE_S", TIMEOUT)
         held.release.set()
         assert (await query(websocket, "stats", id="later"))["type"] == "stats"
     assert len(held.run) <= THREADS + 1
