@@ -203,10 +203,8 @@ class JournalBacklog:
             self._closed = True
             self._stopping.set()
             self._dirty.set()
-            try:
+            with suppress(OSError):  # what cannot be flushed is there for the next process all the same
                 self._writer.close()
-            except OSError as error:
-                self._append_error = _reason(error)
             if self._pending == 0:
                 self._folder.delete_all()
         self._orphans.close()

@@ -89,6 +89,19 @@ def test_what_follows_half_a_record_that_stays_is_in_another_segment(
     assert drain(open_journal()) == [payload(1), payload(3)]
 
 
+def test_a_write_that_is_cut_short_goes_on_where_it_ended(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system may write less than it was given, without an error: the records are whole all the same."""
+    backlog = open_journal()
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+    assert all(backlog.append(payload(number), 1) for number in range(2))
+    monkeypatch.undo()
+    backlog.close()
+    assert drain(open_journal()) == [payload(0), payload(1)]
+
+
 def test_a_disk_that_has_room_again_is_noticed_without_a_client(
     open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +242,18 @@ def test_what_is_closed_is_on_the_disk_where_it_is_needed(
     writer.close(flush=needed)
     assert len(flushed) == flushes
     folder.release()
+
+
+def test_a_flush_that_fails_at_the_end_holds_up_nobody(
+    open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is let go of nevertheless, and the next process stores what it holds."""
+    backlog = open_journal(fsync="interval")
+    with monkeypatch.context() as context:
+        context.setattr(segments, "_flush", fail)
+        assert backlog.append(payload(1), 1)
+        backlog.close()
+    assert drain(open_journal()) == [payload(1)]
 
 
 @pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
