@@ -110,9 +110,12 @@ def test_what_is_stored_does_not_stay_on_the_disk(
     backlog = open_journal(memory_records=2)
     assert all(backlog.append(payload(number), 1) for number in range(5))
     [first] = files(tmp_path)
+    found: list[bytes] = []
     while (batch := backlog.take(2)) is not None:
         assert files(tmp_path) == [first]
+        found.extend(batch.payloads)
         backlog.acknowledge(batch)
+    assert found == [payload(number) for number in range(5)]
     [second] = files(tmp_path)
     assert b"pad" not in second.read_bytes()
     assert backlog.append(payload(5), 1)
@@ -139,18 +142,24 @@ def test_what_is_stored_goes_where_there_is_more_at_each_look(
 def test_what_was_stored_in_between_goes_at_a_later_look(
     open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not with each record is a segment begun; what is left is deleted when its time comes, though nobody records."""
+    """Not with each record is a segment begun, nor where none came; what is left is deleted when its time comes, though
+    nobody records.
+    """
     backlog = open_journal()
-    assert backlog.append(payload(1), 1)
-    [first] = files(tmp_path)
-    assert drain(backlog) == [payload(1)]
-    assert files(tmp_path) == [first]
+    kept = files(tmp_path)
+    for number in range(2):
+        assert backlog.append(payload(number), 1)
+        assert drain(backlog) == [payload(number)]
+        assert files(tmp_path) == kept
+        monkeypatch.setattr(backlog, "_next_renewal", 0.0)
+        assert backlog.take(7) is None
+        [second] = files(tmp_path)
+        assert [second] != kept
+        assert b"pad" not in second.read_bytes()
+        kept = [second]
     monkeypatch.setattr(backlog, "_next_renewal", 0.0)
     assert backlog.take(7) is None
-    [second] = files(tmp_path)
-    assert b"pad" not in second.read_bytes()
-    assert backlog.take(7) is None
-    assert files(tmp_path) == [second]
+    assert files(tmp_path) == kept
 
 
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="the system does not list a process's open files")
