@@ -182,6 +182,8 @@ def test_what_is_far_from_what_was_predicted_is_news() -> None:
     assert model.observe([("photo", 1000, 0.01)])  # where the first guess was a millisecond
     assert not any(model.observe([("photo", 1000, seconds)]) for seconds in [0.009, 0.01, 0.011] * 10)
     assert sum(model.observe([("photo", 1000, 0.02)]) for _ in range(50)) == 1
+    assert not model.observe([("photo", 100_000, 0.02)])  # as one of the nearest size
+    assert model.observe([("photo", 10, 0.001)])
 
 
 def refused_until_tried(model: CostModel) -> int:
