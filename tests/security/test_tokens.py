@@ -204,7 +204,7 @@ def test_a_credential_that_is_too_long_reaches_no_parser() -> None:
 def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
     """A short secret, a private key, a short RSA key, another curve, a file that is no key."""
     with pytest.raises(StartupError, match="openssl rand"):
-        secret_key("short")
+        secret_key("s" * 31)
     private = RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path = tmp_path / "key"
     path.write_bytes(private)
