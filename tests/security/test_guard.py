@@ -89,6 +89,8 @@ def test_a_credential_that_ends_earlier_does_not_end_one_that_was_shown_before()
     for token in ("anna", "bruno"):
         guard.user_of(predict(token), 0.0)
         assert guard.holds_until == 100.0
+        guard.recheck()
+        assert guard.holds_until == 100.0
 
 
 def test_when_the_one_that_holds_longest_is_gone_that_of_the_last_request_counts() -> None:
