@@ -86,7 +86,8 @@ def test_what_is_not_stored_yet_stays_on_the_disk(open_journal: OpenJournal, tmp
         assert all(data in on_disk for data in left)
         assert backlog.size_bytes == len(on_disk)
         backlog.acknowledge(batch)
-        del left[: batch.count]
+        del left[: len(batch.payloads)]
+        assert backlog.pending == len(left)
     assert not left
 
 
