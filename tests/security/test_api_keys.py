@@ -124,6 +124,12 @@ def test_a_name_that_a_line_cannot_hold_is_refused(tmp_path: Path, user: str) ->
     assert not (tmp_path / "keys").exists()
 
 
+def test_a_key_whose_line_cannot_be_written_is_not_given_out(tmp_path: Path) -> None:
+    """The service would know nobody by it."""
+    with pytest.raises(StartupError, match="cannot be written: No such file or directory"):
+        create(tmp_path / "missing" / "keys", "anna")
+
+
 @pytest.mark.parametrize("days", [-3, 99_999_999, 10**30])
 def test_a_last_day_that_is_past_or_beyond_the_calendar_is_refused(tmp_path: Path, days: int) -> None:
     """Before a key is made that would never be valid."""
