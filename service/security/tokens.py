@@ -62,11 +62,8 @@ class TokenVerifier:
     def __init__(self, keys: list[TokenKey], rules: TokenRules) -> None:
         self._keys = keys
         self._rules = rules
+        # An audience and an issuer that a token is compared with it must have anyway.
         required = [rules.user_claim] + (["exp"] if rules.require_expiry else [])
-        if rules.audience is not None:
-            required.append("aud")
-        if rules.issuer is not None:
-            required.append("iss")
         # Without an audience of our own, a token may name any: it is then the issuer's keys alone that decide.
         self._options: Any = {"require": required, "verify_aud": rules.audience is not None}
 
