@@ -45,6 +45,11 @@ def verifier(**rules: Any) -> TokenVerifier:
     return TokenVerifier([secret_key(SECRET)], TokenRules(**rules))
 
 
+def configured(**settings: Any) -> Credentials:
+    """Those of a service that knows the secret."""
+    return Credentials(Settings(auth="required", jwt_secret=SECRET, **settings))
+
+
 def test_a_token_signed_with_the_secret_names_its_user_until_it_expires() -> None:
     """The identity ends when the token does, leeway included."""
     body = claims()
@@ -138,13 +143,13 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path: Path) -> None:
         ({}, {"sub": "\ud800"}),
         ({}, {"sub": "a" * 256}),
         ({}, {"sub": "an\0na"}),
-        ({"audience": "visionai"}, {"aud": "other"}),
-        ({"audience": "visionai"}, {}),
-        ({"issuer": "https://me"}, {"iss": "https://you"}),
-        ({"issuer": "https://me"}, {}),
-        ({"user_claim": "email"}, {}),
-        ({"user_claim": "admin"}, {"admin": True}),
-        ({"user_claim": "groups"}, {"groups": ["anna"]}),
+        ({"jwt_audience": "visionai"}, {"aud": "other"}),
+        ({"jwt_audience": "visionai"}, {}),
+        ({"jwt_issuer": "https://me"}, {"iss": "https://you"}),
+        ({"jwt_issuer": "https://me"}, {}),
+        ({"jwt_user_claim": "email"}, {}),
+        ({"jwt_user_claim": "admin"}, {"admin": True}),
+        ({"jwt_user_claim": "groups"}, {"groups": ["anna"]}),
     ],
 )
 def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
@@ -154,26 +159,26 @@ def test_a_token_that_does_not_say_what_it_must_is_not_accepted(
     another, for another audience, by another issuer."""
     merged = {name: value for name, value in claims(**body).items() if value is not None}
     with pytest.raises(Unauthorized):
-        verifier(**rules).verify(jwt.encode(merged, SECRET, "HS256"))
+        configured(**rules).verify(jwt.encode(merged, SECRET, "HS256"))
 
 
 @pytest.mark.parametrize(
     ("rules", "body", "user"),
     [
-        ({"audience": "visionai"}, {"aud": ["other", "visionai"]}, "anna"),
-        ({"issuer": "https://me"}, {"iss": "https://me"}, "anna"),
-        ({"user_claim": "email"}, {"email": "a@b.c"}, "a@b.c"),
-        ({"user_claim": "user_id"}, {"user_id": 7}, "7"),
+        ({"jwt_audience": "visionai"}, {"aud": ["other", "visionai"]}, "anna"),
+        ({"jwt_issuer": "https://me"}, {"iss": "https://me"}, "anna"),
+        ({"jwt_user_claim": "email"}, {"email": "a@b.c"}, "a@b.c"),
+        ({"jwt_user_claim": "user_id"}, {"user_id": 7}, "7"),
         ({}, {"sub": "á" * 255}, "á" * 255),
         ({}, {"aud": "anything"}, "anna"),
-        ({"leeway": 86_400.0}, {"exp": time.time() - 5}, "anna"),
-        ({"require_expiry": False}, {"exp": None}, "anna"),
+        ({"jwt_leeway_seconds": 86_400.0}, {"exp": time.time() - 60}, "anna"),
+        ({"jwt_require_expiry": False}, {"exp": None}, "anna"),
     ],
 )
 def test_the_rules_are_settings(rules: dict[str, Any], body: dict[str, Any], user: str) -> None:
     """Audience, issuer, the user's claim, leeway, and tokens without an expiry."""
     merged = {name: value for name, value in claims(**body).items() if value is not None}
-    assert verifier(**rules).verify(jwt.encode(merged, SECRET, "HS256")).user == user
+    assert configured(**rules).verify(jwt.encode(merged, SECRET, "HS256")).user == user
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ def test_what_is_no_token_is_not_accepted(token: str) -> None:
 
 def test_a_credential_that_is_too_long_reaches_no_parser() -> None:
     """Of tokens that are right otherwise, those up to the bound are accepted, and none beyond it."""
-    credentials = Credentials(Settings(auth="required", jwt_secret=SECRET))
+    credentials = configured()
     body = {"sub": "anna", "exp": int(time.time()) + 60}
     lengths = set()
     for extra in range(6030, 6060):
