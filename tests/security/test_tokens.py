@@ -83,7 +83,11 @@ def test_a_key_set_chooses_by_key_id(tmp_path: Path) -> None:
         "kid": "r",
         "alg": "RS256",
     }
-    ec_jwk = jwt.algorithms.ECAlgorithm.to_jwk(EC.public_key(), as_dict=True) | {"kid": "e", "use": "sig"}
+    ec_jwk = jwt.algorithms.ECAlgorithm.to_jwk(EC.public_key(), as_dict=True) | {
+        "kid": "e",
+        "alg": "ES256",
+        "use": "sig",
+    }
     path = tmp_path / "jwks.json"
     p384 = ec.generate_private_key(ec.SECP384R1()).public_key()
     others = [
