@@ -199,6 +199,23 @@ def test_a_dead_processs_journal_that_cannot_be_deleted_for_a_while(
     assert not first.parent.exists()
 
 
+def test_a_journal_with_a_damaged_head_behind_another_processs(
+    open_journal: OpenJournal, tmp_path: Path
+) -> None:
+    """What its records were made with is not taken from the journal before it: they count as this process's."""
+    kill_after_appending(tmp_path, 1)
+    damaged = tmp_path / "journal-ffffffffffff" / "00000001.segment"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"no head" + frame(b'[{"emotion":"happy"}]', 1))
+    ours = Model("v2", "other.onnx", MODEL.labels)
+    backlog = open_journal(ours)
+    for model in (MODEL, ours):
+        batch = backlog.take(7)
+        assert batch is not None
+        assert batch.model == model
+        backlog.acknowledge(batch)
+
+
 def test_a_process_that_died_while_it_made_its_folder(open_journal: OpenJournal, tmp_path: Path) -> None:
     """A folder that a process had made, but not yet locked, when it died is removed."""
     (tmp_path / "journal-0123456789ab").mkdir()
