@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -416,9 +416,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         JournalBacklog(tmp_path / "file", MODEL)
 
 
-def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("write", [fail, lambda _, data: len(data) - 1], ids=["no byte", "all but one"])
+def test_a_disk_that_is_full_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[int, bytes], int]
+) -> None:
     """It is an error at once, and leaves nothing: neither a segment without its head nor a folder that is held."""
-    monkeypatch.setattr(os, "write", fail)
-    with pytest.raises(OSError, match="injected"):
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match=f"injected|{os.strerror(errno.ENOSPC)}"):
         JournalBacklog(tmp_path, MODEL)
     assert list(tmp_path.glob("journal-*")) == []
