@@ -60,6 +60,24 @@ async def test_chosen_photos_show_their_emotions(open_page: OpenPage) -> None:
     assert await portrait.evaluate(has_box)
 
 
+async def test_a_file_s_long_name_hides_no_figures(open_page: OpenPage) -> None:
+    """It is cut short; the time and the percentages are within the card, which on a phone is filled by the photo."""
+    page = (await open_page(viewport={"width": 390, "height": 740})).page
+    await page.click("#tab-photos")
+    portrait: FilePayload = {
+        "name": f"{'long' * 20}.jpg",
+        "mimeType": "image/jpeg",
+        "buffer": ASTRONAUT.read_bytes(),
+    }
+    await page.set_input_files("#files", [portrait])
+    await expect(page.locator(".photo .bars .number")).to_have_count(7)
+    edges = "(part) => { const { left, right } = part.getBoundingClientRect(); return [left, right]; }"
+    left, right = await page.locator(".photo").evaluate(edges)
+    for figure in await page.locator(".photo .number, .photo .title .muted").all():
+        assert (await figure.evaluate(edges))[1] < right, await figure.text_content()
+    assert await page.locator(".photo canvas").evaluate(edges) == [left + 1, right - 1]  # the border
+
+
 @pytest.mark.parametrize("way", ["drop", "paste"])
 async def test_a_photo_can_be_brought_from_anywhere(way: str, open_page: OpenPage) -> None:
     """Dropped or pasted while the live view is open, it is shown among the photos."""
