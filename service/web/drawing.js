@@ -62,7 +62,7 @@ function drawBox(context, [x, y, w, h], colour) {
 function drawLabel(context, [x, y], text, face, width) {
   const high = 26;
   context.font = `600 14px ${getComputedStyle(document.body).fontFamily}`;
-  const wide = context.measureText(text).width + 34;
+  const wide = Math.min(context.measureText(text).width + 34, width - 8);
   const left = Math.max(4, Math.min(x, width - wide - 4));
   const top = Math.max(4, y - high - 6);
   context.beginPath();
@@ -75,7 +75,7 @@ function drawLabel(context, [x, y], text, face, width) {
   context.fill();
   context.fillStyle = "#ffffff";
   context.textBaseline = "middle";
-  context.fillText(text, left + 25, top + high / 2 + 0.5);
+  context.fillText(text, left + 25, top + high / 2 + 0.5, wide - 34); // narrower letters, where it has too many
 }
 
 /**

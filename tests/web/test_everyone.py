@@ -10,7 +10,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import FilePayload, Page, expect
 
 from tests.web.browser import ASTRONAUT, BLANK_CAMERA, ROOT
-from tests.web.conftest import TIMEOUT_MS, OpenPage, until
+from tests.web.conftest import TIMEOUT_MS, OpenPage, between, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -256,3 +256,40 @@ async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
         box = await button.bounding_box()
         assert box is not None
         assert box["height"] >= 40
+
+
+async def test_the_long_labels_of_another_model_fit(open_page: OpenPage) -> None:
+    """Broken in lists and tables, and narrower on a picture: what stands beside them is seen on a phone, too."""
+    label = "contempt_or_another_word_of_this_length"
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {renamed(name): renamed(value) for name, value in part.items()}
+        if isinstance(part, list):
+            return [renamed(value) for value in part]
+        return label if part == "happy" else part
+
+    async def before(page: Page) -> None:
+        await between(reply=renamed)(page)
+        await page.add_init_script("""
+          window.written = [];
+          const fillText = CanvasRenderingContext2D.prototype.fillText;
+          CanvasRenderingContext2D.prototype.fillText = function (text, x, y, most = Infinity) {
+            const to = x + Math.min(this.measureText(text).width, most);
+            window.written.push([text, to, this.canvas.clientWidth]);
+            fillText.call(this, text, x, y, most);
+          };
+        """)
+
+    page = (await open_page(before=before, viewport={"width": 320, "height": 740})).page
+    await show_everything(page)
+    await page.click("#tab-history")
+    await expect(page.locator("#latest")).to_contain_text(label)
+    for view in ("history", "photos", "live"):
+        await page.click(f"#tab-{view}")
+        for part in await page.locator(f"#{view} :is(.number, td, #session-legend li):visible").all():
+            right = await part.evaluate("(part) => part.getBoundingClientRect().right")
+            assert right <= 320 - 16, (view, await part.text_content())
+    written = await page.evaluate("window.written")
+    assert any(text.startswith(label) for text, _, _ in written)
+    assert [to for _, to, width in written if to > width] == []
