@@ -62,6 +62,7 @@ class Photo {
     this.#settled = null;
     this.render();
     this.#preview ??= await preview(this.#file);
+    this.render();
     const sent = performance.now();
     try {
       const prediction = await this.#ask(this.#file, options);

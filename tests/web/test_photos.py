@@ -88,6 +88,15 @@ async def test_a_photo_can_be_brought_from_anywhere(way: str, open_page: OpenPag
     await expect(page.locator(".photo h3")).to_contain_text("Happy")
 
 
+async def test_a_photo_is_seen_while_its_answer_is_waited_for(open_page: OpenPage) -> None:
+    """Over a slow line that is long, and a name alone does not say which one it is."""
+    page = (await open_page(before=between(request=lambda _, request: request["command"] != "predict"))).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.get_by_role("img", name="astronaut.jpg: Looking…")).to_be_visible()
+    await expect(page.locator(".photo figcaption")).to_contain_text("Looking…")
+
+
 async def test_a_photo_without_a_face_can_be_taken_whole(open_page: OpenPage) -> None:
     """The error is beside the photo, with a button that takes the whole image as a face; both outcomes are read out."""
     page = (await open_page()).page
