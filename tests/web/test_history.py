@@ -358,23 +358,29 @@ async def test_the_pure_parts_count_right(open_page: OpenPage) -> None:
           const { Session } = await import("/web/timeline.js");
           const { inOrder } = await import("/web/emotions.js");
           const { emotionName } = await import("/web/i18n.js");
-          const meter = new Meter(1000);
-          for (const [value, now] of [[1, 0], [9, 500], [3, 900], [4, 1200]]) meter.add(value, now);
+          const meter = new Meter(2000);
+          for (const [value, now] of [[1, 0], [9, 1000], [30, 1900], [4, 2000], [12, 2100]]) meter.add(value, now);
           const session = new Session();
           session.add([{ emotion_name: "sad" }], 100.9);
           session.add([{ emotion_name: "happy" }], 101);
+          const seen = new Session();
+          seen.add([{ emotion_name: "sad" }], 100.9);
+          seen.add([{ probabilities: { sad: 0.5, happy: 0.5 } }, { probabilities: { sad: 0, happy: 1 } }], 219.5);
           return {
             session: [219.9, 220, 221].map((time) => session.shares(time)),
-            median: meter.median(1200), rate: meter.rate(1200), none: meter.median(9000),
+            columns: Object.entries(seen.columns(219.9)).filter(([, shares]) => shares),
+            over: seen.shares(219.9),
+            rate: meter.rate(2100), medians: [2100, 3000, 9000].map((now) => meter.median(now)),
             shares: toShares([{ sad: 1, happy: 1 }, {}, { sad: 4 }]), order: inOrder(["zeal", "sad", "awe", "happy"]),
             names: ["happy", "working", "face", "constructor"].map(emotionName),
           };
         }"""
     )
     assert result == {
-        "median": 4,
-        "rate": 3,
-        "none": None,
+        "rate": 2,
+        "medians": [10.5, 12, None],
+        "columns": [["0", {"sad": 1}], ["119", {"sad": 0.25, "happy": 0.75}]],
+        "over": {"sad": 0.5, "happy": 0.5},
         "session": [{"sad": 0.5, "happy": 0.5}, {"happy": 1}, None],
         "shares": [{"sad": 0.5, "happy": 0.5}, None, {"sad": 1}],
         "order": ["happy", "sad", "awe", "zeal"],
