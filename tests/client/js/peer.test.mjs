@@ -1,5 +1,6 @@
 // The JavaScript client against peers that commit faults on request. Addresses are in the environment.
 import assert from "node:assert/strict";
+import { getEventListeners } from "node:events";
 import { openAsBlob } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
@@ -375,4 +376,25 @@ test("an option that is undefined is as if it was not there", async () => {
 
 test("a token is taken without the space around it", async () => {
   assert.equal((await connect(PEER, { token: " secret\n" }).predict(image("sad"))).emotion_name, "sad");
+});
+
+test("what is over leaves no timer, and no listener on its caller's signal", async (context) => {
+  const timers = new Set();
+  for (const kind of ["Timeout", "Interval"]) {
+    const [set, clear] = [globalThis[`set${kind}`], globalThis[`clear${kind}`]];
+    context.mock.method(globalThis, `set${kind}`, (act, ...given) => {
+      const timer = set(() => (kind === "Interval" || timers.delete(timer), act()), ...given);
+      return timers.add(timer) && timer;
+    });
+    context.mock.method(globalThis, `clear${kind}`, (timer) => (timers.delete(timer), clear(timer)));
+  }
+  const { signal } = new AbortController();
+  const client = connect(PEER);
+  await client.predict(image("sad", { first: [{ error: "overloaded" }] }), { signal });
+  await assert.rejects(client.predict(image("sad", { gated: true }), { signal, timeoutMs: 100 }), DeadlineExceeded);
+  for await (const _ of client.predictMany([image("sad")], { signal })) assert.ok(getEventListeners(signal, "abort").length);
+  assert.deepEqual(getEventListeners(signal, "abort"), []);
+  assert.equal(timers.size, 1); // of the connection
+  client.close();
+  assert.equal(timers.size, 0);
 });
