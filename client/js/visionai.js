@@ -102,7 +102,6 @@ class Connection {
     socket.onerror = ignore; // a close event follows
     socket.onclose = ({ code, reason }) => this.#end(code, reason);
     this.#heartbeat = setInterval(() => this.#beat(keepaliveMs), keepaliveMs);
-    this.#heartbeat.unref?.(); // in Node: an idle client does not keep the process
   }
 
   /** Connect and read the welcome. */
