@@ -54,6 +54,29 @@ test("a WebSocket class whose errors must be listened to is none the worse for i
   assert.equal(open.state, "closed");
 });
 
+test("closing ends a connection that has greeted, and not yet said that it is configured", async () => {
+  let socket;
+  let open = true;
+  class Slow {
+    constructor() {
+      socket = this;
+    }
+    send() {}
+    close() {
+      open = false;
+    }
+  }
+  const client = connect("ws://127.0.0.1:9/ws", { WebSocket: Slow });
+  const connecting = client.connect();
+  await new Promise(setImmediate);
+  socket.onmessage({ data: '{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}' });
+  await new Promise(setImmediate);
+  assert.ok(open);
+  client.close();
+  assert.ok(!open);
+  await assert.rejects(connecting, { code: "connection_lost", message: "the client is closed" });
+});
+
 test("errors keep their names where a bundler shortens those of classes", async () => {
   let code = await read("visionai.js");
   const names = Object.keys(module).filter((name) => module[name].prototype instanceof Error);
