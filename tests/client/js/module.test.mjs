@@ -16,14 +16,17 @@ test("an address that is none is named", () => {
 
 test("an address that the WebSocket class refuses is one that cannot be connected to", async () => {
   // As browsers do with a ws: address in a page of https.
+  let tried = 0;
   class Refusing {
     constructor() {
+      tried++;
       throw new DOMException("An insecure WebSocket connection may not be initiated", "SecurityError");
     }
   }
   const client = connect("ws://127.0.0.1:9/ws", { WebSocket: Refusing });
   const message = "cannot connect to ws://127.0.0.1:9/ws: An insecure WebSocket connection may not be initiated";
   await assert.rejects(client.connect(), { name: "ConnectionFailed", code: "cannot_connect", message });
+  assert.equal(tried, 1); // nobody has greeted there yet: the address may be wrong
   await assert.rejects(client.predict(new Uint8Array()), { code: "cannot_connect" });
 });
 
@@ -54,28 +57,31 @@ test("a WebSocket class whose errors must be listened to is none the worse for i
   assert.equal(open.state, "closed");
 });
 
-test("closing ends a connection that has greeted, and not yet said that it is configured", async () => {
-  let socket;
-  let open = true;
-  class Slow {
-    constructor() {
-      socket = this;
+for (const [what, asked] of [["is being configured", true], ["has just greeted", false]]) {
+  test(`closing ends a connection that ${what}`, async () => {
+    let socket;
+    let open = true;
+    class Slow {
+      constructor() {
+        socket = this;
+      }
+      send() {}
+      close() {
+        open = false;
+      }
     }
-    send() {}
-    close() {
-      open = false;
-    }
-  }
-  const client = connect("ws://127.0.0.1:9/ws", { WebSocket: Slow });
-  const connecting = client.connect();
-  await new Promise(setImmediate);
-  socket.onmessage({ data: '{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}' });
-  await new Promise(setImmediate);
-  assert.ok(open);
-  client.close();
-  assert.ok(!open);
-  await assert.rejects(connecting, { code: "connection_lost", message: "the client is closed" });
-});
+    const client = connect("ws://127.0.0.1:9/ws", { WebSocket: Slow });
+    const told = assert.rejects(client.connect(), { code: "connection_lost", message: "the client is closed" });
+    await new Promise(setImmediate);
+    socket.onmessage({ data: '{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}' });
+    if (asked) await new Promise(setImmediate);
+    assert.ok(open);
+    client.close();
+    await new Promise(setImmediate);
+    assert.ok(!open);
+    await told;
+  });
+}
 
 test("errors keep their names where a bundler shortens those of classes", async () => {
   let code = await read("visionai.js");
