@@ -340,7 +340,7 @@ async function bytesOf(image) {
   if (ArrayBuffer.isView(image)) return new Uint8Array(image.buffer, image.byteOffset, image.byteLength);
   throw new TypeError(
     `an image is a Blob, an ArrayBuffer or a typed array, not ${image?.constructor?.name ?? image}: canvas.toBlob() makes ` +
-      "one of what is drawn, fetch() of an address, and readFile() of a path; await what is a Promise",
+      "one of what is drawn, blob() of what fetch() gives, and readFile() of a path; await what is a Promise",
   );
 }
 
