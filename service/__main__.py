@@ -215,8 +215,9 @@ def _stop_measuring(number: int, frame: object) -> NoReturn:
 
 def _reload() -> int:
     """Let the service that was started here reload. What is wrong with its settings is for it to say."""
-    from service.reload import request_reload
-    from service.settings import load_control_socket
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        from service.reload import request_reload
+        from service.settings import load_control_socket
 
     try:
         outcome = request_reload(load_control_socket())
