@@ -129,18 +129,15 @@ def _start(arguments: argparse.Namespace) -> int:
     # Imported here so that --help and --version answer at once. numpy would start a thread per CPU for linear algebra
     # that the service does not do; a process with threads cannot fork safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from dataclasses import replace
+    from functools import partial
 
     if arguments.reload:
         return _reload()
     serves = arguments.command is None and not arguments.migrate_only
     if serves:
         hangup.hold_back()  # until the supervisor listens; before what takes time, which importing does
-    # Process 1 of a container gets no signal that it has no handler for.
-    if arguments.command == "tune":
-        signal.signal(signal.SIGTERM, _stop_measuring)
-    elif serves:
-        signal.signal(signal.SIGTERM, _stop_starting)  # until the supervisor listens
+    # Process 1 of a container gets no signal that it has no handler for. Later the supervisor listens.
+    signal.signal(signal.SIGTERM, _stop_starting if serves else _stop_undone)
     hear()
     # A library in C that is interrupted while it loads says that it cannot be imported.
     with held_back(signal.SIGINT, signal.SIGTERM):
@@ -153,16 +150,19 @@ def _start(arguments: argparse.Namespace) -> int:
             os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
     settings = load_settings()
     with held_back(signal.SIGINT, signal.SIGTERM):
+        from service.apart import run_apart
         from service.logs import configure_logging
-        from service.worker import load_engine, prepare_database
+        from service.worker import prepare_database
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
     configure_logging(settings.log_level, settings.log_format)
     if arguments.migrate_only:
-        # Ctrl-C ends it amid a statement, too, which Python would wait for. What is not committed is as it was.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        prepare_database(settings, load_engine(replace(settings, provider="cpu", threads=1, executors=0)))
+        # Python hears no signal amid a statement, but while it waits for a process. What is not committed is as it was.
+        run_apart(
+            partial(prepare_database, settings),
+            unfinished="the process that was to migrate the database has ended; the log has the cause",
+        )
         return 0
     if arguments.command == "tune":
         from service.tune import tune
@@ -208,8 +208,8 @@ def _stop_starting(number: int, frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def _stop_measuring(number: int, frame: object) -> NoReturn:
-    """What is not measured to the end is not kept, and that is no success: the code is a shell's for a signal."""
+def _stop_undone(number: int, frame: object) -> NoReturn:
+    """What is not done to the end is not kept, and that is no success: the code is a shell's for a signal."""
     sys.exit(128 + number)
 
 

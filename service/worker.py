@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from service import __version__
+from service.apart import Progress
 from service.canary import Version, check_versions, of_canary
 from service.cells import SharedCells
 from service.emotions import DESCRIPTIONS
@@ -156,13 +157,13 @@ def open_store(
     )
 
 
-def prepare_database(settings: Settings, engine: Engine) -> None:
-    """What opening a store does to the database, without one: nothing is served yet.
+def prepare_database(settings: Settings, _: Progress) -> None:
+    """What opening a store does to the database, without one: nothing is served yet. To be run apart.
 
     Raises:
-        StartupError: it cannot be used.
+        StartupError: it cannot be used, or the model may not be served.
     """
-    card = engine.card
+    card = load_engine(replace(settings, provider="cpu", threads=1, executors=0)).card
     prepare(
         settings.database_url,
         labels=card.labels,
