@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from service.errors import StartupError
 from service.predictor import Request
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ _FLUSH_S: Final = 3.0
 
 
 def start_tracing(version: str) -> Tracing | None:
-    """What the environment asks for: None for no traces. To be called in the process that serves, after any fork."""
+    """What the environment asks for: None for no traces. To be called in the process that serves, after any fork.
+
+    Raises:
+        StartupError: the library refuses one of its variables.
+    """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     if (
@@ -40,14 +45,17 @@ def start_tracing(version: str) -> Tracing | None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "visionai"}
+        provider = TracerProvider(
+            resource=Resource.create({**named, "service.version": version}), shutdown_on_exit=False
+        )
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except ImportError:
         log.warning("no traces are sent: OpenTelemetry is not installed (docs/operations.md)")
         return None
-    named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "visionai"}
-    provider = TracerProvider(
-        resource=Resource.create({**named, "service.version": version}), shutdown_on_exit=False
-    )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as exc:
+        raise StartupError(f"a setting of OpenTelemetry (OTEL_…) is wrong: {exc}") from None
     return Tracing(provider)
 
 

@@ -231,11 +231,11 @@ def run_worker(
             engines = [engine] if canary_engine is None else [engine, canary_engine]
             metrics = Metrics(engine.card.labels, shared, row, [each.card.version_tag for each in engines])
             perimeter = Perimeter(settings, shared, row, metrics.refused)
+            tracing = start_tracing(__version__)
             stores = _open_stores(settings, engines, served)
     except StartupError as exc:
         _tell(pipe, str(exc))
         return EXIT_CANNOT_START
-    tracing = start_tracing(__version__)
     canary = None
     if canary_engine is not None:
         canary = Version(canary_engine, stores[1], settings.canary_percent / 100, active=False)

@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.tracing import start_tracing
-from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message
+from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message, run_service
 from tests.service.reloading import reload
 
 FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
@@ -337,3 +337,22 @@ def test_without_the_variables_there_are_no_traces(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert start_tracing("1") is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000"}, "max_export_batch_size must be less than"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be"),
+    ],
+)
+def test_a_wrong_variable_of_opentelemetry_is_told_as_any_setting(
+    setting: dict[str, str], why: str, tmp_path: Path
+) -> None:
+    """By what the library says of it, without a traceback."""
+    ended = run_service(cwd=tmp_path, PORT="0", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", **setting)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        f"VisionAI cannot start: a setting of OpenTelemetry (OTEL_…) is wrong: {why}"
+    )
+    assert ended.stderr.count("\n") == 1
