@@ -232,14 +232,15 @@ def _within(scope: Scope) -> list[sa.ColumnElement[bool]]:
 
 
 def _timed(connection: sa.Connection) -> list[sa.ColumnElement[bool]]:
-    """Rows that have a time. SQLite takes numbers for one, too, and an empty text.
+    """Rows that have a time. SQLite takes numbers for one, too, and an empty text; PostgreSQL knows more years than
+    Python, of which the first and the last may be left in another time zone.
 
     In words of which no index is made use: that of the scope is the one to read.
     """
     moment = _columns.timestamp
     if connection.dialect.name == "sqlite":
         return [sa.func.typeof(moment) == "text", moment != sa.literal_column("''", moment.type)]
-    return [moment.is_not(None)]
+    return [sa.func.date_part("year", moment).between(2, 9998)]
 
 
 def add_faces(

@@ -86,12 +86,16 @@ def test_pages_follow_each_other_by_what_they_name(
 def test_rows_without_a_time_are_left_out(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, user: str | None
 ) -> None:
-    """One that another program emptied, or in SQLite wrote a number into, does not cost its user the whole history."""
+    """One that another program emptied, or in SQLite wrote a number into, does not cost its user the whole history.
+
+    Nor does a time of PostgreSQL's that lies outside of Python's years.
+    """
     store, ids = open_store(), PredictionIds()
     made = [make_record(prediction_id=ids.next(), user=user, timestamp=NOW) for _ in range(5)]
     store.record(made)
     written(store, 5)
-    values = ["NULL", "0", "''"] if engine.dialect.name == "sqlite" else ["NULL"]
+    outside = ["'infinity'", "'10000-01-01'", "'0044-03-15 BC'"]
+    values = ["NULL", *(["0", "''"] if engine.dialect.name == "sqlite" else outside)]
     with engine.begin() as connection:
         for number, value in enumerate(values, start=1):
             connection.exec_driver_sql(
