@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 ImageSource = bytes | str | os.PathLike[str]
@@ -26,7 +28,7 @@ async def bytes_of(image: ImageSource) -> bytes:
             f"{type(image).__name__}: encode pixels (cv2.imencode), read() what is open, give bytes() of a buffer"
         )
     try:
-        return await asyncio.to_thread(Path(image).read_bytes)
+        return await _read(Path(image))
     except ValueError as error:  # a null byte, or a letter that the system's names have no bytes for
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
     except OSError as error:
@@ -37,6 +39,21 @@ async def bytes_of(image: ImageSource) -> bytes:
             error.errno,
             f"{error.strerror}: text is a path; base64.b64decode() makes bytes of an image in base64",
         ) from None
+
+
+async def _read(path: Path) -> bytes:
+    """In a thread that no program's end waits for: a named pipe may have nobody who ever writes to it."""
+    reading: Future[bytes] = Future()
+    reading.set_running_or_notify_cancel()  # who waits may be cancelled, but not the reading
+
+    def read() -> None:
+        try:
+            reading.set_result(path.read_bytes())
+        except (OSError, ValueError, MemoryError, OverflowError) as error:
+            reading.set_exception(error)
+
+    threading.Thread(target=read, name="visionai client file", daemon=True).start()
+    return await asyncio.wrap_future(reading)
 
 
 def check_several(images: object, concurrency: int) -> None:

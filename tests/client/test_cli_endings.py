@@ -62,6 +62,31 @@ async def test_ctrl_c_is_code_130(peer: Peer, tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, b"", b"")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+async def test_ctrl_c_ends_a_command_that_waits_for_a_named_pipe(peer: Peer, tmp_path: Path) -> None:
+    """Also where nobody ever writes to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.jpg").write_bytes(image("happy"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "predict", str(tmp_path / "pipe"), str(tmp_path / "a.jpg")),
+        *("--url", peer.url),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while not peer.predictions_received:
+                await asyncio.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, b"", b"")
+
+
 async def test_ctrl_c_while_the_commands_are_imported_is_code_130(tmp_path: Path) -> None:
     """And no traceback."""
     code = """
