@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-# Logits beyond this saturate a sigmoid in float32; the original clips them too.
-_MAX_LOGIT = 100.0
-
 # Boxes that overlap more than this (intersection over union) are the same face. MediaPipe's value.
 SAME_FACE = 0.3
 
@@ -73,7 +70,7 @@ def decode_detections(
     passing = np.flatnonzero(logits > np.log(min_score / (1 - min_score)))
     if not len(passing):
         return np.empty((0, 8, 2), np.float32), np.empty(0, np.float32)
-    scores = 1 / (1 + np.exp(-np.clip(logits[passing], -_MAX_LOGIT, _MAX_LOGIT)))
+    scores = 1 / (1 + np.exp(-logits[passing]))
     order = np.argsort(-scores, kind="stable")
     passing, scores = passing[order], scores[order]
     raw = regressors[passing].reshape(-1, 8, 2) / size
