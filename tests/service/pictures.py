@@ -99,7 +99,7 @@ def oriented(suffix: str, orientation: int) -> bytes:
     if suffix == ".jpg":
         return with_orientation(image, orientation)
     if suffix == ".png":
-        return image[:-12] + chunk(b"eXIf", exif(orientation)) + image[-12:]
+        return image[:-12] + chunk(b"eXIf", exif(orientation)) + chunk(b"tEXt", b"k\0text") + image[-12:]
     parts = struct.pack("<4sIB3x", b"VP8X", 10, 8) + b"".join(
         (side - 1).to_bytes(3, "little") for side in (120, 80)
     )

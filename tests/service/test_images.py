@@ -236,6 +236,7 @@ def test_segments_are_found_as_the_decoder_finds_them(mark: bytes) -> None:
         (b"\xff\xd8\xff\xe0\x00\x02" + bytes(50), "cut off"),
         (b"\x89PNG\r\n\x1a\n", "cut off"),
         (encode(corner_image(), ".png")[:-30], "cut off"),
+        (encode(corner_image(), ".png")[:-1], "its end is missing"),
         (png(64, 64, b"too short"), "PNG"),
         (encode(GRAIN, ".webp")[:2000], "WebP"),
         (b"RIFF\x10\0\0\0WEBPVP8Q" + bytes(20), "WebP"),
