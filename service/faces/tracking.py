@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# x, y, width and height in pixels.
+# x, y, width and height in pixels; never without a size, see `decode.to_faces`.
 Box = tuple[int, int, int, int]
 
 #: Seconds for which a face that is not seen is still expected where it was: a blink of the detector, a hand before it.
@@ -110,9 +110,9 @@ def _affinity(one: Box | None, other: Box | None) -> float | None:
     if one is None or other is None:
         return 1.0 if one is other else None
     (x, y, w, h), (u, v, s, t) = one, other
-    side, other_side = math.sqrt(max(w * h, 1)), math.sqrt(max(s * t, 1))
+    side, other_side = math.sqrt(w * h), math.sqrt(s * t)
     inner = max(0, min(x + w, u + s) - max(x, u)) * max(0, min(y + h, v + t) - max(y, v))
-    overlap = inner / max(w * h + s * t - inner, 1)
+    overlap = inner / (w * h + s * t - inner)
     moved = math.hypot(x + w / 2 - u - s / 2, y + h / 2 - v - t / 2) * 2 / (side + other_side)
     growth = max(side, other_side) / min(side, other_side)
     if overlap < _OVERLAP and (moved > _REACH or growth > _GROWTH):
