@@ -45,9 +45,8 @@ def crop_face(
     reach = side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))
     x0, y0 = math.floor(centre[0] - reach), math.floor(centre[1] - reach)
     x1, y1 = math.ceil(centre[0] + reach), math.ceil(centre[1] + reach)
-    rows, columns = image.shape[:2]
     top, left = max(0, y0), max(0, x0)
-    region = image[top : min(rows, y1), left : min(columns, x1)]
+    region = image[top:y1, left:x1]
     # Where the middle of the whole square lies in the part of it that the image has. What is missing is never made: of
     # a wide face in a thin image it would be many times the image.
     middle = np.array([(x0 + x1) / 2 - left, (y0 + y1) / 2 - top])

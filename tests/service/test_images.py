@@ -165,6 +165,11 @@ def test_colour_models_get_red_first() -> None:
         assert means[1:].max() < 12
 
 
+def test_large_images_are_averaged() -> None:
+    """Of noise, which sampling would keep, little is left in the model's input."""
+    assert decode(GRAY, encode(np.tile(GRAIN, (10, 8, 1)), ".png")).std() < 10
+
+
 def test_small_images_are_enlarged() -> None:
     """A 10x10 image becomes the model's input."""
     assert decode(GRAY, encode(np.full((10, 10), 200, np.uint8), ".png")).mean() == pytest.approx(200, abs=1)
