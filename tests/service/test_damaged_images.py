@@ -55,14 +55,16 @@ def test_a_missing_end_behind_what_is_forgiven_is_one() -> None:
         GRAY.decode_photo(FORGIVEN[: len(FORGIVEN) // 2])
 
 
-def test_what_is_forgiven_is_decoded_at_a_reduced_scale_too() -> None:
+@pytest.mark.parametrize("shape", [(1300, 2600), (2600, 1300)], ids=["wide", "tall"])
+def test_what_is_forgiven_is_decoded_at_a_reduced_scale_too(shape: tuple[int, int]) -> None:
     """A large photo with stray bytes takes no more memory than one without: half of these 2600 pixels are enough."""
-    image = encode(np.full((1300, 2600, 3), (10, 20, 200), np.uint8), ".jpg")
+    height, width = shape
+    image = encode(np.full((height, width, 3), (10, 20, 200), np.uint8), ".jpg")
     at = image.index(SCAN)
     for decoder in (GRAY, RGB):
         photo = decoder.decode_photo(image[:at] + STRAY + image[at:])
-        assert photo.pixels.shape[:2] == (650, 1300)
-        assert (photo.width, photo.height) == (2600, 1300)
+        assert photo.pixels.shape[:2] == (height // 2, width // 2)
+        assert (photo.width, photo.height) == (width, height)
     assert photo.pixels[0, 0].tolist() == pytest.approx([200, 20, 10], abs=3)
 
 
