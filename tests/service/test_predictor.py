@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -12,6 +15,7 @@ from service.engine import Engine
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
 from service.predictor import Predictor, Request
+from service.replies import Timing
 from tests.service.doubles import Ledger, Peer
 from tests.service.harness import FACE
 from tests.service.pictures import encode
@@ -39,6 +43,26 @@ def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: in
     assert crowd.model_seconds + alone.model_seconds == pytest.approx(crowd.timing.inference / 1000)
     # Runs that came while its faces were cut out are inference, and no decoding too.
     assert crowd.timing.decode + crowd.timing.inference <= crowd.timing.total
+
+
+def test_timing_is_in_milliseconds_of_each_stage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting since the request came in, decoding, the model's run, and all of it."""
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr("service.predictor.time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            clock.now += seconds
+            return work(*args)
+
+        return slow
+
+    decoder = ImageDecoder(engine.card.shape, 50_000_000)
+    monkeypatch.setattr(decoder, "decode_into", taking(0.25, decoder.decode_into))
+    monkeypatch.setattr(engine, "run", taking(0.5, engine.run))
+    predictor, request = Predictor(engine, decoder, Ledger()), Request(Peer(), 1, FACE, 8.0)
+    predictor.serve([request], predictor.make_buffer(1))
+    assert request.timing == Timing(decode=250, queue=2000, inference=500, total=2750, batch_size=1)
 
 
 def test_an_image_is_let_go_once_it_was_looked_at(engine: Engine) -> None:
