@@ -65,6 +65,19 @@ def test_timing_is_in_milliseconds_of_each_stage(engine: Engine, monkeypatch: py
     assert request.timing == Timing(decode=250, queue=2000, inference=500, total=2750, batch_size=1)
 
 
+def test_an_image_counts_for_the_emotion_of_its_first_face(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest, of which the reply tells before all others."""
+    labels = engine.card.labels
+    monkeypatch.setattr(engine, "run", lambda faces: np.eye(len(faces), len(labels), dtype=np.float32))
+    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    request = Request(Peer(), 1, FACE, time.perf_counter(), detect="always", max_faces=7)
+    predictor.serve([request], predictor.make_buffer(7))
+    assert request.reply is not None
+    assert request.emotion == orjson.loads(request.reply)["emotion_name"] == labels[0]
+
+
 def test_an_image_is_let_go_once_it_was_looked_at(engine: Engine) -> None:
     """Its reply may wait for those before it, and the image may have megabytes."""
     predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
