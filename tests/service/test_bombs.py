@@ -174,6 +174,7 @@ PROFILE = b"\xff\xe2" + struct.pack(">H", 40_000) + b"ICC_PROFILE\0" + bytes(40_
         (_noise(200, ".webp", cv2.IMWRITE_WEBP_QUALITY, 90), False, False),
         (_noise(500, ".webp", cv2.IMWRITE_WEBP_QUALITY, 90), False, True),
         (_noise(500, ".jpg", *PROGRESSIVE), False, True),
+        (_noise(420, ".jpg"), False, False),
         (b"BM" + struct.pack("<IHHIIii", 1080, 0, 0, 54, 40, 7000, -7000) + bytes(1000), False, True),
         (FACE + bytes(400_000), False, True),
         (b"no image", True, False),
