@@ -34,6 +34,9 @@ SLOWEST_LINE = 32_000
 # Seconds for a connection to close in good order, before it is cut.
 CLOSING = 2.0
 
+# An error, too, is a result: of an exception that nobody awaits any more asyncio would log that.
+_Waiter = asyncio.Future[dict[str, Any] | VisionAIError]
+
 
 def check_url(url: str) -> None:
     """Raise ValueError unless `url` is a WebSocket address."""
@@ -96,7 +99,7 @@ class Connection:
         self._unused = asyncio.Event()  # retired, and nobody waits for a reply any more
         self._websocket = websocket
         self._ids = itertools.count(1)
-        self._unanswered: Unanswered[asyncio.Future[dict[str, Any]]] = Unanswered(welcome.protocol)
+        self._unanswered: Unanswered[_Waiter] = Unanswered(welcome.protocol)
         self._sending = asyncio.Lock()
         self._ended = False
         self._reader = asyncio.create_task(self._read(), name="visionai client reader")
@@ -168,7 +171,7 @@ class Connection:
             VisionAIError: whatever the server answered that is not a success, see `client.errors`.
         """
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[dict[str, Any]] = loop.create_future()
+        reply: _Waiter = loop.create_future()
         request_id = next(self._ids)
         self._waiting += 1
         try:
@@ -192,6 +195,8 @@ class Connection:
             self._waiting -= 1
             if self.retired:
                 self.retire()
+        if isinstance(answer, VisionAIError):
+            raise answer
         if answer.get("type") == "error":
             raise error_of(answer)
         return answer
@@ -251,7 +256,7 @@ class Connection:
         except ConnectionClosed as error:
             reason = closed(error)
             if close_code(error) == 1009 and (waiter := self._unanswered.take_largest()):
-                _fail(waiter, ImageTooLarge("the image is larger than the messages that the server accepts"))
+                _give(waiter, ImageTooLarge("the image is larger than the messages that the server accepts"))
         except ProtocolViolation as error:
             reason = error
         except asyncio.CancelledError:
@@ -264,16 +269,11 @@ class Connection:
             self._pings.cancel()
             for waiter in self._unanswered.take_all():
                 # Each its own: one exception raised in several tasks would gather all their tracebacks.
-                _fail(waiter, copy.copy(reason))
+                _give(waiter, copy.copy(reason))
         await self._close()
 
 
-def _give(waiter: asyncio.Future[dict[str, Any]], reply: dict[str, Any]) -> None:
+def _give(waiter: _Waiter, answer: dict[str, Any] | VisionAIError) -> None:
     # A cancelled wait is removed from the unanswered ones one step of the loop later.
     if not waiter.done():
-        waiter.set_result(reply)
-
-
-def _fail(waiter: asyncio.Future[dict[str, Any]], error: VisionAIError) -> None:
-    if not waiter.done():
-        waiter.set_exception(error)
+        waiter.set_result(answer)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from client import AsyncClient, CannotConnect, ConnectionLost, DeadlineExceeded, Retry
+from client.connection import Connection
+from client.protocol import Request
 from tests.client.harness import TIMEOUT
 from tests.client.peer import Peer, image
 
@@ -85,6 +89,43 @@ async def test_what_waits_for_its_turn_is_told_that_the_connection_has_ended() -
             gone.set()
             errors = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(error) for error in errors] == [ConnectionLost] * 2
+
+
+async def test_what_is_given_up_after_its_connection_failed_leaves_asyncio_no_error_to_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request that is still being sent when the server talks nonsense, and is then cancelled."""
+    monkeypatch.setattr("client.connection.CLOSING", 0.1)
+    asked = asyncio.Event()
+
+    async def babble(websocket: ServerConnection) -> None:
+        await websocket.send('{"type":"welcome","protocol":2}')
+        websocket.transport.pause_reading()
+        await asked.wait()
+        await websocket.send("nonsense")
+        await websocket.wait_closed()
+
+    logged: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    async with serve(babble, "127.0.0.1", 0) as server, asyncio.timeout(TIMEOUT):
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        connection = await Connection.open(url, token=None, timeout=TIMEOUT, keepalive=math.inf)
+        # More than the buffers of both systems hold.
+        request = Request("predict", image=image(padding="x" * 2**25))
+        sending = asyncio.create_task(connection.exchange(request))
+        await asyncio.sleep(0)
+        asked.set()
+        while connection.usable:
+            await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled()
+        await connection.aclose()
+        for websocket in server.connections:
+            websocket.transport.abort()
+    del sending
+    gc.collect()
+    assert not logged
 
 
 async def test_an_image_that_is_long_on_its_way_is_not_taken_for_a_server_that_is_silent() -> None:
