@@ -7,6 +7,7 @@ are in `minutes`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,6 +27,9 @@ _LONGEST_US: Final = 10**10
 # SQLite's own functions know times to the millisecond, which may be a bucket's length. To the microsecond a question of
 # many rows takes a third longer; nobody sees one row of 60 000 in the bucket beside its own.
 _LONG: Final = timedelta(minutes=1)
+
+# A confidence that is counted; another is as null, and leaves the others their mean. NaN is larger to PostgreSQL.
+_FINITE: Final = (-sys.float_info.max, sys.float_info.max)
 
 _columns = predictions_log.c
 _READ: Final = (
@@ -201,7 +205,9 @@ def figures(
             _columns.emotion_id,
             bucket_of(connection, _columns.timestamp, since, window, buckets),
             sa.func.count().label("faces"),
-            sa.func.sum(_columns.confidence).label("confidence"),
+            sa.func.sum(_columns.confidence)
+            .filter(_columns.confidence.between(*_FINITE))
+            .label("confidence"),
         )
         .where(*conditions)
         .group_by(_columns.emotion_id, sa.text("bucket"))

@@ -106,6 +106,27 @@ def test_rows_without_a_time_are_left_out(
 
 
 @pytest.mark.parametrize("window_s", [600.0, 7200.0], ids=["rows", "minutes"])
+def test_a_confidence_that_is_no_number_leaves_the_others_their_mean(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
+) -> None:
+    """NaN and infinities, as another program may write them, count as 0."""
+    store = open_store()
+    store.record([make_record(emotion="happy", confidence=0.5, timestamp=NOW) for _ in range(4)])
+    written(store, 4)
+    # SQLite has no NaN, and takes a text.
+    values = ["9e999", "'n/a'"] if engine.dialect.name == "sqlite" else ["'NaN'", "'-Infinity'"]
+    with engine.begin() as connection:
+        for number, value in enumerate(values, start=1):
+            connection.exec_driver_sql(
+                f"UPDATE predictions_log SET confidence = {value} WHERE predic_id = {number}"
+            )
+    reply = ask(
+        store, reader(Stats(1, window_s), None, PredictionIds(), LABELS, NOW + timedelta(minutes=1), 0)
+    )
+    assert orjson.loads(reply)["emotions"] == {"happy": {"count": 4, "mean_confidence": 0.25}}
+
+
+@pytest.mark.parametrize("window_s", [600.0, 7200.0], ids=["rows", "minutes"])
 def test_emotions_are_told_in_the_letters_of_replies(
     open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window_s: float
 ) -> None:
