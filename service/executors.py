@@ -122,8 +122,8 @@ class InlineExecutor:
         self._stopping = False
         # When the last slice began and ended, and since when what is read now may have been there.
         self._began = self._ended = self._since = 0.0
-        # Whether requests were left waiting by the last slice.
-        self._busy = False
+        # How many requests the last slice left waiting.
+        self._left = 0
         # What was taken and is not delivered yet.
         self._held: list[Request] = []
 
@@ -187,8 +187,10 @@ class InlineExecutor:
 
     def _work_on_slice(self) -> None:
         began = time.perf_counter()
+        came = len(self._queue) - self._left
         batch = self._queue.take(self._max_batch, began, self._slice_of(self._queue.round))
         self._held = batch.requests + batch.expired
+        gone = len(self._held)
         if batch.requests:
             self._predictor.serve(batch.requests, self._buffer)
         # Scheduled again before replies are delivered: the network is looked at in between.
@@ -200,10 +202,14 @@ class InlineExecutor:
             answered, self._held = self._held, []
             self._deliver(answered)
         work = _observe(self._cost, self._queue, batch.requests)
-        # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work.
         ended = time.perf_counter()
-        self._queue.worked(batch, work, ended - (self._ended if self._busy else began))
-        self._busy = self._scheduled
+        seconds = ended - began
+        if self._left:
+            # With a backlog, reading belongs to what a slice takes: it delays those that wait as much as the work. But
+            # where more came than went, as in a burst, what waits has been read: no more of that is still to come.
+            seconds += (began - self._ended) * min(1.0, gone / max(1, came))
+        self._queue.worked(batch, work, seconds)
+        self._left = len(self._queue)
         self._began, self._ended, self._since = began, ended, began
         if not self._scheduled:
             self._lingering.answered(batch.requests[0].client if len(batch.requests) == 1 else None, ended)

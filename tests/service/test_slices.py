@@ -101,6 +101,24 @@ async def test_what_is_read_between_two_slices_delays_those_that_wait(
     assert waits == pytest.approx([0.25, 0.5], rel=0.01)
 
 
+async def test_reading_a_burst_does_not_delay_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came at once has been read: the wait that is predicted for it is that of the work."""
+    steady, inbox = Steady(0.025), Inbox()
+    executor = one_by_one(monkeypatch, steady, inbox)
+    client = Peer()
+    for number in range(2):
+        executor.submit(Request(client, number, b"image", steady.now))
+    while len(inbox.delivered) < 1:
+        await asyncio.sleep(0)
+    steady.now += 50 * 0.01
+    for number in range(2, 52):
+        executor.submit(Request(client, number, b"image", steady.now))
+    while len(inbox.delivered) < 2:
+        await asyncio.sleep(0)
+    assert executor._queue.predicted_wait() == pytest.approx(50 * 0.025, rel=0.25)
+    await executor.stop()
+
+
 async def test_the_time_between_two_slices_delays_nobody_where_nobody_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
