@@ -104,7 +104,7 @@ def history(
     token: options.Token = None,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Show this user's latest stored predictions. Needs a token.
+    """Show this user's latest stored predictions. Needs a token, and a server that accepts tokens.
 
     Example: visionai history --limit 100 --format csv
     """
