@@ -105,7 +105,7 @@ def capacity(
     seconds: SecondsOption = 5.0,
     as_json: JsonOption = False,
 ) -> None:
-    """What so many cameras need, from the cost of one request here, and what is full first."""
+    """What so many cameras need, from the cost of one request here, and what reaches its limit first."""
     workload, numbers = make_workload(parse_size(size)), parse_numbers(cameras, "--cameras")
     try:
         with errors.status("capacity"):
