@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,11 @@ def drain(backlog: Backlog) -> list[bytes]:
 
 def files(root: Path) -> list[Path]:
     return sorted(root.glob("journal-*/*.segment"))
+
+
+def fail(*_: object) -> int:
+    """In place of a call of the system's."""
+    raise OSError(errno.ENOSPC, "injected")
 
 
 APPENDER = """
