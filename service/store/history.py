@@ -205,9 +205,10 @@ def figures(
             _columns.emotion_id,
             bucket_of(connection, _columns.timestamp, since, window, buckets),
             sa.func.count().label("faces"),
-            sa.func.sum(_columns.confidence)
-            .filter(_columns.confidence.between(*_FINITE))
-            .label("confidence"),
+            # Not FILTER, which SQLite before 3.30 does not know.
+            sa.func.sum(sa.case((_columns.confidence.between(*_FINITE), _columns.confidence))).label(
+                "confidence"
+            ),
         )
         .where(*conditions)
         .group_by(_columns.emotion_id, sa.text("bucket"))
@@ -322,7 +323,7 @@ def _microseconds_since(since: datetime, moment: sa.ColumnElement[datetime]) -> 
 
 
 def _leading_digits(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The middle of all integers that share their first three digits with this one; 0 of those below it."""
+    """The middle of all integers that share their first three digits with this one; 0 of those below 0."""
     cases: list[tuple[sa.ColumnElement[bool], Any]] = [(value < 0, 0), (value < _DIGITS, value)]
     unit = 10
     while unit * _DIGITS <= _LONGEST_US:
