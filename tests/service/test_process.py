@@ -234,6 +234,26 @@ def test_migrating_only_makes_the_tables_and_ends(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_migrating_only_tells_the_log_where_processes_are_spawned(tmp_path: Path) -> None:
+    """As on macOS and Windows: nothing is inherited there."""
+    code = (
+        "import multiprocessing, sys; spawning = multiprocessing.get_context('spawn');"
+        "multiprocessing.get_context = lambda _: spawning;"
+        "from service.__main__ import main; sys.exit(main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--migrate-only"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "LOG_LEVEL": "INFO"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert "INFO service.store.migrate: database migrated from revision none to " in ended.stderr
+
+
 def test_a_second_signal_hurries(start_process: StartProcess) -> None:
     """Two interrupts end the service without waiting for DRAIN_SECONDS, and still cleanly."""
     service = start_process(DRAIN_SECONDS="600")
