@@ -183,7 +183,7 @@ def load(
         float | None,
         typer.Option(
             min=0.1,
-            help="Deadline of each request, in milliseconds; later answers do not count.",
+            help="Deadline of each request, in milliseconds; later answers are no goodput.",
             callback=finite,
         ),
     ] = None,
