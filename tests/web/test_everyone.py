@@ -255,7 +255,7 @@ async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
     for button in await page.locator("button:visible").all():
         box = await button.bounding_box()
         assert box is not None
-        assert box["height"] >= 40
+        assert 40 <= box["height"] < 60, await button.text_content()  # one line, beside the notice, too
 
 
 async def test_the_long_labels_of_another_model_fit(open_page: OpenPage) -> None:

@@ -75,6 +75,7 @@ async def test_a_file_s_long_name_hides_no_figures(open_page: OpenPage) -> None:
     left, right = await page.locator(".photo").evaluate(edges)
     for figure in await page.locator(".photo .number, .photo .title .muted").all():
         assert (await figure.evaluate(edges))[1] < right, await figure.text_content()
+        assert await figure.evaluate("(part) => part.offsetHeight") < 30  # one line
     assert await page.locator(".photo canvas").evaluate(edges) == [left + 1, right - 1]  # the border
 
 
