@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -42,6 +43,17 @@ async def bytes_of(image: ImageSource) -> bytes:
 
 
 async def _read(path: Path) -> bytes:
+    """In one of the few threads that asyncio has for such work, however many files are asked for at once."""
+    data = await asyncio.to_thread(_of_file, path)
+    return await _of_stream(path) if data is None else data
+
+
+def _of_file(path: Path) -> bytes | None:
+    """None where it is no file proper: a named pipe, say."""
+    return path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+
+
+async def _of_stream(path: Path) -> bytes:
     """In a thread that no program's end waits for: a named pipe may have nobody who ever writes to it."""
     reading: Future[bytes] = Future()
     reading.set_running_or_notify_cancel()  # who waits may be cancelled, but not the reading
@@ -52,7 +64,7 @@ async def _read(path: Path) -> bytes:
         except (OSError, ValueError, MemoryError, OverflowError) as error:
             reading.set_exception(error)
 
-    threading.Thread(target=read, name="visionai client file", daemon=True).start()
+    threading.Thread(target=read, name="visionai client stream", daemon=True).start()
     return await asyncio.wrap_future(reading)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,24 @@ async def test_a_missing_file_is_an_os_error(peer: Peer, tmp_path: Path) -> None
         with pytest.raises(FileNotFoundError):
             await client.predict(tmp_path / "none.jpg")
     assert peer.predictions_received == []
+
+
+async def test_many_files_at_once_need_few_threads(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly they are read; so few are open at once, too."""
+    path = tmp_path / "face.jpg"
+    path.write_bytes(image("fear"))
+    readable = threading.Event()
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: readable.wait(60) and image("fear"))
+    before = threading.active_count()
+    async with connect(peer) as client:
+        asked = [asyncio.create_task(client.predict(path)) for _ in range(100)]
+        await asyncio.sleep(0)  # each has begun
+        threads = threading.active_count() - before
+        readable.set()
+        await asyncio.gather(*asked)
+    assert 0 < threads <= 32
 
 
 async def test_many_images_come_out_in_order_with_their_errors(peer: Peer, tmp_path: Path) -> None:
