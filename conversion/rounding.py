@@ -89,7 +89,7 @@ def round_weights(model: onnx.ModelProto) -> None:
     - The kernels of convolutions between rounded activations become bytes with a step for each channel, biases
       32-bit integers.
 
-    A network that rounds nothing, and a kernel whose weights are not whole steps, are left as they are.
+    A network that rounds nothing is left as it is. A kernel whose weights are not whole steps stays in floats.
     """
     graph = model.graph
     if not is_rounded(model):
@@ -104,6 +104,7 @@ def round_weights(model: onnx.ModelProto) -> None:
         kernel = np.asarray(onnx.numpy_helper.to_array(constants[node.input[1]]), np.float64)
         steps = weight_steps(kernel)
         if steps is None:
+            _keep_in_floats(model, node, source)
             continue
         input_step = float(onnx.numpy_helper.to_array(constants[source.input[1]]))
         bias = np.zeros(len(steps))
@@ -111,6 +112,7 @@ def round_weights(model: onnx.ModelProto) -> None:
             bias = np.asarray(onnx.numpy_helper.to_array(constants[node.input[2]]), np.float64)
         whole_bias = np.round(bias / (steps * input_step))
         if np.abs(whole_bias).max() > np.iinfo(np.int32).max:
+            _keep_in_floats(model, node, source)
             continue
         whole = np.round(kernel / steps[:, None, None, None]).astype(np.int8)
         node.input[1] = _dequantised(model, node, node.input[1], whole, steps)
@@ -131,6 +133,31 @@ def weight_steps(kernel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | N
         if np.abs(whole - np.round(whole)).max() <= count * _TOLERANCE:
             return steps
     return None
+
+
+def _keep_in_floats(model: onnx.ModelProto, node: onnx.NodeProto, source: onnx.NodeProto) -> None:
+    """Let `node` have what `source` dequantises by arithmetic.
+
+    Behind a DequantizeLinear, ONNX Runtime makes bytes of a float kernel by itself: with one step for all of it, and of
+    eight bits, which saturate on CPUs without VNNI.
+    """
+    whole, step, zero = source.input
+    graph = model.graph
+    name = f"{node.output[0]}__input"
+    (zeros,) = (item for item in graph.initializer if item.name == zero)
+    shift = onnx.numpy_helper.to_array(zeros).astype(np.float32)
+    graph.initializer.append(onnx.numpy_helper.from_array(shift, f"{name}_zero"))
+    steps = [
+        onnx.helper.make_node("Cast", [whole], [f"{name}_whole"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Sub", [f"{name}_whole", f"{name}_zero"], [f"{name}_steps"]),
+        onnx.helper.make_node("Mul", [f"{name}_steps", step], [name]),
+    ]
+    node.input[0] = name
+    place = list(graph.node).index(node)
+    for offset, each in enumerate(steps):
+        graph.node.insert(place + offset, each)
+    if not any(source.output[0] in each.input for each in graph.node):
+        graph.node.remove(source)
 
 
 def _dequantised(
