@@ -72,8 +72,10 @@ export class History {
       if (windowS !== chosenWindow()) return; // another window was chosen meanwhile
       this.#stats = stats;
       this.#asked = asked;
-      const { pending } = await this.#firstPage();
+      const page = await this.#firstPage();
       this.#problem = null;
+      // What was pending for the statistics may be in the list that was asked for after them.
+      const pending = stats.pending || page.pending;
       if (pending && again && this.#shown) this.#again = setTimeout(() => this.#load(again - 1), AGAIN_MS);
     } catch (error) {
       this.#failed(error);

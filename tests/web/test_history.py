@@ -26,6 +26,14 @@ expect.set_options(timeout=TIMEOUT_MS)
 Answer = Callable[[Message], Message | None]
 
 
+async def predict_and_look(page: Page) -> None:
+    """Have a photo answered, and open the history."""
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+    await page.click("#tab-history")
+
+
 def answering(answer: Answer) -> Callable[[Page], Any]:
     """Answer the page's requests in the server's place; those for which `answer` gives None go to the server."""
 
@@ -246,10 +254,7 @@ async def test_a_service_with_required_tokens_is_used_from_the_page(
     await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     await expect(page.locator("#token")).to_be_hidden()
     await expect(page.locator("#notice")).to_be_hidden()
-    await page.click("#tab-photos")
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
-    await page.click("#tab-history")
+    await predict_and_look(page)
     await expect(page.locator("#stats-count")).to_have_text("1")
     await expect(page.locator("#latest tr")).to_have_count(1)
     await page.context.close()  # before its service goes
@@ -297,10 +302,7 @@ async def test_what_waited_for_a_token_is_asked_again_with_it(
 async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) -> None:
     """Of the real service: predictions that are still on their way into the database appear by themselves."""
     page = (await open_page()).page
-    await page.click("#tab-photos")
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
-    await page.click("#tab-history")
+    await predict_and_look(page)
     await expect(page.locator("#latest tr")).to_have_count(1)
     await expect(page.locator("#latest")).to_contain_text("Happy")
     for window in ("600", "86400", "604800"):
@@ -309,13 +311,24 @@ async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) ->
         await expect(page.locator("#history-content")).to_be_visible()
 
 
+async def test_what_is_stored_between_statistics_and_list_is_counted_by_itself(open_page: OpenPage) -> None:
+    """The list has it already, and nothing more is pending: the statistics are asked for again all the same."""
+    behind = iter([{"count": 0, "emotions": {}, "pending": 1}])
+
+    def reply(message: Message) -> Message:
+        if message["type"] == "history":
+            return message | {"pending": 0}
+        return message | next(behind, {}) if message["type"] == "stats" else message
+
+    page = (await open_page(before=between(reply=reply))).page
+    await predict_and_look(page)
+    await expect(page.locator("#stats-count")).to_have_text(re.compile("^[1-9]"))
+
+
 async def test_a_list_that_is_empty_beside_counts_says_why(open_page: OpenPage) -> None:
     """Loaded anew, the page still counts what it made before, and says who is shown a list of it."""
     page = (await open_page()).page
-    await page.click("#tab-photos")
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
-    await page.click("#tab-history")
+    await predict_and_look(page)
     await expect(page.locator("#latest tr")).to_have_count(1)
     await expect(page.locator("#latest-empty")).to_be_hidden()
     await page.reload()
