@@ -152,6 +152,7 @@ def _start(arguments: argparse.Namespace) -> int:
     with held_back(signal.SIGINT, signal.SIGTERM):
         from service.apart import run_apart
         from service.logs import configure_logging
+        from service.store import MIGRATION_UNFINISHED
         from service.worker import prepare_database
 
     if arguments.command == "create-key":
@@ -161,7 +162,7 @@ def _start(arguments: argparse.Namespace) -> int:
         # Python hears no signal amid a statement, but while it waits for a process. What is not committed is as it was.
         run_apart(
             partial(prepare_database, settings),
-            unfinished="the process that was to migrate the database has ended; the log has the cause",
+            unfinished=MIGRATION_UNFINISHED,
         )
         return 0
     if arguments.command == "tune":
@@ -209,7 +210,7 @@ def _stop_starting(number: int, frame: object) -> NoReturn:
 
 
 def _stop_undone(number: int, frame: object) -> NoReturn:
-    """What is not done to the end is not kept, and that is no success: the code is a shell's for a signal."""
+    """A command that is cut short is no success: the code is a shell's for a signal."""
     sys.exit(128 + number)
 
 

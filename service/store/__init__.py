@@ -58,6 +58,9 @@ STALLED_S: Final = 10.0
 #: Records kept in memory while the database does not take them: about 25 MB.
 MEMORY_LIMIT: Final = 50_000
 
+#: What is said where a process that migrates the database ends before it is done.
+MIGRATION_UNFINISHED: Final = "the process that was to migrate the database has ended; the log has the cause"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
@@ -287,7 +290,7 @@ def bring_up_to_date(url: str, before: Callable[[], object]) -> None:
         parse_url(url).get_dialect().import_dbapi()
     run_apart(
         partial(_migrate, url, before),
-        unfinished="the process that was to migrate the database has ended; the log has the cause",
+        unfinished=MIGRATION_UNFINISHED,
     )
 
 
