@@ -288,7 +288,7 @@ async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pyte
     client = Client(peer.url, timeout=3600.0, retry=Retry(attempts=2))
     waiting = asyncio.create_task(asyncio.to_thread(client.predict, busy))
     async with asyncio.timeout(10):
-        await asyncio.to_thread(told_when.wait, 10)
+        assert await asyncio.to_thread(told_when.wait, 10)
         await asyncio.to_thread(client.close)
         with pytest.raises(ConnectionLost, match="closed"):
             await waiting
