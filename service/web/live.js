@@ -70,7 +70,9 @@ export class Live {
       if (!(await this.#camera.start(deviceId))) return;
       this.#announcer.reset();
       this.#over((problem) => problem instanceof CameraError);
-      await this.#listCameras();
+      const cameras = await this.#camera.list();
+      if (!this.#camera.running) return; // stopped meanwhile, or another one chosen, which is being asked for
+      this.#offer(cameras);
       this.#pause(false);
     } catch (error) {
       this.#camera.stop();
@@ -117,8 +119,7 @@ export class Live {
     $("stage").style.aspectRatio = this.#camera.running && videoWidth ? `${videoWidth} / ${videoHeight}` : "";
   }
 
-  async #listCameras() {
-    const cameras = await this.#camera.list();
+  #offer(cameras) {
     const options = cameras.map(({ deviceId, label }, index) => {
       const name = label || t("cameraNumber", { number: index + 1 });
       return new Option(name, deviceId, false, deviceId === this.#camera.deviceId);

@@ -64,6 +64,18 @@ _HELD_CAMERAS = """
 """
 
 
+# The cameras are listed when the test says so.
+_HELD_LISTS = """() => {
+  window.lists = [];
+  const list = navigator.mediaDevices.enumerateDevices.bind(navigator.mediaDevices);
+  navigator.mediaDevices.enumerateDevices = async () => {
+    const devices = await list();
+    await new Promise((resolve) => window.lists.push(resolve));
+    return devices;
+  };
+}"""
+
+
 async def count_replies(page: Page) -> None:
     """From its start on, the page counts its replies in `window.replies`."""
     await page.add_init_script(_COUNT_REPLIES)
@@ -370,6 +382,37 @@ async def test_a_camera_that_comes_too_late_is_switched_off(open_page: OpenPage,
         await until(page, f"{running}.length === 0")
         await expect(page.locator("#start")).to_be_visible()
         await expect(page.locator("#notice")).to_be_hidden()
+        await page.context.close()
+
+
+async def test_the_controls_stay_while_another_camera_is_asked_for(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Though the one before was still being listed: what it has to say comes too late to take them away."""
+
+    async def hold(page: Page) -> None:
+        await page.add_init_script(_HELD_CAMERAS)
+
+    async with launch(tmp_path, cameras=2) as browser:
+        page = (await open_page(browser=browser, before=hold)).page
+        await page.click("#start")
+        await expect(page.locator("#cameras option")).to_have_count(2)
+        chosen = await page.input_value("#cameras")
+        devices = await page.locator("#cameras option").evaluate_all("(all) => all.map(({ value }) => value)")
+        (other,) = set(devices) - {chosen}
+        await page.evaluate(_HELD_LISTS)
+        await page.select_option("#cameras", other)
+        await until(page, "window.lists.length === 1")
+        await page.evaluate("window.held = []")
+        await page.select_option("#cameras", chosen)
+        await until(page, "window.held.length === 1")
+        await page.evaluate("window.lists.splice(0).forEach((give) => give())")
+        await page.evaluate(
+            "new Promise((resolve) => setTimeout(resolve))"
+        )  # all that follows the list is done
+        assert await page.input_value("#cameras") == chosen
+        await page.click("#stop")
+        await expect(page.locator("#start")).to_be_focused()
         await page.context.close()
 
 
