@@ -98,7 +98,8 @@ def test_a_session_that_is_read_only(
     store = open_store(url=postgres_url)
     postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     postgres_server.execute(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        f" WHERE datname = '{name}' AND pid <> pg_backend_pid()"
     )
     assert store.record([make_record()])
     eventually(lambda: "read-only" in (store.status().last_error or ""))
@@ -147,8 +148,8 @@ def test_the_log_has_each_reason_of_an_outage_once(
         before = store.status()
         postgres_server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         postgres_server.execute(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            f" WHERE datname = '{name}' AND pid <> pg_backend_pid()"
         )
         assert store.record([make_record()])
         eventually(lambda: store.status().failed_attempts >= before.failed_attempts + 2)
