@@ -184,7 +184,7 @@ def _serve(settings: Settings) -> int:
     from service.security.exposure import warn_if_exposed
     from service.store import bring_up_to_date
     from service.supervisor import Supervisor
-    from service.worker import load_models
+    from service.worker import check_startable
 
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     warn_if_exposed(settings)
@@ -199,8 +199,8 @@ def _serve(settings: Settings) -> int:
             f"the workers can share no memory: {exc.strerror}; make /dev/shm writable, or where it has not some MB of "
             "room, the folder for temporary files (TMPDIR)"
         ) from None
-    # Once the port is ours: that it is taken is told first. And only where the models can be served.
-    bring_up_to_date(settings.database_url, partial(load_models, settings))
+    # Once the port is ours: that it is taken is told first. And only where workers could start.
+    bring_up_to_date(settings.database_url, partial(check_startable, settings))
     return supervisor.run()
 
 

@@ -124,6 +124,17 @@ def load_models(settings: Settings) -> tuple[Engine, Engine | None, FaceDetector
     return engine, load_canary(settings, engine), load_detector(settings, engine)
 
 
+def check_startable(settings: Settings) -> None:
+    """Make what a worker makes before it opens its store, in a process that ends after it.
+
+    Raises:
+        StartupError: a worker could not start.
+    """
+    load_models(settings)
+    Perimeter(settings, SharedCells(1), 0, lambda _: None)
+    start_tracing(__version__)
+
+
 def open_store(
     settings: Settings,
     engine: Engine,

@@ -96,7 +96,19 @@ async def test_what_a_migration_imports_is_in_no_process_that_serves(tmp_path: P
     assert done.out.splitlines() == ["(0,)", "False"], done.err
 
 
-def test_a_start_whose_models_cannot_be_served_changes_no_older_database(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"MODEL_PATH": MODEL.name}, "face_short"),
+        ({"TLS_CERTIFICATE": "none.pem", "TLS_KEY": "none.pem"}, "TLS_CERTIFICATE"),
+        ({"AUTH": "required"}, "AUTH=required needs"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "OTEL_"),
+    ],
+    ids=["a model without its detectors", "TLS", "authentication", "OpenTelemetry"],
+)
+def test_a_start_that_cannot_serve_changes_no_older_database(
+    tmp_path: Path, wrong: dict[str, str], why: str
+) -> None:
     """Older releases refuse one that was migrated: there would be no way back to the one that served."""
     for name in (MODEL.name, f"{MODEL.name}.manifest.json"):
         shutil.copy(MODEL.parent / name, tmp_path / name)  # and no face detector beside it
@@ -106,14 +118,15 @@ def test_a_start_whose_models_cannot_be_served_changes_no_older_database(tmp_pat
     engine.dispose()
     done = run_service(
         cwd=tmp_path,
-        MODEL_PATH=MODEL.name,
         DATABASE_URL="sqlite:///older.db",
         PORT="0",
         WORKERS="1",
         THREADS="1",
         MAX_BATCH="8",
+        **wrong,
     )
     assert done.returncode == 2
-    assert "face_short" in done.stderr
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
     assert set(sa.inspect(engine).get_table_names()) == before
     engine.dispose()
