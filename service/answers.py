@@ -10,6 +10,7 @@ from service import __version__, replies
 from service.canary import Version, store_status
 from service.cells import Gauge
 from service.emotions import describe
+from service.errors import as_utf8
 from service.metrics import Metrics
 from service.protocol import Query
 from service.settings import Settings
@@ -98,7 +99,7 @@ class Answers:
         shape = card.shape
         return {
             "status": "loaded",
-            "model_path": str(card.path),
+            "model_path": as_utf8(str(card.path)),
             "input_shape": [None, shape.height, shape.width, shape.channels],
             "output_shape": [None, len(card.labels)],
             "num_classes": len(card.labels),

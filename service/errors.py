@@ -156,9 +156,17 @@ ERROR_CODES: Final = tuple(
 )
 
 
+def as_utf8(text: str) -> str:
+    """A text that can be sent and stored: the bytes of a file's name that are no UTF-8 are escapes in it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 # The exit code of a process that cannot start.
 EXIT_CANNOT_START: Final = 2
 
 
 class StartupError(Exception):
     """The service cannot start. The message is one line and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(as_utf8(message))

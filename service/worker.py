@@ -25,7 +25,7 @@ from service.canary import Version, check_versions, of_canary
 from service.cells import SharedCells
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
-from service.errors import EXIT_CANNOT_START, StartupError
+from service.errors import EXIT_CANNOT_START, StartupError, as_utf8
 from service.faces import FaceDetector
 from service.listening import most_connections
 from service.logs import configure_logging, silence_native_libraries
@@ -156,7 +156,7 @@ def open_store(
         settings.database_url,
         labels=card.labels,
         version_tag=card.version_tag,
-        model_filename=card.path.name,
+        model_filename=as_utf8(card.path.name),
         descriptions=DESCRIPTIONS["es"],
         journal_dir=settings.journal_dir,
         fsync=settings.journal_fsync,
@@ -180,7 +180,7 @@ def prepare_database(settings: Settings, _: Progress) -> None:
         settings.database_url,
         labels=card.labels,
         version_tag=card.version_tag,
-        model_filename=card.path.name,
+        model_filename=as_utf8(card.path.name),
         descriptions=DESCRIPTIONS["es"],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import resource
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from websockets.asyncio.client import connect
 
 from service.errors import StartupError
 from service.reload import request_reload
@@ -19,7 +21,7 @@ from service.settings import Settings
 from service.store.database import create_engine, parse_url
 from service.store.schema import ACTIVE, model_version
 from service.worker import Served, _open_stores
-from tests.service.harness import TIMEOUT, StartProcess, metric
+from tests.service.harness import TIMEOUT, StartProcess, ask, metric, predict_message, read
 from tests.service.reloading import OTHER_VERSION, VERSION, change, copy_model, reload
 
 # No process can be started, as long as a file is there.
@@ -240,6 +242,26 @@ async def test_a_reload_that_fails_half_way_tells_what_is_served(
     assert f"model {VERSION} is still served: injected" in said
     assert f"1 of 2 workers had been replaced, by model {OTHER_VERSION}" in said
     assert await asyncio.to_thread(metric, service, "visionai_workers_ready") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names of files are Unicode")
+async def test_a_model_whose_name_is_no_utf_8_is_served_and_told_of(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Its bytes can neither be stored nor sent: they are escapes there, and cost neither the start nor the service."""
+    model = copy_model(tmp_path)
+    model = model.rename(tmp_path / "m\udcff.onnx")
+    service = start_process(MODEL_PATH=str(model), WORKERS="1")
+    model.write_bytes(b"this is no model")
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert r"m\udcff.onnx cannot be loaded" in said
+    async with connect(service.url) as websocket:
+        await read(websocket)
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+        assert r"m\udcff.onnx cannot be" in (await ask(websocket, '{"command": "health"}'))["reload_error"]
+        described = await ask(websocket, '{"command": "model_info"}')
+        assert described["info"]["model_path"].endswith(r"m\udcff.onnx")
 
 
 # Once a worker has loaded its model, the file is replaced by `next`, where there is one.
