@@ -29,11 +29,11 @@ async def any_peer(request: pytest.FixtureRequest) -> AsyncIterator[Peer]:
 
 
 @pytest.fixture
-def unused_url() -> str:
-    """An address where nobody listens."""
+def unused_url() -> Iterator[str]:
+    """An address where nobody listens, which is given to nobody else meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        return f"ws://127.0.0.1:{bound.getsockname()[1]}/ws"
+        yield f"ws://127.0.0.1:{bound.getsockname()[1]}/ws"
 
 
 @pytest.fixture

@@ -69,30 +69,30 @@ async def test_one_connection_serves_many_tasks(any_peer: Peer) -> None:
 
 async def test_the_server_is_told_how_long_the_client_waits(peer: Peer) -> None:
     """deadline_ms is what is left of the request's timeout, so that nobody computes what nobody reads."""
-    async with connect(peer, timeout=7) as client:
+    async with connect(peer, timeout=700) as client:
         await client.predict(image())
-        await client.predict(image(), timeout=3)
+        await client.predict(image(), timeout=300)
     first, second = (request.message["deadline_ms"] for request in peer.predictions_received)
-    assert 6000 < first <= 7000
-    assert 2000 < second <= 3000
+    assert 600_000 < first <= 700_000
+    assert 200_000 < second <= 300_000
 
 
 async def test_a_configured_deadline_is_not_loosened_by_a_longer_timeout(peer: Peer) -> None:
     """Of the two the shorter is sent, as the server's own deadline would be overruled."""
-    async with connect(peer, timeout=7) as client:
+    async with connect(peer, timeout=700) as client:
         await client.configure(deadline_ms=250)
         await client.predict(image())
         await client.predict(image(), timeout=math.inf)
-        await client.configure(deadline_ms=6500)
-        await client.predict(image(), timeout=3)
+        await client.configure(deadline_ms=650_000)
+        await client.predict(image(), timeout=300)
         await client.configure(deadline_ms=None)
         await client.predict(image())
     first, endless, shorter, without = (
         request.message["deadline_ms"] for request in peer.predictions_received
     )
     assert first == endless == 250
-    assert 2000 < shorter <= 3000
-    assert 6000 < without <= 7000
+    assert 200_000 < shorter <= 300_000
+    assert 600_000 < without <= 700_000
 
 
 async def test_the_token_goes_with_the_handshake_and_the_request(peer: Peer) -> None:

@@ -24,7 +24,7 @@ from client import (
     Retry,
     Unauthorized,
 )
-from tests.client.harness import QUICK, run_command
+from tests.client.harness import QUICK, TIMEOUT, run_command
 from tests.client.peer import Peer, image
 
 
@@ -287,8 +287,8 @@ async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pyte
     busy = image(first=[{"error": "overloaded", "retry_after_ms": 600_000}])
     client = Client(peer.url, timeout=3600.0, retry=Retry(attempts=2))
     waiting = asyncio.create_task(asyncio.to_thread(client.predict, busy))
-    async with asyncio.timeout(10):
-        assert await asyncio.to_thread(told_when.wait, 10)
+    async with asyncio.timeout(TIMEOUT):
+        assert await asyncio.to_thread(told_when.wait, TIMEOUT)
         await asyncio.to_thread(client.close)
         with pytest.raises(ConnectionLost, match="closed"):
             await waiting

@@ -267,7 +267,7 @@ async def test_a_server_that_greets_and_then_fails_is_hung_up_on(reply: str) -> 
 
     async with serve(greet, "127.0.0.1", 0) as server:
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = AsyncClient(url, connect_timeout=TIMEOUT if reply else 0.1, retry=Retry(attempts=1))
+        client = AsyncClient(url, connect_timeout=TIMEOUT if reply else 1.0, retry=Retry(attempts=1))
         with pytest.raises(InternalError if reply else CannotConnect):
             await client.connect()
         async with asyncio.timeout(TIMEOUT):

@@ -16,8 +16,11 @@ import pytest
 
 from client import AsyncClient, Client, InvalidImage, Retry
 from client.protocol import parse_reply
-from tests.client.harness import FACE, QUICK, ServiceProcess, VisionAI
+from tests.client.harness import FACE, QUICK, TIMEOUT, ServiceProcess, VisionAI
 from tests.contract import check_reply
+
+# Tries until a request's time is over, however long a service takes to start.
+PATIENT = Retry(attempts=1_000_000, first_delay=0.01, max_delay=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +105,7 @@ async def test_many_faces_with_a_bad_one(service: ServiceProcess) -> None:
 
 async def test_no_request_is_lost_when_the_service_restarts(service: ServiceProcess) -> None:
     """The service is killed under load and started again: every image still gets its prediction."""
-    retry = Retry(attempts=200, first_delay=0.01, max_delay=0.1)
-    async with AsyncClient(service.url, retry=retry, timeout=60) as client:
+    async with AsyncClient(service.url, retry=PATIENT, timeout=TIMEOUT) as client:
         outcomes = client.predict_many(repeat(FACE.read_bytes(), 600), concurrency=16)
         answered = 0
         async for outcome in outcomes:
@@ -118,8 +120,7 @@ async def test_no_request_is_lost_when_the_service_restarts(service: ServiceProc
 
 async def test_no_request_is_lost_when_the_service_drains(service: ServiceProcess) -> None:
     """The service is asked to stop under load: what it refuses for its shutdown the next one answers."""
-    retry = Retry(attempts=200, first_delay=0.01, max_delay=0.1)
-    async with AsyncClient(service.url, retry=retry, timeout=60) as client:
+    async with AsyncClient(service.url, retry=PATIENT, timeout=TIMEOUT) as client:
         seen: list[UUID | None] = []
         async for outcome in client.predict_many(repeat(FACE.read_bytes(), 600), concurrency=16):
             assert outcome.prediction is not None, outcome.error

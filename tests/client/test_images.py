@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from client import ImageSource, InvalidImage, Unauthorized
-from tests.client.harness import connect
+from tests.client.harness import TIMEOUT, connect
 from tests.client.peer import Peer, image
 
 
@@ -103,7 +103,7 @@ async def test_outcomes_do_not_wait_for_the_images_after_them(peer: Peer) -> Non
             seen.clear()
 
     found = []
-    async with connect(peer) as client, asyncio.timeout(20):
+    async with connect(peer) as client, asyncio.timeout(TIMEOUT):
         async for outcome in client.predict_many(answered_first()):
             assert outcome.prediction is not None
             found.append((outcome.index, outcome.prediction.emotion_name))
@@ -130,7 +130,7 @@ async def test_images_that_are_waited_for_are_drawn_only_as_needed(peer: Peer) -
         peer.gate.set()
 
     seen = 0
-    async with connect(peer) as client, asyncio.TaskGroup() as tasks, asyncio.timeout(20):
+    async with connect(peer) as client, asyncio.TaskGroup() as tasks, asyncio.timeout(TIMEOUT):
         tasks.create_task(let_through())
         async for outcome in client.predict_many(some(), concurrency=4):
             assert outcome.index == seen
@@ -150,7 +150,7 @@ async def test_a_source_may_have_a_limit_of_its_own(peer: Peer) -> None:
 
     found = []
     with pytest.raises(TimeoutError):
-        async with connect(peer) as client, asyncio.timeout(20):
+        async with connect(peer) as client, asyncio.timeout(TIMEOUT):
             async for outcome in client.predict_many(one()):
                 found.append(outcome.index)
                 limit.reschedule(asyncio.get_running_loop().time())
