@@ -160,7 +160,7 @@ async def test_a_lookup_may_be_overtaken_where_order_does_not_matter(
 
 
 @dataclass
-class Held:
+class HeldQuestions:
     """Questions that the database takes long for: until `release` is set. `run` has the ids of those it began with."""
 
     release: threading.Event = field(default_factory=threading.Event)
@@ -168,21 +168,21 @@ class Held:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+def held_questions(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldQuestions]:
     """Released at the end, whatever happened."""
-    held, submit = Held(), Queries.submit
+    held_questions, submit = HeldQuestions(), Queries.submit
 
     def slow(self: Queries, read: Any, request_id: Any) -> Any:
         def run(connection: Any) -> Any:
-            held.run.append(request_id)
-            held.release.wait(TIMEOUT)
+            held_questions.run.append(request_id)
+            held_questions.release.wait(TIMEOUT)
             return read(connection)
 
         return submit(self, run, request_id)
 
     monkeypatch.setattr(Queries, "submit", slow)
-    yield held
-    held.release.set()
+    yield held_questions
+    held_questions.release.set()
 
 
 async def _ask_all(client: ClientConnection) -> None:
@@ -191,7 +191,7 @@ async def _ask_all(client: ClientConnection) -> None:
 
 
 async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
-    running: Running, held: Held, monkeypatch: pytest.MonkeyPatch
+    running: Running, held_questions: HeldQuestions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that waited for slow ones until they were answered without the database hold up no others."""
     monkeypatch.setattr("service.questions.PATIENCE_S", 0.1)
@@ -202,26 +202,28 @@ async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
             for _ in range(MAX_LOOKUPS):
                 assert (await read(client))["code"] == "deadline_exceeded"
         monkeypatch.setattr("service.questions.PATIENCE_S", TIMEOUT)
-        held.release.set()
+        held_questions.release.set()
         assert (await query(websocket, "stats", id="later"))["type"] == "stats"
-    assert len(held.run) <= THREADS + 1
+    assert len(held_questions.run) <= THREADS + 1
 
 
-async def test_the_questions_of_a_client_that_has_gone_are_not_run(running: Running, held: Held) -> None:
+async def test_the_questions_of_a_client_that_has_gone_are_not_run(
+    running: Running, held_questions: HeldQuestions
+) -> None:
     """Those that the database has not begun with are dropped and counted, and hold up no others."""
     metrics = running.service._metrics
     async with running.client() as websocket:
         await _ask_all(websocket)
         async with asyncio.timeout(TIMEOUT):
-            while len(held.run) < THREADS:
+            while len(held_questions.run) < THREADS:
                 await asyncio.sleep(0.01)
     async with running.client() as other:
         async with asyncio.timeout(TIMEOUT):
             while b"requests_abandoned_total 2.0" not in metrics.exposition():
                 await asyncio.sleep(0.01)
-        held.release.set()
+        held_questions.release.set()
         assert (await query(other, "stats", id="later"))["type"] == "stats"
-    assert set(held.run) == {0, 1, "later"}
+    assert set(held_questions.run) == {0, 1, "later"}
     assert b'errors_total{code="shutting_down"} 0.0' in metrics.exposition()
 
 
