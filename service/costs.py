@@ -27,6 +27,9 @@ class CostModel:
     stood still, say: a batch, however large, moves a prediction by half of the way at most, towards no more than
     `_OUTLIER` times what it was, or one stall would turn away requests for long after it.
 
+    The first after a pause takes longer than those behind it, of which more fit into a batch, and which find the caches
+    warm: by how little these were seen to take, others `behind` some are priced, if that is less.
+
     What is turned away for its price is not run, and so corrects no price. Of those that are, one now and then is tried
     (`is_tried`): after two, after twice as many each time that the price proves right, after `_RAREST` at last.
     """
@@ -41,6 +44,8 @@ class CostModel:
 
     def __init__(self) -> None:
         self._averages: dict[Hashable, dict[int, float]] = {}
+        # Those of what was worked on without a pause before it.
+        self._behind: dict[tuple[Hashable, int], float] = {}
         # The predictions that were news last.
         self._told: dict[tuple[Hashable, int], float] = {}
         self._doubts: dict[tuple[Hashable, int], _Doubt] = {}
@@ -54,9 +59,11 @@ class CostModel:
         doubt.refused, doubt.patience, doubt.tried = 0, min(self._RAREST, 2 * doubt.patience), True
         return True
 
-    def predict(self, kind: Hashable, size: int) -> float:
-        """Seconds for a request of this kind and size."""
-        return self._predict(kind, size.bit_length())
+    def predict(self, kind: Hashable, size: int, behind: bool = False) -> float:
+        """Seconds for a request of this kind and size, that waits `behind` others or not."""
+        magnitude = size.bit_length()
+        price = self._predict(kind, magnitude)
+        return min(price, self._behind.get((kind, magnitude), price)) if behind else price
 
     def _predict(self, kind: Hashable, magnitude: int) -> float:
         averages = self._averages.get(kind)
@@ -67,21 +74,22 @@ class CostModel:
             return known
         return averages[min(averages, key=lambda seen: abs(seen - magnitude))]
 
-    def observe(self, batch: Iterable[tuple[Hashable, int, float]]) -> bool:
+    def observe(self, batch: Iterable[tuple[Hashable, int, float]], behind: bool = False) -> bool:
         """Take in what the requests of one batch took: their kind, size in bytes, and seconds.
 
-        Returns whether the prediction for such is far from what it was when this said so last: then what waits at the
-        price that it had when it came is to be priced anew (`MicroBatchQueue.reprice`).
+        `behind`: they had waited when the batch before it was done. Returns whether the prediction for such is far from
+        what it was when this said so last: then what waits at the price that it had when it came is to be priced anew
+        (`MicroBatchQueue.reprice`).
         """
         alike: dict[tuple[Hashable, int], list[float]] = {}
         for kind, size, seconds in batch:
             alike.setdefault((kind, size.bit_length()), []).append(seconds)
         news = False
         for of_what, took in alike.items():
-            news |= self._take_in(of_what, took)
+            news |= self._take_in(of_what, took, behind)
         return news
 
-    def _take_in(self, of_what: tuple[Hashable, int], took: list[float]) -> bool:
+    def _take_in(self, of_what: tuple[Hashable, int], took: list[float], behind: bool) -> bool:
         """Learn from requests of one batch, of one kind and size. They share the run, and what held it up."""
         kind, magnitude = of_what
         told = self._told.get(of_what)
@@ -101,6 +109,10 @@ class CostModel:
             known = min(known, mean)
         weight = min(self._MOST, len(took) * self._WEIGHT)
         average = averages[magnitude] = known + weight * (min(mean, self._OUTLIER * known) - known)
+        if behind:
+            known = self._behind.get(of_what, mean)
+            self._behind[of_what] = known + weight * (min(mean, self._OUTLIER * known) - known)
+        average = min(average, self._behind.get(of_what, average))
         if told / self._NEWS <= average <= told * self._NEWS:
             return False
         self._told[of_what] = average

@@ -40,7 +40,9 @@ _LATE = "the deadline passed before the image could be looked at"
 _FAULT = "the service failed and starts anew; try again"
 
 
-def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Request]) -> float:
+def _observe(
+    cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Request], behind: bool
+) -> float:
     """Teach the cost model what a batch took: each its own decoding, and its share of the run. Returns the sum.
 
     The search that finds no face is work as any other; an image that cannot be read says nothing of those that can.
@@ -50,8 +52,8 @@ def _observe(cost: CostModel, queue: MicroBatchQueue[Request], requests: list[Re
         for request in requests
         if request.decoded
     ]
-    if cost.observe(took):
-        queue.reprice(lambda request: cost.predict(request.detect, request.size))
+    if cost.observe(took, behind):
+        queue.reprice(lambda request: cost.predict(request.detect, request.size, True))
     return sum(seconds for _, _, seconds in took)
 
 
@@ -142,7 +144,7 @@ class InlineExecutor:
         """
         if self._stopping:
             raise ShuttingDown()
-        request.cost = self._cost.predict(request.detect, request.size)
+        request.cost = self._cost.predict(request.detect, request.size, bool(self._queue))
         now = request.received
         if not self._scheduled:
             self._lingering.asked(request.client, now)
@@ -201,7 +203,7 @@ class InlineExecutor:
         if batch:
             answered, self._held = self._held, []
             self._deliver(answered)
-        work = _observe(self._cost, self._queue, batch.requests)
+        work = _observe(self._cost, self._queue, batch.requests, self._left > 0)
         ended = time.perf_counter()
         seconds = ended - began
         if self._left:
@@ -288,7 +290,7 @@ class ThreadExecutors:
         with self._lock:
             if self._stopping:
                 raise ShuttingDown()
-            request.cost = self._cost.predict(request.detect, request.size)
+            request.cost = self._cost.predict(request.detect, request.size, bool(self._queue))
             _try(self._cost, self._queue, request, request.received)
             self._queue.admit(request, request.received, overtakes=overtakes)
             if not self._idle:
@@ -329,6 +331,7 @@ class ThreadExecutors:
         give_way(self._niceness)
         buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
+        behind = False
         try:
             while (batch := self._take()) is not None:
                 began = time.perf_counter()
@@ -339,8 +342,9 @@ class ThreadExecutors:
                 self._hand_over(held)
                 held = []
                 with self._lock:
-                    work = _observe(self._cost, self._queue, batch.requests)
+                    work = _observe(self._cost, self._queue, batch.requests, behind)
                     self._queue.worked(batch, work, time.perf_counter() - began)
+                    behind = bool(self._queue)
         except BaseException as exc:
             # Nothing above is expected to raise. If it does, this thread is gone, and requests that wait for
             # it must not hang: they are answered, and the owner is told, and ends the service.

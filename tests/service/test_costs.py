@@ -186,6 +186,40 @@ def test_what_is_far_from_what_was_predicted_is_news() -> None:
     assert model.observe([("photo", 10, 0.001)])
 
 
+def test_a_quiet_time_makes_no_backlog_dear() -> None:
+    """What waits behind others is priced as such were, not as those that had the machine wake up for them."""
+    model = CostModel()
+    for _ in range(20):
+        model.observe([("crop", 1000, 0.001)] * 8, behind=True)
+    for _ in range(1000):
+        assert not model.observe([("crop", 1000, 0.003)])  # what would wait is to cost what it did
+    assert model.predict("crop", 1000) == pytest.approx(0.003)
+    assert model.predict("crop", 1000, behind=True) == pytest.approx(0.001)
+    assert model.predict("crop", 100_000, behind=True) == pytest.approx(0.003)
+
+
+def test_what_was_dear_in_a_backlog_is_not_for_ever() -> None:
+    """Of a machine that was slow in the last one, and is no longer, those tell that came one by one since."""
+    model = CostModel()
+    for seconds, behind in ((0.1, True), (0.002, False)):
+        for _ in range(100):
+            model.observe([("crop", 1000, seconds)], behind)
+    assert model.predict("crop", 1000, behind=True) == pytest.approx(0.002, rel=0.01)
+
+
+def test_a_backlog_that_takes_longer_than_the_last_is_soon_found_out() -> None:
+    """Within a few batches, of which the first is news: what waits is priced anew."""
+    model = CostModel()
+    for seconds, behind in ((0.001, True), (0.009, False)):
+        for _ in range(100):
+            model.observe([("crop", 1000, seconds)] * 8, behind)
+    assert model.observe([("crop", 1000, 0.009)] * 8, behind=True)
+    assert model.predict("crop", 1000, behind=True) == pytest.approx(0.0025)  # it may have been held up
+    for _ in range(5):
+        model.observe([("crop", 1000, 0.009)] * 8, behind=True)
+    assert model.predict("crop", 1000, behind=True) > 0.008
+
+
 def refused_until_tried(model: CostModel) -> int:
     """How many are turned away before one is let in for nothing."""
     for refused in range(100):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from service.errors import DeadlineExceeded, Overloaded
-from service.executors import InlineExecutor
+from service.executors import InlineExecutor, ThreadExecutors
 from service.predictor import Request
 from tests.service.doubles import Inbox, Peer, fail
+from tests.service.harness import TIMEOUT
 
 
 class Steady:
@@ -20,7 +22,9 @@ class Steady:
 
     def __init__(self, seconds: float) -> None:
         self.now = 1.0
-        self._seconds = seconds
+        self.seconds = seconds
+        self.free = threading.Event()
+        self.free.set()
 
     def perf_counter(self) -> float:
         """The time."""
@@ -32,9 +36,10 @@ class Steady:
 
     def serve(self, requests: list[Request], buffer: npt.NDArray[np.uint8]) -> None:
         """Answer."""
+        assert self.free.wait(TIMEOUT)
         for request in requests:
             request.started = self.now
-            self.now += self._seconds
+            self.now += self.seconds
             request.decoded = self.now
             request.reply = b"{}"
 
@@ -132,6 +137,64 @@ async def test_the_time_between_two_slices_delays_nobody_where_nobody_waits(
         steady.now += 10.0
     executor.submit(Request(Peer(), 20, b"image", steady.now))
     assert executor._queue.predicted_wait() == pytest.approx(0.025)
+    await executor.stop()
+
+
+async def at_once(executor: InlineExecutor | ThreadExecutors, steady: Steady, count: int) -> float:
+    """Submit so many before any of them is worked on; the wait that is predicted for them."""
+    steady.free.clear()
+    for number in range(count):
+        executor.submit(Request(Peer(), number, b"image", steady.now))
+    wait = executor._queue.predicted_wait()
+    steady.free.set()
+    return wait
+
+
+async def after_a_quiet_time(
+    executor: InlineExecutor | ThreadExecutors, steady: Steady, inbox: Inbox
+) -> None:
+    """Twenty at once, of a hundredth of a second each, and then a hundred alone, of three."""
+
+    async def done(count: int) -> None:
+        while len(inbox.delivered) < count or (isinstance(executor, ThreadExecutors) and not executor._idle):
+            await asyncio.sleep(0)
+
+    await at_once(executor, steady, 20)
+    await done(20)
+    steady.seconds = 0.03
+    for number in range(20, 120):
+        executor.submit(Request(Peer(), number, b"image", steady.now))
+        await done(number + 1)
+    assert executor._queue._pace == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ["inline", "threads"])
+async def test_a_quiet_time_makes_no_burst_wait_for_longer(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Alone a request takes three times as long as behind others; one burst teaches what the next will take."""
+    steady, inbox = Steady(0.01), Inbox()
+    executor: InlineExecutor | ThreadExecutors = one_by_one(monkeypatch, steady, inbox)
+    if kind == "threads":
+        executor = ThreadExecutors(
+            steady, count=1, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
+        )
+        executor.start()
+    await after_a_quiet_time(executor, steady, inbox)
+    assert 0.17 < await at_once(executor, steady, 20) < 0.3
+    await executor.stop()
+
+
+async def test_what_waits_is_priced_anew_as_behind_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst that takes twice as long as the last one did is not taken to be what came one by one in between."""
+    steady, inbox = Steady(0.01), Inbox()
+    executor = one_by_one(monkeypatch, steady, inbox)
+    await after_a_quiet_time(executor, steady, inbox)
+    steady.seconds = 0.02
+    await at_once(executor, steady, 100)
+    while executor.waiting > 90:
+        await asyncio.sleep(0)
+    assert 90 * 0.015 < executor._queue.predicted_wait() < 90 * 0.02
     await executor.stop()
 
 
