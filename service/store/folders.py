@@ -61,6 +61,14 @@ class Folder:
                 self._directory = os.open(self.path, os.O_RDONLY)
             os.fsync(self._directory)
 
+    def begin_anew(self) -> None:
+        """Be another folder, in place of one that somebody has deleted or moved away. Raises OSError."""
+        another = create(self.path.parent)
+        logger.error("the journal %s was deleted or moved away, and goes on in %s", self.path, another.path)
+        with suppress(OSError), ExitStack() as held:
+            self._close(held)
+        self.path, self._lock, self._directory = another.path, another._lock, None
+
     def delete(self, segments: Iterable[Path]) -> None:
         """Delete segments that hold nothing that the database lacks.
 
@@ -79,9 +87,7 @@ class Folder:
     def release(self) -> None:
         """Let another process take what is in it. Removed when no segment is left, if it can be removed."""
         with suppress(OSError), ExitStack() as held:
-            held.callback(os.close, self._lock)
-            if self._directory is not None:
-                held.callback(os.close, self._directory)
+            self._close(held)
             if not self.path.exists():
                 return
             with _exclusively(self.path.parent):
@@ -90,6 +96,11 @@ class Folder:
                 if not self.segments():
                     (self.path / _LOCK).unlink()
                     self.path.rmdir()
+
+    def _close(self, held: ExitStack) -> None:
+        held.callback(os.close, self._lock)
+        if self._directory is not None:
+            held.callback(os.close, self._directory)
 
 
 def create(root: Path) -> Folder:

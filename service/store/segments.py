@@ -120,15 +120,20 @@ class SegmentWriter:
     def begin_segment(self, *, flush: bool = True) -> None:
         """Go on in a new file; ``flush`` as for `close`. Raises OSError, and has then changed nothing.
 
+        Where somebody has deleted the folder it is in a new one: records would be refused until a restart.
+
         The file before is closed last: in a process that has reached its limit of open files a connection would take
         its place.
         """
         if flush:
             with self._flush_lock:
                 self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        path = self._folder.segment(self._number + 1)
-        descriptor = os.open(path, flags, 0o600)
+        try:
+            path, descriptor = self._create(self._number + 1)
+        except FileNotFoundError:
+            with self._flush_lock:  # whoever flushes may be flushing the folder, too
+                self._folder.begin_anew()
+            path, descriptor = self._create(self._number + 1)
         try:
             if os.write(descriptor, self._head) < len(self._head):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -142,6 +147,11 @@ class SegmentWriter:
             self._number, self._size = self._number + 1, len(self._head)
         if before >= 0:
             os.close(before)
+
+    def _create(self, number: int) -> tuple[Path, int]:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        path = self._folder.segment(number)
+        return path, os.open(path, flags, 0o600)
 
     def _write(self, data: bytes) -> None:
         written = 0

@@ -94,8 +94,8 @@ def open_journal(tmp_path: Path) -> Iterator[OpenJournal]:
     """Opens journals in the test's folder; those left open are closed."""
     opened: list[JournalBacklog] = []
 
-    def open_one(model: Model = MODEL, **arguments: int | Fsync) -> JournalBacklog:
-        backlog = JournalBacklog(tmp_path, model, **arguments)  # type: ignore[arg-type]
+    def open_one(model: Model = MODEL, *, root: Path = tmp_path, **arguments: int | Fsync) -> JournalBacklog:
+        backlog = JournalBacklog(root, model, **arguments)  # type: ignore[arg-type]
         opened.append(backlog)
         return backlog
 

@@ -199,6 +199,35 @@ def test_segments_that_somebody_deletes(
     backlog.close()
 
 
+@pytest.mark.parametrize("begun", ["where nothing waits", "where a segment is full"])
+@pytest.mark.parametrize("fsync", ["never", "always"])
+def test_a_folder_that_somebody_deletes(
+    open_journal: OpenJournal, tmp_path: Path, caplog: pytest.LogCaptureFixture, fsync: Fsync, begun: str
+) -> None:
+    """The next segment is in a folder of the process's own again: the log says so, once, and what follows it survives
+    the process.
+    """
+    root = tmp_path / "journal"
+    backlog = open_journal(root=root, segment_bytes=400, fsync=fsync)
+    first = payload(0)
+    assert backlog.append(first, 1)
+    deleted = files(root)[0].parent
+    shutil.rmtree(root)
+    if begun == "where nothing waits":
+        assert drain(backlog) == [first]
+        backlog._next_renewal = 0.0
+        assert backlog.take(7) is None
+    later = [payload(number) for number in range(1, 8)]
+    assert all(backlog.append(data, 1) for data in later)
+    [told] = [record.message for record in caplog.records if "deleted or moved away" in record.message]
+    assert told == f"the journal {deleted} was deleted or moved away, and goes on in {files(root)[-1].parent}"
+    sibling = open_journal(root=root)
+    assert sibling.take(7) is None  # it is held: its process lives
+    backlog.close()
+    sibling._orphans._next_look = 0.0
+    assert drain(sibling)[-4:] == later[-4:]
+
+
 @pytest.mark.parametrize("renew", [0.0, journal.RENEW_INTERVAL_S])
 @pytest.mark.parametrize("fsync", ["never", "always"])
 def test_appended_while_read_back(
