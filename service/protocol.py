@@ -9,6 +9,7 @@ The base64 text of an image is kept as it came: it is decoded where the image is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeVar, get_args
@@ -60,6 +61,12 @@ MAX_HEADER_BYTES: Final = 16_384
 # seconds, in which nobody else is served. Smaller messages take it milliseconds, whatever is in them.
 _LARGE_TEXT: Final = 400_000
 _MAX_VALUES: Final = 10_000
+
+# The beginning of what is refused unparsed, in which its id is looked for: first, or behind the command.
+_EARLY: Final = 1024
+_EARLY_ID: Final = re.compile(
+    rb'\s*(\{\s*(?:"command"\s*:\s*"\w*"\s*,\s*)?"id"\s*:\s*(?:"[^"\\]*"|-?\d+))\s*[,}]'
+)
 
 
 # Not frozen: a frozen dataclass takes three times as long to make, and one is made per request.
@@ -186,7 +193,8 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
             raise FrameError(
                 InvalidRequest(
                     f"a large message of more than {_MAX_VALUES} values: send an image, and little else"
-                )
+                ),
+                _early_id(frame[:_EARLY].encode()),
             )
         return _parse_object(_load(frame), None)
     if frame[:1] == b"{":
@@ -196,13 +204,19 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
                 InvalidRequest(
                     f"a binary frame's JSON header has at most {MAX_HEADER_BYTES} bytes, and a newline and the image "
                     "behind it; JSON alone is sent as text"
-                )
+                ),
+                _early_id(bytes(frame[:_EARLY])),
             )
         return _parse_object(
             _load(frame[:end], "a binary frame's header, up to its first newline,"), frame[end + 1 :]
         )
     # Anything else is an image, or is found not to be one where images are read.
     return Predict(None, frame)
+
+
+def _early_id(beginning: bytes) -> RequestId:
+    found = _EARLY_ID.match(beginning)
+    return None if found is None else _read_id(_load(found[1] + b"}"))
 
 
 # What most requests have and no more: the others are not looked for.

@@ -173,10 +173,32 @@ def test_a_bad_frame_is_named_by_its_code(frame: str | bytes, code: str, hint: s
 @pytest.mark.parametrize("values", ["[]," * 140_000, '"x",' * 110_000, ("[" * 900 + "]" * 900 + ",") * 300])
 def test_a_large_message_of_many_values_is_not_parsed(values: str) -> None:
     """Making objects of 16 MB of them would take seconds, for which all others wait."""
-    error = error_of(f'{{"id": 1, "image": "", "more": [{values} 0]}}')
+    error = error_of(f'{{"image": "", "id": 1, "more": [{values} 0]}}')
     assert error.error.code == "invalid_request"
     assert "values" in error.error.message
     assert error.id is None
+
+
+@pytest.mark.parametrize(
+    ("head", "request_id"),
+    [
+        ('{"id":1', 1),
+        ('{"command":"predict","id":-7', -7),
+        ('{\n "command" : "predict", "id" : "a\u00e9-1" ', "a\u00e9-1"),
+        ('{"idle":1', None),
+        ('{"more":{"id":1}', None),
+        ('{"id":1.5', None),
+        ('{"id":007', None),
+        (f'{{"id":{2**53}', None),
+    ],
+)
+def test_a_message_that_is_refused_unparsed_has_its_id_where_it_begins_with_that(
+    head: str, request_id: int | str | None
+) -> None:
+    """Or with the command before it: a message of many values, or one whose header is too long."""
+    assert error_of(f'{head}, "more": [{"[]," * 140_000} 0]}}').id == request_id
+    header = f'{head}, "more": "{"x" * MAX_HEADER_BYTES}"}}'.replace("\n", " ")
+    assert error_of(header.encode() + b"\nimage").id == request_id
 
 
 def test_a_large_image_may_have_some_thousand_values_beside_it() -> None:
