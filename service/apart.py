@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from service.errors import StartupError
+from service.logs import LogFormat, configure_logging, log_configuration
 from service.signals import held_back
 
 Result = TypeVar("Result")
@@ -48,7 +49,9 @@ class Apart(Generic[Result]):
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self.pipe, theirs = context.Pipe(duplex=False)
         # No daemon: it may start a process itself.
-        self._process = context.Process(target=_work, args=(theirs, work))  # type: ignore[attr-defined]
+        self._process = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(theirs, work, log_configuration())
+        )
         try:
             # It has our handlers at first, which would tell us of what the whole process group gets a second time.
             with held_back(*_HELD_BACK):
@@ -105,7 +108,7 @@ def run_apart(
         apart.end()
 
 
-def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
+def _work(pipe: Pipe, work: Callable[[Progress], object], log_as: tuple[str, LogFormat] | None) -> None:
     # Ctrl-C and a hang-up reach the parent too, and this process ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -113,6 +116,8 @@ def _work(pipe: Pipe, work: Callable[[Progress], object]) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    if log_as is not None:
+        configure_logging(*log_as)
     try:
         pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))
     except StartupError as exc:

@@ -78,8 +78,19 @@ class Reasons(set[str]):
         return True
 
 
+# As the log was configured in this process, for those that it spawns, which inherit none.
+_configuration: tuple[str, LogFormat] | None = None
+
+
+def log_configuration() -> tuple[str, LogFormat] | None:
+    """What `configure_logging` was told in this process; None where it was told nothing."""
+    return _configuration
+
+
 def configure_logging(level: str, form: LogFormat) -> None:
-    """Log to stderr from `level` on. The libraries' chatter is left out."""
+    """Log to stderr from `level` on. The libraries' chatter is left out. Once in a process, forked ones included."""
+    global _configuration
+    _configuration = level, form
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_CONSOLE))
     logging.basicConfig(level=level, handlers=[handler])

@@ -28,7 +28,7 @@ from service.engine import Engine
 from service.errors import EXIT_CANNOT_START, StartupError, as_utf8
 from service.faces import FaceDetector
 from service.listening import most_connections
-from service.logs import configure_logging, silence_native_libraries
+from service.logs import silence_native_libraries
 from service.metrics import Metrics
 from service.modelfile import check_source, resolve_detector, resolve_model
 from service.newcomers import Newcomers
@@ -174,7 +174,6 @@ def prepare_database(settings: Settings, _: Progress) -> None:
     Raises:
         StartupError: it cannot be used, or the model may not be served.
     """
-    configure_logging(settings.log_level, settings.log_format)  # a process that is spawned inherits no log
     card = load_engine(replace(settings, provider="cpu", threads=1, executors=0)).card
     prepare(
         settings.database_url,

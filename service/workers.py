@@ -18,6 +18,7 @@ from typing import Protocol
 from service.apart import start
 from service.cells import Gauge, SharedCells
 from service.hangup import RELOAD_SIGNALS
+from service.logs import configure_logging
 from service.settings import Settings
 from service.signals import held_back
 from service.worker import Pipe, Ready, Served, run_worker
@@ -177,4 +178,5 @@ def _worker_main(
         signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
     for each in inherited:
         each.close()
+    configure_logging(settings.log_level, settings.log_format)
     sys.exit(run_worker(settings, sockets, shared, row, pipe, served))

@@ -30,7 +30,7 @@ from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.tracing import start_tracing
 from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message, run_service
-from tests.service.reloading import reload
+from tests.service.reloading import copy_model, reload
 
 FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
 DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
@@ -148,13 +148,28 @@ def test_a_json_line_has_the_exception_and_the_request_ids() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found["timestamp"])
 
 
-def test_the_log_of_a_service_is_json_where_it_is_asked_for(start_process: StartProcess) -> None:
-    """Every line that the process writes to stderr is an object."""
-    service = start_process(LOG_FORMAT="json", LOG_LEVEL="INFO")
+# As on macOS and Windows: processes inherit nothing, and so no log.
+SPAWNING = """
+import multiprocessing
+spawning = multiprocessing.get_context("spawn")
+multiprocessing.get_context = lambda _: spawning
+"""
+
+
+@pytest.mark.parametrize("faults", [None, SPAWNING], ids=["forked", "spawned"])
+def test_the_log_of_a_service_is_json_where_it_is_asked_for(
+    start_process: StartProcess, tmp_path: Path, faults: str | None
+) -> None:
+    """Every line that its processes write to stderr is an object."""
+    model = copy_model(tmp_path)  # without a manifest, which a worker tells
+    service = start_process(
+        faults=faults, LOG_FORMAT="json", LOG_LEVEL="INFO", MODEL_PATH=str(model), WORKERS="1"
+    )
     service.process.terminate()
     _, err = service.process.communicate(timeout=TIMEOUT)
     lines = [orjson.loads(line) for line in err.splitlines()]
     assert any("migrated" in line["message"] for line in lines)
+    assert any("no manifest" in line["message"] for line in lines)
 
 
 def test_a_json_line_holds_what_is_no_utf_8() -> None:
