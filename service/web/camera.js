@@ -47,8 +47,8 @@ export class Camera extends EventTarget {
   }
 
   /**
-   * Start a camera, the one named or the browser's choice; a camera that runs is stopped first. Whether it runs: it does
-   * not where `start` or `stop` was called again before the browser gave it.
+   * Start a camera, the one named or the browser's choice; a camera that runs is stopped first. The cameras that there
+   * are, whose names are known only after one was allowed; null where `start` or `stop` was called again before that.
    */
   async start(deviceId) {
     if (!navigator.mediaDevices) throw new CameraError("camera_insecure", "not a secure context");
@@ -60,12 +60,12 @@ export class Camera extends EventTarget {
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, ...choice }, audio: false });
     } catch (error) {
-      if (asked !== this.#asked) return false;
+      if (asked !== this.#asked) return null;
       throw new CameraError(CODES[error.name] ?? "camera_busy", error.message);
     }
     if (asked !== this.#asked) {
       letGo(stream);
-      return false;
+      return null;
     }
     this.#stream = stream;
     stream.getVideoTracks()[0].addEventListener("ended", () => {
@@ -75,11 +75,26 @@ export class Camera extends EventTarget {
     });
     this.#video.srcObject = stream;
     try {
-      await this.#video.play();
+      await this.play();
+      const devices = await navigator.mediaDevices.enumerateDevices();
+      if (asked === this.#asked) return devices.filter(({ kind }) => kind === "videoinput");
     } catch (error) {
       if (asked === this.#asked) throw error;
     }
-    return asked === this.#asked;
+    return null;
+  }
+
+  /** Let the picture go on. */
+  async play() {
+    try {
+      await this.#video.play();
+    } catch (error) {
+      if (error.name !== "AbortError") throw error; // it was paused again, or stopped, before it did
+    }
+  }
+
+  pause() {
+    this.#video.pause();
   }
 
   stop() {
@@ -87,11 +102,5 @@ export class Camera extends EventTarget {
     if (this.#stream) letGo(this.#stream);
     this.#stream = null;
     this.#video.srcObject = null;
-  }
-
-  /** The cameras that there are. Their names are known only after one was allowed. */
-  async list() {
-    const devices = await navigator.mediaDevices.enumerateDevices();
-    return devices.filter(({ kind }) => kind === "videoinput");
   }
 }

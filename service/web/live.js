@@ -33,7 +33,7 @@ export class Live {
   #running = false;
   #restUntil = 0; // no frames before
   #busy = false; // the rest is because the server is
-  #newest = 0; // when the frame was sent whose answer is shown
+  #newest = 0; // when the frame was sent whose answer is shown, or when what was shown was taken away
   #seen = null; // what is shown of it: {faces, size}
 
   constructor(link, session, fail, over) {
@@ -66,25 +66,24 @@ export class Live {
 
   async #start(deviceId) {
     $("start").disabled = true;
+    this.#camera.stop();
+    this.#pause(false); // from here on: who pauses before the browser has given the camera means that one
     try {
-      if (!(await this.#camera.start(deviceId))) return;
+      const cameras = await this.#camera.start(deviceId);
+      if (cameras === null) return; // stopped meanwhile, or another one chosen, which is being asked for
       this.#announcer.reset();
       this.#over((problem) => problem instanceof CameraError);
-      const cameras = await this.#camera.list();
-      if (!this.#camera.running) return; // stopped meanwhile, or another one chosen, which is being asked for
       this.#offer(cameras);
-      this.#pause(false);
+      this.#pause(this.#paused);
     } catch (error) {
       this.#camera.stop();
       this.#fail(error);
-    } finally {
-      $("start").disabled = false;
     }
-    // Disabled for a while, it lost the keyboard; or the controls have it, which go.
-    const lost = document.activeElement === document.body || holdsKeyboard($("controls"));
+    // Disabled for a while, the start button lost the keyboard; or it has it still, or the controls, and they go.
+    const lost = document.activeElement === document.body || holdsKeyboard($("stage")) || holdsKeyboard($("controls"));
     this.#layOut();
-    if (this.#camera.running && !deviceId) $("pause").focus();
-    else if (!this.#camera.running && lost) $("start").focus();
+    if (!this.#camera.running && lost) $("start").focus();
+    else if (!deviceId && lost) $("pause").focus();
     this.#update();
   }
 
@@ -98,15 +97,15 @@ export class Live {
 
   #pause(paused) {
     this.#paused = paused;
-    const video = $("video");
-    if (paused) video.pause();
-    else if (this.#camera.running) video.play();
+    if (paused) this.#camera.pause();
+    else if (this.#camera.running) this.#camera.play();
     this.#translate();
     this.#update();
   }
 
   #layOut() {
     const { running, mirrored } = this.#camera;
+    $("start").disabled = false;
     $("stage-empty").hidden = running;
     $("controls").hidden = !running;
     $("stage").classList.toggle("mirrored", running && mirrored);
@@ -141,7 +140,7 @@ export class Live {
     if (!wanted()) {
       this.#loop.stop();
       // The picture goes on without what was found in it, unless it is paused, too.
-      if (this.#running && !this.#paused) this.#clear();
+      if (!this.#paused) this.#clear();
       this.#running = false;
     } else if (!this.#running) {
       this.#running = true;
@@ -178,7 +177,8 @@ export class Live {
 
   #answered(faces, size, sent) {
     this.#session.add(faces, performance.now() / 1_000);
-    if (sent < this.#newest || !this.#running) return; // a newer frame's answer is shown, or nobody looks
+    // A newer frame's answer is shown, or nobody looks, or it is of a camera that was stopped.
+    if (sent < this.#newest || !this.#running) return;
     this.#newest = sent;
     this.#seen = { faces, size };
     this.#drawFaces();
@@ -259,6 +259,7 @@ export class Live {
 
   #clear() {
     this.#seen = null;
+    this.#newest = performance.now();
     prepare($("boxes"));
     this.#faces.show([]);
     $("faces-empty").hidden = false;

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 
 import orjson
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
-from tests.web.browser import BLANK_CAMERA, launch
+from tests.web.browser import BLANK_CAMERA
 from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -50,30 +49,6 @@ _COUNT_REPLIES = """
     }
   };
 """
-
-# Once `window.held` is a list, cameras are given only when the functions in it are called; all are in `window.streams`.
-_HELD_CAMERAS = """
-  window.streams = [];
-  const give = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-  navigator.mediaDevices.getUserMedia = async (wanted) => {
-    const stream = await give(wanted);
-    window.streams.push(stream);
-    if (window.held) await new Promise((resolve) => window.held.push(resolve));
-    return stream;
-  };
-"""
-
-
-# The cameras are listed when the test says so.
-_HELD_LISTS = """() => {
-  window.lists = [];
-  const list = navigator.mediaDevices.enumerateDevices.bind(navigator.mediaDevices);
-  navigator.mediaDevices.enumerateDevices = async () => {
-    const devices = await list();
-    await new Promise((resolve) => window.lists.push(resolve));
-    return devices;
-  };
-}"""
 
 
 async def count_replies(page: Page) -> None:
@@ -317,108 +292,3 @@ async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: Ope
     await expect(page.locator("#hint")).to_contain_text("The server is busy.")
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     assert refused == 2
-
-
-async def test_one_of_several_cameras_can_be_chosen(open_page: OpenPage, tmp_path: Path) -> None:
-    """Each is offered by its name; the other one runs once it is chosen, and its frames are answered too."""
-    async with launch(tmp_path, cameras=2) as browser:
-        page = (await open_page(browser=browser, before=count_replies)).page
-        running = "document.querySelector('#video').srcObject?.getVideoTracks()[0].label"
-        await page.click("#start")
-        await expect(page.locator("#cameras option")).to_have_count(2)
-        names = await page.locator("#cameras option").all_text_contents()
-        assert len(set(names)) == 2
-        first = await page.evaluate(running)
-        (other,) = set(names) - {first}
-        await page.select_option("#cameras", label=other)
-        await until(page, f"{running} === {other!r}")
-        await expect(page.locator("#cameras option:checked")).to_have_text(other)
-        await page.evaluate("window.replies = {}")
-        await until(page, "Object.keys(window.replies).length > 0")
-        await page.context.close()
-
-
-async def test_a_choice_that_fails_gives_the_keyboard_back(open_page: OpenPage, tmp_path: Path) -> None:
-    """The list that the camera was chosen from goes: the start button has the keyboard then."""
-    async with launch(tmp_path, cameras=2) as browser:
-        page = (await open_page(browser=browser)).page
-        await page.click("#start")
-        await expect(page.locator("#pause")).to_be_focused()
-        busy = "async () => { throw new DOMException('taken', 'NotReadableError'); }"
-        await page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {busy}; }}")
-        await page.focus("#cameras")
-        await page.select_option("#cameras", index=0)
-        await expect(page.locator("#start")).to_be_focused()
-        await page.context.close()
-
-
-async def test_a_camera_that_comes_too_late_is_switched_off(open_page: OpenPage, tmp_path: Path) -> None:
-    """Stopped, or another one chosen, before the browser has given it: it does not run on unseen."""
-
-    async def hold(page: Page) -> None:
-        await page.add_init_script(_HELD_CAMERAS)
-
-    running = "window.streams.filter((stream) => stream.active)"
-    async with launch(tmp_path, cameras=2) as browser:
-        page = (await open_page(browser=browser, before=hold)).page
-        await page.click("#start")
-        await expect(page.locator("#cameras option")).to_have_count(2)
-        chosen = await page.input_value("#cameras")
-        devices = await page.locator("#cameras option").evaluate_all("(all) => all.map(({ value }) => value)")
-        (other,) = set(devices) - {chosen}
-        await page.evaluate("window.held = []")
-        for device in (other, chosen):
-            await page.select_option("#cameras", device)
-        await until(page, "window.held.length === 2")
-        await page.evaluate("window.held.splice(0).forEach((give) => give())")
-        await until(page, f"{running}.length === 1")
-        shown = "document.getElementById('video').srcObject"
-        await until(page, f"{shown} === {running}[0]")
-        assert await page.evaluate(f"{shown}.getVideoTracks()[0].getSettings().deviceId") == chosen
-        await page.select_option("#cameras", other)
-        await until(page, "window.held.length === 1")
-        await page.click("#stop")
-        await page.evaluate("window.held.splice(0).forEach((give) => give())")
-        await until(page, f"{running}.length === 0")
-        await expect(page.locator("#start")).to_be_visible()
-        await expect(page.locator("#notice")).to_be_hidden()
-        await page.context.close()
-
-
-async def test_the_controls_stay_while_another_camera_is_asked_for(
-    open_page: OpenPage, tmp_path: Path
-) -> None:
-    """Though the one before was still being listed: what it has to say comes too late to take them away."""
-
-    async def hold(page: Page) -> None:
-        await page.add_init_script(_HELD_CAMERAS)
-
-    async with launch(tmp_path, cameras=2) as browser:
-        page = (await open_page(browser=browser, before=hold)).page
-        await page.click("#start")
-        await expect(page.locator("#cameras option")).to_have_count(2)
-        chosen = await page.input_value("#cameras")
-        devices = await page.locator("#cameras option").evaluate_all("(all) => all.map(({ value }) => value)")
-        (other,) = set(devices) - {chosen}
-        await page.evaluate(_HELD_LISTS)
-        await page.select_option("#cameras", other)
-        await until(page, "window.lists.length === 1")
-        await page.evaluate("window.held = []")
-        await page.select_option("#cameras", chosen)
-        await until(page, "window.held.length === 1")
-        await page.evaluate("window.lists.splice(0).forEach((give) => give())")
-        await page.evaluate(
-            "new Promise((resolve) => setTimeout(resolve))"
-        )  # all that follows the list is done
-        assert await page.input_value("#cameras") == chosen
-        await page.click("#stop")
-        await expect(page.locator("#start")).to_be_focused()
-        await page.context.close()
-
-
-async def test_a_single_camera_is_no_choice(open_page: OpenPage) -> None:
-    """There is nothing to choose, and nothing is offered."""
-    page = (await open_page()).page
-    await page.click("#start")
-    await expect(page.locator("#stop")).to_be_visible()
-    await expect(page.locator("#cameras")).to_be_hidden()
