@@ -35,7 +35,8 @@ export class History {
   #asked = 0; // when, in milliseconds
   #latest = [];
   #next = null; // the cursor of the page after
-  #extending = false; // that page is on its way
+  #extending = null; // the list whose page after is on its way
+  #loads = 0; // what an earlier one has asked for comes too late
   #problem = null;
   #shown = false;
   #again = null;
@@ -65,49 +66,47 @@ export class History {
 
   async #load(again = AGAIN) {
     clearTimeout(this.#again);
+    const load = ++this.#loads;
     const windowS = chosenWindow();
     try {
       const asked = Date.now();
       const stats = await this.#link.client.stats({ windowS, buckets: BUCKETS[windowS] });
-      if (windowS !== chosenWindow()) return; // another window was chosen meanwhile
+      if (load !== this.#loads) return;
       this.#stats = stats;
       this.#asked = asked;
-      const page = await this.#firstPage();
+      const page = await this.#link.client.history({ limit: PAGE });
+      if (load !== this.#loads) return;
+      this.#latest = page.predictions;
+      this.#next = page.next;
       this.#problem = null;
       // What was pending for the statistics may be in the list that was asked for after them.
       const pending = stats.pending || page.pending;
       if (pending && again && this.#shown) this.#again = setTimeout(() => this.#load(again - 1), AGAIN_MS);
     } catch (error) {
-      this.#failed(error);
+      const problem = this.#link.explain(error); // which may ask for a token
+      if (load !== this.#loads) return;
+      this.#problem = problem;
     }
-    const held = $("history-content").contains(document.activeElement);
     this.#render();
-    // What had the keyboard may be gone, such as the button for more where a new connection's list is short.
-    if (held && document.activeElement.offsetParent === null) $("refresh").focus();
-  }
-
-  async #firstPage() {
-    const page = await this.#link.client.history({ limit: PAGE });
-    this.#latest = page.predictions;
-    this.#next = page.next;
-    return page;
   }
 
   async #more() {
-    if (this.#extending) return; // it was pressed twice
-    this.#extending = true;
     const latest = this.#latest;
+    if (this.#extending === latest) return; // it was pressed twice
+    this.#extending = latest;
+    clearTimeout(this.#again); // it would take away again what this brings
     const shown = latest.length;
     try {
       const page = await this.#link.client.history({ limit: PAGE, cursor: this.#next });
-      if (latest === this.#latest) {
-        latest.push(...page.predictions);
-        this.#next = page.next;
-      } // or they were asked for anew meanwhile, and this page does not follow them
+      if (latest !== this.#latest) return; // they were asked for anew meanwhile, and this page does not follow them
+      latest.push(...page.predictions);
+      this.#next = page.next;
     } catch (error) {
-      this.#failed(error);
+      const problem = this.#link.explain(error);
+      if (latest !== this.#latest) return;
+      this.#problem = problem;
     } finally {
-      this.#extending = false;
+      if (this.#extending === latest) this.#extending = null;
     }
     const pressed = document.activeElement === $("more");
     this.#render();
@@ -122,11 +121,14 @@ export class History {
     row.focus();
   }
 
-  #failed(error) {
-    this.#problem = this.#link.explain(error);
+  /** What has the keyboard may go, such as the button for more where a new connection's list is short. */
+  #render() {
+    const held = $("history-content").contains(document.activeElement);
+    this.#fill();
+    if (held && document.activeElement.offsetParent === null) $("refresh").focus();
   }
 
-  #render() {
+  #fill() {
     const stats = this.#stats;
     const problem = this.#problem && (this.#problem.code === "unknown_command" ? t("historyMissing") : errorText(this.#problem));
     const text = problem ?? (stats?.count === 0 ? t("historyEmpty") : "");
