@@ -37,6 +37,7 @@ class Photo {
   #heading = element("span", { className: "muted" });
   #outcome = element("div");
   #preview = null; // what is drawn below the boxes
+  #options = { detect: "always" };
   #settled = null; // {prediction} or {error}
   #ask;
   #announce;
@@ -58,7 +59,9 @@ class Photo {
     return this.#file.name || t("photos");
   }
 
-  async predict(options = { detect: "always" }) {
+  /** Have it looked at; as before, where nothing else is said. */
+  async predict(options = this.#options) {
+    this.#options = options;
     this.#settled = null;
     this.render();
     this.#preview ??= await preview(this.#file);
@@ -79,11 +82,16 @@ class Photo {
     return ["unauthorized", "token_needed", "cannot_connect"].includes(this.#settled?.error?.code);
   }
 
+  /** Whether it was looked at; what was refused will be. */
+  get done() {
+    return this.#settled !== null && !this.refused;
+  }
+
   /** Show it as it is, and in the page's language and width of now. */
   render() {
     const { prediction, error, took } = this.#settled ?? {};
     this.#heading.textContent = took === undefined ? "" : milliseconds(took);
-    this.#drawImage(prediction?.faces ?? []);
+    this.draw();
     if (error) this.#outcome.replaceChildren(...this.#problem(error));
     else if (prediction) this.#outcome.replaceChildren(...this.#result(prediction));
     else this.#outcome.replaceChildren(element("p", { className: "muted", text: t("working") }));
@@ -124,13 +132,14 @@ class Photo {
     return parts;
   }
 
-  #drawImage(faces) {
+  /** Draw it in the page's width of now, where it is seen. */
+  draw() {
     const canvas = this.#canvas;
     canvas.hidden = this.#preview === null;
-    if (!this.#preview || !canvas.isConnected) return;
+    if (!this.#preview || canvas.clientWidth === 0) return;
     const { image, width, height } = this.#preview;
     canvas.style.aspectRatio = `${width} / ${height}`;
-    drawFaces(canvas, faces, { width, height });
+    drawFaces(canvas, this.#settled?.prediction?.faces ?? [], { width, height });
     const context = canvas.getContext("2d");
     context.globalCompositeOperation = "destination-over";
     const { scale, left, top } = contain({ width, height }, { width: canvas.clientWidth, height: canvas.clientHeight });
@@ -185,13 +194,12 @@ export class Photos {
       const refused = this.#photos.filter((photo) => photo.refused && !this.#waiting.includes(photo));
       this.#enqueue(refused.reverse());
     });
-    const refresh = () => this.show(true);
-    languages.addEventListener("change", refresh);
+    languages.addEventListener("change", () => this.show(true));
     let width = 0;
     new ResizeObserver(([{ contentRect }]) => {
       if (contentRect.width === width) return; // it is only longer: photos are as they were
       width = contentRect.width;
-      refresh();
+      for (const photo of this.#photos) photo.draw(); // and no more: one of its buttons may have the keyboard
     }).observe($("gallery"));
   }
 
@@ -199,9 +207,9 @@ export class Photos {
     if (shown && !$("photos").hidden) for (const photo of this.#photos) photo.render();
   }
 
-  /** Add what there is room for beside the photos that still wait: none goes before it was looked at. */
+  /** Add what there is room for beside the photos that still wait or are looked at: none goes before it was. */
   #add(files) {
-    const room = MAX_SHOWN - this.#waiting.length;
+    const room = MAX_SHOWN - this.#photos.filter(({ done }) => !done).length;
     const leftOut = files[room];
     if (leftOut) this.#fail({ code: "too_many_photos", most: MAX_SHOWN, name: leftOut.name });
     else this.#over(({ code }) => code === "too_many_photos");
@@ -211,7 +219,10 @@ export class Photos {
       this.#photos.unshift(photo);
       $("gallery").prepend(photo.element);
     }
-    for (const old of this.#photos.splice(MAX_SHOWN)) old.element.remove();
+    while (this.#photos.length > MAX_SHOWN) {
+      const oldest = this.#photos.findLastIndex(({ done }) => done);
+      this.#photos.splice(oldest, 1)[0].element.remove();
+    }
     this.#enqueue(added);
   }
 

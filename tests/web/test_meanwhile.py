@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from playwright.async_api import Page, WebSocketRoute, expect
+from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
+from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
 from tests.web.test_history import stored
 from tests.web.test_live import count_replies
+from tests.web.test_photos import wall
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -169,3 +171,62 @@ async def test_who_reads_on_is_not_brought_back(open_page: OpenPage) -> None:
     async with asyncio.timeout(TIMEOUT_MS / 1000):
         while asked.count("stats") < 3:
             await asyncio.sleep(0.05)
+
+
+async def test_photos_that_are_looked_at_are_not_taken_away(open_page: OpenPage) -> None:
+    """As little as those that wait: there is room for others once they are done, and the oldest of these go first."""
+    portrait = ASTRONAUT.with_name("astronaut_face.jpg").read_bytes()
+
+    def photos(count: int, name: str) -> list[FilePayload]:
+        return [
+            {"name": f"{name}_{number:02}.jpg", "mimeType": "image/jpeg", "buffer": portrait}
+            for number in range(count)
+        ]
+
+    held = Held(lambda request: request["command"] == "predict")
+    page = (await open_page(before=between(request=held))).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", photos(60, "first"))
+    await held.wait(4)
+    await page.set_input_files("#files", photos(4, "later"))
+    await expect(page.locator("#notice-text")).to_contain_text("from later_00.jpg on")
+    names = await page.locator(".photo .name").all_text_contents()
+    assert names == [f"first_{number:02}.jpg" for number in reversed(range(60))]
+    held.answer(LATE)
+    await held.wait(4)
+    done = await page.locator(".photo", has=page.locator(".problem")).locator(".name").text_content()
+    await page.set_input_files("#files", photos(2, "next"))
+    await expect(page.locator("#notice-text")).to_contain_text("from next_01.jpg on")
+    now = await page.locator(".photo .name").all_text_contents()
+    assert now == ["next_00.jpg", *(name for name in names if name != done)]
+
+
+async def test_a_photo_that_is_asked_for_again_is_asked_for_as_before(open_page: OpenPage) -> None:
+    """Where the whole photo was to be taken as a face, and a token was wanted first, so it is with the token."""
+
+    def guarded(request: Message) -> Message | None:
+        if request.get("detect") == "never" and request.get("token") != "secret":
+            return {"type": "error", "code": "unauthorized", "message": "no token"}
+        return None
+
+    page = (await open_page(before=between(request=Held(lambda _: False, guarded)))).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [wall()])
+    await page.get_by_role("button", name="Take the whole photo as one face").click()
+    await expect(page.locator("#token-input")).to_be_focused()
+    await page.keyboard.type("secret")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".photo")).to_contain_text("the whole photo, taken as one face")
+
+
+async def test_another_width_takes_the_keyboard_from_no_photo(open_page: OpenPage) -> None:
+    """As of a phone that is turned, or of a page that has got a scroll bar: the photo is drawn anew, and no more."""
+    page = (await open_page()).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [wall()])
+    button = page.get_by_role("button", name="Take the whole photo as one face")
+    await button.focus()
+    await page.set_viewport_size({"width": 340, "height": 700})
+    canvas = "document.querySelector('.photo canvas')"
+    await until(page, f"{canvas}.clientWidth < 330 && {canvas}.width === {canvas}.clientWidth")
+    await expect(button).to_be_focused()
