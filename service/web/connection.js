@@ -64,6 +64,7 @@ export class Link extends EventTarget {
   stream(on, timeoutMs) {
     const change = async () => {
       if (on === this.#streaming) return;
+      this.#streaming = null; // not known: where the answer does not come, the server may have done it all the same
       await this.client.configure({ stream: on, detect: on ? "always" : "auto" }, { timeoutMs });
       this.#streaming = on;
     };

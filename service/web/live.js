@@ -146,8 +146,8 @@ export class Live {
       this.#running = true;
       try {
         await this.#link.stream(true);
-        if (wanted()) this.#loop.start();
-        else this.#running = false;
+        this.#running = wanted(); // it may have been given up meanwhile, and wanted again, and the other have failed
+        if (this.#running) this.#loop.start();
       } catch (error) {
         this.#running = false;
         this.#failed(error);
@@ -197,7 +197,6 @@ export class Live {
   #failed(error) {
     switch (error.code) {
       case "superseded": // a newer frame is on its way
-      case "deadline_exceeded":
       case "connection_lost": // the state of the connection says it
       case "cannot_connect":
         return;
@@ -205,6 +204,9 @@ export class Live {
       case "rate_limited":
       case "shutting_down":
         this.#rest(error.retryAfterMs ?? REST_MS, true);
+        return;
+      case "deadline_exceeded": // the next frame may be in time; a connection that did not become a camera's has none
+        this.#rest(REST_MS, false);
         return;
       case "unauthorized":
         this.#link.refuse();

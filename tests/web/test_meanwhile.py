@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
@@ -230,3 +231,49 @@ async def test_another_width_takes_the_keyboard_from_no_photo(open_page: OpenPag
     canvas = "document.querySelector('.photo canvas')"
     await until(page, f"{canvas}.clientWidth < 330 && {canvas}.width === {canvas}.clientWidth")
     await expect(button).to_be_focused()
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_connection_that_did_not_become_a_camera_s_is_asked_again(
+    away: bool, open_page: OpenPage
+) -> None:
+    """By itself; and what is found is shown, also where the live view was left and come back to meanwhile."""
+    held = Held(lambda request: request.get("stream") is True)
+    page = (await open_page(before=between(request=held))).page
+    await page.click("#start")
+    await held.wait()
+    held.holds = lambda _: False
+    if away:
+        await page.click("#tab-photos")
+        await page.click("#tab-live")
+    held.answer(LATE)
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+
+
+async def test_a_connection_that_may_be_a_camera_s_is_made_one_for_photos(open_page: OpenPage) -> None:
+    """Where the server agreed to the camera too late, it has all the same: of photos only the newest would count."""
+    sent: list[str] = []
+    agreed: set[Any] = set()
+
+    def note(_: WebSocketRoute, request: Message) -> bool:
+        if request.get("stream") is True:
+            agreed.add(request["id"])
+        if request.get("stream") is False or "detect" in request:
+            sent.append(request["command"])
+        return True
+
+    def late(reply: Message) -> Message:
+        return {"id": reply["id"]} | LATE if reply.get("id") in agreed else reply
+
+    async def before(page: Page) -> None:
+        await between(request=note, reply=late)(page)
+        await count_replies(page)
+
+    page = (await open_page(before=before)).page
+    await page.click("#start")
+    await until(page, "window.replies.deadline_exceeded === 1")
+    sent.clear()
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", [ASTRONAUT])
+    await expect(page.locator(".photo h3")).to_contain_text("Happy")
+    assert sent[-2:] == ["configure", "predict"]
