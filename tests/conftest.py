@@ -60,6 +60,8 @@ class PostgresServer:
         with (self.folder / "postgresql.conf").open("a") as configuration:
             # Tests kill the server's processes, never the machine.
             configuration.write("fsync = off\nmax_connections = 50\nshared_buffers = 32MB\n")
+            # Its processes come and go amid a look at all of them, and what it counts changes plans.
+            configuration.write("autovacuum = off\n")
         self._names = itertools.count(1)
         self.start()
 
