@@ -17,8 +17,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 60 * float(os.environ.get("TEST_TIME_UNIT", "1"))
-# From the loss of a replica to the last late answer, in seconds.
-RECOVERY = 2 * float(os.environ.get("TEST_TIME_UNIT", "1"))
 
 
 def test_no_request_fails_and_none_is_stored_twice_while_replicas_come_and_go() -> None:
@@ -34,7 +32,6 @@ def test_no_request_fails_and_none_is_stored_twice_while_replicas_come_and_go() 
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)["failover"]
     assert [phase["failed"] for phase in found["phases"]] == [0] * 7
-    assert max(phase["recovery_s"] for phase in found["phases"]) < RECOVERY
     assert (found["missing"], found["twice"], found["errors"]) == (0, 0, [])
     assert found["acknowledged"] > 0
 
