@@ -33,20 +33,27 @@ def port(service_process: ServiceProcess, tmp_path_factory: pytest.TempPathFacto
     """Where HAProxy listens before it."""
     program = shutil.which("haproxy")
     assert program, "haproxy is missing: `make tools` installs it"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("haproxy")
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        yield from _haproxy(program, folder, bound, service_process.port)
+
+
+def _haproxy(program: str, folder: Path, bound: socket.socket, service: int) -> Iterator[int]:
+    """Run it on a socket that is bound already: a port that was let go might be another's by then."""
+    port = bound.getsockname()[1]
     text = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
     for there, here in (
-        (r"bind :8000$", f"bind 127.0.0.1:{port}"),
+        (r"bind :8000$", f"bind fd@{bound.fileno()}"),
         (r"bind :8405$", f"bind {folder}/statistics.sock"),
-        (r"server-template .*$", f"server replica 127.0.0.1:{service_process.port}"),
+        (r"server-template .*$", f"server replica 127.0.0.1:{service}"),
     ):
         text, count = re.subn(there, here, text, flags=re.MULTILINE)
         assert count == 1
     configuration = folder / "haproxy.cfg"
     configuration.write_text(text)
-    with subprocess.Popen([program, "-f", str(configuration)], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [program, "-f", str(configuration)], stdout=subprocess.DEVNULL, pass_fds=[bound.fileno()]
+    ) as process:
         try:
             deadline = time.monotonic() + TIMEOUT
             while " 200 " not in answer(port, "/readyz"):
