@@ -17,7 +17,7 @@ from tests.service.examples import node
 from tests.service.harness import FACE, ROOT, TIMEOUT, Running, Serve
 
 REQUIRED = {"auth": "required", "jwt_secret": SECRET}
-TOKEN = jwt.encode({"sub": "anna", "exp": time.time() + 3600}, SECRET, "HS256")
+TOKEN = jwt.encode({"sub": "anna", "exp": time.time() + 86_400}, SECRET, "HS256")
 
 SCRIPT = f"""
 import {{ VisionAI }} from "{(ROOT / "client/js/visionai.js").as_uri()}";
