@@ -75,13 +75,15 @@ class Queries:
                 raise ShuttingDown()
             if self._unfinished >= CAPACITY:
                 raise Overloaded("too many questions about stored predictions at once", _RETRY_AFTER_MS)
-            self._unfinished += 1
-            if self._threads < min(self._unfinished, THREADS):
-                self._threads += 1
+            if self._threads <= self._unfinished and self._threads < THREADS:
                 # A daemon, which those of a ThreadPoolExecutor are not: a database that accepts a query and never
                 # answers would keep the process from ending.
-                name = f"store-query-{self._threads}"
+                name = f"store-query-{self._threads + 1}"
                 threading.Thread(target=self._work, name=name, daemon=True).start()
+                self._threads += (
+                    1  # not before: where the system has no thread to give, the next one tries again
+                )
+            self._unfinished += 1
             future: Future[T] = Future()
             self._tasks.put((future, partial(self._run, query, request_id)))
             return future
