@@ -60,6 +60,7 @@ def test_a_full_disk(tmp_path: Path, open_journal: OpenJournal) -> None:
     replayed = drain(open_journal())
     assert len(replayed) == int(kept)
     assert replayed[-1].startswith(b"[999]")
+    assert list(tmp_path.glob("damaged-*")) == []
 
 
 def test_what_follows_half_a_record_that_stays_is_in_another_segment(

@@ -124,6 +124,27 @@ def test_a_flush_that_fails_at_the_end_holds_up_nobody(
     assert drain(open_journal()) == [payload(1)]
 
 
+def test_what_another_thread_has_flushed_is_not_flushed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that come together share a flush: whoever's record it reached does not wait for those that came later."""
+    flushed: list[int] = []
+    monkeypatch.setattr(segments, "_flush", flushed.append)
+    folder = folders.create(tmp_path)
+    writer = SegmentWriter(folder, MODEL, segment_bytes=1000, synced=True)
+    marks = []
+    for _ in range(3):
+        writer.append(b"x" * 100)
+        marks.append(writer.position)
+    writer.flush(marks[0])
+    writer.append(b"x" * 100)
+    for mark in marks:
+        writer.flush(mark)
+    assert len(flushed) == 1
+    writer.close()
+    folder.release()
+
+
 @pytest.mark.parametrize("failing", ["the segment is full", "a thread waits"])
 def test_a_failed_flush_is_told_to_every_thread_that_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -86,13 +86,40 @@ def test_a_journal_that_is_opened_before_a_batch_is_acknowledged(
 def test_closed_before_a_journal_could_be_opened(
     left: list[bytes], tmp_path: Path, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it did not give out, another process takes over."""
+    """What it did not give out, another process takes over: no journal is opened any more, though there is room."""
     journal = LateJournal(tmp_path, MODEL, fsync="interval")
     assert journal.take(7) is not None
     journal.close()
-    assert journal.take(7) is None
     monkeypatch.undo()
+    assert journal.take(7) is None
+    assert not journal.append(payload(20), 1)
     assert drain(open_journal()) == left
+
+
+def test_no_journal_is_tried_with_each_record(
+    left: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full costs a prediction nothing: what another attempt takes, it does not wait for."""
+    monkeypatch.setattr(late, "_RETRY_S", 3600.0)
+    journal = LateJournal(tmp_path, MODEL, fsync="interval")
+    monkeypatch.delattr(late, "JournalBacklog")
+    assert not journal.append(payload(20), 1)
+    assert drain(journal) == left
+    journal.close()
+
+
+def test_one_journal_is_opened(tmp_path: Path) -> None:
+    """Also for whoever comes while it is: in another, which nobody reads, records would wait for the next process.
+
+    It takes nothing more when it is to be closed.
+    """
+    journal = LateJournal(tmp_path, MODEL, fsync="interval")
+    assert journal._opened() is journal._opened() is not None
+    assert journal.append(payload(0), 1)
+    journal.seal()
+    assert not journal.append(payload(1), 1)
+    assert drain(journal) == [payload(0)]
+    journal.close()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

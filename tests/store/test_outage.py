@@ -156,11 +156,15 @@ def test_a_table_that_somebody_keeps_locked(
 
 
 def test_memory_that_has_room_again_says_so() -> None:
-    """As soon as records have left it, whether or not others come."""
-    backlog = MemoryBacklog(Model("v1", "emotion.onnx", ("happy", "sad")), limit=2)
+    """As soon as records have left it, whether or not others come, or fewer come than were refused."""
+    backlog = MemoryBacklog(Model("v1", "emotion.onnx", ("happy", "sad")), limit=3)
     assert backlog.append(b"[1,2]", 2)
-    assert not backlog.append(b"[3]", 1)
-    assert backlog.error is not None
+    assert not backlog.append(b"[3,4]", 2)
+    assert backlog.error == "2 records wait in memory, and 3 may"
+    assert backlog.append(b"[3]", 1)
+    assert backlog.error is None
+    assert not backlog.append(b"[4]", 1)
+    assert backlog.error == "3 records wait in memory, and 3 may"
     batch = backlog.take(10)
     assert batch is not None
     backlog.acknowledge(batch)
