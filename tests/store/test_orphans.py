@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.store import segments
 from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
@@ -283,6 +285,45 @@ def test_a_journal_whose_files_cannot_be_listed_is_told_of(
         orphans.close()
     assert f"the journal {segment.parent} cannot be read, and is tried again" in caplog.text
     assert drain(open_journal()) == [payload(0)]
+
+
+def test_records_that_could_not_be_read_for_a_while_are_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their journal is put back between being counted and being given out, and counted anew when it is read."""
+    kill_after_appending(tmp_path, 3)
+    orphans = Orphans(tmp_path, MODEL)
+    orphans.look()
+    assert orphans.pending == 3
+
+    def refuse(_: Path) -> segments.Contents:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as context:
+        context.setattr(segments, "read", refuse)
+        context.setattr(orphans, "_next_look", float("inf"))
+        assert orphans.take(1) is None
+    assert orphans.error == f"journal: {os.strerror(errno.EIO)}"
+    batch = orphans.take(7)
+    assert batch is not None
+    assert (batch.count, orphans.pending) == (3, 3)
+    orphans.close()
+
+
+def test_a_folder_of_journals_that_cannot_be_looked_through_is_told_of_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once while it lasts, and again when it comes back after a look that went well."""
+    root = tmp_path / "root"
+    orphans = Orphans(root, MODEL)
+    for _ in range(2):
+        orphans.look()
+        orphans.look()
+        root.mkdir()
+        orphans.look()
+        shutil.rmtree(root)
+    assert caplog.text.count("cannot look for journals of other processes") == 2
+    orphans.close()
 
 
 def test_what_is_logged_is_no_content(
