@@ -59,20 +59,29 @@ def test_a_unique_key_of_the_operators_own(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("refused", [0, 1])
 def test_a_sequence_at_its_end(
-    open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer, postgres_url: str
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    postgres_server: PostgresServer,
+    postgres_url: str,
+    refused: int,
 ) -> None:
-    """That PostgreSQL has no more numbers for rows is no fault of the records: they wait until it has."""
+    """That PostgreSQL has no more numbers for rows is no fault of the records: they wait until it has, also where one
+    among them is refused for a value.
+    """
     name = parse_url(postgres_url).database or ""
     store = open_store(url=postgres_url)
     sequence = "ALTER SEQUENCE predictions_log_predic_id_seq"
     postgres_server.execute(f"{sequence} MAXVALUE 3", name)
-    assert store.record([make_record() for _ in range(20)])
+    wrong = [make_record(face_index=1_000_000) for _ in range(refused)]
+    assert store.record([*wrong, *(make_record() for _ in range(20))])
     eventually(lambda: not store.status().writing)
     assert store.status().rejected == 0
     postgres_server.execute(f"{sequence} NO MAXVALUE", name)
     assert store.close(timeout=PATIENCE_S) == 0
     assert postgres_server.execute("SELECT count(*) FROM predictions_log", name) == [(20,)]
+    assert store.status().rejected == refused
 
 
 def test_a_prediction_that_took_an_hour(
