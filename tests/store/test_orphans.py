@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.store import segments
+from service.store import folders, segments
 from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
@@ -247,7 +247,9 @@ def test_a_journal_that_cannot_be_opened_keeps_nobody_from_the_others(
 def test_a_journal_that_cannot_be_read_keeps_nobody_from_the_others(
     open_journal: OpenJournal, tmp_path: Path
 ) -> None:
-    """Of a later release's, one that cannot be read for a while and a sound one, the sound one is stored."""
+    """Of a later release's, one that cannot be read for a while and a sound one, the sound one is stored; the others
+    are for other processes when this one closes.
+    """
     segment = kill_after_appending(tmp_path, 1)
     data = segment.read_bytes()
     for number in range(3):
@@ -257,9 +259,15 @@ def test_a_journal_that_cannot_be_read_keeps_nobody_from_the_others(
     unreadable.mkdir()
     sound.write_bytes(data)
     segment.unlink()
-    assert drain(open_journal()) == [payload(0)]
+    backlog = open_journal()
+    assert drain(backlog) == [payload(0)]
     assert later.exists()
     assert unreadable.exists()
+    backlog.close()
+    left, _ = folders.adopt(tmp_path, set())
+    assert [folder.path for folder in left] == [later.parent, unreadable.parent]
+    for folder in left:
+        folder.release()
 
 
 def test_a_journal_whose_files_cannot_be_listed_is_told_of(
