@@ -55,6 +55,24 @@ def test_the_oldest_go_first(open_store: OpenStore, engine: sa.Engine, make_reco
     assert ages(engine) == [5]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_row_that_somebody_holds_is_passed_over(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """A deletion does not wait for it, and the next one deletes it."""
+    store = open_store()
+    now = datetime.now(UTC)
+    store.record([make_record(timestamp=now - timedelta(days=age)) for age in (50, 40, 30)])
+    assert store.close(timeout=10) == 0
+    with engine.begin() as other, engine.begin() as connection:
+        other.exec_driver_sql("SELECT FROM predictions_log ORDER BY timestamp LIMIT 1 FOR UPDATE")
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+        assert delete_before(connection, now) == 2
+    assert ages(engine) == [50]
+    with engine.begin() as connection:
+        assert delete_before(connection, now) == 1
+
+
 def test_all_that_is_old_is_deleted_however_many_transactions_that_takes(
     open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
