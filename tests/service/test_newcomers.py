@@ -107,6 +107,21 @@ def test_the_oldest_go_and_those_that_are_greeted_or_have_just_come_stay(
         assert not ours.make_room()
 
 
+@pytest.mark.parametrize("waiting", [1, 16, 17])
+def test_so_many_go_at_once_or_all_that_there_are(monkeypatch: pytest.MonkeyPatch, waiting: int) -> None:
+    """A few make room as well as many, and of many some stay."""
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    gone: list[None] = []
+    ours = Newcomers(waiting, lambda: gone.append(None))
+    with ExitStack() as stack:
+        for _ in range(waiting):
+            ours.arrived(stack.enter_context(socket.socket()))
+        clock = 10.0
+        assert ours.make_room()
+        assert len(gone) == min(waiting, 16)
+
+
 def ended(peer: socket.socket) -> bool:
     """Whether the other end of a connection on which nothing was sent has been dropped."""
     peer.setblocking(False)
