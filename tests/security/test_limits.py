@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 from wsproto.events import CloseConnection, Pong
 
 from service.cells import SharedCells
 from service.errors import RateLimited
+from service.security import origins
 from service.security.admission import Admission
 from service.security.guard import Guard, Rules
 from service.security.rates import TokenBucket
@@ -87,6 +89,23 @@ def test_addresses_are_counted_apart_and_networks_of_one_subscriber_together() -
     assert not one.has_enough("2001:db8::2")
 
 
+def test_zero_is_any_number_of_connections() -> None:
+    """In all as well as from one address; and a client that has gone before its address was asked has none."""
+    admission = Admission(SharedCells(1), 0, 0, 0)
+    for _ in range(3):
+        admission.enter("192.0.2.1")
+        admission.enter(None)
+    assert not admission.is_full()
+    assert not admission.has_enough("192.0.2.1")
+    limited = Admission(SharedCells(1), 0, 1, 1)
+    assert not limited.is_full()
+    limited.enter(None)
+    assert limited.is_full()
+    assert not limited.has_enough(None)
+    limited.leave(None)
+    assert not limited.is_full()
+
+
 @pytest.mark.parametrize("shared_one", [0, 1])
 def test_an_address_that_shares_a_cell_with_others_may_come_in(shared_one: int) -> None:
     """It has as many connections as the lesser of its two cells says: only who shares both is taken for another."""
@@ -139,6 +158,28 @@ async def test_pages_of_other_sites_are_refused_where_origins_are_set(serve: Ser
         assert refused(running, "origin") == 5
     async with serve() as running, connect(running.url, origin=Origin("https://any.example")) as websocket:
         await read(websocket)
+
+
+@pytest.mark.parametrize(
+    ("headers", "allow_list", "allowed"),
+    [
+        ([("Origin", "HTTPS://Shop.Example")], ["https://shop.example"], True),
+        ([("Origin", "http://own.example"), ("Host", "own.example")], ["https://shop.example"], False),
+        ([("Origin", "HTTP://Own.example"), ("Host", "oWn.example")], ["same-origin"], True),
+        ([("Origin", "http://own.example:81"), ("Host", "own.example")], ["same-origin"], False),
+        ([("Origin", "http://own.example")], ["same-origin"], False),
+        (
+            [("Origin", "https://shop.example"), ("Origin", "https://evil.example")],
+            ["https://shop.example"],
+            False,
+        ),
+    ],
+)
+def test_an_origin_is_allowed_if_it_is_listed(
+    headers: list[tuple[str, str]], allow_list: list[str], allowed: bool
+) -> None:
+    """In capitals too; the service's own page only where the list says so, and several origins are none of it."""
+    assert origins.allowed(Headers(headers), allow_list) is allowed
 
 
 def test_a_bucket_allows_its_rate_and_a_second_at_once() -> None:
@@ -243,6 +284,21 @@ async def test_pings_and_messages_in_a_few_fragments_cost_no_request(serve: Serv
         peer.send(raw_peer.frame(raw_peer.TEXT, b'{"command": "ping"}'))
         assert await peer.error() == "rate_limited"
         assert refused(running, "small_frames") == 0
+
+
+async def test_each_message_may_have_a_few_fragments(serve: Serve) -> None:
+    """However many were written in parts before it."""
+    message = b"".join(
+        (
+            raw_peer.frame(raw_peer.TEXT, b'{"com', fin=False),
+            *(raw_peer.frame(raw_peer.CONT, part, fin=False) for part in (b"mand", b'": "', b"pi", b"n")),
+            raw_peer.frame(raw_peer.CONT, b'g"}'),
+        )
+    )
+    async with serve(max_requests_per_second=1e6) as running, raw_peer.connected(running.port) as peer:
+        peer.send(message * 1000)
+        for _ in range(1000):
+            assert (await peer.reply())["type"] == "pong"
 
 
 async def test_garbage_counts_as_requests(serve: Serve) -> None:
