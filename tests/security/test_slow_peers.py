@@ -171,6 +171,24 @@ async def test_a_client_that_does_not_read_is_closed_and_costs_bounded_memory(
         writer.close()
 
 
+async def test_a_client_that_catches_up_with_its_replies_is_served_on(serve: Serve) -> None:
+    """The time to catch up is for each time that it has fallen behind."""
+    async with serve(send_seconds=600.0) as running, asyncio.timeout(TIMEOUT):
+        reader, writer = await raw(running)
+        (connection,) = running.service._connections
+        while not connection.paused:
+            writer.write(frame(b'{"command": "model_info"}') * 1000)
+            await asyncio.sleep(0)
+        deadline = connection._send_timer
+        writer.write(frame(b'{"command": "ping", "id": "the last"}'))
+        received = b""
+        while b'"the last"' not in received:
+            received = received[-100:] + await reader.read(2**16)
+        assert deadline is not None
+        assert deadline.cancelled()
+        writer.close()
+
+
 async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve: Serve) -> None:
     """It is not read from, so neither its close nor its end would be noticed."""
     async with serve(send_seconds=0.5, ping_seconds=0) as running:
