@@ -19,9 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from websockets.datastructures import Headers
 
 from service.errors import StartupError, Unauthorized
 from service.security.credentials import MAX_LENGTH, Credentials
+from service.security.gate import bearer
 from service.security.tokens import TokenRules, TokenVerifier, read_keys, secret_key
 from service.settings import Settings
 
@@ -236,3 +238,12 @@ def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
             read_keys(path)
     with pytest.raises(StartupError, match="JWT_KEY_FILE"):
         read_keys(tmp_path / "missing")
+
+
+def test_a_header_has_one_credential_in_whatever_case_its_scheme_is() -> None:
+    """Schemes are words without case (RFC 9110, section 11.1); of several headers none is believed."""
+    assert bearer(Headers()) is None
+    for value in ("Bearer a.b.c", "bearer a.b.c", "BEARER  a.b.c "):
+        assert bearer(Headers([("Authorization", value)])) == "a.b.c"
+    with pytest.raises(Unauthorized, match="several"):
+        bearer(Headers([("Authorization", "Bearer a.b.c")] * 2))
