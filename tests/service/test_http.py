@@ -77,6 +77,15 @@ async def test_head_is_answered_like_get_without_a_body(running: Running, path: 
         assert b"Content-Length: %d\r\n" % len(there) in head + b"\r\n"
 
 
+async def test_head_opens_no_websocket(running: Running) -> None:
+    """Whatever upgrade it asks for: a handshake is a GET (RFC 6455, section 4.1)."""
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    head, body = await exchange(running, b"HEAD / HTTP/1.1\r\n" + upgrade + key)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == b""
+
+
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS"])
 async def test_other_methods_are_not_allowed(running: Running, method: bytes) -> None:
     """405, with those that are."""
