@@ -1,5 +1,5 @@
-"""HDF5 files of Keras 2, as Keras 3 reads them: some layers without arguments that it does not take, and the calls of
-networks within networks numbered as it does.
+"""HDF5 files of Keras 2, as Keras 3 reads them: some layers without arguments that it does not take, names without a
+slash, and the calls of networks within networks numbered as it does.
 """
 
 import inspect
@@ -22,8 +22,8 @@ _OF_NO_ACCOUNT = frozenset(
 
 
 def copy_for_keras_3(path: Path, copy: Path) -> bool:
-    """Write `copy`: the HDF5 model at `path` without what Keras 3 would refuse and nothing depends on, and with calls
-    numbered anew.
+    """Write `copy`: the HDF5 model at `path` without what Keras 3 would refuse and nothing depends on, and with layers
+    named and calls numbered anew.
 
     Return whether there is any of that, and so a copy. There is none where Keras 3 wrote it.
     """
@@ -34,13 +34,29 @@ def copy_for_keras_3(path: Path, copy: Path) -> bool:
             configuration = json.loads(file.attrs["model_config"])
     except (TypeError, ValueError):
         return False  # Keras says what is wrong with it
-    readable = _readable(configuration)
+    readable = _readable(_renamed(configuration))
     if readable == configuration:
         return False
     shutil.copyfile(path, copy)
     with h5py.File(copy, "r+") as file:
         file.attrs["model_config"] = json.dumps(readable)
     return True
+
+
+def _renamed(configuration: Any) -> Any:
+    """Return a configuration without a slash in its layers' names, and where they are called by them: Keras 3 takes
+    none, and goes by the order of the layers' weights.
+    """
+    match configuration:
+        case {"name": str(name), **others}:
+            return {"name": name.replace("/", "_"), **_renamed(others)}
+        case dict():
+            return {key: _renamed(value) for key, value in configuration.items()}
+        case [str(name), int(number), int(output), *others]:
+            return [name.replace("/", "_"), number, output, *_renamed(others)]
+        case list():
+            return [_renamed(value) for value in configuration]
+    return configuration
 
 
 def _readable(configuration: Any) -> Any:

@@ -150,6 +150,30 @@ def test_a_network_within_a_sequential_one(tmp_path: Path, convert_here: Callabl
     assert_same_answers(new, changed(new, tmp_path / "old.h5", counted), convert_here)
 
 
+def test_a_slash_in_a_name_is_no_hindrance(tmp_path: Path, convert_here: Callable[..., Converted]) -> None:
+    """Keras 3 takes none; Keras 2 gives them to a DenseNet's first layers."""
+    layers = keras.layers
+    images, pixels = keras.Input((14, 14, 4)), keras.Input((16, 16, 3))
+    body = keras.Model(images, layers.BatchNormalization(name="conv2_bn")(images))
+    features = body(layers.Conv2D(4, 3, name="conv1_conv")(pixels))
+    new = tmp_path / "new.h5"
+    scores = layers.Dense(7, activation="softmax")(layers.Flatten()(features))
+    randomise(keras.Model(pixels, scores)).save(new)
+
+    def named(configuration: dict[str, Any]) -> Any:
+        text = json.dumps(counted_by_keras_2(configuration))
+        return json.loads(text.replace('"conv1_', '"conv1/').replace('"conv2_', '"conv2/'))
+
+    old = changed(new, tmp_path / "old.h5", named)
+    with h5py.File(old, "r+") as file:
+        weights = file["model_weights"]
+        weights.move("conv1_conv", "conv1/conv")
+        weights.attrs["layer_names"] = [
+            name.replace("conv1_", "conv1/") for name in weights.attrs["layer_names"]
+        ]
+    assert_same_answers(new, old, convert_here)
+
+
 @keras.saving.register_keras_serializable("tests")
 class Stack(keras.layers.Layer):  # type: ignore[misc]
     """A layer of somebody's own, with an argument by a name that networks have in their configuration, too."""
