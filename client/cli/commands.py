@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -15,6 +14,7 @@ from client.cli.queries import emotions, health, model_info
 from client.cli.records import history, stats
 from client.cli.reload import reload
 from client.cli.serve import serve
+from client.cli.stderr import messages
 from client.cli.stdout import OutputFailed, checked_output
 from client.cli.top import top
 from client.cli.watch import watch
@@ -44,8 +44,7 @@ def run() -> None:
 
     What SIGTERM and SIGHUP end leaves the terminal as Ctrl-C does, and the code is a shell's for that signal.
     """
-    if sys.stderr is None:  # started with it closed: `print` would take the output in its place
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", errors="backslashreplace")
+    sys.stderr = messages(sys.stderr)
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
@@ -67,10 +66,12 @@ def run() -> None:
         print(f"visionai: {error.message}{remedy}", file=sys.stderr)
         sys.exit(exit_code_of(error))
     except OutputFailed as error:
+        if ended:  # it was the last of a screen, on a terminal that is gone
+            sys.exit(128 + ended[0])
         if error.reason:
             print(f"visionai: the output cannot be written: {error.reason}", file=sys.stderr)
         sys.exit(ExitCode.OUTPUT_FAILED)
-    except (SystemExit, OSError):  # OSError: what is left to be shown, on a terminal that is gone
+    except SystemExit:
         if ended:
             sys.exit(128 + ended[0])
         raise

@@ -1,9 +1,10 @@
-"""What `visionai predict` leaves behind where something ends it before the last image."""
+"""How commands end: what is left behind, and the exit code, where something ends them early or cannot be told."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import shlex
 import signal
 import sys
@@ -131,3 +132,58 @@ async def test_what_ends_a_command_leaves_the_terminal_as_it_was(
     assert seen.rindex(SHOW_CURSOR) > seen.rindex(HIDE_CURSOR)
     assert b"Traceback" not in seen
     assert b"a.jpg" in out
+
+
+@pytest.mark.parametrize("stream", ["full", "gone"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("predict", "a.jpg", "a.jpg"), ExitCode.OK),
+        (("predict", ""), ExitCode.USAGE),
+        (("emotions", "--url", "ws://127.0.0.1:9/ws"), ExitCode.CANNOT_CONNECT),
+        (("emotions",), ExitCode.OUTPUT_FAILED),
+    ],
+)
+async def test_the_exit_code_holds_where_nothing_can_be_said(
+    peer: Peer, tmp_path: Path, stream: str, arguments: tuple[str, ...], code: ExitCode
+) -> None:
+    """Standard error on a full disk, or read by nobody any more, changes nothing of how a command ends."""
+    (tmp_path / "a.jpg").write_bytes(image("happy"))
+    reader, gone = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", *arguments),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "VISIONAI_URL": peer.url},
+        stdout=full if code == ExitCode.OUTPUT_FAILED else asyncio.subprocess.PIPE,
+        stderr=full if stream == "full" else gone,
+    )
+    os.close(gone)
+    os.close(full)
+    async with asyncio.timeout(TIMEOUT):
+        await process.communicate()
+    assert process.returncode == code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+async def test_a_terminal_that_is_closed_ends_a_command_by_its_signal(peer: Peer) -> None:
+    """The code is 129 also where the screen cannot be given back any more."""
+    controller, terminal = pty.openpty()
+    # Opened by the first process of a session, it is that one's: its end is SIGHUP.
+    command = f"exec {shlex.quote(sys.executable)} -m client top --url {peer.url} <{os.ttyname(terminal)}"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", command),
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm"},
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    shown = b""
+    async with asyncio.timeout(TIMEOUT):
+        while b"predictions/s" not in shown:
+            shown += await asyncio.to_thread(os.read, controller, 65536)
+        os.close(controller)
+        assert await process.wait() == 128 + signal.SIGHUP
