@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__, hangup
-from service.errors import EXIT_CANNOT_START, StartupError
+from service.errors import EXIT_CANNOT_START, StartupError, telling_missing_packages
 from service.signals import hear, held_back
 
 if TYPE_CHECKING:
@@ -97,19 +97,10 @@ def _run() -> int:
     )
     arguments = parser.parse_args()
     try:
-        return _start(arguments)
+        with telling_missing_packages():
+            return _start(arguments)
     except StartupError as exc:
         print(f"VisionAI cannot start: {exc}", file=sys.stderr)
-        return EXIT_CANNOT_START
-    except ModuleNotFoundError as exc:
-        package = (exc.name or "service").partition(".")[0]
-        if package == "service":
-            raise
-        print(
-            f"VisionAI cannot start: {package} is not installed for {sys.executable}: use the Python of .venv, which "
-            "`make run` makes (README.md)",
-            file=sys.stderr,
-        )
         return EXIT_CANNOT_START
 
 

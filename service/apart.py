@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from service.errors import StartupError
+from service.errors import StartupError, telling_missing_packages
 from service.logs import LogFormat, configure_logging, log_configuration
 from service.signals import held_back
 
@@ -119,7 +119,8 @@ def _work(pipe: Pipe, work: Callable[[Progress], object], log_as: tuple[str, Log
     if log_as is not None:
         configure_logging(*log_as)
     try:
-        pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))
+        with telling_missing_packages():
+            pipe.send(("done", work(lambda share: pipe.send(("progress", share)))))
     except StartupError as exc:
         pipe.send(("failed", str(exc)))
 

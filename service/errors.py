@@ -26,6 +26,9 @@ Clients branch on ``code``; ``message`` is for people and may change.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Final
 
 
@@ -170,3 +173,18 @@ class StartupError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(as_utf8(message))
+
+
+@contextmanager
+def telling_missing_packages() -> Iterator[None]:
+    """Where one is not installed that is not ours, the StartupError that says so."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "service").partition(".")[0]
+        if package == "service":
+            raise
+        raise StartupError(
+            f"{package} is not installed for {sys.executable}: use the Python of .venv, which `make run` makes "
+            "(README.md)"
+        ) from None

@@ -25,7 +25,7 @@ from service.canary import Version, check_versions, of_canary
 from service.cells import SharedCells
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
-from service.errors import EXIT_CANNOT_START, StartupError, as_utf8
+from service.errors import EXIT_CANNOT_START, StartupError, as_utf8, telling_missing_packages
 from service.faces import FaceDetector
 from service.listening import most_connections
 from service.logs import silence_native_libraries
@@ -232,7 +232,7 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_native_libraries()
     try:
-        with _ending_with(pipe):
+        with _ending_with(pipe), telling_missing_packages():
             engine, canary_engine, detector = load_models(settings)
             if served is not None and tuple(engine.card.labels) != served.labels:
                 raise StartupError(

@@ -374,21 +374,3 @@ def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_forked_does() -> None:
         [sys.executable, "-c", _STOPPED_AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == ["-15"]
-
-
-@pytest.mark.parametrize("arguments", [(), ("--migrate-only",), ("create-key", "anna")])
-def test_a_python_without_the_packages_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """As the system's own is, which people type by habit: it names that Python, and the one to use."""
-    code = "import sys; sys.modules['dotenv'] = None; from service.__main__ import main; sys.exit(main())"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"VisionAI cannot start: dotenv is not installed for {sys.executable}: ")
-    assert ended.stderr.count("\n") == 1
