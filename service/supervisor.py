@@ -47,6 +47,9 @@ _WINDOWS_SIGNAL_SECONDS = 0.5
 # database to migrate.
 _START_SECONDS = 300.0
 
+# What reading the settings of a reload may take, with measuring a model on each provider: a drive may never answer.
+_READING_SECONDS = 900.0
+
 
 @dataclass(slots=True)
 class Supervisor:
@@ -62,6 +65,7 @@ class Supervisor:
     _next_look: float = 0.0
     # A reload reads, and may measure, in a process of its own: it must not keep us from all else.
     _reading: Apart[Settings] | None = None
+    _reading_until: float = math.inf
     _roll: Roll | None = None
     _again: bool = False
     # What the worker that became ready last serves.
@@ -146,6 +150,9 @@ class Supervisor:
                 self._reload()
             if self._reading is not None and self._reading.pipe in fired:
                 self._take_settings(self._reading)
+            elif time.monotonic() > self._reading_until:
+                self._end_reading()
+                self._finish(f"the settings could not be read within {_READING_SECONDS:g} s")
             for slot, worker in alive:
                 if worker.pipe in fired:
                     self._hear(slot, worker)
@@ -186,7 +193,7 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         """Seconds until something must be done without being told; None to sleep until then."""
-        moments = [worker.deadline for slot in self.slots for worker in slot.workers()]
+        moments = [self._reading_until, *(each.deadline for slot in self.slots for each in slot.workers())]
         if not self._stops:
             moments.append(self._next_look)
             moments += [slot.start_at for slot in self.slots if slot.is_empty]
@@ -281,6 +288,8 @@ class Supervisor:
             )
         except StartupError as exc:
             self._finish(str(exc))
+        else:
+            self._reading_until = time.monotonic() + _READING_SECONDS
 
     def _take_settings(self, reading: Apart[Settings]) -> None:
         """Begin to roll the workers when the settings are read."""
@@ -301,7 +310,7 @@ class Supervisor:
     def _end_reading(self) -> None:
         if self._reading is not None:
             self._reading.end()
-            self._reading = None
+            self._reading, self._reading_until = None, math.inf
 
     def _hand_over(self, slot: Slot, successor: Worker) -> None:
         """The successor takes connections already; now the one before it stops, and may take its time."""

@@ -123,6 +123,25 @@ async def test_a_reload_that_takes_long_keeps_the_supervisor_from_nothing(
     assert code == 0, said
 
 
+async def test_a_reload_whose_settings_cannot_be_read_is_given_up(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """As from a network drive that is gone. Once what they name is corrected, the next reload is done."""
+    slow = tmp_path / "slow"
+    slow.touch()
+    impatient = "import service.supervisor\nservice.supervisor._READING_SECONDS = 1.0"
+    service = start_process(faults=f"{SLOW_READING}\n{impatient}", WORKERS="1")
+    before = service.workers
+    code, said = await reload(tmp_path)
+    assert code == 1
+    assert "the settings could not be read within 1 s" in said
+    assert service.workers == before
+    slow.unlink()
+    async with asyncio.timeout(TIMEOUT):
+        while (await reload(tmp_path))[0] != 0:  # a second is little on a busy machine
+            pass
+
+
 async def test_a_stop_does_not_wait_for_a_reload(start_process: StartProcess, tmp_path: Path) -> None:
     """What it reads or measures is given up, and nothing of it stays."""
     (tmp_path / "slow").touch()
