@@ -247,11 +247,17 @@ async def test_a_phone_needs_no_scrolling_sideways(open_page: OpenPage) -> None:
     named: FilePayload = {"name": f"{'long' * 30}.jpg", "mimeType": "image/jpeg", "buffer": portrait}
     await page.set_input_files("#files", [named] * 61)
     await expect(page.locator("#notice-text")).to_contain_text("longlong")
+    await page.click("#tab-history")
+    await expect(page.locator("#shares tr").first).to_be_visible()
+    room = """(table) =>
+      table.closest(".card").getBoundingClientRect().right - table.getBoundingClientRect().right"""
     for language in ("es", "en"):
         await page.select_option("#language", language)
         for view in ("history", "photos", "live"):
             await page.click(f"#tab-{view}")
             assert await page.evaluate("document.documentElement.scrollWidth") <= 320, (language, view)
+            for table in await page.locator("table:visible").all():
+                assert await table.evaluate(room) >= 16, language
     for button in await page.locator("button:visible").all():
         box = await button.bounding_box()
         assert box is not None
