@@ -9,12 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import orjson
 import pytest
 from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
+from tests.web.test_live import count_replies
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -226,12 +228,18 @@ async def test_large_photos_are_not_kept_in_memory(open_page: OpenPage) -> None:
 async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) -> None:
     """Back on the live view while photos wait: no frame goes between them, and then the connection is a camera's."""
     sent: list[str] = []
+    last: list[
+        tuple[WebSocketRoute, Message]
+    ] = []  # the last photo, which waits until the test has seen the hint
 
-    def note(_: WebSocketRoute, request: Message) -> bool:
+    def note(route: WebSocketRoute, request: Message) -> bool:
         if request["command"] == "configure":
             sent.append("camera" if request.get("stream") else "photos")
         elif request["command"] == "predict":
             sent.append("photo" if "detect" in request else "frame")
+        if sent.count("photo") == 20 and not last:
+            last.append((route, request))
+            return False
         return True
 
     page = (await open_page(before=between(request=note))).page
@@ -241,6 +249,11 @@ async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) ->
     await page.set_input_files("#files", [ASTRONAUT] * 20)
     await page.click("#tab-live")
     await expect(page.locator("#hint")).to_have_text("The photos first. The picture goes on in a moment.")
+    async with asyncio.timeout(TIMEOUT_MS / 1000):
+        while not last:
+            await asyncio.sleep(0.05)
+    [(route, request)] = last
+    route.send(orjson.dumps({"type": "error", "code": "no_face", "id": request["id"]}).decode())
     await expect(page.locator("#hint")).to_be_hidden()
     frames = sent.count("frame")
     async with asyncio.timeout(TIMEOUT_MS / 1000):
@@ -257,19 +270,20 @@ async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
     It has them also where the connection was a camera's, and the server is long in agreeing that it is one for photos.
     """
     deadlines: list[float] = []
-    silent = asyncio.Event()
+    silent: asyncio.Future[tuple[WebSocketRoute, Message]] = asyncio.get_running_loop().create_future()
 
-    def note(_: WebSocketRoute, request: Message) -> bool:
+    def note(route: WebSocketRoute, request: Message) -> bool:
         if "detect" in request and request["command"] == "predict":
             deadlines.append(request["deadline_ms"])
-        if request.get("stream") is False and not silent.is_set():
-            silent.set()  # of this one nothing is heard
+        if request.get("stream") is False:
+            silent.set_result((route, request))
             return False
         return True
 
     async def before(page: Page) -> None:
         await page.clock.install()
         await between(request=note)(page)
+        await count_replies(page)
 
     page = (await open_page(before=before)).page
     await page.click("#tab-photos")
@@ -280,8 +294,12 @@ async def test_photos_may_be_long_on_their_way(open_page: OpenPage) -> None:
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     await page.set_input_files("#files", [ASTRONAUT])
     async with asyncio.timeout(TIMEOUT_MS / 1000):
-        await silent.wait()
-    await page.clock.fast_forward(20_000)
+        route, request = await silent
+    await page.evaluate("window.replies.pong = 0")
+    for pongs in range(6):  # 21 seconds, in which the server shows that it is there
+        await page.clock.fast_forward(3_500)
+        await until(page, f"window.replies.pong > {pongs}")
+    route.send(orjson.dumps({"type": "configured", "configuration": {}, "id": request["id"]}).decode())
     await expect(page.locator(".photo h3")).to_contain_text(["Happy", "Happy"])
     assert len(deadlines) == 2
     assert min(deadlines) > 60_000
