@@ -22,7 +22,7 @@ from websockets.sync.server import ServerConnection, serve
 from benchmarks.commands import app
 from service.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
-from tests.benchmarks.harness import LOAD, ROOT, benchmark, ends_with_its_service, group, results
+from tests.benchmarks.harness import LOAD, ROOT, TIMEOUT, benchmark, ends_with_its_service, group, results
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_is_not_installed_is_one_line(missing: str, arguments: tuple[str, .
     """`make run` installs less than the benchmarks need, and a Python that is not that of .venv has nothing."""
     code = f"import sys; sys.modules['{missing}'] = None; from benchmarks.__main__ import main; main()"
     command = [sys.executable, "-c", code, *arguments]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr.startswith(
         f"benchmarks: {missing} is missing: `make bench` installs it, or: pip install"
@@ -161,10 +161,11 @@ def test_what_is_not_installed_is_one_line(missing: str, arguments: tuple[str, .
 
 def test_results_that_cannot_be_printed_are_one_line() -> None:
     """On a full disk it says so, with the exit code of results that cannot be written to their folder."""
-    command = [sys.executable, "-m", "benchmarks", "limit", "--seconds", "0.2"]
+    one = ("--size", "64x64", "--batch", "1", "--workers", "threads", "--repeats", "1")
+    command = [sys.executable, "-m", "benchmarks", "limit", *one, "--seconds", "0.2"]
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=TIMEOUT
         )
     assert ended.returncode == 2
     assert ended.stderr == "benchmarks: the output cannot be written: No space left on device\n"
@@ -179,7 +180,7 @@ def test_a_model_that_is_not_converted_yet_is_one_line(command: str, tmp_path: P
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (3, "")
@@ -272,9 +273,9 @@ def test_an_interrupt_of_the_limits_processes_ends_them_all_without_a_word() -> 
             time.sleep(0.05)
         children = bench.children()
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, output.strip()) == (130, "")
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=TIMEOUT)[1] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
@@ -297,15 +298,15 @@ with limit_bench(DEFAULT_MODEL, 2) as bench:
         assert process.stdout.readline() == "\n"
         children = psutil.Process(process.pid).children()
         # They wait for work: one for the pipe, with the lock of the queue, and the other for the lock.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TIMEOUT
         while not all(each.status() == psutil.STATUS_SLEEPING for each in children):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         number = getattr(signal, ends)
         os.killpg(process.pid, number)
-        process.wait(60)
+        process.wait(TIMEOUT)
     assert process.returncode == (-number if ends == "SIGKILL" else 128 + number)
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=TIMEOUT)[1] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

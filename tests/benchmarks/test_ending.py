@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import variants
 from benchmarks.target import started_service, stop
-from tests.benchmarks.harness import ROOT, ends_with_its_service
+from tests.benchmarks.harness import ROOT, TIMEOUT, ends_with_its_service
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -112,7 +112,7 @@ with started_postgresql():
                 # The server, and no longer what makes its folder: it has a session of its own.
                 begun = any("-k" in line and str(tmp_path) in " ".join(line) for line in lines)
             send(process.pid, signal.SIGTERM)
-            process.wait(60)
+            process.wait(TIMEOUT)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM

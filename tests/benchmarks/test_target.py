@@ -18,7 +18,7 @@ from benchmarks.load import run_load
 from benchmarks.target import Target, started_service, stop
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import make_workload
-from tests.benchmarks.harness import SHORT
+from tests.benchmarks.harness import SHORT, TIMEOUT
 
 
 async def test_http_replies_are_read_whole_and_in_pieces() -> None:
@@ -135,7 +135,7 @@ def test_what_a_server_leaves_behind_is_ended() -> None:
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
         stop(process)
-    child.wait(5)
+    child.wait(TIMEOUT)
     assert not child.is_running()
 
 
