@@ -129,7 +129,7 @@ class _Level(Generic[R]):
         # In each round until it may go the others take a quantum at most, on average.
         rounds = math.ceil((own + request.cost) / _QUANTUM)
         others = len(self.turns) - bool(queue)
-        return own + min(max(0.0, self.work - own), others * rounds * _QUANTUM)
+        return own + min(self.work - own, others * rounds * _QUANTUM)
 
     def forget(self, client: Hashable) -> deque[R]:
         """Take out a client with what it has waiting. Its deficit goes too: idleness earns no credit."""
@@ -189,7 +189,7 @@ class MicroBatchQueue(Generic[R]):
             below = self._work - above - level.work
             before = above + level.work_before(request)
             # What is below it has its share of the places before it.
-            before += min(before / (_LOW_SHARE - 1), max(0.0, below))
+            before += min(before / (_LOW_SHARE - 1), below)
         return (before + self._running / 2) / self._executors * self._pace
 
     def admit(self, request: R, now: float, slice_work: float = 0.0, overtakes: R | None = None) -> None:
@@ -305,7 +305,7 @@ class MicroBatchQueue(Generic[R]):
             work: seconds that its requests took, by the measure that `costs.CostModel` predicts.
             seconds: how long the executor was busy with it, replies and all.
         """
-        self._running = max(0.0, self._running - sum(request.cost for request in batch.requests))
+        self._running -= sum(request.cost for request in batch.requests)
         if work > 0:
             pace = seconds / work
             weight = 0.5 if pace * self._FAR < self._pace else min(0.5, work / self._PACE_SECONDS)
