@@ -263,6 +263,9 @@ def test_a_deadline_counts_to_the_end_of_the_slice() -> None:
         queue.admit(Waiting("a", deadline=1.4, cost=0.1), now=0.0, slice_work=0.5)
     queue.admit(Waiting("a", deadline=1.6, cost=0.1), now=0.0, slice_work=0.5)
     filled().admit(Waiting("b", deadline=0.2, cost=0.1), now=0.0, slice_work=0.5)
+    alone = filled(overtaken := Waiting("b", 1, cost=0.1), Waiting("b", 2, cost=0.1))
+    with pytest.raises(DeadlineExceeded):
+        alone.admit(Waiting("b", 3, deadline=0.25, cost=0.1), now=0.0, slice_work=0.5, overtakes=overtaken)
 
 
 def test_those_that_are_sent_away_are_told_to_come_one_after_the_other() -> None:

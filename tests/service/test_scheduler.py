@@ -143,6 +143,23 @@ def test_a_batch_is_done_by_the_earliest_deadline_in_it() -> None:
     assert len(batch.requests) == 3
 
 
+def test_the_earliest_deadline_of_a_batch_holds_for_all_that_follows() -> None:
+    """A later one behind it loosens nothing; what is late in any case is taken out, and ends no batch."""
+    deadlines_and_costs = ((0.5, 0.3), (9.0, 0.1), (0.4, 0.3), (None, 0.01), (None, 0.3))
+    requests = [
+        Waiting("a", number, deadline, cost=cost)
+        for number, (deadline, cost) in enumerate(deadlines_and_costs)
+    ]
+    urgent, relaxed, late, small, other = requests
+    queue = filled()
+    for request in requests:
+        queue.admit(request, now=-10.0)
+    batch = queue.take(8, now=0.0)
+    assert batch.requests == [urgent, relaxed, small]
+    assert batch.expired == [late]
+    assert queue.take(8, now=0.5).requests == [other]
+
+
 def test_a_batch_ends_before_a_costly_request_that_would_make_another_late() -> None:
     """However little the others take that wait: it is begun with the next batch, and keeps its turn."""
     urgent, costly = Waiting("urgent", deadline=0.005), Waiting("costly", cost=0.008)
