@@ -49,11 +49,7 @@ def test_a_connection_reads_its_own_rows_newest_first(open_store: OpenStore, mak
     found = [(str(row.prediction_id), row.face_index) for row in [*first, *second]]
     assert found == [(record["prediction_id"], record["face_index"]) for record in reversed(records)]
     row, record = first[0], records[-1]
-    assert (row.emotion, row.confidence, row.version_tag) == (
-        record["emotion"],
-        record["confidence"],
-        "v1.0.0",
-    )
+    assert (row.emotion, row.confidence, row.version_tag) == (record["emotion"], 0.4, "v1.0.0")
     assert (row.timestamp, row.request_id) == (NOW, "7")
     assert row.processing_ms == pytest.approx(1.234, abs=0.001)
     assert list(row.box or ()) == [1, 2, 3, 4]
@@ -199,15 +195,16 @@ def test_a_history_goes_on_behind_a_time_in_another_form(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("window", [HOUR / 60, HOUR / 2 + HOUR / 3600])
-def test_what_sqlite_takes_for_no_time_is_counted_where_the_window_begins(
-    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window: timedelta
+@pytest.mark.parametrize("zone", [" UTC", "+02:00"])
+def test_what_sqlite_takes_for_no_time_or_an_earlier_one_is_counted_where_the_window_begins(
+    open_store: OpenStore, make_record: MakeRecord, engine: sa.Engine, window: timedelta, zone: str
 ) -> None:
     """In short buckets and in long ones: it must not cost the whole answer."""
     store = open_store()
     store.record([make_record(emotion="happy", timestamp=NOW)])
     written(store, 1)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE predictions_log SET timestamp = '2026-11-22 10:30:45 UTC'")
+        connection.exec_driver_sql(f"UPDATE predictions_log SET timestamp = '2026-11-22 10:30:45{zone}'")
     found = ask(store, lambda connection: figures(connection, Anonymous(), NOW - window / 2, window, 2))
     assert found.buckets == [{"happy": 1}, {}]
 
