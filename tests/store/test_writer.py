@@ -73,6 +73,56 @@ def test_a_journal_that_cannot_be_read_for_a_while(
     backlog.close()
 
 
+def test_what_fails_again_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once it has worked in between: a journal's disk that comes and goes is not taken for one that stays away."""
+    monkeypatch.setattr(writer, "_RETRY_AFTER_FAULT_S", 0.01)
+
+    class Unreadable(MemoryBacklog):
+        """One whose disk is away now and then."""
+
+        away = False
+
+        def take(self, limit: int) -> Batch | None:
+            if self.away:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().take(limit)
+
+    backlog = Unreadable(MODEL, limit=10)
+    opened = open_writer(tmp_path, backlog)
+    for _ in range(2):
+        backlog.away = True
+        opened.notify()
+        eventually(lambda: opened.state.failing)
+        backlog.away = False
+        eventually(lambda: not opened.state.failing)
+    opened.close(timeout=PATIENCE_S)
+    assert len([record for record in caplog.records if "the journal cannot be read" in record.message]) == 2
+
+
+def test_attempts_come_at_growing_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that comes back soon is found soon, one that stays away is asked every five seconds."""
+    pauses: list[float] = []
+
+    def pause(_: Writer, seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) < 8
+
+    def refuse() -> None:
+        raise StartupError("refused")
+
+    monkeypatch.setattr(Writer, "_pause", pause)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    backlog = MemoryBacklog(MODEL, limit=10)
+    assert backlog.append(b"", 1)
+    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    refused = Writer(engine, backlog, {}, {}, prepare=refuse)
+    refused.start()
+    refused._thread.join(PATIENCE_S)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
 def prepared(file: Path, model: Model) -> References:
     """A SQLite file whose first model is this one."""
     engine = database.create_engine(parse_url(f"sqlite:///{file}"))
