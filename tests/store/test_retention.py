@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -133,6 +135,28 @@ def test_a_deletion_that_fails_is_told_and_tried_again(
         eventually(lambda: not ages(engine))
     finally:
         deleting.close(10)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_old_rows_are_looked_for_every_hour(
+    open_store: OpenStore, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not all the time: each look takes the lock that the writer needs."""
+    waits: list[float | None] = []
+
+    class Told(threading.Event):
+        """Tells how long it was to be waited for."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(retention, "threading", SimpleNamespace(Event=Told, Thread=threading.Thread))
+    open_store()
+    deleting = retention.Retention(engine, 30)
+    eventually(lambda: bool(waits))
+    deleting.close(PATIENCE_S)
+    assert waits == [3600.0]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
