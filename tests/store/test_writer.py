@@ -73,6 +73,20 @@ def test_a_journal_that_cannot_be_read_for_a_while(
     backlog.close()
 
 
+def test_what_is_read_in_small_parts_is_stored_without_a_pause(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a journal, or another process's, does not wait for the next prediction or the next look."""
+    monkeypatch.setattr(writer, "LOOK_S", 3600.0)
+    backlog = JournalBacklog(tmp_path / "journal", MODEL, memory_records=1, segment_bytes=500)
+    for _ in range(5):
+        assert backlog.append(encode([make_record(emotion="happy")]), 1)
+    opened = open_writer(tmp_path, backlog)
+    eventually(lambda: opened.state.written == 5)
+    opened.close(timeout=PATIENCE_S)
+    backlog.close()
+
+
 def test_what_fails_again_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
