@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import sqlite3
 from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from service.errors import StartupError
 from service.store import database, reference, writer
@@ -85,6 +87,27 @@ def test_what_is_read_in_small_parts_is_stored_without_a_pause(
     eventually(lambda: opened.state.written == 5)
     opened.close(timeout=PATIENCE_S)
     backlog.close()
+
+
+def test_what_is_undone_is_not_counted(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Rows of a transaction that was not committed are counted when they are: each of them once."""
+    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    references = prepared(tmp_path / "predictions.db", MODEL)
+    failures = iter([exc.OperationalError("COMMIT", {}, sqlite3.OperationalError("injected"))])
+
+    def commit(_: sa.Connection) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+
+    backlog = MemoryBacklog(MODEL, limit=10)
+    assert backlog.append(encode([make_record(emotion="happy") for _ in range(3)]), 3)
+    writing = Writer(engine, backlog, {MODEL: references}, {}, lambda: None)
+    sa.event.listen(engine, "commit", commit)
+    writing.start()
+    eventually(lambda: backlog.pending == 0)
+    writing.close(timeout=PATIENCE_S)
+    assert (writing.state.failed_attempts, writing.state.written) == (1, 3)
+    engine.dispose()
 
 
 def test_what_fails_again_is_told_again(
