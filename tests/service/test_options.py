@@ -101,6 +101,16 @@ async def test_nothing_with_an_id_waits_for_what_has_none(running: Running) -> N
         assert types == ["pong", "configuration", "error", "prediction"]
 
 
+async def test_a_question_with_an_id_overtakes_what_has_none(serve: Serve, held: HeldEngine) -> None:
+    """With ordered off, its answer waits for the database alone."""
+    async with serve(held, executors=1) as running, running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "ordered": false}')
+        await websocket.send(predict_message())
+        assert (await ask(websocket, '{"command": "stats", "id": 1}'))["type"] == "stats"
+        held.released.set()
+        assert (await read(websocket))["type"] == "prediction"
+
+
 async def test_the_reply_that_replies_may_overtake_overtakes_none(running: Running) -> None:
     """What was asked before it was asked in order."""
     async with running.client() as websocket:
