@@ -88,6 +88,15 @@ def test_a_thumbnail_is_not_the_picture() -> None:
         assert read_header(jpeg[:at] + block + jpeg[at:]) == ImageHeader(Format.JPEG, 120, 80, 6)
 
 
+def test_what_else_is_said_of_a_picture_does_not_turn_it() -> None:
+    """Cameras write XMP in a segment of the same kind, behind the Exif block as a rule."""
+    xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>")
+    plain = encode(corner_image(), ".jpg")
+    jpeg = with_orientation(plain[:2] + xmp + plain[2:], 6)
+    assert jpeg.index(b"Exif") < jpeg.index(b"xmpmeta")
+    assert read_header(jpeg).orientation == 6
+
+
 def test_a_damaged_exif_block_means_upright() -> None:
     """The picture can be read without it."""
     jpeg = with_orientation(encode(corner_image(), ".jpg"), 6)
