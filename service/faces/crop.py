@@ -42,7 +42,7 @@ def crop_face(
     angle = _tilt(face)
     # First an upright region that holds the turned square, shrunk by averaging if it is large: sampling a large
     # region at a few points only, as the turning does, would alias.
-    reach = side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))
+    reach = side / 2 * (math.cos(angle) + abs(math.sin(angle)))
     x0, y0 = math.floor(centre[0] - reach), math.floor(centre[1] - reach)
     x1, y1 = math.ceil(centre[0] + reach), math.ceil(centre[1] + reach)
     top, left = max(0, y0), max(0, x0)
