@@ -66,7 +66,7 @@ def parse_welcome(frame: str | bytes) -> Welcome:
         message=str(message.get("message", "")),
         version=str(message.get("version", "")),
         protocol=protocol if isinstance(protocol, int) else 1,
-        commands=frozenset(commands) if isinstance(commands, Mapping | list) else frozenset(),
+        commands=frozenset(map(str, commands)) if isinstance(commands, Mapping | list) else frozenset(),
         authentication=str(message.get("authentication", "off")),
     )
 

@@ -75,6 +75,21 @@ def test_a_v1_welcome_is_protocol_1() -> None:
     assert welcome == Welcome("hi", "1.2", 1, frozenset({"predict"}))
 
 
+@pytest.mark.parametrize(
+    ("fields", "commands"),
+    [
+        ('"protocol":"2"', []),
+        ('"protocol":null', []),
+        ('"commands":7', []),
+        ('"commands":["predict",[],1]', ["1", "[]", "predict"]),
+    ],
+)
+def test_a_welcome_of_the_wrong_form_is_of_protocol_1(fields: str, commands: list[str]) -> None:
+    """Whatever stands in its fields, a client can go by it."""
+    welcome = parse_welcome(f'{{"type":"welcome",{fields}}}')
+    assert (welcome.protocol, sorted(welcome.commands)) == (1, commands)
+
+
 @pytest.mark.parametrize("frame", ['{"type":"prediction"}', "hello", "[1]", b"\xff\xfe"])
 def test_anything_else_is_no_welcome(frame: str | bytes) -> None:
     """The first message of a server is a welcome, or it is no VisionAI server."""
