@@ -142,8 +142,9 @@ async def test_a_proxy_whose_address_is_none_is_named(monkeypatch: pytest.Monkey
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 async def test_this_machine_is_not_looked_for_behind_a_proxy(
-    monkeypatch: pytest.MonkeyPatch, peer: Peer, unused_url: str
+    monkeypatch: pytest.MonkeyPatch, peer: Peer, unused_url: str, host: str
 ) -> None:
     """A proxy that is set for the web has no part in it, nor in what is said where nothing answers."""
     for name in ("no_proxy", "NO_PROXY"):
@@ -152,7 +153,7 @@ async def test_this_machine_is_not_looked_for_behind_a_proxy(
     async with connect(peer) as client:
         assert (await client.predict(image("sad"))).emotion_name == "sad"
     with pytest.raises(CannotConnect) as caught:
-        await AsyncClient(unused_url).connect()
+        await AsyncClient(unused_url.replace("127.0.0.1", host)).connect()
     assert "proxy" not in caught.value.message
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -31,6 +33,25 @@ async def test_a_missing_file_is_an_os_error(peer: Peer, tmp_path: Path) -> None
     async with connect(peer) as client:
         with pytest.raises(FileNotFoundError):
             await client.predict(tmp_path / "none.jpg")
+    assert peer.predictions_received == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+async def test_a_pipe_that_is_written_to_after_it_was_given_up_is_read_by_nobody(
+    peer: Peer, tmp_path: Path
+) -> None:
+    """The thread that reads it ends without an error, and nothing is sent."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    async with connect(peer) as client:
+        given_up = asyncio.create_task(client.predict(path))
+        writer = await asyncio.to_thread(path.open, "wb")  # once there is a reader
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        (reader,) = (thread for thread in threading.enumerate() if thread.name == "visionai client stream")
+        writer.close()
+        await asyncio.to_thread(reader.join)
     assert peer.predictions_received == []
 
 
@@ -90,6 +111,26 @@ async def test_many_images_are_drawn_only_as_needed(peer: Peer) -> None:
             if seen == 20:
                 break
         await outcomes.aclose()
+
+
+async def test_images_that_have_ended_are_not_asked_for_again(peer: Peer) -> None:
+    """As the lines of a terminal, which would wait for further ones."""
+
+    class Lines(Iterator[bytes]):
+        left = 2
+        ends = 0
+
+        def __next__(self) -> bytes:
+            if not self.left:
+                self.ends += 1
+                raise StopIteration
+            self.left -= 1
+            return image("sad", n=self.left)
+
+    lines = Lines()
+    async with connect(peer) as client:
+        assert len([outcome async for outcome in client.predict_many(lines)]) == 2
+    assert lines.ends == 1
 
 
 async def test_outcomes_do_not_wait_for_the_images_after_them(peer: Peer) -> None:

@@ -100,6 +100,18 @@ async def test_a_token_that_is_refused_takes_no_place(guarded: Peer, how: str) -
     await client.aclose()
 
 
+@pytest.mark.parametrize("options", [{"token": "wrong"}, {"token": "fresh", "colour": "red"}])
+async def test_a_connection_that_was_open_stays_where_a_token_is_refused(
+    guarded: Peer, options: dict[str, str]
+) -> None:
+    """Refused for itself or for another option, it has changed nothing of it."""
+    async with connect(guarded, token="old") as client:
+        with pytest.raises((Unauthorized, InvalidRequest)):
+            await client.configure(**options)
+        await ask_everything(client)
+    assert guarded.connections == 1
+
+
 async def test_a_connection_that_was_opened_for_a_refused_request_is_left(peer: Peer) -> None:
     """Its token was accepted, but the request changes nothing: the next one is nobody's, as before."""
     peer.authentication = "optional"

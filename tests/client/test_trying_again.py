@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from http import HTTPStatus
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Response
 
-from client import ConnectionLost, DeadlineExceeded, InvalidRequest, Overloaded, RateLimited, Retry
+from client import (
+    AsyncClient,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+    Retry,
+)
 from tests.client.harness import QUICK, connect
 from tests.client.peer import Peer, image
 
@@ -80,6 +92,40 @@ async def test_a_server_that_refuses_connections_is_left_alone_for_the_pause(pee
         with pytest.raises(DeadlineExceeded, match="503"):
             await client.predict(image("happy"), timeout=2)
     assert len(peer.handshakes) == 2
+
+
+async def test_a_refused_connection_is_tried_again_when_the_server_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first pause of connecting again is retry 0's, and not shorter than the header Retry-After."""
+    pauses: list[tuple[int, float | None]] = []
+
+    def delay(_: Retry, retry: int, at_least: float | None = None) -> float:
+        pauses.append((retry, at_least))
+        return 0.0
+
+    def refuse(connection: ServerConnection, _: object) -> Response | None:
+        if len(pauses) != 1:  # only after the request that is lost has waited
+            return None
+        response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "")
+        response.headers["Retry-After"] = "7"
+        return response
+
+    async def greet(websocket: ServerConnection) -> None:
+        await websocket.send('{"type":"welcome","protocol":2}')
+        request = json.loads(await websocket.recv())
+        if not pauses:
+            websocket.transport.abort()
+            return
+        await websocket.send(json.dumps({"type": "pong", "id": request["id"]}))
+        await websocket.wait_closed()
+
+    monkeypatch.setattr(Retry, "delay", delay)
+    async with serve(greet, "127.0.0.1", 0, process_request=refuse) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with AsyncClient(url) as client:
+            await client.ping()
+    assert pauses == [(0, None), (0, 7.0)]
 
 
 async def test_giving_up_says_what_happened(peer: Peer) -> None:
