@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 
 RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
@@ -16,6 +18,12 @@ def hold_back() -> None:
     """From here on SIGHUP waits until it is let through. Until somebody listens for it, it would end the process."""
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_BLOCK, RELOAD_SIGNALS)
+
+
+def listen(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """From here on `handler` gets what ends the service and what reloads it."""
+    for number in (signal.SIGTERM, signal.SIGINT, *RELOAD_SIGNALS):
+        signal.signal(number, handler)
 
 
 def let_through() -> None:

@@ -25,7 +25,7 @@ from service.announcement import announce, difference, models_served
 from service.apart import Apart
 from service.cells import SharedCells
 from service.errors import StartupError
-from service.hangup import RELOAD_SIGNALS, hung_up, let_through
+from service.hangup import RELOAD_SIGNALS, hung_up, let_through, listen
 from service.listening import bind
 from service.reload import ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
@@ -84,12 +84,7 @@ class Supervisor:
             StartupError: a worker could not start, and none had before.
         """
         wake, wake_end = CONTEXT.Pipe(duplex=False)
-
-        def on_signal(number: int, _: object) -> None:
-            wake_end.send(number)
-
-        for number in (signal.SIGTERM, signal.SIGINT, *RELOAD_SIGNALS):
-            signal.signal(number, on_signal)
+        listen(lambda number, _: wake_end.send(number))
         let_through()
         gc.freeze()  # the collector would touch, and so copy, every page that a fork shares
         try:
@@ -99,6 +94,8 @@ class Supervisor:
             return self._watch(wake)
         finally:
             self._end_all()
+            # All is done, and nobody reads the pipe any longer: another signal must not make it a failure.
+            listen(signal.SIG_IGN)
 
     def _fill(self, slot: Slot) -> None:
         """Start the worker of an empty slot. One that cannot be started now has died quickly."""

@@ -310,3 +310,26 @@ def test_a_worker_that_dies_instead_of_stopping_is_told(start_process: StartProc
     assert service.process.returncode == 1
     assert log.count("\n") == 1
     assert "worker 0 ended with exit code -9 instead of stopping" in log
+
+
+# Somebody is impatient, when the service has stopped and its process is not gone yet.
+SIGNALLED_AT_THE_END = """
+import os, signal
+from service.supervisor import Supervisor
+run = Supervisor.run
+def run_and_be_signalled(self):
+    code = run(self)
+    os.kill(os.getpid(), signal.{})
+    return code
+Supervisor.run = run_and_be_signalled
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a signal ends a process at once")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_at_the_very_end_changes_no_exit_code(start_process: StartProcess, number: str) -> None:
+    """All is stored by then, and nobody listens any longer: there is nothing to hurry."""
+    service = start_process(faults=SIGNALLED_AT_THE_END.format(number), WORKERS="1")
+    service.process.terminate()
+    _, log = service.process.communicate(timeout=TIMEOUT)
+    assert (service.process.returncode, log) == (0, "")
