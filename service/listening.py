@@ -35,10 +35,9 @@ def bind(settings: Settings) -> list[socket.socket]:
         addresses = socket.getaddrinfo(
             settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except socket.gaierror as exc:
-        raise StartupError(
-            f"HOST={settings.host} is not an address of this machine: {exc.strerror}"
-        ) from None
+    except (socket.gaierror, UnicodeError) as exc:  # the latter where it cannot be a name, as 127..0.1
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise StartupError(f"HOST={settings.host} is not an address of this machine: {reason}") from None
     sockets: list[socket.socket] = []
     port = settings.port
     missing: OSError | None = None

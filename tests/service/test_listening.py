@@ -65,3 +65,10 @@ def test_a_name_without_any_address_of_the_machine_is_told(monkeypatch: pytest.M
     resolve_to(monkeypatch, (socket.AF_INET, NOT_HERE))
     with pytest.raises(StartupError, match=r"cannot listen on x:0: .*; set HOST or PORT"):
         bind(Settings(host="x", port=0))
+
+
+@pytest.mark.parametrize("host", ["127..0.1", "x" * 64, "\udcff"])
+def test_a_host_that_can_be_no_name_is_told(host: str) -> None:
+    """As one that is not known."""
+    with pytest.raises(StartupError, match="is not an address of this machine: "):
+        bind(Settings(host=host, port=0))
