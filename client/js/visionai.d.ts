@@ -210,6 +210,7 @@ export interface Retry {
 export interface Socket {
   binaryType: string;
   readonly bufferedAmount: number;
+  readonly readyState?: number;
   onopen: ((event: any) => unknown) | null;
   onmessage: ((event: any) => unknown) | null;
   onerror: ((event: any) => unknown) | null;

@@ -74,6 +74,8 @@ const SLOWEST_LINE = 32; // bytes in a millisecond, 256 kbit/s; one that is slow
 /** Whose answer depends on the user; other commands would take the token for an unknown field. */
 const USERS_OWN = new Set(["predict", "history", "stats"]);
 
+const CLOSING = 2; // a WebSocket's readyState, where it has one
+
 const encoder = new TextEncoder();
 
 const LONGEST_TIMER = 2 ** 31 - 1; // milliseconds, 25 days: a longer one, as of Infinity, would fire at once
@@ -194,7 +196,8 @@ class Connection {
       // Who is asked nothing says nothing, where it knows no ping: its silence begins with the question.
       if (!this.#unanswered.size && command !== "ping") this.#heardOf = Date.now();
       this.#unanswered.set(id, entry);
-      this.#socket.send(frame);
+      // What is closing takes nothing more, which browsers write to the console; the event that says so is still to come.
+      if (!(this.#socket.readyState >= CLOSING)) this.#socket.send(frame);
     });
   }
 

@@ -18,6 +18,27 @@ test("a first connection to a server that leaves is made again", async () => {
   assert.equal((await client.predict(image("sad"))).emotion_name, "sad");
 });
 
+test("nothing is sent on a connection that is closing, and what is asked for goes out on the next", async () => {
+  const sockets = [];
+  const states = [];
+  class Recorded extends WebSocket {
+    constructor(...given) {
+      super(...given);
+      sockets.push(this);
+    }
+
+    send(...given) {
+      states.push(this.readyState);
+      super.send(...given);
+    }
+  }
+  const client = connect(PEER, { WebSocket: Recorded });
+  await client.predict(image("sad"));
+  sockets[0].close(); // its event is still to come
+  assert.equal((await client.predict(image("fear"))).emotion_name, "fear");
+  assert.deepEqual(new Set(states), new Set([WebSocket.OPEN]));
+});
+
 for (const [version, url] of [["v1", PEER_V1], ["v2", PEER]]) {
   test(`${version}: a Blob, an ArrayBuffer and a view are images`, async () => {
     const client = connect(url);
