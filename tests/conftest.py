@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,10 @@ def service_processes(folder: Path) -> Iterator[StartProcess]:
         for process in processes:
             # A worker that a test has stopped would outlive its supervisor, and hold the pipes open for ever.
             workers = psutil.Process(process.pid).children() if process.poll() is None else []
-            for each in (process, *workers):
-                each.kill()
+            process.kill()
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):  # it ends with its supervisor, by itself
+                    worker.kill()
             process.communicate()
 
 
