@@ -249,6 +249,24 @@ def test_a_price_that_proves_right_is_put_to_the_test_ever_less_often() -> None:
     assert model.predict("crop", 1000) == pytest.approx(0.4)
 
 
+def test_a_price_that_is_a_little_too_high_has_proved_right() -> None:
+    """It is put to the test no more often for it."""
+    model = CostModel()
+    tries = []
+    for seconds in (0.4, 0.38, 0.36):
+        model.observe([("crop", 1000, seconds)])
+        tries.append(refused_until_tried(model))
+    assert tries == [2, 4, 8]
+
+
+def test_a_try_that_takes_longer_is_believed_no_more_than_others() -> None:
+    """It may have been held up: a price is only ever lowered to what one took."""
+    model = CostModel()
+    for seconds in (0.001, 0.1):
+        model.observe([("crop", 1000, seconds)])
+    assert model.predict("crop", 1000) == pytest.approx(0.0013)
+
+
 def test_a_price_that_has_proved_wrong_is_put_to_the_test_as_one_that_is_new() -> None:
     """However often it had proved right before: after two that it turns away."""
     model = CostModel()
