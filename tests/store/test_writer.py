@@ -110,6 +110,17 @@ def test_what_is_undone_is_not_counted(tmp_path: Path, make_record: MakeRecord) 
     engine.dispose()
 
 
+@pytest.mark.parametrize("waiting", ["LOOK_S", "GATHER_S"])
+def test_closing_ends_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: str) -> None:
+    """A writer that looks around, or lets records gather, does so no longer when it is closed."""
+    monkeypatch.setattr(writer, waiting, 3600.0)
+    opened = open_writer(tmp_path, MemoryBacklog(MODEL, limit=10))
+    if waiting == "LOOK_S":
+        eventually(lambda: not opened._arrived.is_set())
+    opened.close(timeout=PATIENCE_S)
+    assert not opened._thread.is_alive()
+
+
 def test_what_fails_again_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
