@@ -215,10 +215,11 @@ def test_keys_that_sqlite_leaves_empty_are_refused(tmp_path: Path, column: str, 
     engine.dispose()
 
 
-def test_a_column_of_the_operators_own_is_kept(engine: sa.Engine) -> None:
-    """An additional column that may be null does not stand in the way of the upgrade."""
+@pytest.mark.parametrize("kind", ["VARCHAR(20)", "INTEGER DEFAULT 7 NOT NULL"])
+def test_a_column_of_the_operators_own_is_kept(engine: sa.Engine, kind: str) -> None:
+    """An additional column that may be null, or has a default, does not stand in the way of the upgrade."""
     make_older_server(engine, ["happy"])
-    execute(engine, "ALTER TABLE predictions_log ADD shop VARCHAR(20)")
+    execute(engine, f"ALTER TABLE predictions_log ADD shop {kind}")
     migrate(engine)
     assert revision(engine) == HEAD
 
