@@ -199,6 +199,7 @@ async def test_a_client_that_is_being_closed_and_does_not_read_is_dropped(serve:
             while not connection.paused:
                 writer.write((b"\x89\xfd" + bytes(4 + 125)) * 1000)
                 await asyncio.sleep(0)
+            assert connection.reading_paused
             connection.protocol.fail(1002)
             await connection.wait_closed()
         assert not running.service._connections
