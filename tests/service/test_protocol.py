@@ -139,7 +139,7 @@ def test_unknown_fields_are_passed_over() -> None:
         ('{"command": null}', "invalid_request", "'image' is missing"),
         ('{"image": null}', "invalid_request", "'image'"),
         ('{"image": 12}', "invalid_request", "'image'"),
-        ('{"image": {"data": ""}}', "invalid_request", "'image'"),
+        ('{"image": {"data": ""}}', "invalid_request", "'image' is a base64 string, not an object"),
         ('{"image": "", "deadline_ms": "soon"}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": 0}', "invalid_request", "'deadline_ms'"),
         ('{"image": "", "deadline_ms": true}', "invalid_request", "'deadline_ms'"),
