@@ -162,20 +162,19 @@ class ImageDecoder:
         # Sideways pictures (orientation 5-8) are turned after decoding, so the sides swap.
         if header.orientation >= 5:
             min_height, min_width = min_width, min_height
-        if not header.cmyk:  # which libjpeg-turbo does not convert; OpenCV does
-            try:
-                pixels: Pixels = simplejpeg.decode_jpeg(
-                    data, "GRAY" if gray else "RGB", min_height=min_height, min_width=min_width
-                )
-                return upright(pixels, header.orientation)
-            except ValueError as exc:
-                # libjpeg warns, or fails. OpenCV, with the same libjpeg behind it, goes on after a warning. simplejpeg
-                # would too, if not strict, but takes a failure behind one for another: the picture is then what its
-                # memory held before. And it forgives no stray bytes before the picture.
-                if _JPEG_CUT_OFF in str(exc):
-                    raise InvalidImage("the JPEG is cut off: its end is missing") from None
-            except KeyError:  # a sampling that libjpeg-turbo has no name for
-                raise InvalidImage("the JPEG's header is damaged") from None
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data, "GRAY" if gray else "RGB", min_height=min_height, min_width=min_width
+            )
+            return upright(pixels, header.orientation)
+        except ValueError as exc:
+            # libjpeg warns, or fails. OpenCV, with the same libjpeg behind it, goes on after a warning. simplejpeg
+            # would too, if not strict, but takes a failure behind one for another: the picture is then what its
+            # memory held before. And it forgives no stray bytes before the picture.
+            if _JPEG_CUT_OFF in str(exc):
+                raise InvalidImage("the JPEG is cut off: its end is missing") from None
+        except KeyError:  # a sampling that libjpeg-turbo has no name for
+            raise InvalidImage("the JPEG's header is damaged") from None
         reduced = 0
         for scale, flag in _REDUCED.items():
             if header.height >= scale * min_height and header.width >= scale * min_width:

@@ -58,14 +58,13 @@ class ImageHeader(NamedTuple):
     """Size in pixels as stored, before `orientation` (1-8, Exif's numbering) is applied.
 
     A PNG's orientation is not in its header, see `png`.
-    `cmyk` is true for a JPEG of four components, `multiscan` for one that is stored in several passes over the picture.
+    `multiscan` is true for a JPEG that is stored in several passes over the picture.
     """
 
     format: Format
     width: int
     height: int
     orientation: int = 1
-    cmyk: bool = False
     multiscan: bool = False
 
     @property
@@ -125,13 +124,11 @@ def _read_jpeg(data: ImageFile) -> ImageHeader:
                 raise InvalidImage("the JPEG is lossless, hierarchical or arithmetically coded: save it anew")
             height, width, components = _FRAME.unpack_from(data, position + 5)
             if components == 1 or marker == _PROGRESSIVE:
-                return ImageHeader(
-                    Format.JPEG, width, height, orientation, components == 4, marker == _PROGRESSIVE
-                )
+                return ImageHeader(Format.JPEG, width, height, orientation, marker == _PROGRESSIVE)
             position += 2 + length
         elif marker == _START_OF_SCAN and components:
             interleaved = data[position + 4] == components
-            return ImageHeader(Format.JPEG, width, height, orientation, components == 4, not interleaved)
+            return ImageHeader(Format.JPEG, width, height, orientation, not interleaved)
         elif marker == _APP1 and length >= 2:
             if data[position + 4 : position + 10] == EXIF_MAGIC:
                 orientation = read_orientation(data[position + 4 : position + 2 + length])

@@ -244,6 +244,7 @@ def test_segments_are_found_as_the_decoder_finds_them(mark: bytes) -> None:
         (b"\0\0\0\x24ftypheic" + bytes(100), "not an image that can be read: JPEG"),
         (PHOTO[: len(PHOTO) // 2], "cut off"),
         (FACE[:-10], "cut off"),
+        (cmyk_jpeg()[:-40], "its end is missing"),
         (FACE[:100], "cut"),
         (b"\xff\xd8\xff", "cut"),
         (b"\xff\xd8\xff\xe0\x00\x00" + bytes(50), "damaged"),
