@@ -183,8 +183,14 @@ async def test_closing_does_not_wait_for_what_cannot_be_sent() -> None:
             await waiting
 
 
-async def test_a_server_that_only_greets_is_told() -> None:
+async def test_a_server_that_only_greets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connecting ends in the time it is given, also where the server answers nothing after its welcome."""
+    open_ = Connection.open
+
+    async def greeted(url: str, **arguments: Any) -> Connection:
+        return await open_(url, **{**arguments, "timeout": TIMEOUT})  # on a slow machine, too
+
+    monkeypatch.setattr(Connection, "open", greeted)
 
     async def greet(websocket: ServerConnection) -> None:
         await websocket.send('{"type": "welcome", "protocol": 2, "commands": {"configure": ""}}')
