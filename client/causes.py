@@ -20,7 +20,7 @@ from client.errors import (
 )
 
 
-def past(proxy: str | None, url: str) -> str:
+def proxy_hint(proxy: str | None, url: str) -> str:
     """What to say where a proxy may be at fault; its address may hold a password."""
     if proxy is None:
         return ""

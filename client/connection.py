@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
 
-from client.causes import close_code, closed, past, refusal, turned_away, unreachable, where
+from client.causes import close_code, closed, proxy_hint, refusal, turned_away, unreachable, where
 from client.errors import (
     CannotConnect,
     ConnectionLost,
@@ -135,7 +135,7 @@ class Connection:
                 return connection
         except TimeoutError:
             raise CannotConnect(
-                f"{where(url)} gave no answer within {timeout:g} s{past(proxy, url)}"
+                f"{where(url)} gave no answer within {timeout:g} s{proxy_hint(proxy, url)}"
             ) from None
         except InvalidStatus as error:
             raise refusal(url, error) from None
@@ -144,15 +144,15 @@ class Connection:
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{where(url)} is not a VisionAI server: {error.message}") from None
         except OSError as error:
-            raise CannotConnect(unreachable(url, error) + past(proxy, url)) from None
+            raise CannotConnect(unreachable(url, error) + proxy_hint(proxy, url)) from None
         except (ImportError, InvalidProxy, ValueError) as error:  # no SOCKS library, no such kind or port
             # All of InvalidProxy may hold a password, and so may what was taken for a port.
             why = getattr(error, "msg", "the proxy's address is none" if proxy else error)
-            raise CannotConnect(f"{where(url)} cannot be reached: {why}{past(proxy, url)}") from None
+            raise CannotConnect(f"{where(url)} cannot be reached: {why}{proxy_hint(proxy, url)}") from None
         except WebSocketException as error:
             raise CannotConnect(
                 f"{where(url)} does not speak WebSocket ({error}): check host and port, and ws:// against wss://"
-                + past(proxy, url)
+                + proxy_hint(proxy, url)
             ) from None
         finally:
             if websocket is not None:
