@@ -216,7 +216,10 @@ def parse_frame(frame: str | ImageFile) -> Predict | Query | Configure | Lookup:
 
 def _early_id(beginning: bytes) -> RequestId:
     found = _EARLY_ID.match(beginning)
-    return None if found is None else _read_id(_load(found[1] + b"}"))
+    try:
+        return None if found is None else _read_id(_load(found[1] + b"}"))
+    except FrameError:  # one that is no id hides nothing of what the message is refused for
+        return None
 
 
 # What most requests have and no more: the others are not looked for.

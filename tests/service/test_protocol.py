@@ -195,10 +195,14 @@ def test_a_large_message_of_many_values_is_not_parsed(values: str) -> None:
 def test_a_message_that_is_refused_unparsed_has_its_id_where_it_begins_with_that(
     head: str, request_id: int | str | None
 ) -> None:
-    """Or with the command before it: a message of many values, or one whose header is too long."""
-    assert error_of(f'{head}, "more": [{"[]," * 140_000} 0]}}').id == request_id
+    """Or with the command before it: a message of many values, or one whose header is too long; it is told that."""
+    text = error_of(f'{head}, "more": [{"[]," * 140_000} 0]}}')
+    assert (text.id, text.error.code) == (request_id, "invalid_request")
+    assert "values" in text.error.message
     header = f'{head}, "more": "{"x" * MAX_HEADER_BYTES}"}}'.replace("\n", " ")
-    assert error_of(header.encode() + b"\nimage").id == request_id
+    binary = error_of(header.encode() + b"\nimage")
+    assert (binary.id, binary.error.code) == (request_id, "invalid_request")
+    assert "header has at most" in binary.error.message
 
 
 def test_a_large_image_may_have_some_thousand_values_beside_it() -> None:
