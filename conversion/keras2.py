@@ -52,8 +52,8 @@ def _renamed(configuration: Any) -> Any:
             return {"name": name.replace("/", "_"), **_renamed(others)}
         case dict():
             return {key: _renamed(value) for key, value in configuration.items()}
-        case [str(name), int(number), int(output), *others]:
-            return [name.replace("/", "_"), number, output, *_renamed(others)]
+        case [str(name), int(number), int(output), *arguments]:
+            return [name.replace("/", "_"), number, output, *_renamed(arguments)]
         case list():
             return [_renamed(value) for value in configuration]
     return configuration
