@@ -137,6 +137,7 @@ async def test_who_asks_for_more_and_is_refused_keeps_the_keyboard(open_page: Op
     held = Held(lambda request: "cursor" in request, stored)
     page = (await open_page(before=between(request=held))).page
     await page.click("#tab-history")
+    await expect(page.locator("#more")).to_be_visible()
     await page.focus("#more")
     await page.keyboard.press("Enter")
     await held.wait()
