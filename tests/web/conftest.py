@@ -56,6 +56,13 @@ async def until(page: Page, expression: str) -> None:
             await asyncio.sleep(0.05)
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Wait until the page has done what the test sees on the wire."""
+    async with asyncio.timeout(TIMEOUT_MS / 1000):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
 Message = dict[str, Any]
 
 

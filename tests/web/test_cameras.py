@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -11,7 +9,7 @@ import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.web.browser import launch
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until, until_true
 from tests.web.test_live import count_replies
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -72,13 +70,6 @@ def with_a_face(reply: Message) -> Message:
         return reply
     face = {"emotion_name": "happy", "confidence": 0.9, "box": [100, 60, 120, 120]}
     return {"type": "prediction", "id": reply["id"], "faces": [face], **face}
-
-
-async def until_true(condition: Callable[[], bool]) -> None:
-    """Wait until the page has done what the test sees on the wire."""
-    async with asyncio.timeout(TIMEOUT_MS / 1000):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 # How much of the canvas over the picture is drawn on.

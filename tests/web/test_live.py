@@ -11,7 +11,7 @@ from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import BLANK_CAMERA
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until, until_true
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -122,9 +122,7 @@ async def test_a_page_that_nobody_looks_at_sends_nothing(open_page: OpenPage) ->
     await page.click("#tab-history")
     await until(page, "window.replies.stats > 0")
     answered = await page.evaluate("window.replies.prediction")
-    for _ in range(
-        6
-    ):  # each as long as a frame and its answer, but for the two that may have been on their way
+    for _ in range(6):  # each as long as a frame and its answer, but for two that may have been on their way
         asked = await page.evaluate("window.replies.stats")
         await page.click("#refresh")
         await until(page, f"window.replies.stats > {asked}")
@@ -271,9 +269,7 @@ async def test_a_fault_of_every_frame_is_said_once_and_not_asked_for_without_a_p
     )
     await page.click("#start")
     await expect(page.locator("#notice-text")).to_have_text("That did not work: a fault")
-    async with asyncio.timeout(TIMEOUT_MS / 1000):
-        while len(failed) < 5:
-            await asyncio.sleep(0.05)
+    await until_true(lambda: len(failed) >= 5)
     assert await page.evaluate("window.said") == 1
     assert failed[4] - failed[0] > 1.5
 

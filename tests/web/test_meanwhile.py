@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until, until_true
 from tests.web.test_history import stored
 from tests.web.test_live import count_replies
 from tests.web.test_photos import wall
@@ -47,9 +46,7 @@ class Held:
 
     async def wait(self, count: int = 1) -> None:
         """Until so many are held."""
-        async with asyncio.timeout(TIMEOUT_MS / 1000):
-            while len(self._requests) < count:
-                await asyncio.sleep(0.05)
+        await until_true(lambda: len(self._requests) >= count)
 
     def answer(self, reply: Message) -> None:
         """The oldest of them."""
@@ -170,9 +167,7 @@ async def test_who_reads_on_is_not_brought_back(open_page: OpenPage) -> None:
     await expect(page.locator("#latest tr")).to_have_count(20)
     assert asked.count("stats") == 2
     await page.clock.run_for(1_000)
-    async with asyncio.timeout(TIMEOUT_MS / 1000):
-        while asked.count("stats") < 3:
-            await asyncio.sleep(0.05)
+    await until_true(lambda: asked.count("stats") >= 3)
 
 
 async def test_photos_that_are_looked_at_are_not_taken_away(open_page: OpenPage) -> None:

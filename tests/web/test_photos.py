@@ -15,7 +15,7 @@ from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until, until_true
 from tests.web.test_live import count_replies
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -228,9 +228,7 @@ async def test_large_photos_are_not_kept_in_memory(open_page: OpenPage) -> None:
 async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) -> None:
     """Back on the live view while photos wait: no frame goes between them, and then the connection is a camera's."""
     sent: list[str] = []
-    last: list[
-        tuple[WebSocketRoute, Message]
-    ] = []  # the last photo, which waits until the test has seen the hint
+    last: list[tuple[WebSocketRoute, Message]] = []  # the photo that waits until the test has seen the hint
 
     def note(route: WebSocketRoute, request: Message) -> bool:
         if request["command"] == "configure":
@@ -249,16 +247,12 @@ async def test_photos_are_done_before_the_camera_goes_on(open_page: OpenPage) ->
     await page.set_input_files("#files", [ASTRONAUT] * 20)
     await page.click("#tab-live")
     await expect(page.locator("#hint")).to_have_text("The photos first. The picture goes on in a moment.")
-    async with asyncio.timeout(TIMEOUT_MS / 1000):
-        while not last:
-            await asyncio.sleep(0.05)
+    await until_true(lambda: bool(last))
     [(route, request)] = last
     route.send(orjson.dumps({"type": "error", "code": "no_face", "id": request["id"]}).decode())
     await expect(page.locator("#hint")).to_be_hidden()
     frames = sent.count("frame")
-    async with asyncio.timeout(TIMEOUT_MS / 1000):
-        while sent.count("frame") == frames:
-            await asyncio.sleep(0.05)
+    await until_true(lambda: sent.count("frame") > frames)
     assert sent.count("photo") == 20
     first = sent.index("photo")
     assert sent[first : first + 21] == ["photo"] * 20 + ["camera"]
