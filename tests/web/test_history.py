@@ -1,22 +1,17 @@
-"""History, statistics and the token prompt, in a real browser; the replies are those of docs/client.md's types."""
+"""History and statistics, in a real browser; the replies are those of docs/client.md's types."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import jwt
 import orjson
 import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
-from service.security.api_keys import create
 from tests.client.harness import ServiceProcess
-from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
 from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between
 
@@ -207,96 +202,6 @@ async def test_an_empty_history_says_what_to_do(open_page: OpenPage) -> None:
     page = (await open_page(before=answering(nothing))).page
     await page.click("#tab-history")
     await expect(page.locator("#history-empty")).to_contain_text("Nothing was stored in this time.")
-
-
-async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> None:
-    """The page asks for it, and sends it with what follows; a photo then gets its answer, and the keyboard is there."""
-
-    def guarded(request: dict[str, Any]) -> dict[str, Any] | None:
-        if request["command"] == "predict" and request.get("token") != "secret":
-            return {"type": "error", "code": "unauthorized", "message": "no token"}
-        return None
-
-    page = (await open_page(before=answering(guarded))).page
-    await page.click("#tab-photos")
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".problem")).to_have_text("The server asks for a token or an API key.")
-    await expect(page.locator("#token-input")).to_be_focused()
-    await page.keyboard.type("secret")
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
-    await expect(page.locator("#token")).to_be_hidden()
-    await expect(page.locator("#main")).to_be_focused()
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
-
-
-async def test_a_service_with_required_tokens_is_used_from_the_page(
-    open_page: OpenPage, start_process: StartProcess
-) -> None:
-    """Spaces are no token, a wrong one is said to be wrong; with a right one, photos are answered and the user's
-    history is shown."""
-    secret = "a secret of the tests, of at least 32 bytes"
-    service = start_process(AUTH="required", JWT_SECRET=secret)
-    page = (await open_page(service=service.url)).page
-    await expect(page.locator("#token-input")).to_be_focused()
-    await page.keyboard.type("   ")
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#token-input")).to_be_focused()
-    await expect(page.locator("#notice")).to_be_hidden()
-    await page.keyboard.type("wrong")
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#notice-text")).to_have_text(
-        "The server did not accept the token or API key. It may be mistyped, or have expired."
-    )
-    await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
-    await expect(page.locator("#token")).to_be_hidden()
-    await expect(page.locator("#notice")).to_be_hidden()
-    await predict_and_look(page)
-    await expect(page.locator("#stats-count")).to_have_text("1")
-    await expect(page.locator("#latest tr")).to_have_count(1)
-    await page.context.close()  # before its service goes
-
-
-async def test_an_api_key_is_asked_for_and_taken(
-    open_page: OpenPage, start_process: StartProcess, tmp_path: Path
-) -> None:
-    """Where the service knows keys and no tokens, the page's words lead to it, in both languages."""
-    keys = tmp_path / "keys"
-    key = create(keys, "ana")
-    page = (await open_page(service=start_process(AUTH="required", API_KEYS_FILE=str(keys)).url)).page
-    await expect(page.get_by_label("This server asks for a token or an API key")).to_be_focused()
-    await page.select_option("#language", "es")
-    await page.get_by_label("Este servidor pide un token o una clave de API").fill(key)
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
-    await page.context.close()  # before its service goes
-
-
-async def test_what_waited_for_a_token_is_asked_again_with_it(
-    open_page: OpenPage, start_process: StartProcess
-) -> None:
-    """Photos and history of before say that a token is wanted, and are there once it is given."""
-    secret = "a secret of the tests, of at least 32 bytes"
-    service = start_process(AUTH="required", JWT_SECRET=secret)
-    page = (await open_page(service=service.url)).page
-    await expect(page.locator("#token")).to_be_visible()
-    await page.click("#tab-photos")
-    await page.set_input_files("#files", [ASTRONAUT])
-    await expect(page.locator(".problem")).to_have_text("The server asks for a token or an API key.")
-    await page.click("#tab-history")
-    await expect(page.locator("#history-empty")).to_have_text("The server asks for a token or an API key.")
-    await page.fill("#token-input", jwt.encode({"sub": "ana", "exp": time.time() + 600}, secret, "HS256"))
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#status")).to_have_attribute("data-state", "ready")
-    await expect(page.locator("#history-empty")).not_to_contain_text(
-        "The server asks for a token or an API key."
-    )
-    await page.click("#tab-photos")
-    await expect(page.locator(".photo h3")).to_contain_text("Happy")
-    await page.context.close()  # before its service goes
 
 
 async def test_what_was_just_predicted_is_in_the_history(open_page: OpenPage) -> None:
