@@ -277,15 +277,19 @@ async def test_a_fault_of_every_frame_is_said_once_and_not_asked_for_without_a_p
 async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: OpenPage) -> None:
     """The page says that the server is busy, waits, and goes on by itself."""
     busy = True
+    refused: list[float] = []
 
     def overloaded(reply: Message) -> Message:
         if reply["type"] != "prediction" or not busy:
             return reply
-        error = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 1500}
+        refused.append(asyncio.get_running_loop().time())
+        error = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 4000}
         return error | {"id": reply["id"]}
 
     page = (await open_page(before=between(reply=overloaded))).page
     await page.click("#start")
     await expect(page.locator("#hint")).to_contain_text("The server is busy.")
+    await until_true(lambda: len(refused) >= 3)
     busy = False
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    assert refused[2] - refused[0] > 3.9  # two may have been on their way together
