@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import FilePayload, expect
 
 from service.security.api_keys import create
 from tests.service.harness import StartProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, OpenPage
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage
 from tests.web.test_history import answering, predict_and_look
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
 
 
+def guarded(request: Message) -> Message | None:
+    """Photos and frames are looked at with the token "secret" only."""
+    if request["command"] == "predict" and request.get("token") != "secret":
+        return {"type": "error", "code": "unauthorized", "message": "no token"}
+    return None
+
+
 async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> None:
     """The page asks for it, and sends it with what follows; a photo then gets its answer, and the keyboard is there."""
-
-    def guarded(request: dict[str, Any]) -> dict[str, Any] | None:
-        if request["command"] == "predict" and request.get("token") != "secret":
-            return {"type": "error", "code": "unauthorized", "message": "no token"}
-        return None
 
     page = (await open_page(before=answering(guarded))).page
     await page.click("#tab-photos")
@@ -40,6 +41,27 @@ async def test_a_server_that_wants_a_token_is_given_one(open_page: OpenPage) -> 
     await expect(page.locator("#main")).to_be_focused()
     await page.set_input_files("#files", [ASTRONAUT])
     await expect(page.locator(".photo").first.locator("h3")).to_contain_text("Happy")
+
+
+async def test_photos_that_wait_for_a_token_are_kept(open_page: OpenPage) -> None:
+    """Others take the place of none of them; with the token they are looked at, and then there is room."""
+    photo = ASTRONAUT.with_name("astronaut_face.jpg").read_bytes()
+
+    def photos(count: int, name: str) -> list[FilePayload]:
+        return [{"name": f"{name}.jpg", "mimeType": "image/jpeg", "buffer": photo}] * count
+
+    page = (await open_page(before=answering(guarded))).page
+    await page.click("#tab-photos")
+    await page.set_input_files("#files", photos(60, "first"))
+    await expect(page.locator(".problem")).to_have_count(60)
+    await page.set_input_files("#files", photos(1, "later"))
+    await expect(page.locator("#notice-text")).to_contain_text("from later.jpg on")
+    await page.fill("#token-input", "secret")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".photo h3")).to_have_count(60)
+    await page.set_input_files("#files", photos(1, "later"))
+    await expect(page.locator(".photo").first).to_contain_text("later.jpg")
+    await expect(page.locator(".photo h3")).to_have_count(60)
 
 
 async def test_a_service_with_required_tokens_is_used_from_the_page(
