@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 #: Is told what share of the work is done, from 0 to 1.
 Progress = Callable[[float], None]
 
+# For a process to be gone once it is killed; with memory of a GPU that takes a while.
+_END_SECONDS = 5.0
+
 _HELD_BACK = [signal.SIGTERM, signal.SIGINT]
 if sys.platform != "win32":
     _HELD_BACK.append(signal.SIGHUP)
@@ -84,9 +87,12 @@ class Apart(Generic[Result]):
         return False
 
     def end(self) -> None:
-        """End its process, which has told what it had to, or is not waited for any longer."""
+        """End its process, which has told what it had to, or is not waited for any longer.
+
+        One that waits for a drive which never answers ends when that does, and not before: it is left behind.
+        """
         self._process.kill()
-        self._process.join()
+        self._process.join(_END_SECONDS)
         self.pipe.close()
 
 

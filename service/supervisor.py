@@ -375,7 +375,6 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._stops += 1
-        self._end_reading()
         for sock in self.sockets:
             sock.close()  # or connections would wait in a backlog that no one accepts from
         for slot in self.slots:
@@ -383,6 +382,7 @@ class Supervisor:
                 # A reload's predecessor stops already, and is not to hurry at the first signal.
                 if self._stops > 1 or not worker.told:
                     self._stop(worker)
+        self._end_reading()  # last: it may take seconds
 
     def _end_all(self) -> None:
         """Leave no process behind, whatever happened."""

@@ -142,6 +142,38 @@ async def test_a_reload_whose_settings_cannot_be_read_is_given_up(
             pass
 
 
+# As of one that waits for a file system in user space whose server hangs: it does not end either when it is killed.
+UNKILLABLE = """
+from multiprocessing.process import BaseProcess
+import service.apart
+import service.supervisor
+BaseProcess.kill = lambda _: None
+service.apart._END_SECONDS = 0.5
+service.supervisor._READING_SECONDS = {}
+"""
+
+
+@pytest.mark.parametrize("reading_seconds", [1.0, 3600.0], ids=["given up", "stopped meanwhile"])
+async def test_a_reload_that_cannot_be_ended_keeps_no_worker_from_stopping(
+    start_process: StartProcess, tmp_path: Path, reading_seconds: float
+) -> None:
+    """Nor does it keep the supervisor from giving it up, and from telling so."""
+    slow = tmp_path / "slow"
+    slow.touch()
+    service = start_process(faults=SLOW_READING + UNKILLABLE.format(reading_seconds), WORKERS="1")
+    (worker,) = service.workers
+    asked = asyncio.create_task(reload(tmp_path))
+    await reading_begins(psutil.Process(service.process.pid))
+    if reading_seconds == 1.0:
+        code, said = await asked
+        assert code == 1, said
+    service.process.terminate()
+    await asyncio.to_thread(worker.wait, TIMEOUT)
+    slow.unlink()
+    assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+    await asked
+
+
 async def test_a_stop_does_not_wait_for_a_reload(start_process: StartProcess, tmp_path: Path) -> None:
     """What it reads or measures is given up, and nothing of it stays."""
     (tmp_path / "slow").touch()
