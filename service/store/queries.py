@@ -80,9 +80,8 @@ class Queries:
                 # answers would keep the process from ending.
                 name = f"store-query-{self._threads + 1}"
                 threading.Thread(target=self._work, name=name, daemon=True).start()
-                self._threads += (
-                    1  # not before: where the system has no thread to give, the next one tries again
-                )
+                # Not before: where the system has no thread to give, the next question tries again.
+                self._threads += 1
             self._unfinished += 1
             future: Future[T] = Future()
             self._tasks.put((future, partial(self._run, query, request_id)))
