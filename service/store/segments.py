@@ -125,10 +125,10 @@ class SegmentWriter:
         The file before is closed last: in a process that has reached its limit of open files a connection would take
         its place.
         """
-        if flush:
-            with self._flush_lock:
-                self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
         try:
+            if flush:
+                with self._flush_lock:
+                    self._flush_written()  # before it is closed: one that cannot be flushed now is flushed again
             path, descriptor = self._create(self._number + 1)
         except FileNotFoundError:
             with self._flush_lock:  # whoever flushes may be flushing the folder, too

@@ -228,6 +228,17 @@ def test_a_folder_that_somebody_deletes(
     assert drain(sibling)[-4:] == later[-4:]
 
 
+def test_a_folder_that_somebody_deletes_before_it_is_flushed(
+    open_journal: OpenJournal, tmp_path: Path
+) -> None:
+    """A service that has had nothing to store yet takes all the same what comes then, and the rest is in a folder."""
+    root = tmp_path / "journal"
+    backlog = open_journal(root=root, segment_bytes=400)
+    shutil.rmtree(root)
+    assert all(backlog.append(payload(number), 1) for number in range(8))
+    assert files(root)
+
+
 @pytest.mark.parametrize("renew", [0.0, journal.RENEW_INTERVAL_S])
 @pytest.mark.parametrize("fsync", ["never", "always"])
 def test_appended_while_read_back(
