@@ -48,8 +48,8 @@ def _renamed(configuration: Any) -> Any:
     none, and goes by the order of the layers' weights.
     """
     match configuration:
-        case {"name": str(name), **others}:
-            return {"name": name.replace("/", "_"), **_renamed(others)}
+        case {"name": str(name), **rest}:
+            return {"name": name.replace("/", "_"), **_renamed(rest)}
         case dict():
             return {key: _renamed(value) for key, value in configuration.items()}
         case [str(name), int(number), int(output), *arguments]:
