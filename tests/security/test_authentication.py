@@ -174,9 +174,11 @@ async def test_where_one_is_required_a_connection_without_a_token_is_closed(
         async with running.client() as websocket:
             assert await close_code(websocket) == 1008
         # In the handshake: a request's might come too late. JWT's times are whole seconds: it holds for one or two.
+        asked = time.time()
         headers = {"Authorization": f"Bearer {token(seconds=2)}"}
         async with connect(running.url, additional_headers=headers) as websocket:
             assert await close_code(websocket) == 1008
+        assert time.time() > asked + 1
 
 
 async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
