@@ -184,7 +184,9 @@ async def test_a_client_that_catches_up_with_its_replies_is_served_on(serve: Ser
         writer.write(frame(b'{"command": "ping", "id": "the last"}'))
         received = b""
         while b'"the last"' not in received:
-            received = received[-100:] + await reader.read(2**16)
+            more = await reader.read(2**16)
+            assert more, "it was closed"
+            received = received[-100:] + more
         assert deadline is not None
         assert deadline.cancelled()
         writer.close()
