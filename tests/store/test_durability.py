@@ -53,6 +53,7 @@ def write():
 def kill(child, number):
     notes = root / f"acknowledged-{child}"
     while number % 2 and not (notes.exists() and notes.stat().st_size):
+        assert os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "a writer ended by itself"
         time.sleep(0.001)
     time.sleep(random.uniform(0.005, 0.3))
     os.kill(child, signal.SIGKILL)
