@@ -277,10 +277,8 @@ def test_a_query_that_takes_too_long_is_cut(open_store: OpenStore, database_url:
 
         def is_answered() -> bool:
             with suppress(DeadlineExceeded):  # on a busy machine, any may take too long
-                return (
-                    queries.submit(lambda connection: connection.exec_driver_sql("SELECT 1")).result(30)
-                    is not None
-                )
+                one = queries.submit(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+                return one.result(30) == 1
             return False
 
         eventually(is_answered)
