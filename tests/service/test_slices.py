@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,18 @@ async def test_a_deadline_within_the_slice_is_refused_at_once(slice_work: float,
     await executor.stop()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the executors work until the condition holds."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def delivered(inbox: Inbox, count: int) -> None:
+    """Let them work until so many replies are delivered."""
+    await until(lambda: len(inbox.delivered) >= count)
+
+
 async def wait_of_ten(monkeypatch: pytest.MonkeyPatch, work: float, reading: float) -> float:
     """The predicted wait of ten requests behind ten that were worked on, with so much reading between each two."""
     steady, inbox, loop = Steady(work), Inbox(), asyncio.get_running_loop()
@@ -91,8 +104,7 @@ async def wait_of_ten(monkeypatch: pytest.MonkeyPatch, work: float, reading: flo
             loop.call_soon(read)
 
     read()
-    while len(inbox.delivered) < 10:
-        await asyncio.sleep(0)
+    await delivered(inbox, 10)
     wait = executor._queue.predicted_wait()
     await executor.stop()
     return wait
@@ -113,13 +125,11 @@ async def test_reading_a_burst_does_not_delay_it_again(monkeypatch: pytest.Monke
     client = Peer()
     for number in range(2):
         executor.submit(Request(client, number, b"image", steady.now))
-    while len(inbox.delivered) < 1:
-        await asyncio.sleep(0)
+    await delivered(inbox, 1)
     steady.now += 50 * 0.01
     for number in range(2, 52):
         executor.submit(Request(client, number, b"image", steady.now))
-    while len(inbox.delivered) < 2:
-        await asyncio.sleep(0)
+    await delivered(inbox, 2)
     assert executor._queue.predicted_wait() == pytest.approx(50 * 0.025, rel=0.25)
     await executor.stop()
 
@@ -132,8 +142,7 @@ async def test_the_time_between_two_slices_delays_nobody_where_nobody_waits(
     executor = one_by_one(monkeypatch, steady, inbox)
     for number in range(20):
         executor.submit(Request(Peer(), number, b"image", steady.now))
-        while len(inbox.delivered) <= number:
-            await asyncio.sleep(0)
+        await delivered(inbox, number + 1)
         steady.now += 10.0
     executor.submit(Request(Peer(), 20, b"image", steady.now))
     assert executor._queue.predicted_wait() == pytest.approx(0.025)
@@ -156,8 +165,8 @@ async def after_a_quiet_time(
     """Twenty at once, of a hundredth of a second each, and then a hundred alone, of three."""
 
     async def done(count: int) -> None:
-        while len(inbox.delivered) < count or (isinstance(executor, ThreadExecutors) and not executor._idle):
-            await asyncio.sleep(0)
+        await delivered(inbox, count)
+        await until(lambda: isinstance(executor, InlineExecutor) or executor._idle > 0)
 
     await at_once(executor, steady, 20)
     await done(20)
@@ -192,8 +201,7 @@ async def test_what_waits_is_priced_anew_as_behind_others(monkeypatch: pytest.Mo
     await after_a_quiet_time(executor, steady, inbox)
     steady.seconds = 0.02
     await at_once(executor, steady, 100)
-    while executor.waiting > 90:
-        await asyncio.sleep(0)
+    await until(lambda: executor.waiting <= 90)
     assert 90 * 0.015 < executor._queue.predicted_wait() < 90 * 0.02
     await executor.stop()
 
@@ -207,8 +215,7 @@ async def test_what_is_read_while_others_wait_may_have_come_as_the_slice_began(
     began = steady.now
     for number in range(2):
         executor.submit(Request(Peer(), number, b"image", began))
-    while not inbox.delivered:
-        await asyncio.sleep(0)
+    await delivered(inbox, 1)
     steady.now += 0.1
     late = Request(Peer(), 2, b"image", steady.now, deadline=steady.now + 100.0)
     executor.submit(late)
@@ -221,8 +228,7 @@ async def test_a_request_is_not_tried_for_what_others_make_late(monkeypatch: pyt
     steady, inbox = Steady(0.0095), Inbox()
     executor = one_by_one(monkeypatch, steady, inbox)
     executor.submit(Request(Peer(), 0, b"image", steady.now, detect="always"))
-    while not inbox.delivered:
-        await asyncio.sleep(0)
+    await delivered(inbox, 1)
     for number in range(1, 21):
         late = Request(Peer(), number, b"image", steady.now, deadline=steady.now + 0.01)
         with pytest.raises(DeadlineExceeded):  # half a millisecond is left, and its price is one
