@@ -52,7 +52,12 @@ async def on_a_terminal(*command: str) -> AsyncIterator[tuple[asyncio.subprocess
             stderr=terminal,
         )
         os.close(terminal)
-        yield process, controller
+        try:
+            yield process, controller
+        finally:
+            if process.returncode is None:
+                process.kill()  # or a thread that reads from it would be waited for
+                await process.wait()
     finally:
         os.close(controller)
 

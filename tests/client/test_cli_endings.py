@@ -182,8 +182,14 @@ async def test_a_terminal_that_is_closed_ends_a_command_by_its_signal(peer: Peer
     )
     os.close(terminal)
     shown = b""
-    async with asyncio.timeout(TIMEOUT):
-        while b"predictions/s" not in shown:
-            shown += await asyncio.to_thread(os.read, controller, 65536)
-        os.close(controller)
-        assert await process.wait() == 128 + signal.SIGHUP
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while b"predictions/s" not in shown:
+                shown += await asyncio.to_thread(os.read, controller, 65536)
+            os.close(controller)
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()  # or the thread that reads from it would be waited for
+            await process.wait()
+    assert process.returncode == 128 + signal.SIGHUP

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,20 @@ async def test_a_pipe_that_is_written_to_after_it_was_given_up_is_read_by_nobody
     os.mkfifo(path)
     async with connect(peer) as client:
         given_up = asyncio.create_task(client.predict(path))
-        writer = await asyncio.to_thread(path.open, "wb")  # once there is a reader
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                with suppress(OSError):  # until there is a reader
+                    writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                    break
+                await asyncio.sleep(0.01)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
         (reader,) = (thread for thread in threading.enumerate() if thread.name == "visionai client stream")
-        writer.close()
-        await asyncio.to_thread(reader.join)
+        os.write(writer, image("sad"))
+        os.close(writer)
+        await asyncio.to_thread(reader.join, TIMEOUT)
+        assert not reader.is_alive()
     assert peer.predictions_received == []
 
 
