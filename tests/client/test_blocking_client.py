@@ -275,6 +275,21 @@ async def test_a_forked_process_is_told_to_make_its_own_client(peer: Peer, tmp_p
     assert answered == "sad"
 
 
+UNCLOSED = """\
+import sys
+from client import Client
+
+client = Client(sys.argv[1])
+print(client.predict(b'{"emotion": "sad"}').emotion_name)
+"""
+
+
+async def test_a_program_that_closes_no_client_ends(peer: Peer, tmp_path: Path) -> None:
+    """Its thread keeps no program alive."""
+    done = await run_command([sys.executable, "-c", UNCLOSED, peer.url], folder=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "sad\n", "")
+
+
 async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread whose request waits to be tried again hears that another one has closed the client."""
     told_when = threading.Event()
