@@ -7,13 +7,12 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import orjson
@@ -21,7 +20,6 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as sync_connect
 
 from tests.service.harness import (
@@ -109,19 +107,17 @@ async def test_the_serving_processes_import_no_tensorflow(start_process: StartPr
 @pytest.mark.parametrize("streams", ["<&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
 def test_closed_and_broken_standard_streams_are_no_fault(tmp_path: Path, streams: str) -> None:
     """It serves, logs where it can, and ends with 0: what it prints is information, and nobody may read it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     service = subprocess.Popen(
         ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m service {streams}"],
         cwd=tmp_path,
         env=os.environ
-        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "PORT": str(port), "WORKERS": "1"}
+        | {"PYTHONPATH": str(ROOT), "MODEL_PATH": str(MODEL), "PORT": "0", "WORKERS": "1"}
         | {"XDG_CACHE_HOME": str(tmp_path.parent / "cache"), "DATABASE_URL": "sqlite:///p.db"},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        with connect_to(f"ws://127.0.0.1:{port}", service) as websocket:
+        with sync_connect(f"ws://127.0.0.1:{port_of(service)}", open_timeout=TIMEOUT) as websocket:
             websocket.recv(TIMEOUT)
             websocket.send(predict_message())
             assert orjson.loads(websocket.recv(TIMEOUT))["status"] == "success"
@@ -135,11 +131,14 @@ def test_closed_and_broken_standard_streams_are_no_fault(tmp_path: Path, streams
         service.communicate()
 
 
-def connect_to(url: str, service: subprocess.Popen[str]) -> ClientConnection:
-    """A connection to a service that is starting, as soon as it takes one."""
+def port_of(service: subprocess.Popen[str]) -> int:
+    """Where a service listens that tells it nobody, as soon as it does."""
+    deadline = time.monotonic() + TIMEOUT
     while service.poll() is None:
-        with suppress(ConnectionRefusedError):
-            return sync_connect(url, open_timeout=TIMEOUT)
+        assert time.monotonic() < deadline
+        for each in psutil.Process(service.pid).net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN:
+                return int(each.laddr.port)
         time.sleep(0.05)
     pytest.fail(f"the service ended with {service.returncode}")
 
