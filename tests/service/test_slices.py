@@ -181,7 +181,10 @@ async def after_a_quiet_time(
 async def test_a_quiet_time_makes_no_burst_wait_for_longer(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Alone a request takes three times as long as behind others; one burst teaches what the next will take."""
+    """Alone a request takes three times as long as behind others; one burst teaches what the next will take.
+
+    One that is alone is still priced as such: it would not be done in twice what it takes behind others.
+    """
     steady, inbox = Steady(0.01), Inbox()
     executor: InlineExecutor | ThreadExecutors = one_by_one(monkeypatch, steady, inbox)
     if kind == "threads":
@@ -190,6 +193,9 @@ async def test_a_quiet_time_makes_no_burst_wait_for_longer(
         )
         executor.start()
     await after_a_quiet_time(executor, steady, inbox)
+    steady.now += 1.0
+    with pytest.raises(DeadlineExceeded):
+        executor.submit(Request(Peer(), 120, b"image", steady.now, steady.now + 0.02))
     assert 0.17 < await at_once(executor, steady, 20) < 0.3
     await executor.stop()
 
