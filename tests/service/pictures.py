@@ -129,24 +129,34 @@ def jpeg_of_scans(count: int, frame: int, components: int, side: int = 64) -> by
     )
 
 
-def cmyk_jpeg() -> bytes:
-    """An Adobe CMYK JPEG of the corner image. No encoder at hand writes one, so its segments are put together.
+def cmyk_jpeg(stored: npt.NDArray[np.uint8] | None = None, transform: int | None = 0) -> bytes:
+    """A CMYK JPEG. No encoder at hand writes one, so its segments are put together.
 
     Four identical-sampling components, each coded as in a gray JPEG, one scan per component.
+
+    Args:
+        stored: the components, uint8 [h, w, 4]; by default each is the corner image.
+        transform: what its Adobe marker says, 2 for YCCK; None for no marker.
     """
-    gray = simplejpeg.encode_jpeg(corner_image()[:, :, :1].copy(), 95, "GRAY")
-    segments: list[tuple[int, bytes]] = []
-    stream = io.BytesIO(gray)
-    stream.seek(2)
-    while True:
-        _, marker = stream.read(2)
-        (length,) = struct.unpack(">H", stream.read(2))
-        body = stream.read(length - 2)
-        if marker == 0xDA:
-            break
-        segments.append((marker, body))
-    scan = stream.read()[:-2]
-    out = b"\xff\xd8" + segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, 0))
+    if stored is None:
+        stored = np.repeat(corner_image()[:, :, :1], 4, axis=2)
+    scans: list[bytes] = []
+    for component in range(4):
+        gray = simplejpeg.encode_jpeg(stored[:, :, component : component + 1].copy(), 95, "GRAY")
+        segments: list[tuple[int, bytes]] = []
+        stream = io.BytesIO(gray)
+        stream.seek(2)
+        while True:
+            _, marker = stream.read(2)
+            (length,) = struct.unpack(">H", stream.read(2))
+            body = stream.read(length - 2)
+            if marker == 0xDA:
+                break
+            segments.append((marker, body))
+        scans.append(stream.read()[:-2])
+    out = b"\xff\xd8"
+    if transform is not None:
+        out += segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, transform))
     for marker, body in segments:
         if marker == 0xE0:
             continue
@@ -154,6 +164,6 @@ def cmyk_jpeg() -> bytes:
             components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3, 4))
             body = body[:5] + bytes([4]) + components
         out += segment(marker, body)
-    for number in (1, 2, 3, 4):
+    for number, scan in enumerate(scans, 1):
         out += segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + scan
     return out + b"\xff\xd9"

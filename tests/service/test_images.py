@@ -213,6 +213,19 @@ def test_a_cmyk_jpeg_is_read() -> None:
     assert out[32:, 32:].mean() < 15
 
 
+@pytest.mark.parametrize("side", [96, 768])
+@pytest.mark.parametrize(
+    ("stored", "transform"),
+    [((200, 100, 50, 128), None), ((200, 100, 50, 128), 0), ((131, 170, 74, 128), 2)],
+    ids=["CMYK without a marker", "CMYK", "YCCK"],
+)
+def test_the_colours_of_a_cmyk_jpeg(stored: tuple[int, ...], transform: int | None, side: int) -> None:
+    """Its inks are stored inverted, and as luma and chroma if its marker says so. Also where an eighth is decoded."""
+    image = cmyk_jpeg(np.full((side, side, 4), stored, np.uint8), transform)
+    assert np.abs(decode(RGB, image) - np.array([100, 50, 25])).max() < 5
+    assert decode(GRAY, image).mean() == pytest.approx(62, abs=3)
+
+
 @pytest.mark.parametrize("decoder", [GRAY, RGB], ids=["gray", "rgb"])
 @pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc0", b"\xff\xc4", b"\xff\xda", b"\xff\xd9"])
 def test_stray_bytes_between_markers_are_forgiven(marker: bytes, decoder: ImageDecoder) -> None:
