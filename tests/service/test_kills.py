@@ -81,6 +81,5 @@ async def test_a_service_killed_again_and_again_stores_each_acknowledged_predict
     last.process.terminate()
     assert await asyncio.to_thread(last.process.wait, TIMEOUT) == 0
     stored = await asyncio.to_thread(_stored, url)
-    assert len(answered) >= KILLS // 2
     assert [identifier for identifier in answered if stored[identifier] != 1] == []
     assert set(stored.values()) == {1}
