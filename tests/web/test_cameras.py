@@ -64,6 +64,17 @@ async def give(page: Page) -> None:
     await page.evaluate("new Promise((resolve) => setTimeout(resolve))")
 
 
+async def asked_for_another(open_page: OpenPage, what: str) -> Page:
+    """A page with two cameras: one runs, the other was chosen, and `what` the browser has to give for it is held."""
+    page = (await open_page(before=two_cameras)).page
+    await page.click("#start")
+    await expect(page.locator("#cameras option")).to_have_count(2)
+    await hold(page, what)
+    await page.select_option("#cameras", "two")
+    await until(page, "window.held.length === 1")
+    return page
+
+
 def with_a_face(reply: Message) -> Message:
     """A frame's answer, whatever the camera shows: a happy face in the middle."""
     if reply.get("code") != "no_face":
@@ -85,12 +96,7 @@ async def test_who_pauses_while_another_camera_is_asked_for_has_it_paused(
     what: str, open_page: OpenPage
 ) -> None:
     """Whatever the browser has still to give: it does not go on by itself, nor is the pause taken for a fault."""
-    page = (await open_page(before=two_cameras)).page
-    await page.click("#start")
-    await expect(page.locator("#cameras option")).to_have_count(2)
-    await hold(page, what)
-    await page.select_option("#cameras", "two")
-    await until(page, "window.held.length === 1")
+    page = await asked_for_another(open_page, what)
     await page.click("#pause")
     await give(page)
     await until(page, f"{_RUNNING}.length === 1")
@@ -104,12 +110,7 @@ async def test_who_pauses_while_another_camera_is_asked_for_has_it_paused(
 
 async def test_who_stops_while_another_camera_is_asked_for_can_start_at_once(open_page: OpenPage) -> None:
     """The start button has the keyboard and can be pressed, though the browser has not answered yet."""
-    page = (await open_page(before=two_cameras)).page
-    await page.click("#start")
-    await expect(page.locator("#cameras option")).to_have_count(2)
-    await hold(page, "camera")
-    await page.select_option("#cameras", "two")
-    await until(page, "window.held.length === 1")
+    page = await asked_for_another(open_page, "camera")
     await page.focus("#stop")
     await page.keyboard.press("Enter")
     await expect(page.locator("#start")).to_be_focused()
@@ -199,12 +200,7 @@ async def test_a_camera_that_comes_too_late_is_switched_off(open_page: OpenPage)
 
 async def test_the_controls_stay_while_another_camera_is_asked_for(open_page: OpenPage) -> None:
     """Though the one before was still being listed: what it has to say comes too late to take them away."""
-    page = (await open_page(before=two_cameras)).page
-    await page.click("#start")
-    await expect(page.locator("#cameras option")).to_have_count(2)
-    await hold(page, "list")
-    await page.select_option("#cameras", "two")
-    await until(page, "window.held.length === 1")
+    page = await asked_for_another(open_page, "list")
     await page.evaluate("window.lists = window.held.splice(0)")
     await hold(page, "camera")
     await page.select_option("#cameras", "one")
