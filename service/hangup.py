@@ -1,4 +1,6 @@
-"""SIGHUP: a reload is asked for; or the terminal that the service was started from is gone, which means the end."""
+"""SIGHUP: a reload is asked for; or the terminal that the service was started from is gone, which means the end. It is
+listened for with the signals that always mean the end.
+"""
 
 from __future__ import annotations
 

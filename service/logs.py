@@ -88,7 +88,10 @@ def log_configuration() -> tuple[str, LogFormat] | None:
 
 
 def configure_logging(level: str, form: LogFormat) -> None:
-    """Log to stderr from `level` on. The libraries' chatter is left out. Once in a process, forked ones included."""
+    """Log to stderr from `level` on. The libraries' chatter is left out.
+
+    Another call changes nothing of it, nor does one in a process that was forked since: that has its parent's log.
+    """
     global _configuration
     _configuration = level, form
     handler = logging.StreamHandler(sys.stderr)
