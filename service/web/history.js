@@ -37,6 +37,7 @@ export class History {
   #next = null; // the cursor of the page after
   #extending = null; // the list whose page after is on its way
   #loads = 0; // what an earlier one has asked for comes too late
+  #loading; // the latest of them, for as long as it takes
   #problem = null;
   #shown = false;
   #again = null;
@@ -64,7 +65,11 @@ export class History {
     if (shown) this.#load();
   }
 
-  async #load(again = AGAIN) {
+  #load(again) {
+    this.#loading = this.#read(again);
+  }
+
+  async #read(again = AGAIN) {
     clearTimeout(this.#again);
     const load = ++this.#loads;
     const windowS = chosenWindow();
@@ -91,8 +96,9 @@ export class History {
   }
 
   async #more() {
+    await this.#loading; // it brings another list
     const latest = this.#latest;
-    if (this.#extending === latest) return; // it was pressed twice
+    if (this.#extending === latest || this.#next === null) return; // it was pressed twice, or that list is all there is
     this.#extending = latest;
     clearTimeout(this.#again); // it would take away again what this brings
     const shown = latest.length;

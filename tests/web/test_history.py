@@ -13,7 +13,7 @@ from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.client.harness import ServiceProcess
 from tests.web.browser import ASTRONAUT
-from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between
+from tests.web.conftest import TIMEOUT_MS, Message, OpenPage, between, until_true
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 expect.set_options(timeout=TIMEOUT_MS)
@@ -133,6 +133,40 @@ async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> No
     await page.click("#more")
     await expect(page.locator("#latest tr")).to_have_count(24)
     assert cursors == [None, "8", "16"]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_more_that_is_pressed_during_a_refresh_is_brought_after_it(
+    open_page: OpenPage, follows: bool
+) -> None:
+    """It is what follows the refreshed list, and nothing where nothing follows that any more."""
+    cursors: list[str | None] = []
+    held: list[tuple[WebSocketRoute, Message]] = []
+
+    def request(route: WebSocketRoute, request: Message) -> bool:
+        if request["command"] == "history":
+            cursors.append(request.get("cursor"))
+            if len(cursors) == 2:
+                held.append((route, request))
+                return False
+        return answer(route, request)
+
+    def answer(route: WebSocketRoute, request: Message, **fields: Any) -> bool:
+        reply = stored(request)
+        if reply is not None:
+            route.send(orjson.dumps({"id": request["id"]} | reply | fields).decode())
+        return reply is None
+
+    page = (await open_page(before=between(request=request))).page
+    await page.click("#tab-history")
+    await page.click("#more", trial=True)
+    await page.click("#refresh")
+    await until_true(lambda: bool(held))
+    await page.click("#more")
+    answer(*held[0], **({} if follows else {"next": None}))
+    await expect(page.locator("#more")).to_be_hidden()
+    await expect(page.locator("#latest tr")).to_have_count(40 if follows else 20)
+    assert cursors == [None, None, *(["20"] if follows else [])]
 
 
 async def test_the_axis_is_the_window_that_is_drawn(open_page: OpenPage) -> None:
