@@ -176,7 +176,7 @@ class Connection(GuardedConnection):
                     bare = guard is not None and guard.came_bare(parsed)
                     self._reply(self._backend.answer(parsed, not bare), parsed.id)
                 case Configure():
-                    self._configure(parsed, user)
+                    self._configure(parsed)
                 case protocol.History() | protocol.Stats():
                     self._look_up(parsed, user)
 
@@ -201,9 +201,7 @@ class Connection(GuardedConnection):
         self._lookups += 1
         self._queue(place)
 
-    def _configure(self, configure: Configure, user: str | None) -> None:
-        if configure.token is not None:
-            self.user = user
+    def _configure(self, configure: Configure) -> None:
         options = self._options.changed(configure.changes)
         # Before they hold: its own reply keeps its place.
         self._reply(replies.configuration_reply(options, configure.id, self.user), configure.id)

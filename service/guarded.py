@@ -22,12 +22,10 @@ _LAST_WORDS_SECONDS = 2.0
 class GuardedConnection(MessageConnection):
     """Closes a client that shows no credential in time, floods, or whose messages do not come to their end."""
 
-    __slots__ = ("_backend", "_credential_timer", "_guard", "user")
+    __slots__ = ("_backend", "_credential_timer", "_guard")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Who the client is; None for anybody.
-        self.user: str | None = None
         # None where nobody asks who the client is, or how much it asks for.
         self._guard: Guard | None = None
         self._backend: Backend | None = None
@@ -45,9 +43,13 @@ class GuardedConnection(MessageConnection):
         rules = backend.rules
         if rules.ask_anything:
             self._guard = Guard(rules, identity, time.perf_counter())
-            self.user = None if identity is None else identity.user
             if rules.required:
                 self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
+
+    @property
+    def user(self) -> str | None:
+        """Who the client is, whether that holds still or not; None for anybody."""
+        return None if self._guard is None or self._guard.identity is None else self._guard.identity.user
 
     def recheck(self) -> None:
         """The credentials that are known have changed."""
