@@ -217,10 +217,10 @@ export class Live {
     }
   }
 
-  /** Send nothing for a while. */
+  /** Send nothing for a while, which is no shorter for another frame that fails. */
   #rest(pause, busy) {
-    this.#restUntil = performance.now() + pause;
-    this.#busy = busy;
+    const until = performance.now() + pause;
+    if (until > this.#restUntil) [this.#restUntil, this.#busy] = [until, busy];
     setTimeout(() => this.#update(), pause + 1);
     this.#update();
   }

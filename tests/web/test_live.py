@@ -293,3 +293,26 @@ async def test_an_overloaded_server_is_given_the_time_it_asks_for(open_page: Ope
     busy = False
     await expect(page.locator("#faces h3")).to_contain_text("Happy")
     assert refused[2] - refused[0] > 3.9  # two may have been on their way together
+
+
+async def test_a_second_frame_that_fails_makes_the_wait_no_shorter(open_page: OpenPage) -> None:
+    """Of two that were on their way together the server, overloaded, may fail the second for another reason."""
+    frames: list[tuple[int, float]] = []
+
+    def request(route: WebSocketRoute, request: Message) -> bool:
+        if request["command"] != "predict":
+            return True
+        frames.append((request["id"], asyncio.get_running_loop().time()))
+        if len(frames) == 2:
+            wait: Message = {"type": "error", "code": "overloaded", "message": "busy", "retry_after_ms": 4000}
+            fault: Message = {"type": "error", "code": "internal", "message": "a fault"}
+            for (id_, _), error in zip(frames, (wait, fault), strict=True):
+                route.send(orjson.dumps(error | {"id": id_}).decode())
+        return len(frames) > 2
+
+    page = (await open_page(before=between(request=request))).page
+    await page.click("#start")
+    await expect(page.locator("#notice-text")).to_have_text("That did not work: a fault")
+    await expect(page.locator("#hint")).to_contain_text("The server is busy.")
+    await expect(page.locator("#faces h3")).to_contain_text("Happy")
+    assert frames[2][1] - frames[1][1] > 3.9
