@@ -88,6 +88,13 @@ async def test_ctrl_c_ends_a_command_that_waits_for_a_named_pipe(peer: Peer, tmp
     assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, b"", b"")
 
 
+async def test_where_a_package_is_missing_it_is_said_which_python_has_it() -> None:
+    """In the last line: by the system's Python, say, which has none of them."""
+    done = await run_command([sys.executable, "-S", "-m", "client"], folder=ROOT)
+    last = done.err.splitlines()[-1]
+    assert f"websockets is not installed for {sys.executable}: use the Python of .venv" in last
+
+
 async def test_ctrl_c_while_the_commands_are_imported_is_code_130(tmp_path: Path) -> None:
     """And no traceback."""
     code = """
