@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Run `commands`, which take a moment to import: Ctrl-C meanwhile is what it is later.
+    """Run `commands`, which take a moment to import and to begin: Ctrl-C meanwhile is what it is later.
 
     Before that Python has imported `client`, and of Ctrl-C in that moment it shows a traceback.
     """
@@ -19,6 +19,6 @@ def main() -> None:
 
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        run()
     except KeyboardInterrupt:
         sys.exit(130)
-    run()

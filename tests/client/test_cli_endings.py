@@ -114,6 +114,18 @@ main()
     assert done == Completed(ExitCode.INTERRUPTED, "", "")
 
 
+async def test_ctrl_c_while_the_command_line_is_put_together_is_code_130(tmp_path: Path) -> None:
+    """Which is before there is a command that could hear of it."""
+    code = """
+import signal, typer.main
+typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)
+from client.cli import main
+main()
+"""
+    done = await run_command([sys.executable, "-c", code], folder=tmp_path)
+    assert done == Completed(ExitCode.INTERRUPTED, "", "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("name", "shell"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "trap '' INT;")])
 async def test_what_ends_a_command_leaves_the_terminal_as_it_was(
