@@ -220,8 +220,8 @@ class InlineExecutor:
 class ThreadExecutors:
     """A fixed number of threads that share one queue. Methods are called on the event loop.
 
-    On Linux the threads have the `niceness` that they are given: those beside an event loop that works inline take the
-    processor when it has nothing to do.
+    On Linux the threads are nicer than their process by `niceness`: those beside an event loop that works inline take
+    the processor when it has nothing to do.
 
     A batch ends with `longest` seconds of predicted work, and a request that takes longer by itself is alone: nobody
     waits for long for what others of the batch take. Where a GPU works on it whole that is no bound.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +15,7 @@ from sqlalchemy import exc
 
 from service.errors import StartupError
 from service.logs import Reasons
+from service.niceness import give_way
 from service.store import records, reference
 from service.store.backlog import Backlog, Batch
 from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
@@ -134,10 +132,7 @@ class Writer:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        # Elsewhere it is the whole process that is made nicer. A sandbox may forbid it: no reason not to store.
-        if sys.platform == "linux":
-            with suppress(OSError):
-                os.nice(NICENESS)
+        give_way(NICENESS)
         while True:
             try:
                 if not self._round():
