@@ -171,9 +171,9 @@ class Store:
         model = Model(version_tag, model_filename, tuple(labels))
         # A journal that survives a power loss is let go of only for a commit that does too.
         durable = journal_dir is not None and fsync != "never"
-        engine = create_engine(parsed, durable=durable, existing=True)
+        engine = create_engine(parsed, durable=durable)
         # Only its statements change a few pages each: a migration's, or a deletion's, are not to be kept in memory.
-        writing = create_engine(parsed, durable=durable, undo_in_memory=True, existing=True)
+        writing = create_engine(parsed, durable=durable, undo_in_memory=True)
         descriptions = descriptions or {}
 
         def prepare() -> References:
@@ -303,7 +303,7 @@ def _migrate(url: str, before: Callable[[], object], _: Progress) -> None:
 def _administered(url: str) -> Iterator[sa.Engine]:
     parsed = parse_url(url)
     create_file(parsed)
-    engine = create_engine(parsed, durable=True, existing=True)
+    engine = create_engine(parsed, durable=True)
     try:
         yield engine
     except exc.DBAPIError as error:

@@ -128,12 +128,10 @@ def _postgres_arguments(url: sa.URL) -> dict[str, Any]:
     return arguments | {"client_encoding": "utf8"}
 
 
-def create_engine(
-    url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False, existing: bool = False
-) -> sa.Engine:
+def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = False) -> sa.Engine:
     """An engine for a URL from :func:`parse_url`. It connects to nothing yet.
 
-    With ``existing`` a SQLite file that is not there is an error of whoever connects, as a server that is down is.
+    A SQLite file that is not there is an error of whoever connects, as a server that is down is; see `create_file`.
 
     ``durable`` makes a commit to SQLite survive a power loss (one more disk flush per transaction). PostgreSQL
     commits are as durable as its server's configuration makes them.
@@ -163,13 +161,11 @@ def create_engine(
         if undo_in_memory:
             connection.execute("PRAGMA temp_store = MEMORY").close()
 
-    if existing:
-        event.listen(engine, "do_connect", _connect_to_what_is_there)
-
     def begin(connection: sa.Connection) -> None:
         if connection.get_isolation_level() != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    event.listen(engine, "do_connect", _connect_to_what_is_there)
     event.listen(engine, "connect", set_up)
     event.listen(engine, "begin", begin)
     return engine

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from service.settings import Fsync
 from service.store import PredictionRecord, Store
-from service.store.database import create_engine, parse_url
 from service.store.journal import JournalBacklog
 from service.store.reference import Model
+from tests.store.harness import create
 from tests.store.journals import MODEL, OpenJournal
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
@@ -37,7 +37,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def engine(database_url: str) -> Iterator[sa.Engine]:
     """A connection pool beside the store's own, to look at what it wrote."""
-    engine = create_engine(parse_url(database_url))
+    engine = create(database_url)
     yield engine
     engine.dispose()
 

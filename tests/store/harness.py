@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from service.store import PredictionRecord, Store
-from service.store.database import create_engine, parse_url
+from service.store.database import create_engine, create_file, parse_url
 from service.store.provenance import current_revision
 from service.store.schema import predictions_log
 
@@ -48,6 +48,12 @@ def written(store: Store, count: int) -> Store:
 def ask(store: Store, query: Callable[[sa.Connection], T]) -> T:
     """The answer of a query."""
     return store.queries.submit(query).result(PATIENCE_S)
+
+
+def create(url: str) -> sa.Engine:
+    """An engine on a database, whose file is made where there is none."""
+    create_file(parse_url(url))
+    return create_engine(parse_url(url))
 
 
 def stored(url: str) -> list[UUID | None]:

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql
 
 from service.settings import Fsync
 from service.store import PredictionRecord, Store, reference
-from service.store.database import create_engine, parse_url
+from service.store.database import create_engine, create_file, parse_url
 from service.store.insert import insert, sqlite_rows, sqlite_statement
 from service.store.migrate import migrate
 from service.store.prediction_ids import PredictionIds
@@ -107,6 +107,7 @@ def rival() -> Iterator[None]:
 def measure_insert(url: str, batches: int) -> None:
     """CPU of this thread and elapsed time per row, in µs, for our statement and for the usual ways, alone and beside a
     rival for the interpreter's lock."""
+    create_file(parse_url(url))
     engine = create_engine(parse_url(url), undo_in_memory=True)
     migrate(engine)
     with engine.begin() as connection:

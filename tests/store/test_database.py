@@ -23,7 +23,7 @@ from service.settings import Fsync
 from service.store.database import create_engine, create_reading_engine, parse_url
 from service.store.history import ByUser, latest
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import PATIENCE_S, ask, eventually
+from tests.store.harness import PATIENCE_S, ask, create, eventually
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def test_a_commit_to_sqlite_survives_a_power_loss_where_the_journal_does(
 
 def _open_new_files(folder: Path, gate: Barrier) -> None:
     for number in range(25):
-        engine = create_engine(parse_url(f"sqlite:///{folder / f'{number}.db'}"))
+        engine = create(f"sqlite:///{folder / f'{number}.db'}")
         gate.wait()
         with engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"

@@ -22,7 +22,7 @@ from service.store.database import create_engine, parse_url
 from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD, emotion_class, metadata, model_version, predictions_log
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import execute, revision
+from tests.store.harness import create, execute, revision
 from tests.store.older_server import OLDER_COLUMNS, OLDER_SERVER, make_older_server, older_columns
 
 
@@ -206,7 +206,7 @@ def test_tables_that_the_database_does_not_number_are_refused(postgres_url: str,
 @pytest.mark.parametrize(("column", "key"), [("model_id", "model_version"), ("predic_id", "predictions_log")])
 def test_keys_that_sqlite_leaves_empty_are_refused(tmp_path: Path, column: str, key: str) -> None:
     """SQLite numbers an INTEGER PRIMARY KEY; one of INT would be null in each row, which then nothing finds."""
-    engine = create_engine(parse_url(f"sqlite:///{tmp_path / 'older.db'}"))
+    engine = create(f"sqlite:///{tmp_path / 'older.db'}")
     execute(
         engine, OLDER_SERVER["sqlite"].replace(f"{column} INTEGER NOT NULL PRIMARY", f"{column} INT PRIMARY")
     )
@@ -309,7 +309,7 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch
         raise RuntimeError("no space")
 
     monkeypatch.setattr("alembic.op.create_index", fail)
-    engine = create_engine(parse_url(database_url))
+    engine = create(database_url)
     with pytest.raises(RuntimeError, match="no space"):
         migrate(engine)
     assert sa.inspect(engine).get_table_names() == []

@@ -18,7 +18,7 @@ from service.store.migrate import alembic_config, migrate
 from service.store.schema import HEAD
 from tests.conftest import PostgresServer
 from tests.service.harness import MODEL
-from tests.store.harness import PATIENCE_S, eventually, revision
+from tests.store.harness import PATIENCE_S, create, eventually, revision
 from tests.store.older_server import make_older_server
 
 
@@ -27,8 +27,8 @@ def test_a_migration_that_takes_long_is_waited_for(
 ) -> None:
     """A process that finds SQLite locked for longer than a write takes says so once, waits, and finds all done."""
     monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.05)
-    url = parse_url(f"sqlite:///{tmp_path / 'large.db'}")
-    migrating, waiting = create_engine(url), create_engine(url)
+    url = f"sqlite:///{tmp_path / 'large.db'}"
+    migrating, waiting = create(url), create(url)
     with migrating.begin() as connection:
         thread = threading.Thread(target=migrate, args=(waiting,))
         thread.start()

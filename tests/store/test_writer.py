@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
-from service.store import database, reference, writer
+from service.store import reference, writer
 from service.store.backlog import Backlog, Batch, MemoryBacklog
-from service.store.database import parse_url
+from service.store.database import create_engine, parse_url
 from service.store.journal import JournalBacklog
 from service.store.migrate import migrate
 from service.store.records import encode
@@ -24,13 +24,13 @@ from service.store.reference import Model, References
 from service.store.schema import model_version, predictions_log
 from service.store.writer import Writer
 from tests.store.conftest import MakeRecord
-from tests.store.harness import PATIENCE_S, eventually
+from tests.store.harness import PATIENCE_S, create, eventually
 from tests.store.journals import MODEL, files
 
 
 def open_writer(tmp_path: Path, backlog: Backlog) -> Writer:
     """Writes to a SQLite file of the test's, which is prepared with the first write."""
-    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
     writer = Writer(engine, backlog, {}, {}, prepare=partial(migrate, engine))
     writer.start()
     return writer
@@ -91,7 +91,7 @@ def test_what_is_read_in_small_parts_is_stored_without_a_pause(
 
 def test_what_is_undone_is_not_counted(tmp_path: Path, make_record: MakeRecord) -> None:
     """Rows of a transaction that was not committed are counted when they are: each of them once."""
-    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
     references = prepared(tmp_path / "predictions.db", MODEL)
     failures = iter([exc.OperationalError("COMMIT", {}, sqlite3.OperationalError("injected"))])
 
@@ -164,7 +164,7 @@ def test_attempts_come_at_growing_intervals(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("random.uniform", lambda *_: 1.0)
     backlog = MemoryBacklog(MODEL, limit=10)
     assert backlog.append(b"", 1)
-    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
     refused = Writer(engine, backlog, {}, {}, prepare=refuse)
     refused.start()
     refused._thread.join(PATIENCE_S)
@@ -173,7 +173,7 @@ def test_attempts_come_at_growing_intervals(tmp_path: Path, monkeypatch: pytest.
 
 def prepared(file: Path, model: Model) -> References:
     """A SQLite file whose first model is this one."""
-    engine = database.create_engine(parse_url(f"sqlite:///{file}"))
+    engine = create(f"sqlite:///{file}")
     migrate(engine)
     with engine.begin() as connection:
         references = reference.ensure(connection, model, {})
@@ -190,7 +190,7 @@ def test_a_sqlite_file_that_is_away_when_the_writer_looks_for_it(
     file, away, other = (tmp_path / f"{name}.db" for name in ("predictions", "away", "other"))
     references = prepared(file, MODEL)
     prepared(other, Model("v0", "older.onnx", MODEL.labels))
-    engine = database.create_engine(parse_url(f"sqlite:///{file}"), existing=True)
+    engine = create(f"sqlite:///{file}")
 
     def prepare() -> None:
         migrate(engine)
@@ -219,7 +219,7 @@ def test_a_sqlite_file_that_is_away_when_the_writer_looks_for_it(
 def test_a_sqlite_file_that_the_url_opens_its_own_way(tmp_path: Path, make_record: MakeRecord) -> None:
     """One whose place only SQLite knows is prepared once, not for each write."""
     calls = itertools.count()
-    engine = database.create_engine(parse_url(f"sqlite:///file:{tmp_path / 'predictions.db'}?uri=true"))
+    engine = create_engine(parse_url(f"sqlite:///file:{tmp_path / 'predictions.db'}?uri=true"))
     backlog = MemoryBacklog(MODEL, limit=10)
 
     def prepare() -> None:
@@ -249,7 +249,7 @@ def test_an_outage_of_many_reasons_does_not_fill_the_log(
 
     backlog = MemoryBacklog(MODEL, limit=10)
     assert backlog.append(b"", 1)
-    engine = database.create_engine(parse_url(f"sqlite:///{tmp_path / 'predictions.db'}"))
+    engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
     refused = Writer(engine, backlog, {}, {}, prepare=refuse)
     refused.start()
     eventually(lambda: refused.state.failed_attempts >= 20)
