@@ -19,6 +19,8 @@ except ModuleNotFoundError:
         file=sys.stderr,
     )
     sys.exit(1)
+except KeyboardInterrupt:
+    sys.exit(130)  # as later, when typer hears of it
 
 app = typer.Typer(
     name="models",
@@ -121,6 +123,8 @@ def main() -> None:
     """Run the command line; where a tool is missing, one line says which environment has it."""
     try:
         app(prog_name="python -m models")
+    except KeyboardInterrupt:
+        sys.exit(130)  # before there is a command that hears of it
     except ModuleNotFoundError as error:
         from conversion.cli import missing_build_tool
 

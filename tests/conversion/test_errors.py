@@ -375,18 +375,6 @@ def test_the_serving_environment_names_the_one_to_use(missing: str, rgb_model: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_python_without_the_packages_is_one_line() -> None:
-    """As the system's own is, which people type by habit: it names that Python, and the one to use, even for --help."""
-    code = "import sys; sys.modules['numpy'] = None; from conversion.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--help"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(
-        f"error: numpy is not installed for {sys.executable}: run this in .venv-build"
-    )
-    assert ran.stderr.count("\n") == 1
-
-
 def test_an_unwritable_place(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
     """Where the output cannot be written, the path is in the error."""
     (tmp_path / "refused").write_text("a file where a folder should be", "utf-8")

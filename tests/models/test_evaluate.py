@@ -259,6 +259,28 @@ def test_a_python_without_the_packages_is_one_line() -> None:
     assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "moment", ["sys.meta_path.insert(0, Loading())", "import typer.main; typer.main.get_command = interrupt"]
+)
+def test_ctrl_c_before_a_command_runs_is_code_130(moment: str) -> None:
+    """While typer is imported, or puts the commands together: no traceback."""
+    code = f"""
+import signal, sys
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            interrupt()
+def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+{moment}
+from models.__main__ import main
+main()
+"""
+    command = [sys.executable, "-c", code, "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
 def test_the_table_fits_in_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
