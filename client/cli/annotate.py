@@ -35,6 +35,7 @@ class Annotator:
         except OSError as error:
             raise InputError(f"cannot make {folder}: {error.strerror}") from None
         self._targets: dict[str, Path] = {}
+        originals = {_real(Path(image.source)) for image in images if not isinstance(image.source, bytes)}
         taken: set[Path] = set()
         for image in images:
             if image.name in self._targets:
@@ -47,8 +48,8 @@ class Annotator:
             while target in taken:
                 target = folder / f"{name.stem}-{number}{name.suffix}"
                 number += 1
-            if not isinstance(image.source, bytes) and _same(target, Path(image.source)):
-                raise InputError(f"{folder} holds {name} itself: name another folder for the copies")
+            if _real(target) in originals:
+                raise InputError(f"{folder} holds {target.name} itself: name another folder for the copies")
             taken.add(target)
             self._targets[image.name] = target
 
@@ -106,9 +107,9 @@ class Annotator:
         )
 
 
-def _same(first: Path, second: Path) -> bool:
-    """Whether both are one file. A name that no file can have is none's, nor is a link to itself."""
+def _real(path: Path) -> str:
+    """The file that `path` leads to, by one name; for a name that no file can have, that itself."""
     try:
-        return os.path.realpath(first) == os.path.realpath(second)
+        return os.path.realpath(path)
     except ValueError:
-        return False
+        return str(path)

@@ -383,13 +383,14 @@ async def test_an_image_that_is_named_twice_has_one_copy(
 async def test_annotated_copies_never_overwrite(
     service: ServiceProcess, visionai: VisionAI, tmp_path: Path
 ) -> None:
-    """Images of the same name get numbers, and the folder of the images themselves is refused."""
+    """Images of the same name get numbers, and a folder that holds any of the images themselves is refused."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "face.jpg").write_bytes(FACE.read_bytes())
     done = await visionai("predict", "one", "two", "--annotate", "out", "--url", service.url)
     assert done.code == 0, done.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face-2.jpg", "face.jpg"]
-    refused = await visionai("predict", "one", "--annotate", "one", "--url", service.url)
-    assert refused.code == ExitCode.USAGE
-    assert (tmp_path / "one" / "face.jpg").read_bytes() == FACE.read_bytes()
+    for images in (("one",), ("two", "one"), ("one", "two")):
+        refused = await visionai("predict", *images, "--annotate", "one", "--url", service.url)
+        assert refused.code == ExitCode.USAGE
+        assert (tmp_path / "one" / "face.jpg").read_bytes() == FACE.read_bytes()
