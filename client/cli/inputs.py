@@ -76,8 +76,11 @@ def _expand(argument: str, recursive: bool, read_stdin: Callable[[], bytes]) -> 
 
 
 def _from_url(url: str) -> Path:
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets where a host's address would be
+        parts = None
+    if parts is None or parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise InputError(f"{url}: only file:///… URLs of this machine can be read")
     return Path(url2pathname(parts.path))
 

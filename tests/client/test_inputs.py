@@ -67,7 +67,15 @@ def test_stdin_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["*.jpg", "ftp://host/a.jpg", "file://elsewhere/a.jpg", "https://example.com/a.jpg", ""]
+    "argument",
+    [
+        "*.jpg",
+        "ftp://host/a.jpg",
+        "file://elsewhere/a.jpg",
+        "file://a[1].jpg",
+        "https://example.com/a.jpg",
+        "",
+    ],
 )
 def test_what_names_no_image_is_an_error(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
