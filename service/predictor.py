@@ -129,11 +129,11 @@ class Predictor:
         engine: the emotion network.
         decoder: decodes to the engine's input.
         store: takes the predictions.
-        detector: finds faces; None if every image is taken as a face.
+        detector: finds faces.
     """
 
     def __init__(
-        self, engine: Engine, decoder: ImageDecoder, store: Recorder, detector: FaceDetector | None = None
+        self, engine: Engine, decoder: ImageDecoder, store: Recorder, detector: FaceDetector
     ) -> None:
         self._engine = engine
         self._decoder = decoder
@@ -192,14 +192,14 @@ class Predictor:
 
     def _add_faces(self, request: Request, scoring: _Scoring) -> None:
         """Decode a request's image, and add its faces, or all of it, to what is to be scored."""
-        decoder, detector = self._decoder, self._detector
-        if request.detect == "never" or detector is None:
+        decoder = self._decoder
+        if request.detect == "never":
             decoder.decode_into(request.image, scoring.slot())
             scoring.add(request, None)
             return
         photo = decoder.decode_photo(request.image)
         is_crop = request.detect == "auto" and max(photo.width, photo.height) <= FACE_CROP_SIDE
-        faces = [] if is_crop else detector.detect(photo.pixels, request.max_faces)
+        faces = [] if is_crop else self._detector.detect(photo.pixels, request.max_faces)
         shape = decoder.shape
         for face in faces:
             slot = scoring.slot()

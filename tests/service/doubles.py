@@ -13,7 +13,9 @@ import numpy.typing as npt
 import orjson
 
 from service.engine import Engine
-from service.predictor import Request
+from service.faces import Face, FaceDetector
+from service.images.decode import ImageDecoder, Pixels
+from service.predictor import Predictor, Request
 from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord
 from tests.service.harness import TIMEOUT
@@ -39,6 +41,24 @@ class Ledger:
         if self.accepts:
             self.records.extend(records)
         return self.accepts
+
+
+class Blind(FaceDetector):
+    """Finds no face."""
+
+    def __init__(self) -> None: ...
+
+    def detect(self, image: Pixels, max_faces: int) -> list[Face]:
+        """None in any image."""
+        return []
+
+
+def make_predictor(
+    engine: Any, ledger: Ledger | None = None, detector: FaceDetector | None = None
+) -> Predictor:
+    """One that decodes for this engine, stores in a ledger, and finds no face unless it is given a detector."""
+    decoder = ImageDecoder(engine.card.shape, 50_000_000)
+    return Predictor(engine, decoder, ledger or Ledger(), detector or Blind())
 
 
 class Inbox:

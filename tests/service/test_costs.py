@@ -18,10 +18,9 @@ from service.engine import Engine
 from service.errors import DeadlineExceeded, Overloaded
 from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
-from service.images.decode import ImageDecoder
 from service.predictor import Predictor, Request
 from service.scheduler import HIGH, NORMAL
-from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
+from tests.service.doubles import FaultyEngine, Inbox, Peer, fail, make_predictor
 from tests.service.harness import FACE, TIMEOUT
 from tests.service.pictures import encode
 
@@ -65,7 +64,7 @@ def make(kind: str, predictor: Predictor, inbox: Inbox, **options: Any) -> Inlin
 async def test_an_image_that_cannot_be_read_says_nothing_of_those_that_can(engine: Engine) -> None:
     """They are taken to cost what they were before it."""
     inbox = Inbox()
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(engine)
     executor = InlineExecutor(
         predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
     )
@@ -90,7 +89,7 @@ async def test_a_search_that_finds_no_face_counts_as_work(engine: Engine) -> Non
             return []
 
     inbox, empty = Inbox(), encode(np.zeros((120, 120), np.uint8), ".png")
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Slow())
+    predictor = make_predictor(engine, detector=Slow())
     executor = InlineExecutor(
         predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
     )
@@ -112,7 +111,7 @@ async def test_a_search_that_finds_no_face_counts_as_work(engine: Engine) -> Non
 async def test_work_that_is_done_makes_nobody_wait(engine: Engine, kind: str) -> None:
     """Requests one after the other are all admitted, however many, where far fewer at once would be too many."""
     inbox = Inbox()
-    predictor = Predictor(slow(engine, 0.005), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(slow(engine, 0.005))
     executors = make(kind, predictor, inbox, max_wait=0.1)
     for number in range(100):
         executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
@@ -126,7 +125,7 @@ async def test_work_that_is_done_makes_nobody_wait(engine: Engine, kind: str) ->
 async def test_a_newcomer_has_its_turn_though_others_were_taken_for_cheap(engine: Engine) -> None:
     """What waits when it is learnt what such a request takes counts as much from then on, as what comes later."""
     inbox = Inbox()
-    predictor = Predictor(slow(engine, 0.01), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(slow(engine, 0.01))
     executor = InlineExecutor(
         predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
     )
@@ -301,7 +300,7 @@ async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: 
     """A stall while the first of its kind was worked on: an idle service finds out that it can do it after all."""
     stalls = iter([1.0])
     inbox = Inbox()
-    predictor = Predictor(stalling(engine, stalls), ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(stalling(engine, stalls))
     executors = make(kind, predictor, inbox)
     executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))
     await inbox.wait_for(1)
@@ -336,7 +335,7 @@ async def test_nobody_waits_for_the_rest_of_a_costly_batch(engine: Engine, longe
 
     inbox = Inbox()
     held: Any = FaultyEngine(engine, wait)
-    predictor = Predictor(held, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(held)
     executors = make("threads", predictor, inbox, max_batch=4, longest=longest)
     free.set()
     executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))

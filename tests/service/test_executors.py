@@ -21,11 +21,10 @@ import pytest
 from service.engine import Engine
 from service.errors import Internal, Overloaded, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors, slice_seconds
-from service.images.decode import ImageDecoder
 from service.niceness import give_way
 from service.predictor import Predictor, Request
 from service.store.records import PredictionRecord
-from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail
+from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail, make_predictor
 from tests.service.harness import FACE, TIMEOUT
 from tests.service.pictures import encode
 
@@ -63,7 +62,7 @@ def bench(request: pytest.FixtureRequest, engine: Engine) -> OpenBench:
         model: Any = engine, ledger: Ledger | None = None, start: bool = True, **options: Any
     ) -> AsyncIterator[Bench]:
         inbox, ledger, failures = Inbox(), ledger or Ledger(), list[BaseException]()
-        predictor = Predictor(model, ImageDecoder(engine.card.shape, 50_000_000), ledger)
+        predictor = make_predictor(model, ledger)
         count = options.pop("count", 2)
         chosen: dict[str, Any] = {
             "max_batch": 8,
@@ -245,7 +244,7 @@ async def test_a_thread_that_fails_takes_only_its_batch_with_it(
 async def test_what_a_thread_answers_while_the_event_loop_looks_is_delivered(engine: Engine) -> None:
     """Also where it comes right after the look that found nothing more."""
     inbox = Inbox()
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(engine)
     executors = ThreadExecutors(
         predictor,
         count=1,
@@ -285,7 +284,7 @@ async def test_an_expired_request_is_answered_without_being_run(bench: OpenBench
 async def test_the_event_loop_is_not_held_up_by_a_backlog(engine: Engine) -> None:
     """Between two slices of work the loop turns, however much waits: each slice is one request where time is short."""
     inbox, turns = Inbox(), 0
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(engine)
     executor = InlineExecutor(
         predictor,
         max_batch=8,
@@ -314,7 +313,7 @@ def test_a_slice_is_half_of_a_round_within_bounds() -> None:
 async def test_a_deadline_counts_from_when_a_request_may_have_arrived(engine: Engine) -> None:
     """What is read right after a slice may have waited through all of it, unread."""
     inbox = Inbox()
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(engine)
     executor = InlineExecutor(
         predictor, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
     )

@@ -13,10 +13,9 @@ import pytest
 from service import lingering as module
 from service.engine import Engine
 from service.executors import InlineExecutor
-from service.images.decode import ImageDecoder
 from service.lingering import LINGER, Lingering
-from service.predictor import Predictor, Request
-from tests.service.doubles import Inbox, Ledger, Peer, fail
+from service.predictor import Request
+from tests.service.doubles import Inbox, Peer, fail, make_predictor
 from tests.service.harness import FACE
 
 # The clock of these tests is far ahead of the machine's, so that no moment passes by itself, however long what runs
@@ -137,7 +136,7 @@ async def test_an_executor_waits_awake_for_a_client_alone_until_it_leaves(
     monkeypatch.setattr(module, "LINGER", 1000.0)  # no moment passes by itself
     inbox, client = Inbox(), Peer()
     executor = InlineExecutor(
-        Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger()),
+        make_predictor(engine),
         max_batch=8,
         capacity=100,
         max_wait=100.0,

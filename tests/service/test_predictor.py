@@ -16,7 +16,7 @@ from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
 from service.predictor import Predictor, Request
 from service.replies import Timing
-from tests.service.doubles import Ledger, Peer
+from tests.service.doubles import Blind, Ledger, Peer, make_predictor
 from tests.service.harness import FACE
 from tests.service.pictures import encode
 
@@ -34,7 +34,7 @@ class Crowd(FaceDetector):
 @pytest.mark.parametrize("buffered", [2, 64])
 def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: int) -> None:
     """The model's time is shared by the faces of a batch, whether they went through it in one run or in several."""
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    predictor = make_predictor(engine, detector=Crowd())
     crowd = Request(Peer(), 1, FACE, time.perf_counter(), detect="always", max_faces=7)
     alone = Request(Peer(), 2, FACE, time.perf_counter(), detect="never")
     predictor.serve([crowd, alone], predictor.make_buffer(buffered))
@@ -60,7 +60,7 @@ def test_timing_is_in_milliseconds_of_each_stage(engine: Engine, monkeypatch: py
     decoder = ImageDecoder(engine.card.shape, 50_000_000)
     monkeypatch.setattr(decoder, "decode_into", taking(0.25, decoder.decode_into))
     monkeypatch.setattr(engine, "run", taking(0.5, engine.run))
-    predictor, request = Predictor(engine, decoder, Ledger()), Request(Peer(), 1, FACE, 8.0)
+    predictor, request = Predictor(engine, decoder, Ledger(), Blind()), Request(Peer(), 1, FACE, 8.0)
     predictor.serve([request], predictor.make_buffer(1))
     assert request.timing == Timing(decode=250, queue=2000, inference=500, total=2750, batch_size=1)
 
@@ -71,7 +71,7 @@ def test_an_image_counts_for_the_emotion_of_its_first_face(
     """The largest, of which the reply tells before all others."""
     labels = engine.card.labels
     monkeypatch.setattr(engine, "run", lambda faces: np.eye(len(faces), len(labels), dtype=np.float32))
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    predictor = make_predictor(engine, detector=Crowd())
     request = Request(Peer(), 1, FACE, time.perf_counter(), detect="always", max_faces=7)
     predictor.serve([request], predictor.make_buffer(7))
     assert request.reply is not None
@@ -80,7 +80,7 @@ def test_an_image_counts_for_the_emotion_of_its_first_face(
 
 def test_an_image_is_let_go_once_it_was_looked_at(engine: Engine) -> None:
     """Its reply may wait for those before it, and the image may have megabytes."""
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger())
+    predictor = make_predictor(engine)
     requests = [Request(Peer(), 1, image, time.perf_counter()) for image in (FACE, b"broken")]
     predictor.serve(requests, predictor.make_buffer(2))
     assert not any(request.image for request in requests)
@@ -98,7 +98,7 @@ def test_auto_takes_an_image_of_at_most_100_pixels_a_side_for_a_face(
     engine: Engine, side: int, found: bool
 ) -> None:
     """It was cut out already: no face is looked for in it."""
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), Crowd())
+    predictor = make_predictor(engine, detector=Crowd())
     image = encode(np.zeros((50, side), np.uint8), ".png")
     request = Request(Peer(), 1, image, time.perf_counter(), detect="auto", max_faces=7)
     predictor.serve([request], predictor.make_buffer(8))
@@ -116,7 +116,7 @@ def test_a_face_at_the_edge_of_a_reduced_photo_does_not_leave_the_sent_image(eng
             assert image.shape[:2] == (974, 1300)
             return [Face((910, 585, 390, 389), 0.9, np.zeros((6, 2), np.float32))]
 
-    predictor = Predictor(engine, ImageDecoder(engine.card.shape, 50_000_000), Ledger(), AtTheCorner())
+    predictor = make_predictor(engine, detector=AtTheCorner())
     photo = encode(np.zeros((1113, 1485), np.uint8), ".jpg")
     request = Request(Peer(), 1, photo, time.perf_counter(), detect="always")
     predictor.serve([request], predictor.make_buffer(1))
