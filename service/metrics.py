@@ -74,12 +74,12 @@ class Metrics(Collector):
     def __init__(
         self,
         labels: Sequence[str],
-        shared: SharedCells | None = None,
-        worker: int = 0,
-        versions: Sequence[str] = ("unknown",),
+        shared: SharedCells,
+        worker: int,
+        versions: Sequence[str],
     ) -> None:
         self._layout = _Layout(labels)
-        self._shared = shared or SharedCells(1)
+        self._shared = shared
         self.reloads = self._shared.reloads
         self._versions = self._shared.versions.counting(worker, versions)
         self._cells = self._shared.row(worker)

@@ -22,7 +22,7 @@ from service import __version__, http, replies
 from service.answers import SERVICE_NAME, Answers
 from service.backend import Backend
 from service.canary import Chooser, Version, make_predictor, store_status
-from service.cells import Gauge, SharedCells
+from service.cells import Gauge
 from service.connection import Connection
 from service.engine import Engine
 from service.errors import ShuttingDown
@@ -70,13 +70,12 @@ class Service:
         store: Store,
         metrics: Metrics,
         detector: FaceDetector,
+        perimeter: Perimeter,
         tracing: Tracing | None = None,
-        perimeter: Perimeter | None = None,
         canary: Version | None = None,
     ) -> None:
-        # A worker makes it before, to tell what is wrong with it; alone, a service counts its own connections.
-        self._perimeter = perimeter or Perimeter(settings, SharedCells(1), 0, metrics.refused)
         self._settings = settings
+        self._perimeter = perimeter
         self._tracing = tracing
         self._versions = [Version(engine, store)]
         if canary is not None:

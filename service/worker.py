@@ -251,7 +251,7 @@ def run_worker(
     if canary_engine is not None:
         canary = Version(canary_engine, stores[1], settings.canary_percent / 100, active=False)
     make_service = partial(
-        Service, settings, engine, stores[0], metrics, detector, tracing, perimeter, canary
+        Service, settings, engine, stores[0], metrics, detector, perimeter, tracing, canary
     )
     ready = Ready(
         engine.card.version_tag,

@@ -15,11 +15,13 @@ import orjson
 import pytest
 
 from service import protocol
+from service.cells import SharedCells
 from service.connection import Connection
 from service.engine import Engine
 from service.faces import FaceDetector
 from service.images import ImageFile
 from service.metrics import Metrics
+from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import Settings
 from service.store import Store
@@ -102,7 +104,10 @@ def serve(engine: Engine, detector: FaceDetector, database: str) -> Serve:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             try:
-                service = Service(chosen, model, store, Metrics(card.labels), detector)
+                shared = SharedCells(1)
+                metrics = Metrics(card.labels, shared, 0, [card.version_tag])
+                perimeter = Perimeter(chosen, shared, 0, metrics.refused)
+                service = Service(chosen, model, store, metrics, detector, perimeter)
                 async with service.running([listener]):
                     yield Running(service, port)
             finally:

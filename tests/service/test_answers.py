@@ -42,7 +42,7 @@ def test_a_store_that_fails_is_told_of_by_each_worker(
         shared.row(1)[gauge] = 1
     store = SimpleNamespace(status=lambda: StoreStatus(0, 0, 0, 0, own, taking=True, writing=own is None))
     version = Version(engine, cast("Store", store))
-    metrics = Metrics(engine.card.labels, shared)
+    metrics = Metrics(engine.card.labels, shared, 0, [engine.card.version_tag])
     answers = Answers(Settings(), [version], metrics, lambda: None, lambda: None)
     told: dict[str, Any] = orjson.loads(answers.answer(version, Query(1, "health"), in_detail))
     assert told["status"] == ("healthy" if failing is None else "degraded")

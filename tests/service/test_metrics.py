@@ -93,7 +93,7 @@ def test_each_version_counts_its_own_run_of_a_batch() -> None:
 
 def test_each_figure_has_a_place_of_its_own() -> None:
     """Counted to different numbers, none is told as another."""
-    metrics = Metrics(LABELS)
+    metrics = Metrics(LABELS, SharedCells(1), 0, ("v1",))
     for number, code in enumerate(ERROR_CODES, 10):
         for _ in range(number):
             metrics.failed(code)
@@ -140,9 +140,9 @@ def test_each_figure_has_a_place_of_its_own() -> None:
 def test_counters_go_on_where_a_worker_ended() -> None:
     """It tells what it counted since its start, and so does its successor; what was connected to it is not."""
     shared = SharedCells(2)
-    other = Metrics(LABELS, shared, 1)
+    other = Metrics(LABELS, shared, 1, ("v1",))
     for _ in range(2):
-        metrics = Metrics(LABELS, shared, 0)
+        metrics = Metrics(LABELS, shared, 0, ("v1",))
         for count in (3, 5):
             metrics.stored(10 * count, count)
             metrics.spent(count / 2)
@@ -159,6 +159,7 @@ def test_counters_go_on_where_a_worker_ended() -> None:
 
 def test_more_labels_than_have_room_are_an_error() -> None:
     """Before a count of one would be another's."""
-    Metrics([str(number) for number in range(300)])
+    shared = SharedCells(1)
+    Metrics([str(number) for number in range(300)], shared, 0, ("v1",))
     with pytest.raises(ValueError, match="600 labels are more than can be counted"):
-        Metrics([str(number) for number in range(600)])
+        Metrics([str(number) for number in range(600)], shared, 0, ("v1",))

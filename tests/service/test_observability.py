@@ -26,13 +26,15 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
+from service.cells import SharedCells
 from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.tracing import start_tracing
 from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message, run_service
 from tests.service.reloading import copy_model, reload
 
-FAMILIES = list(text_string_to_metric_families(Metrics(("happy", "sad")).exposition().decode()))
+METRICS = Metrics(("happy", "sad"), SharedCells(1), 0, ("v1",))
+FAMILIES = list(text_string_to_metric_families(METRICS.exposition().decode()))
 DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
 
 # A journal and a reply that take their time.
