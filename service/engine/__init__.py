@@ -79,12 +79,10 @@ class Engine:
 
             self._runner = OpenVINORunner(path, threads, callers)
             metadata = onnx.read_metadata(path)
-        elif provider == "cpu":
-            session = onnx.open_session(path, provider, threads)
-            self._runner, metadata = onnx.OnnxRunner(session), onnx.metadata_of(session)
         else:
             session = onnx.open_session(path, provider, threads)
-            self._runner, metadata = onnx.BucketRunner(session), onnx.metadata_of(session)
+            self._runner = onnx.OnnxRunner(session) if provider == "cpu" else onnx.BucketRunner(session)
+            metadata = onnx.metadata_of(session)
         self.provider = self._runner.name
         self.card = _read_card(path, metadata)
         self._try_out()

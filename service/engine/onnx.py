@@ -112,14 +112,10 @@ class OnnxRunner:
         return cast("npt.NDArray[np.float32]", self._session.run([_OUTPUT], {_INPUT: images})[0])
 
 
-class BucketRunner:
+class BucketRunner(OnnxRunner):
     """For a GPU: batches are filled up to sizes that it has planned for, and bound without detours."""
 
-    buckets: tuple[int, ...] | None = _BUCKETS
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
-        self.name: str = session.get_providers()[0]
+    buckets = _BUCKETS
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """As `Engine.run`."""
