@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from service.errors import StartupError, telling_missing_packages
+from service.hangup import RELOAD_SIGNALS
 from service.logs import LogFormat, configure_logging, log_configuration
 from service.signals import held_back
 
@@ -23,12 +25,13 @@ Result = TypeVar("Result")
 #: Is told what share of the work is done, from 0 to 1.
 Progress = Callable[[float], None]
 
+# A forked process shares what is imported. Only Linux forks safely.
+CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
 # For a process to be gone once it is killed; with memory of a GPU that takes a while.
 _END_SECONDS = 5.0
 
-_HELD_BACK = [signal.SIGTERM, signal.SIGINT]
-if sys.platform != "win32":
-    _HELD_BACK.append(signal.SIGHUP)
+_HELD_BACK = (signal.SIGTERM, signal.SIGINT, *RELOAD_SIGNALS)
 
 
 def ignore_progress(_: float) -> None:
@@ -48,17 +51,13 @@ class Apart(Generic[Result]):
 
     def __init__(self, work: Callable[[Progress], Result], unfinished: str) -> None:
         self._unfinished = unfinished
-        # A forked process shares what is imported. Only Linux forks safely.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self.pipe, theirs = context.Pipe(duplex=False)
+        self.pipe, theirs = CONTEXT.Pipe(duplex=False)
         # No daemon: it may start a process itself.
-        self._process = context.Process(  # type: ignore[attr-defined]
+        self._process = CONTEXT.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, work, log_configuration())
         )
         try:
-            # It has our handlers at first, which would tell us of what the whole process group gets a second time.
-            with held_back(*_HELD_BACK):
-                start(self._process)
+            start(self._process)
         except OSError as exc:
             self.pipe.close()
             raise StartupError(f"a process cannot be started: {exc.strerror}") from None
@@ -115,12 +114,7 @@ def run_apart(
 
 
 def _work(pipe: Pipe, work: Callable[[Progress], object], log_as: tuple[str, LogFormat] | None) -> None:
-    # Ctrl-C and a hang-up reach the parent too, and this process ends with it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+    begin()
     threading.Thread(target=end_with_parent, daemon=True).start()
     if log_as is not None:
         configure_logging(*log_as)
@@ -132,19 +126,33 @@ def _work(pipe: Pipe, work: Callable[[Progress], object], log_as: tuple[str, Log
 
 
 def start(process: BaseProcess) -> None:
-    """Start a process, or leave nothing of it.
+    """Start a process, which is to `begin`, or leave nothing of it.
 
     Raises:
         OSError: the system has no memory, no process or no file left for it.
     """
     before = _open_files()
     try:
-        process.start()
+        with held_back(*_HELD_BACK):
+            process.start()
     except OSError:
         # Where the fork fails multiprocessing leaves its own pipes open: those of hours of trying are all there may be.
         for descriptor in _open_files() - before:
             os.close(descriptor)
         raise
+
+
+def begin() -> None:
+    """What a process does first that `start` started: it has its parent's handlers until then, and hears nothing.
+
+    They would lose what it is told, or tell the parent a second time of what the whole process group gets. SIGTERM ends
+    it; Ctrl-C and a hang-up are for its parent to pass on.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, *RELOAD_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
 
 def _open_files() -> set[int]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-RELOAD_SIGNALS: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+RELOAD_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 # One that is gone is no terminal any longer: whether it was one is to be known from the beginning.
 _TERMINAL = os.isatty(0)

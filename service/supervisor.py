@@ -22,7 +22,7 @@ from functools import partial
 from multiprocessing.connection import wait
 
 from service.announcement import announce, difference, models_served
-from service.apart import Apart
+from service.apart import CONTEXT, Apart
 from service.cells import SharedCells
 from service.errors import StartupError
 from service.hangup import RELOAD_SIGNALS, hung_up, let_through, listen
@@ -30,7 +30,7 @@ from service.listening import bind
 from service.reload import ControlSocket, Outcome, differences, reloaded
 from service.settings import Settings
 from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
-from service.workers import CONTEXT, LOOK_SECONDS, Closable, Roll, Slot, Worker, start_worker, stop_seconds
+from service.workers import LOOK_SECONDS, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
 

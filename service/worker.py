@@ -228,8 +228,6 @@ def run_worker(
     SIGTERM. What comes a second time by the same way hurries. While it loads it ends at once instead, also where it
     waits for a database that is locked.
     """
-    # Ctrl-C in a terminal reaches the whole process group. The supervisor passes it on; taken twice, it would hurry.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_native_libraries()
     try:
         with _ending_with(pipe), telling_missing_packages():

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import signal
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from service.apart import start
+from service.apart import CONTEXT, begin, start
 from service.cells import Gauge, SharedCells
-from service.hangup import RELOAD_SIGNALS
 from service.logs import configure_logging
 from service.settings import Settings
-from service.signals import held_back
 from service.worker import Pipe, Ready, Served, run_worker
-
-# A forked worker shares what is imported with its siblings. Only Linux forks safely.
-CONTEXT: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 # A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
@@ -147,9 +139,7 @@ def start_worker(
         name=f"worker-{row}",
     )
     try:
-        # It has the supervisor's handler at first, which would take the word to stop for itself and lose it.
-        with held_back(signal.SIGTERM):
-            start(process)
+        start(process)
     except OSError:
         ours.close()
         raise
@@ -168,14 +158,7 @@ def _worker_main(
     inherited: list[Closable],
 ) -> None:
     """A worker process' entry."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # a forked worker has the supervisor's handlers until then
-    if sys.platform != "win32":
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGTERM}
-        )  # held back where this process was started
-    for hangup in RELOAD_SIGNALS:
-        signal.signal(hangup, signal.SIG_IGN)  # `kill -HUP` of the whole process group means the supervisor
+    begin()
     for each in inherited:
         each.close()
     configure_logging(settings.log_level, settings.log_format)

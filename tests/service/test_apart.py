@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service import apart
 from service.apart import Progress, run_apart
 from service.errors import StartupError
 from tests.client.harness import run_command
@@ -64,13 +63,13 @@ def test_work_that_cannot_be_done_says_why() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C cannot be sent to one process")
 def test_ctrl_c_while_the_work_is_begun_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process would be waited for at the end."""
-    start = apart.start
+    start = BaseProcess.start
 
     def start_and_interrupt(process: BaseProcess) -> None:
         start(process)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(apart, "start", start_and_interrupt)
+    monkeypatch.setattr(BaseProcess, "start", start_and_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

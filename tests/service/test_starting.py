@@ -374,3 +374,30 @@ def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_forked_does() -> None:
         [sys.executable, "-c", _STOPPED_AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == ["-15"]
+
+
+# A supervisor whose handler tells it of a signal, and a signal to its process group that finds a worker just forked.
+_SIGNALLED_AT_ONCE = """
+import os, signal
+from types import SimpleNamespace
+from service import workers
+
+heard, tell = os.pipe()
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.{0}))
+signal.signal(signal.{0}, lambda *_: os.write(tell, b"a second time"))
+workers.run_worker = lambda *_: 0
+settings = SimpleNamespace(drain_seconds=1, log_level="INFO", log_format="console")
+worker = workers.start_worker(settings, [], None, 0, None, [])
+worker.process.join(10)
+os.close(tell)
+print(worker.process.exitcode, os.read(heard, 100).decode())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGHUP"])
+def test_a_signal_to_the_process_group_is_not_heard_again_from_a_worker_just_forked(number: str) -> None:
+    """With the supervisor's handler it would write to the supervisor's pipe: a second Ctrl-C, which hurries."""
+    command = [sys.executable, "-c", _SIGNALLED_AT_ONCE.format(number)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["0"]
