@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Mapping
@@ -85,8 +86,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection and end the thread. May be called again."""
-        if os.getpid() != self._process:
-            return  # they are the other process's
+        if os.getpid() != self._process or sys.is_finalizing():
+            return  # they are the other process's, or Python has ended the thread: a generator's `with` is left last
         with self._lock:
             if self._closed:
                 return
@@ -198,7 +199,7 @@ class Client:
             # The thread that would do it was not forked with the rest.
             raise RuntimeError("the client was made before this process was forked: make one in each process")
         with self._lock:
-            if self._closed:
+            if self._closed or sys.is_finalizing():
                 work.close()
                 raise ConnectionLost("the client is closed")
             return asyncio.run_coroutine_threadsafe(work, self._loop)

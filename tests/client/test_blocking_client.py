@@ -290,6 +290,39 @@ async def test_a_program_that_closes_no_client_ends(peer: Peer, tmp_path: Path) 
     assert (done.code, done.out, done.err) == (0, "sad\n", "")
 
 
+UNFINISHED = """\
+import sys
+from client import Client
+
+class Late:
+    def __init__(self, client):
+        self.client = client
+
+    def __del__(self):
+        try:
+            self.client.ping()
+        except Exception as error:
+            print(error)
+
+def emotions():
+    with Client(sys.argv[1]) as client:
+        late = Late(client)
+        while True:
+            yield client.predict(b'{"emotion": "sad"}').emotion_name
+
+unfinished = emotions()
+print(next(unfinished))
+"""
+
+
+async def test_a_client_of_a_generator_that_is_not_finished_ends_with_the_program(
+    peer: Peer, tmp_path: Path
+) -> None:
+    """Python ends the generator last of all, and the thread before it: nothing waits for that for ever."""
+    done = await run_command([sys.executable, "-c", UNFINISHED, peer.url], folder=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "sad\nthe client is closed\n", "")
+
+
 async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread whose request waits to be tried again hears that another one has closed the client."""
     told_when = threading.Event()
