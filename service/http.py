@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from email.utils import formatdate
 from functools import cache
 from http import HTTPStatus
 from importlib import resources
@@ -36,7 +37,7 @@ def route(
         metrics: the Prometheus exposition.
     """
     if request.method not in _METHODS:
-        refused = _response(HTTPStatus.METHOD_NOT_ALLOWED, _SERVED.encode())
+        refused = respond(HTTPStatus.METHOD_NOT_ALLOWED, _SERVED.encode())
         refused.headers["Allow"] = ", ".join(_METHODS)
         return refused
     path = _path(request.path)
@@ -44,7 +45,7 @@ def route(
     if upgrades and request.method == "GET":
         if path in _WEBSOCKET_PATHS:
             return None
-        return _response(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
+        return respond(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
     response = _answer(path, request, page, not_ready, metrics)
     if request.method == "HEAD":
         response.body = b""  # `Content-Length` stays what GET has
@@ -58,7 +59,7 @@ def refuse(reason: BaseException | None) -> Response:
         reason: what the library found wrong with it.
     """
     shown = str(reason)[:_MAX_REASON]
-    return _response(HTTPStatus.BAD_REQUEST, f"{shown}; {_SERVED}".encode(errors="backslashreplace"))
+    return respond(HTTPStatus.BAD_REQUEST, f"{shown}; {_SERVED}".encode(errors="backslashreplace"))
 
 
 def refuse_size(reason: SecurityError) -> Response:
@@ -68,7 +69,7 @@ def refuse_size(reason: SecurityError) -> Response:
         reason: what the library found too large.
     """
     status = HTTPStatus(414 if isinstance(reason, RequestLineTooLong) else 431)
-    return _response(status, f"{status.phrase}: {reason}\n".encode())
+    return respond(status, f"{status.phrase}: {reason}\n".encode())
 
 
 def _path(target: str) -> str:
@@ -98,15 +99,15 @@ def _answer(
                 return _json(HTTPStatus.OK, {"status": "ready"})
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": reason})
         case "/asyncapi.yaml":
-            return _response(HTTPStatus.OK, _asyncapi(), "application/yaml; charset=utf-8")
+            return respond(HTTPStatus.OK, _asyncapi(), "application/yaml; charset=utf-8")
         case "/metrics":
-            return _response(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+            return respond(HTTPStatus.OK, metrics(), "text/plain; version=0.0.4; charset=utf-8")
         case "/ws":
             # A proxy that passes no upgrades on asks like this, and so do people.
-            return _response(
+            return respond(
                 HTTPStatus.NOT_FOUND, b"WebSocket connections are served here, and no upgrade was asked for\n"
             )
-    return page.respond(path, request) or _response(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
+    return page.respond(path, request) or respond(HTTPStatus.NOT_FOUND, b"there is nothing here\n")
 
 
 @cache
@@ -116,12 +117,14 @@ def _asyncapi() -> bytes:
 
 
 def _json(status: HTTPStatus, body: dict[str, str]) -> Response:
-    return _response(status, orjson.dumps(body), "application/json")
+    return respond(status, orjson.dumps(body), "application/json")
 
 
-def _response(status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:
+def respond(status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:
+    """An answer that is made for this request alone. Nothing comes behind it."""
     headers = Headers(
         [
+            ("Date", formatdate(usegmt=True)),
             ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Page:
         file = self._files.get(path)
         if file is None:
             return None
-        headers = Headers(file.headers)
+        headers = Headers([("Date", formatdate(usegmt=True)), *file.headers])
         if _has(request.headers.get_all("If-None-Match"), file.etag):
             status, body = HTTPStatus.NOT_MODIFIED, b""
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from websockets.datastructures import Headers, MultipleValuesError
 from websockets.http11 import Response
 
+from service import http
 from service.errors import Unauthorized
 from service.security import origins
 from service.security.addresses import client_address
@@ -87,19 +88,12 @@ class Gate:
 
     def _refuse(self, reason: str, status: HTTPStatus, text: str) -> Response:
         self._on_refusal(reason)
-        body = f"{text}\n".encode()
-        headers = Headers(
-            [
-                ("Content-Type", "text/plain; charset=utf-8"),
-                ("Content-Length", str(len(body))),
-                ("Connection", "close"),
-            ]
-        )
+        response = http.respond(status, f"{text}\n".encode())
         if status is HTTPStatus.UNAUTHORIZED:
-            headers["WWW-Authenticate"] = "Bearer"
+            response.headers["WWW-Authenticate"] = "Bearer"
         elif status is not HTTPStatus.FORBIDDEN:
-            headers["Retry-After"] = str(_RETRY_SECONDS)
-        return Response(status.value, status.phrase, headers, body)
+            response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        return response
 
 
 def bearer(headers: Headers) -> str | None:

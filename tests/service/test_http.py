@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from email.utils import parsedate_to_datetime
 
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.harness import TIMEOUT, Running, ask, get, predict_message
+from tests.service.harness import TIMEOUT, Running, Serve, ask, get, predict_message
 
 
 async def exchange(running: Running, request: bytes) -> tuple[bytes, bytes]:
@@ -93,6 +94,27 @@ async def test_other_methods_are_not_allowed(running: Running, method: bytes) ->
         head, _ = await exchange(running, method + b" / HTTP/1.1\r\n" + extra)
         assert head.startswith(b"HTTP/1.1 405 ")
         assert b"Allow: GET, HEAD" in head
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /healthz HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nIf-None-Match: *\r\n",
+        b"GET /nothing HTTP/1.1\r\n",
+        b"POST / HTTP/1.1\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 2\r\n",
+        b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n",
+        b"GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: https://elsewhere.example\r\n",
+    ],
+)
+async def test_every_answer_says_when_it_was_made(serve: Serve, request_head: bytes) -> None:
+    """RFC 9110, 6.6.1: also the page, what cannot be read, and a handshake that is refused."""
+    async with serve(origins=("same-origin",)) as running:
+        head, _ = await exchange(running, request_head)
+    (date,) = [line[6:] for line in head.split(b"\r\n") if line.startswith(b"Date: ")]
+    assert parsedate_to_datetime(date.decode()).tzinfo is not None
 
 
 async def test_metrics_count_what_happened(running: Running) -> None:
