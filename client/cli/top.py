@@ -22,6 +22,7 @@ from websockets.headers import build_authorization_basic
 from websockets.proxy import parse_proxy
 
 from client.async_client import AsyncClient
+from client.causes import where
 from client.cli import options
 from client.cli.metrics import STAGES, Interval, Reading, between
 from client.cli.output import counted, percent, sparkline
@@ -114,10 +115,11 @@ async def _stats(client: AsyncClient) -> Stats | VisionAIError:
 
 
 def metrics_address(url: str) -> str:
-    """Where the metrics are: beside the WebSocket's path, on the same port."""
+    """Where the metrics are: beside the WebSocket's path, on the same port. It is shown: without a password."""
     parts = urlsplit(url)
     scheme = "https" if parts.scheme == "wss" else "http"
-    return urljoin(f"{scheme}://{parts.netloc}{parts.path or '/'}", "metrics")
+    host = parts.netloc.rpartition("@")[2]
+    return urljoin(f"{scheme}://{host}{parts.path or '/'}", "metrics")
 
 
 async def _read(address: str, token: str | None) -> tuple[Reading, float]:
@@ -195,7 +197,12 @@ def dashboard(url: str, now: Interval, rates: deque[float], stats: Stats | Visio
         values = now.stages.get(stage)
         latency.add_row(stage, *(f"{values[q]:.2f}" if values else "-" for q in ("p50", "p90", "p99")))
 
-    parts: list[Text | Table] = [Text(url, style="bold"), head, Text(f"rate  {sparkline(rates)}"), latency]
+    parts: list[Text | Table] = [
+        Text(where(url), style="bold"),
+        head,
+        Text(f"rate  {sparkline(rates)}"),
+        latency,
+    ]
     if now.predictions:
         emotions = Table.grid(padding=(0, 2))
         total = sum(now.predictions.values())

@@ -141,9 +141,10 @@ async def test_an_old_server_has_no_history(visionai: VisionAI) -> None:
 
 
 async def test_top_reads_the_servers_metrics(peer: Peer, visionai: VisionAI) -> None:
-    """One reading shows clients, queue and the statistics; as JSON it has the same figures."""
-    done = await visionai("top", "--once", "--interval", "0.1", "--url", peer.url)
-    assert done.code == 0, done.err
+    """One reading shows clients, queue and the statistics, and no password; as JSON it has the same figures."""
+    url = peer.url.replace("//", "//user:secret@")
+    done = await visionai("top", "--once", "--interval", "0.1", "--url", url)
+    assert (done.code, "secret" in done.out) == (0, False), done
     assert "predictions/s" in done.out
     assert "last hour  4 faces, mean confidence 80.0 %" in done.out
     document = json.loads(
@@ -244,10 +245,10 @@ async def test_top_reads_metrics_by_the_way_of_the_websocket(peer: Peer, visiona
 
 
 async def test_top_of_a_server_without_metrics(visionai: VisionAI, tmp_path: Path) -> None:
-    """A server that refuses /metrics is named with the HTTP status."""
+    """A server that refuses /metrics is named with the HTTP status, and without what is secret in its address."""
     async with Peer(metrics=None).running() as peer:
-        done = await visionai("top", "--once", "--url", peer.url)
-    assert done.code == ExitCode.CANNOT_CONNECT
+        done = await visionai("top", "--once", "--url", peer.url.replace("//", "//user:secret@"))
+    assert (done.code, "secret" in done.err) == (ExitCode.CANNOT_CONNECT, False)
     assert "has no metrics (HTTP 404)" in done.err
 
 
