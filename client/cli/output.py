@@ -110,19 +110,21 @@ class NdjsonWriter:
 
 
 class JsonWriter:
-    """One JSON array, at the end."""
+    """One JSON array, its elements as outcomes come in: those of a large folder would not fit in memory together."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._documents: list[Mapping[str, Any]] = []
+        self._before = "[\n"
 
     def write(self, name: str, outcome: Outcome) -> None:
-        """Keep one element."""
-        self._documents.append(as_document(name, outcome))
+        """Write one element."""
+        alone = pretty([as_document(name, outcome)])
+        self._out.write(self._before + alone.removeprefix("[\n").removesuffix("\n]"))
+        self._before = ",\n"
 
     def close(self) -> None:
-        """Write the array."""
-        self._out.write(pretty(self._documents) + "\n")
+        """End the array."""
+        self._out.write("\n]\n")
 
 
 class CsvWriter:

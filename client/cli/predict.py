@@ -159,7 +159,7 @@ async def _predict(
 def _progress(chosen: Format, count: int) -> Progress:
     console = Console(stderr=True)
     # Lines that stream to the same terminal would run through the bar.
-    streams = chosen in (Format.CSV, Format.NDJSON) and sys.stdout.isatty()
+    streams = chosen is not Format.TABLE and sys.stdout.isatty()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pty
 import shlex
@@ -14,7 +15,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from client import InvalidImage, Outcome
 from client.cli.exit_codes import ExitCode
+from client.cli.output import Format, pretty, writer_for
 from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, on_a_terminal, run_command
 from tests.client.peer import Peer, image
 
@@ -35,6 +38,19 @@ async def test_what_was_answered_is_written_also_where_the_rest_is_refused(
     assert "as asked: unauthorized" in done.err
     if format_ == "json":
         assert [found["emotion_name"] for found in orjson.loads(done.out)] == ["fear"]
+
+
+def test_json_is_written_as_images_are_answered() -> None:
+    """The answers to a hundred thousand images would not fit in memory together."""
+    out = io.StringIO()
+    writer = writer_for(Format.JSON, out, ())
+    for index, name in enumerate(("a.jpg", "b.jpg")):
+        writer.write(name, Outcome(index, name, None, InvalidImage("no image")))
+        assert name in out.getvalue()
+    writer.close()
+    written = orjson.loads(out.getvalue())
+    assert [found["file"] for found in written] == ["a.jpg", "b.jpg"]
+    assert out.getvalue() == pretty(written) + "\n"
 
 
 async def test_where_nothing_was_answered_nothing_is_written(
