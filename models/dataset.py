@@ -171,5 +171,6 @@ def soft_targets(votes: Votes) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     keep = (emotions.max(axis=1, initial=0) > 0) & (emotions.max(axis=1, initial=0) >= others)
     agreed = np.where(emotions > 1, emotions, 0)
     emotions = np.where(agreed.any(axis=1, keepdims=True), agreed, emotions)
-    shares = emotions / np.maximum(emotions.sum(axis=1, keepdims=True), 1)
-    return np.where(keep[:, None], shares, 0).astype(np.float32), keep
+    shares = np.zeros_like(emotions)
+    np.divide(emotions, emotions.sum(axis=1, keepdims=True), out=shares, where=keep[:, None])
+    return shares, keep

@@ -64,6 +64,12 @@ def test_soft_targets_are_shares_of_the_seven_emotions_without_single_votes() ->
     assert dict(zip(EMOTIONS, targets[0].tolist(), strict=True)) == expected
 
 
+def test_soft_targets_of_shares_are_those_of_the_votes_that_they_are_of() -> None:
+    """They sum to one, too, where some of the annotators chose no emotion."""
+    counts = votes(happiness=6, sadness=2, contempt=2)
+    np.testing.assert_allclose(soft_targets(counts / 10)[0], soft_targets(counts)[0], rtol=1e-6)
+
+
 def test_soft_targets_keep_single_votes_where_there_is_nothing_else() -> None:
     """A row with one vote for each of two emotions still has a target."""
     targets, keep = soft_targets(votes(sadness=1, fear=1))
