@@ -31,7 +31,7 @@ class Gauge(IntEnum):
     ADMITTED = auto()
     READY = auto()
     RESIDENT_BYTES = auto()
-    # Not told to anybody: goes up while the event loop turns. See `supervisor`.
+    # Not told to anybody: goes up while the event loop turns. See `workers.Worker.hangs`.
     HEARTBEATS = auto()
 
 

@@ -87,7 +87,7 @@ class Connection(GuardedConnection):
         super().__init__(*args, **kwargs)
         self.address: str | None = None
         self.prediction_ids = PredictionIds()
-        # Who came through the gate, until it has left.
+        # Who came through the gate, see `handshakes`.
         self.visitor: Visitor | None = None
         self._options = _DEFAULT_OPTIONS
         # What is to be answered in order, and how many requests may be answered in any order. A deque is made where

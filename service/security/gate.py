@@ -21,7 +21,7 @@ from service.settings import Network
 if TYPE_CHECKING:
     from service.security.credentials import Credentials
 
-# A refused client may try again; those of a limit a little later than those of a whole service.
+# When one that was refused for a limit may try again.
 _RETRY_SECONDS = 1
 
 
