@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from service import __version__, hangup
@@ -120,8 +121,6 @@ def _start(arguments: argparse.Namespace) -> int:
     # Imported here so that --help and --version answer at once. numpy would start a thread per CPU for linear algebra
     # that the service does not do; a process with threads cannot fork safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from functools import partial
-
     if arguments.reload:
         return _reload()
     serves = arguments.command is None and not arguments.migrate_only
@@ -151,10 +150,7 @@ def _start(arguments: argparse.Namespace) -> int:
     configure_logging(settings.log_level, settings.log_format)
     if arguments.migrate_only:
         # Python hears no signal amid a statement, but while it waits for a process. What is not committed is as it was.
-        run_apart(
-            partial(prepare_database, settings),
-            unfinished=MIGRATION_UNFINISHED,
-        )
+        run_apart(partial(prepare_database, settings), unfinished=MIGRATION_UNFINISHED)
         return 0
     if arguments.command == "tune":
         from service.tune import tune
@@ -165,8 +161,6 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from functools import partial
-
     from service.canary import check_canary
     from service.cpus import check_layout
     from service.engine.calibration import calibrated

@@ -288,10 +288,7 @@ def bring_up_to_date(url: str, before: Callable[[], object]) -> None:
     # A library in C that is interrupted while it loads says that it cannot be imported.
     with held_back(signal.SIGINT, signal.SIGTERM):
         parse_url(url).get_dialect().import_dbapi()
-    run_apart(
-        partial(_migrate, url, before),
-        unfinished=MIGRATION_UNFINISHED,
-    )
+    run_apart(partial(_migrate, url, before), unfinished=MIGRATION_UNFINISHED)
 
 
 def _migrate(url: str, before: Callable[[], object], _: Progress) -> None:
