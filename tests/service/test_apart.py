@@ -1,4 +1,4 @@
-"""`run_apart`: what comes back from another process, and what stays in it."""
+"""Other processes: how they begin, what comes back from them, and what stays in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from service.apart import Progress, run_apart
 from service.errors import StartupError
 from tests.client.harness import run_command
-from tests.service.harness import MODEL, run_service
+from tests.service.harness import MODEL, ROOT, run_service
 from tests.store.older_server import make_older_server
 
 
@@ -129,3 +129,61 @@ def test_a_start_that_cannot_serve_changes_no_older_database(
     assert done.stderr.count("\n") == 1
     assert set(sa.inspect(engine).get_table_names()) == before
     engine.dispose()
+
+
+# A supervisor as far as a worker knows it that was just forked.
+_SUPERVISOR = """
+import os, signal, time
+from types import SimpleNamespace
+from service import workers
+
+def start():
+    settings = SimpleNamespace(drain_seconds=1, log_level="INFO", log_format="console")
+    return workers.start_worker(settings, [], None, 0, None, [])
+"""
+
+# It tells the worker to stop before that has done anything; and the fork takes its time.
+_STOPPED_AT_ONCE = """
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))
+signal.signal(signal.SIGTERM, lambda *_: None)
+workers.run_worker = lambda *_: time.sleep(60)
+worker = start()
+worker.process.terminate()
+worker.process.join(10)
+print(worker.process.exitcode)
+worker.process.kill()
+"""
+
+# Its handler tells it of a signal; and one to the whole process group finds the worker at once.
+_SIGNALLED_AT_ONCE = """
+heard, tell = os.pipe()
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.{0}))
+signal.signal(signal.{0}, lambda *_: os.write(tell, b"a second time"))
+workers.run_worker = lambda *_: 0
+worker = start()
+worker.process.join(10)
+os.close(tell)
+print(worker.process.exitcode, os.read(heard, 100).decode())
+"""
+
+
+async def told_by_supervisor(script: str) -> list[str]:
+    """The words that it prints."""
+    done = await run_command([sys.executable, "-c", _SUPERVISOR + script], folder=ROOT)
+    assert done.code == 0, done.err
+    return done.out.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+async def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_forked_does() -> None:
+    """It has the supervisor's handler at first, which must not take the signal: a stop amid a reload would hang."""
+    assert await told_by_supervisor(_STOPPED_AT_ONCE) == ["-15"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGHUP"])
+async def test_a_signal_to_the_process_group_is_not_heard_again_from_a_worker_just_forked(
+    number: str,
+) -> None:
+    """With the supervisor's handler it would write to the supervisor's pipe: a second Ctrl-C, which hurries."""
+    assert await told_by_supervisor(_SIGNALLED_AT_ONCE.format(number)) == ["0"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -21,7 +19,6 @@ import pytest
 from service.engine import Engine
 from service.errors import Internal, Overloaded, ShuttingDown
 from service.executors import InlineExecutor, ThreadExecutors, slice_seconds
-from service.niceness import give_way
 from service.predictor import Predictor, Request
 from service.store.records import PredictionRecord
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail, make_predictor
@@ -382,26 +379,3 @@ async def test_bursts_and_pauses_lose_nothing(bench: OpenBench) -> None:
                 submitted += 1
             await at.inbox.wait_for(submitted) if burst % 2 else await asyncio.sleep(0)
         assert [reply["id"] for reply in await at.inbox.wait_for(submitted)] == list(range(submitted))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_a_thread_gives_way_in_a_service_that_is_nice_itself() -> None:
-    """By as much as in another: it was as nice as the event loops where a unit's `Nice=` was what it was made."""
-    found: list[int] = []
-
-    def give_way_and_tell() -> None:
-        give_way(5)
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    def be_the_service() -> None:
-        os.nice(5)  # this thread alone, and what it starts
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        thread = threading.Thread(target=give_way_and_tell)
-        thread.start()
-        thread.join()
-
-    service = threading.Thread(target=be_the_service)
-    service.start()
-    service.join()
-    before, after = found
-    assert after == min(before + 5, 19)
