@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import resource
 import shutil
 import time
 import weakref
@@ -15,12 +14,9 @@ from typing import Any
 import jwt
 import orjson
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.errors import Unauthorized
 from service.protocol import Predict
 from service.security import guard
 from service.security.api_keys import create
@@ -333,43 +329,6 @@ def test_of_the_credentials_that_were_shown_the_one_that_holds_longest_counts(tm
         assert credentials.refresh()
         watched.recheck()
         assert least <= watched.holds_until <= most
-
-
-def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Though nothing but its rights has changed, or what the process may open; the log says it once in between."""
-    path = tmp_path / "keys"
-    create(path, "anna")
-    credentials = Credentials(Settings(auth="required", api_keys_file=path))
-    key = create(path, "bruno")
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # root may read whatever it can open
-    try:
-        for _ in range(3):
-            assert not credentials.refresh()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert caplog.text.count("cannot be read") == 1
-    assert credentials.refresh()
-    assert credentials.verify(key).user == "bruno"
-    assert not credentials.refresh()
-
-
-def test_a_key_that_was_deleted_is_gone_whatever_the_other_file_is_like(tmp_path: Path) -> None:
-    """Keys of tokens that are wrong stay as they were read; they keep no API key alive."""
-    keys, tokens = tmp_path / "keys", tmp_path / "jwks.json"
-    key = create(keys, "anna")
-    private = ec.generate_private_key(ec.SECP256R1())
-    signed = jwt.encode({"sub": "bruno", "exp": time.time() + 60}, private, "ES256")
-    tokens.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    credentials = Credentials(Settings(auth="required", api_keys_file=keys, jwt_key_file=tokens))
-    tokens.write_text("half of a f")
-    keys.write_text("# nobody\n")
-    assert credentials.refresh()
-    assert credentials.verify(signed).user == "bruno"
-    with pytest.raises(Unauthorized):
-        credentials.verify(key)
 
 
 async def test_a_worker_that_cannot_read_its_files_again_lives_on(

@@ -1,15 +1,24 @@
-"""Files that are replaced while the service runs: what tells that one was."""
+"""Files that are replaced while the service runs: what tells that one was, and what holds where one is wrong."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from service.errors import Unauthorized
+from service.security.api_keys import create
+from service.security.credentials import Credentials
 from service.security.files import WatchedFiles
+from service.settings import Settings
 
 
 def touch(path: Path) -> None:
@@ -53,3 +62,40 @@ def test_a_file_is_read_again_whatever_of_it_has_changed(
     assert refresh()
     assert not refresh()
     assert read == [path.read_text()]
+
+
+def test_a_file_that_could_not_be_read_is_read_when_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though nothing but its rights has changed, or what the process may open; the log says it once in between."""
+    path = tmp_path / "keys"
+    create(path, "anna")
+    credentials = Credentials(Settings(auth="required", api_keys_file=path))
+    key = create(path, "bruno")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # root may read whatever it can open
+    try:
+        for _ in range(3):
+            assert not credentials.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("cannot be read") == 1
+    assert credentials.refresh()
+    assert credentials.verify(key).user == "bruno"
+    assert not credentials.refresh()
+
+
+def test_a_key_that_was_deleted_is_gone_whatever_the_other_file_is_like(tmp_path: Path) -> None:
+    """Keys of tokens that are wrong stay as they were read; they keep no API key alive."""
+    keys, tokens = tmp_path / "keys", tmp_path / "jwks.json"
+    key = create(keys, "anna")
+    private = ec.generate_private_key(ec.SECP256R1())
+    signed = jwt.encode({"sub": "bruno", "exp": time.time() + 60}, private, "ES256")
+    tokens.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    credentials = Credentials(Settings(auth="required", api_keys_file=keys, jwt_key_file=tokens))
+    tokens.write_text("half of a f")
+    keys.write_text("# nobody\n")
+    assert credentials.refresh()
+    assert credentials.verify(signed).user == "bruno"
+    with pytest.raises(Unauthorized):
+        credentials.verify(key)
