@@ -35,6 +35,9 @@ SMALL_FRAMES_AT_ONCE: Final = 2000.0
 # Seconds that a connection may stay open without a credential where one is required.
 PATIENCE: Final = 10.0
 
+# Milliseconds: what a browser's timer counts. Of a rate that is next to nothing even a float would not count the wait.
+_LONGEST_WAIT: Final = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -93,13 +96,13 @@ class Guard:
         """Account for one message of `size` bytes.
 
         Raises:
-            RateLimited: it is one too many.
+            RateLimited: it is one too many. `retry_after_ms` is 24 days at most: then it may be too early still.
         """
         wait = 0.0 if self._requests is None else self._requests.wait(1, clock)
         if self._bytes is not None:
             wait = max(wait, self._bytes.wait(size, clock))
         if wait:
-            milliseconds = math.ceil(wait * 1000)
+            milliseconds = math.ceil(min(wait * 1000, _LONGEST_WAIT))
             raise RateLimited(f"too much at once; try again in {milliseconds} ms", milliseconds)
         if self._requests is not None:
             self._requests.take(1)

@@ -202,6 +202,17 @@ def test_the_bytes_of_small_frames_are_owed(idle: float) -> None:
     guard.charge(100, idle + 0.312)
 
 
+@pytest.mark.parametrize("rate", [5e-324, 1e-300])
+def test_a_wait_that_no_timer_counts(rate: float) -> None:
+    """However low a rate is, what is refused is told a number of milliseconds that JSON and browsers' timers hold."""
+    for rules in (Rules(requests_per_second=rate), Rules(bytes_per_second=rate)):
+        guard = Guard(rules, None, 0.0)
+        guard.charge(1, 0.0)
+        with pytest.raises(RateLimited) as limited:
+            guard.charge(1, 1.0)
+        assert limited.value.retry_after_ms == 2**31 - 1
+
+
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
