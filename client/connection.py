@@ -41,7 +41,7 @@ _Waiter = asyncio.Future[dict[str, Any] | VisionAIError]
 def check_url(url: str) -> None:
     """Raise ValueError unless `url` is a WebSocket address."""
     parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
         raise ValueError(f"{url!r} is not a WebSocket address such as ws://127.0.0.1:8000/ws")
     _ = parts.port  # raises ValueError where it is no number
     try:

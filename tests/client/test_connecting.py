@@ -308,6 +308,7 @@ async def test_something_that_is_no_websocket_is_told() -> None:
     "url",
     [
         "http://x",
+        "ws://x/ws#a",
         "localhost:8000",
         "ws://",
         "ws://host:port",
