@@ -17,6 +17,7 @@ from websockets.http11 import Request, Response
 from service.page import Page
 
 _METHODS = ("GET", "HEAD")
+_VERSION = "13"  # of the WebSocket protocol, which a client of another one is to be told (RFC 6455, 4.2.2)
 _WEBSOCKET_PATHS = frozenset({"/", "/ws"})
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
 
@@ -43,9 +44,13 @@ def route(
     path = _path(request.path)
     upgrades = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
     if upgrades and request.method == "GET":
-        if path in _WEBSOCKET_PATHS:
-            return None
-        return respond(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
+        if path not in _WEBSOCKET_PATHS:
+            return respond(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
+        if request.headers.get_all("Sec-WebSocket-Version") in ([], [_VERSION]):
+            return None  # without one it is the library that refuses
+        refused = respond(HTTPStatus.BAD_REQUEST, b"the WebSocket protocol's version 13 is spoken here\n")
+        refused.headers["Sec-WebSocket-Version"] = _VERSION
+        return refused
     response = _answer(path, request, page, not_ready, metrics)
     if request.method == "HEAD":
         response.body = b""  # `Content-Length` stays what GET has

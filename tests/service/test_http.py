@@ -87,6 +87,17 @@ async def test_head_opens_no_websocket(running: Running) -> None:
     assert body == b""
 
 
+@pytest.mark.parametrize("version", [b"8", b"14", b"13, 8"])
+async def test_a_client_of_another_websocket_version_is_told_ours(running: Running, version: bytes) -> None:
+    """RFC 6455, section 4.2.2: with the refusal, so that it may try that one."""
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    head, _ = await exchange(
+        running, b"GET / HTTP/1.1\r\n" + upgrade + b"Sec-WebSocket-Version: " + version + b"\r\n"
+    )
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in head + b"\r\n"
+
+
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS"])
 async def test_other_methods_are_not_allowed(running: Running, method: bytes) -> None:
     """405, with those that are."""
