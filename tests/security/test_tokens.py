@@ -229,6 +229,7 @@ def test_keys_that_are_not_safe_are_told_at_the_start(tmp_path: Path) -> None:
         b'{"keys": []}',
         b'{"keys": [{"kty": "RSA"}]}',
         b'{"keys": [7]}',
+        b'{"keys": [',  # read while it is written
         # An algorithm and a curve that nobody knows.
         b"-----BEGIN PUBLIC KEY-----\nMA8wBQYDKgMEAwYABAAAAAA=\n-----END PUBLIC KEY-----\n",
         b"-----BEGIN PUBLIC KEY-----\nMBgwDgYHKoZIzj0CAQYDKgMEAwYABAAAAAA=\n-----END PUBLIC KEY-----\n",
