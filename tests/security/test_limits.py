@@ -286,6 +286,14 @@ async def test_pings_and_messages_in_a_few_fragments_cost_no_request(serve: Serv
         assert refused(running, "small_frames") == 0
 
 
+async def test_what_pongs_hold_is_owed_by_messages(serve: Serve) -> None:
+    """Bytes are bytes: beside what may be sent in messages nothing passes for nothing."""
+    async with serve(max_bytes_per_second=1000.0) as running, raw_peer.connected(running.port) as peer:
+        peer.send(raw_peer.frame(raw_peer.PONG, bytes(125)) * 1000)
+        peer.send(raw_peer.frame(raw_peer.TEXT, b'{"command": "ping"}'))
+        assert await peer.error() == "rate_limited"
+
+
 async def test_each_message_may_have_a_few_fragments(serve: Serve) -> None:
     """However many were written in parts before it."""
     message = b"".join(
