@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from client import (
     InvalidRequest,
     NoFace,
     ProtocolViolation,
+    Retry,
     Unauthorized,
     UnknownCommand,
     UnknownError,
@@ -159,14 +161,15 @@ async def test_a_command_that_an_old_server_lacks_says_so() -> None:
 
 
 async def test_closing_tells_requests_in_flight(peer: Peer) -> None:
-    """Nobody hangs on a client that was closed, and a closed client stays closed."""
-    client = connect(peer)
+    """Nobody hangs on a client that was closed, or waits to try again, and a closed client stays closed."""
+    client = connect(peer, timeout=math.inf, retry=Retry(first_delay=1e9, max_delay=1e9))
     waiting = asyncio.create_task(client.predict(image(first=[{"silent": True}])))
     while not peer.predictions_received:
         await asyncio.sleep(0.001)
     await client.aclose()
-    with pytest.raises(ConnectionLost, match="the client is closed"):
-        await waiting
+    async with asyncio.timeout(TIMEOUT):
+        with pytest.raises(ConnectionLost, match="the client is closed"):
+            await waiting
     with pytest.raises(ConnectionLost, match="the client is closed"):
         await client.predict(image())
     assert peer.connections == 1
