@@ -143,9 +143,9 @@ def majority(votes: Votes) -> NDArray[np.int64]:
     """
     emotion_of_column = np.full(len(VOTE_COLUMNS), NO_TRUTH, np.int64)
     emotion_of_column[EMOTION_COLUMNS] = np.arange(len(EMOTIONS))
-    most = votes.max(axis=1, initial=0)
-    unique = (votes == most[:, None]).sum(axis=1) == 1
-    return np.where(unique & (most > 0), emotion_of_column[votes.argmax(axis=1)], NO_TRUTH)
+    # Without votes all ten share the most.
+    unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    return np.where(unique, emotion_of_column[votes.argmax(axis=1)], NO_TRUTH)
 
 
 def scored_rows(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
