@@ -63,6 +63,7 @@ from benchmarks.tables import Grid, limit_grid, load_grid, profile_grid, ratio_g
 from benchmarks.target import Target, started_service
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import make_workload
+from client import ConnectionFailed, VisionAIError
 from client.cli.options import finite
 from client.cli.stdout import OutputFailed, checked_output
 from service.cpus import available_cpus
@@ -354,12 +355,12 @@ def main() -> None:
         if exc.reason:
             print(f"benchmarks: the output cannot be written: {exc.reason}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except Unanswered as exc:
-        print(f"benchmarks: {exc}", file=sys.stderr)
-        sys.exit(EXIT_WRONG)
-    except (ConnectionLost, StartupError, RuntimeError) as exc:
+    except (ConnectionLost, ConnectionFailed, StartupError, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         sys.exit(EXIT_NO_SERVER)
+    except (Unanswered, VisionAIError) as exc:
+        print(f"benchmarks: {exc}", file=sys.stderr)
+        sys.exit(EXIT_WRONG)
     except SystemExit:
         if ended:
             sys.exit(128 + ended[0])

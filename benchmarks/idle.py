@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import LoadPlan, allow_open_files, answered, load
-from benchmarks.target import Target, started_service
+from benchmarks.target import Target, of_ours, started_service
 from benchmarks.wire import WireClient
 from benchmarks.workload import SIZES, make_workload
 from service.cpus import available_cpus
@@ -45,6 +45,7 @@ def measure_idle(model: Path, connections: int = 1000, seconds: float = 3.0) -> 
 
     Raises:
         Unanswered: a load had no right answer, so that the memory is not of one that worked.
+        RuntimeError: the service did not become ready, or has ended.
     """
     allow_open_files(connections)
     begun = time.perf_counter()
@@ -80,10 +81,10 @@ async def _hold(target: Target, connections: int, seconds: float, loaded: float)
             clients.append(await WireClient.connect(target.url, lambda _: None))
         await asyncio.sleep(_SETTLE_SECONDS)
         held = _memory(target)
-        before = _cpu(target)
+        before = of_ours(target.cpu_seconds())
         begun = time.perf_counter()
         await asyncio.sleep(seconds)
-        share = (_cpu(target) - before) / (time.perf_counter() - begun)
+        share = (of_ours(target.cpu_seconds()) - before) / (time.perf_counter() - begun)
     finally:
         for client in clients:
             client.close()
@@ -91,12 +92,4 @@ async def _hold(target: Target, connections: int, seconds: float, loaded: float)
 
 
 def _memory(target: Target) -> float:
-    usage = target.usage()
-    assert usage is not None
-    return usage.pss_mb
-
-
-def _cpu(target: Target) -> float:
-    seconds = target.cpu_seconds()
-    assert seconds is not None
-    return seconds
+    return of_ours(target.usage()).pss_mb

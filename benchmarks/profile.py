@@ -18,7 +18,7 @@ import orjson
 
 from benchmarks.load import LoadPlan, answered, load
 from benchmarks.stages import MINIMUM_REQUESTS
-from benchmarks.target import started_service
+from benchmarks.target import of_ours, started_service
 from benchmarks.workload import Workload
 
 # Told apart from the rest: the work itself, which the bare loop does too.
@@ -76,20 +76,20 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
     """Load the worker and the server that does nothing, and break down the CPU time.
 
     Raises:
-        RuntimeError: too few requests were answered to tell.
+        RuntimeError: too few requests were answered to tell, or a server has ended.
         Unanswered: none was.
     """
     plan = LoadPlan(clients=clients, seconds=seconds, warmup=0.5)
     one = {"WORKERS": "1", "EXECUTORS": "0"}
     with started_service(model, one) as target:
         found_plain = answered(load(target, workload, plan))
-    plain = found_plain.server_cpu_per_request_us
+    plain = of_ours(found_plain.server_cpu_per_request_us)
     # Timing slows the worker, and a busy machine is slower still: for as long as it takes, at half the pace.
     timed = replace(plan, seconds=max(seconds, 2 * MINIMUM_REQUESTS / max(found_plain.throughput, 1.0)))
     with tempfile.TemporaryDirectory(prefix="visionai-bench-") as folder:
         file = Path(folder) / "stages.json"
         with started_service(model, one, ("-m", "benchmarks.variants", "profiled", str(file))) as target:
-            answered(load(target, workload, timed))
+            of_ours(answered(load(target, workload, timed)).server)
         found: dict[str, Any] = orjson.loads(file.read_bytes())
     if "error" in found:
         raise RuntimeError(f"no profile: {found['error']}")
@@ -97,9 +97,7 @@ def profile(model: Path, workload: Workload, clients: int = 64, seconds: float =
     same = replace(workload, requests=workload.requests[:1])
     frame_bytes = str(len(same.requests[0].frame))
     with started_service(None, {}, ("-m", "benchmarks.profile", frame_bytes)) as target:
-        echo = answered(load(target, same, plan)).server_cpu_per_request_us
-    assert plain is not None
-    assert echo is not None
+        echo = of_ours(answered(load(target, same, plan)).server_cpu_per_request_us)
     return Profile(
         size=workload.size,
         framing=workload.framing,

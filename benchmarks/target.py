@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -42,6 +42,8 @@ SET_BY_US = (
 
 # Some servers end before their children, and some never tell them.
 _ORPHAN_SECONDS = 5
+
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,17 @@ class Target:
             )
         except psutil.NoSuchProcess:
             return []
+
+
+def of_ours(told: _Told | None) -> _Told:
+    """What a server of ours tells of itself.
+
+    Raises:
+        RuntimeError: it has ended, and tells nothing.
+    """
+    if told is None:
+        raise RuntimeError("the server has ended")
+    return told
 
 
 def _cpu_seconds(family: Sequence[psutil.Process]) -> float:

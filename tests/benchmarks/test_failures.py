@@ -16,12 +16,15 @@ import pytest
 import websockets.asyncio.server
 import websockets.sync.server
 
+from benchmarks import idle, profile, scenarios
 from benchmarks.arrivals import OpenLoop
+from benchmarks.commands import main
 from benchmarks.load import LoadPlan, run_load
 from benchmarks.persistence import StoringResult
 from benchmarks.tables import storing_grid
 from benchmarks.target import Target
 from benchmarks.workload import make_workload
+from client import CannotConnect, InternalError, VisionAIError
 from tests.benchmarks.harness import LOAD, RIGHT, ROOT, SHORT, benchmark
 
 WRONG = '{"status": "success", "emotion_name": "sad"}'
@@ -164,6 +167,58 @@ def test_a_service_that_answers_nobody_is_not_measured(
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.splitlines()[-1] == "benchmarks: no request was answered: unauthorized"
     assert "Traceback" not in ended.stderr
+
+
+def code_of(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit code of a command that ends with one, run in this process, whose signals stay as they are."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", command])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.fixture
+def ended_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is killed amid each load, which had answers before."""
+
+    @contextmanager
+    def started(*_: object) -> Iterator[Target]:
+        with subprocess.Popen([sys.executable, "-c", ""]) as process:
+            process.wait()
+        yield Target("ws://127.0.0.1:1", process.pid)
+
+    killed = replace(LOAD, errors={"connection_lost": 64}, server_cpu_per_request_us=None, server=None)
+    for module in (idle, profile):
+        monkeypatch.setattr(module, "started_service", started)
+        monkeypatch.setattr(module, "load", lambda *_: killed)
+    monkeypatch.setattr(idle, "measure_apart", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("ended_service")
+@pytest.mark.parametrize("command", ["idle", "profile"])
+def test_a_service_that_ends_amid_a_measurement_is_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that cannot be reached is; what it would have told is not missed with a traceback."""
+    assert code_of(command, monkeypatch) == 3
+    assert capsys.readouterr().err == "benchmarks: the server has ended\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(CannotConnect("it is gone"), 3), (InternalError("it is broken"), 1)]
+)
+def test_what_the_client_is_told_is_one_line(
+    error: VisionAIError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Questions to the database are asked with the library's client, whose errors are of its own kind."""
+
+    def measure(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scenarios, "measure_history", measure)
+    assert code_of("history", monkeypatch) == code
+    assert capsys.readouterr().err.strip() == f"benchmarks: {error}"
 
 
 def test_what_fails_while_storing_is_shown() -> None:
