@@ -84,13 +84,13 @@ class Tracing:
             if span.is_recording():
                 if request.id is not None:
                     span.set_attribute("visionai.request_id", str(request.id))
-                self._stages(span, request, wall, now_ns)
+                self._stages(span, request, wall, now)
                 if request.error is not None:
                     span.set_attribute("error.type", request.error)
                     span.set_status(self._trace.StatusCode.ERROR, request.error)
             span.end(now_ns)
 
-    def _stages(self, span: Span, request: Request, wall: Callable[[float], int], now_ns: int) -> None:
+    def _stages(self, span: Span, request: Request, wall: Callable[[float], int], now: float) -> None:
         timing = request.timing
         if timing is None:
             return
@@ -102,10 +102,10 @@ class Tracing:
             ("decode", request.started, request.started + timing.decode / 1000),
             ("inference", scored - timing.inference / 1000, scored),
             ("store", scored, request.recorded),
-            ("reply", request.recorded, None),
+            ("reply", request.recorded, now),
         ):
             stage = self._tracer.start_span(name, context, start_time=wall(begun))
-            stage.end(now_ns if ended is None else wall(ended))
+            stage.end(wall(ended))
 
     def close(self) -> None:
         """Send what is left, for a few seconds at most."""
