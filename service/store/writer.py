@@ -70,7 +70,7 @@ class Writer:
     fails, and tries again.
 
     ``prepare`` makes the tables. It is called as part of a write where that was not done when the store was opened
-    (``references`` is empty then), and where the tables are found to be gone.
+    (``references`` is empty then), and where the tables, or rows that predictions point to, may be gone.
     """
 
     def __init__(
@@ -184,12 +184,12 @@ class Writer:
                 rejected = self._write(batch)
             except (exc.DBAPIError, FileReplaced, StartupError) as error:
                 reason = first_line(error) if isinstance(error, exc.DBAPIError) else str(error)
-                if isinstance(error, exc.DBAPIError) and lacks_tables(error):
+                if isinstance(error, exc.DBAPIError) and (
+                    isinstance(error, exc.IntegrityError) or lacks_tables(error)
+                ):
+                    # Somebody deleted tables, or a row that predictions point to, or numbered rows by hand.
                     self._prepared = False
                     self._references.clear()
-                if isinstance(error, exc.IntegrityError):
-                    # Somebody deleted a row that predictions point to, or numbered rows by hand: found or made anew.
-                    self._references.pop(batch.model, None)
                 if self._told.is_news(reason):
                     logger.warning("storing predictions fails and is retried: %s", reason)
             except Exception as error:

@@ -15,7 +15,7 @@ from service.errors import StartupError
 from service.store import database, writer
 from service.store.database import parse_url
 from service.store.framing import parse
-from service.store.schema import emotion_class, metadata, predictions_log
+from service.store.schema import emotion_class, metadata, model_version, predictions_log
 from tests.store.conftest import MakeRecord, OpenStore
 from tests.store.harness import PATIENCE_S, eventually, execute, ids
 
@@ -368,6 +368,21 @@ def test_a_reload_to_a_version_that_the_table_does_not_take(
     engine.dispose()
     with pytest.raises(StartupError, match=why):
         open_store(version_tag=tag, during_outage=True)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_version_that_is_deleted_while_it_is_served(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, active: bool
+) -> None:
+    """It is made again as it was: the active one, or a canary beside it."""
+    store = open_store(active=active)
+    execute(engine, "DELETE FROM model_version")
+    assert store.record([make_record()])
+    eventually(lambda: store.status().written == 1)
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(model_version.c.model_status)).scalars().all() == [
+            "01" if active else "00"
+        ]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
