@@ -286,7 +286,12 @@ class JournalBacklog:
         except FileNotFoundError:
             deleted = True
             contents = segments.Contents([], [], None)
-            logger.error("the journal %s was deleted: the records that were only there are lost", path)
+            # Its folder may have been another: see `Folder.begin_anew`.
+            logger.error(
+                "the segment %s of the journal in %s was deleted: the records that were only there are lost",
+                path.name,
+                path.parent.parent,
+            )
         segments.report(path, contents.damages, last=False)
         entries = [Entry(frame.payload, frame.count, number) for frame in contents.frames]
         with self._lock:

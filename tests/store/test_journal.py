@@ -186,11 +186,13 @@ def test_segments_that_somebody_deletes(
     """A deleted journal costs what was only there; it is told, and nothing more is taken into files that are gone."""
     backlog = open_journal(memory_records=2, segment_bytes=200)
     assert all(backlog.append(payload(number), 1) for number in range(20))
-    for path in files(tmp_path):
+    deleted = files(tmp_path)
+    for path in deleted:
         path.unlink()
     assert drain(backlog) == [payload(0), payload(1)]
     assert backlog.pending == 0
-    assert "was deleted" in caplog.text
+    told = f"the segment {deleted[-1].name} of the journal in {tmp_path} was deleted: the records that were only there"
+    assert f"{told} are lost" in caplog.messages
 
     assert backlog.append(payload(20), 1)
     assert [path.read_bytes()[-len(payload(20)) :] for path in files(tmp_path)] == [payload(20)]
