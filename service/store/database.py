@@ -97,6 +97,10 @@ def parse_url(text: str) -> sa.URL:
         raise StartupError(f"DATABASE_URL has more than one @: {_QUOTED}")
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # what Python makes of such a byte
+            raise StartupError(
+                "DATABASE_URL is not UTF-8, and PostgreSQL's driver takes nothing else: correct it"
+            )
         # Behind a slash, or a question mark, in the user's name all is read as other names, and those are shown.
         if any(mark in name for name in (url.database or "", *url.query) for mark in "@:"):
             raise StartupError(f"DATABASE_URL has an @ or a : in the database's name or behind it: {_QUOTED}")

@@ -52,6 +52,16 @@ def test_what_is_not_a_database_of_ours(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["user", "s3cret", "host", "name", "option"])
+def test_bytes_that_are_no_utf_8_are_told(part: str) -> None:
+    """PostgreSQL's driver would not take them, wherever in the URL. SQLite's file may have any name."""
+    text = "postgresql://user:s3cret@host/name?application_name=option".replace(part, "\udcff")
+    with pytest.raises(StartupError, match="DATABASE_URL is not UTF-8") as failed:
+        parse_url(text)
+    assert "\udcff" not in str(failed.value)
+    assert parse_url("sqlite:///\udcff.db").database == "\udcff.db"
+
+
 @pytest.mark.parametrize(
     "text",
     [
