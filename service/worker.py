@@ -35,7 +35,7 @@ from service.newcomers import Newcomers
 from service.security.perimeter import Perimeter
 from service.server import BACKLOG, Service
 from service.settings import DETECTORS, Settings
-from service.store import Store, StoreStatus, prepare
+from service.store import Store, StoreStatus, check_journal, prepare
 from service.tracing import start_tracing
 
 if sys.platform == "win32":
@@ -125,7 +125,7 @@ def load_models(settings: Settings) -> tuple[Engine, Engine | None, FaceDetector
 
 
 def check_startable(settings: Settings) -> None:
-    """Make what a worker makes before it opens its store, in a process that ends after it.
+    """Make what a worker makes, but for the database, in a process that ends after it.
 
     Raises:
         StartupError: a worker could not start.
@@ -133,6 +133,7 @@ def check_startable(settings: Settings) -> None:
     load_models(settings)
     Perimeter(settings, SharedCells(1), 0, lambda _: None)
     start_tracing(__version__)
+    check_journal(settings.journal_dir)
 
 
 def open_store(

@@ -48,7 +48,7 @@ from service.store.reference import Model, References
 from service.store.retention import Retention
 from service.store.writer import Writer
 
-__all__ = ["PredictionRecord", "Store", "StoreStatus", "bring_up_to_date", "prepare"]
+__all__ = ["PredictionRecord", "Store", "StoreStatus", "bring_up_to_date", "check_journal", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +273,14 @@ def prepare(
     model = Model(version_tag, model_filename, tuple(labels))
     with _administered(url) as engine:
         _prepare(engine, model, descriptions or {}, active=False, patient=True)
+
+
+def check_journal(journal_dir: Path | None) -> None:
+    """Open a journal as :meth:`Store.open` does, and leave nothing of it.
+
+    Raises StartupError as it does.
+    """
+    _open_backlog(Model("", "", ()), journal_dir, "never", MEMORY_LIMIT, later=False).close()
 
 
 def bring_up_to_date(url: str, before: Callable[[], object]) -> None:

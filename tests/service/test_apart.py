@@ -101,9 +101,10 @@ async def test_what_a_migration_imports_is_in_no_process_that_serves(tmp_path: P
         ({"MODEL_PATH": MODEL.name}, "face_short"),
         ({"TLS_CERTIFICATE": "none.pem", "TLS_KEY": "none.pem"}, "TLS_CERTIFICATE"),
         ({"AUTH": "required"}, "AUTH=required needs"),
+        ({"JOURNAL_DIR": "older.db"}, "cannot write a journal in older.db: File exists; check JOURNAL_DIR"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "OTEL_"),
     ],
-    ids=["a model without its detectors", "TLS", "authentication", "OpenTelemetry"],
+    ids=["a model without its detectors", "TLS", "authentication", "a journal", "OpenTelemetry"],
 )
 def test_a_start_that_cannot_serve_changes_no_older_database(
     tmp_path: Path, wrong: dict[str, str], why: str
