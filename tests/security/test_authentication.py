@@ -314,6 +314,24 @@ async def test_a_key_whose_line_has_changed_ends_on_open_connections(
     assert set(users(database)) == {"anna"}
 
 
+async def test_a_token_that_was_shown_before_is_checked_with_the_keys_that_are_there(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Of a key that was replaced no request's token is accepted, on open connections too."""
+    path = tmp_path / "key"
+    old, new = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    signed = jwt.encode({"sub": "anna", "exp": time.time() + 3600}, old, "ES256")
+    message = orjson.dumps({"command": "ping", "token": signed}).decode()
+    path.write_bytes(old.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    async with serve(auth="required", jwt_key_file=path) as running, running.client() as websocket:
+        assert (await ask(websocket, message))["type"] == "pong"
+        path.write_bytes(new.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        async with asyncio.timeout(TIMEOUT):
+            while (reply := await ask(websocket, message))["type"] == "pong":
+                pass
+        assert reply["code"] == "unauthorized"
+
+
 def test_of_the_credentials_that_were_shown_the_one_that_holds_longest_counts(tmp_path: Path) -> None:
     """When one is gone, the other does; then none."""
     path = tmp_path / "keys"
