@@ -79,6 +79,15 @@ def test_a_public_key_checks_tokens_of_its_own_kind(
         known.verify(jwt.encode(claims(), other, algorithm))
 
 
+def test_a_secret_and_public_keys_may_be_used_together(tmp_path: Path) -> None:
+    """While one kind takes the place of the other, tokens of both are accepted."""
+    path = tmp_path / "public.pem"
+    path.write_bytes(pem(EC))
+    credentials = configured(jwt_key_file=path)
+    for token in (jwt.encode(claims(), SECRET, "HS256"), jwt.encode(claims(), EC, "ES256")):
+        assert credentials.verify(token).user == "anna"
+
+
 def test_a_key_set_chooses_by_key_id(tmp_path: Path) -> None:
     """Of a JWKS file's keys the one that the token names is used; what is for something else is left out."""
     rsa_jwk = jwt.algorithms.RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True) | {
