@@ -26,6 +26,7 @@ from tests.service.harness import (
     Serve,
     StartProcess,
     ask,
+    fetch,
     predict_message,
     read,
     refused,
@@ -66,6 +67,7 @@ async def test_an_address_has_so_many_connections_over_all_workers(start_process
                 await connect(service.url)
             assert caught.value.response.status_code == 429
             assert caught.value.response.headers["Retry-After"] == "1"
+        assert "alive" in await asyncio.to_thread(fetch, service, "/healthz")
     finally:
         for client in clients:
             await client.close()
