@@ -78,11 +78,10 @@ def test_soft_targets_keep_single_votes_where_there_is_nothing_else() -> None:
 
 
 def test_soft_targets_drop_rows_that_are_not_one_of_the_seven() -> None:
-    """A row mostly contempt, unknown, not-a-face or empty is not trained on; a tie among emotions is."""
-    rows = np.concatenate(
-        [votes(contempt=6, anger=4), votes(NF=8, fear=2), votes(), votes(anger=5, sadness=5)]
-    )
-    assert soft_targets(rows)[1].tolist() == [False, False, False, True]
+    """A row mostly contempt, unknown, not-a-face or empty is not trained on; one with as many for an emotion is."""
+    dropped = [votes(contempt=6, anger=4), votes(NF=8, fear=2), votes()]
+    kept = [votes(anger=5, sadness=5), votes(anger=5, contempt=5)]
+    assert soft_targets(np.concatenate([*dropped, *kept]))[1].tolist() == [False] * 3 + [True] * 2
 
 
 def write(path: Path, **changes: np.ndarray) -> Path:
