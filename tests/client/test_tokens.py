@@ -181,3 +181,9 @@ async def test_a_token_that_was_given_up_is_nobodys(peer: Peer, moment: str) -> 
     (prediction,) = peer.predictions_received
     assert peer.tokens[prediction.connection] is None
     assert "token" not in prediction.message
+
+
+async def test_a_token_is_not_configured_where_nobody_asks_for_one(peer: Peer) -> None:
+    """A server without users may take it for an option that it does not have, and refuse it."""
+    async with connect(peer, token="mine") as client:
+        assert (await client.predict(image("sad"))).emotion_name == "sad"
