@@ -32,7 +32,7 @@ async def test_an_image_may_be_a_path(peer: Peer, tmp_path: Path) -> None:
 async def test_a_missing_file_is_an_os_error(peer: Peer, tmp_path: Path) -> None:
     """A file that cannot be read is the system's own error, and nothing is sent."""
     async with connect(peer) as client:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*none\.jpg'$"):
             await client.predict(tmp_path / "none.jpg")
     assert peer.predictions_received == []
 
