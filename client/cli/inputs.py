@@ -68,8 +68,8 @@ def _expand(argument: str, recursive: bool, read_stdin: Callable[[], bytes]) -> 
         yield from _files([path])
     else:
         # Path.glob takes no absolute patterns.
-        found = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
-        matches = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = sorted(filter(os.path.isfile, glob.glob(argument, recursive=True)))  # noqa: PTH207
+        matches = [path for path in map(Path, found) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not matches:
             raise InputError(f"no image matches {argument}")
         yield from _files(matches)

@@ -18,8 +18,9 @@ def names(*arguments: str, folders: tuple[Path, ...] = (), recursive: bool = Fal
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images, one with brackets in its name, and one in a subfolder."""
-    (tmp_path / "deep").mkdir()
+    """Two images, one with brackets in its name, one in a subfolder, and a subfolder that has an image's name."""
+    for name in ("deep", "album.jpg"):
+        (tmp_path / name).mkdir()
     for name in ("b.png", "a[1].jpg", "deep/c.webp", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     return tmp_path
