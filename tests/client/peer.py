@@ -338,8 +338,8 @@ class Peer:
                     count=4,
                     mean_confidence=0.8,
                     emotions={
-                        "happy": {"count": 3, "mean_confidence": 0.9},
                         "sad": {"count": 1, "mean_confidence": 0.5},
+                        "happy": {"count": 3, "mean_confidence": 0.9},
                     },
                     latency_ms={"p50": 1.2, "p99": 3.4},
                     buckets=[{}] * request.message.get("buckets", 0),

@@ -32,11 +32,11 @@ from tests.client.peer import V1_COMMANDS, Peer
 
 
 async def test_stats_show_shares_and_latency(peer: Peer, visionai: VisionAI) -> None:
-    """Counts by emotion with their share, and the server's percentiles."""
+    """Counts by emotion with their share, the most frequent first, and the server's percentiles."""
     done = await visionai("stats", "--window", "30m", "--url", peer.url)
     assert done.code == 0, done.err
-    happy = next(line for line in done.out.splitlines() if line.startswith("happy"))
-    assert happy.split()[1:4] == ["3", "75.0", "%"]
+    _, happy, sad, *_ = done.out.splitlines()
+    assert (happy.split()[:4], sad.split()[:2]) == (["happy", "3", "75.0", "%"], ["sad", "1"])
     assert "4 faces in the last 30m; latency p50 1.20 ms, p99 3.40 ms" in done.out
     assert peer.received[-1].message["window_s"] == 1800
     document = json.loads((await visionai("stats", "--json", "--url", peer.url)).out)
