@@ -6,20 +6,24 @@ import asyncio
 import io
 import os
 import pty
+import re
 import shlex
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
+import numpy as np
 import orjson
 import pytest
+from websockets.asyncio.server import ServerConnection
 
 from client import InvalidImage, Outcome
 from client.cli.exit_codes import ExitCode
 from client.cli.output import Format, pretty, writer_for
 from tests.client.harness import ROOT, TIMEOUT, Completed, VisionAI, on_a_terminal, run_command
-from tests.client.peer import Peer, image
+from tests.client.peer import Peer, Received, image
 
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 
@@ -228,3 +232,25 @@ async def test_a_terminal_that_is_closed_ends_a_command_by_its_signal(peer: Peer
             process.kill()  # or the thread that reads from it would be waited for
             await process.wait()
     assert process.returncode == 128 + signal.SIGHUP
+
+
+class _Cutting(Peer):
+    """Cuts its first connection once there is a frame."""
+
+    async def _predict(self, websocket: ServerConnection, request: Received) -> None:
+        if request.connection == 1:
+            websocket.transport.abort()
+        else:
+            await super()._predict(websocket, request)
+
+
+async def test_watch_goes_on_where_a_connection_is_lost(visionai: VisionAI, tmp_path: Path) -> None:
+    """The frames on it have failed, and that is no end of the video."""
+    video = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 96))
+    for _ in range(10):
+        video.write(np.zeros((96, 96, 3), np.uint8))
+    video.release()
+    async with _Cutting(fixed_faces=[(10, 10, 50, 50)]).running() as peer:
+        done = await visionai("watch", "--camera", "video.avi", "--url", peer.url)
+    assert done.code == 0, done.err
+    assert re.search(r" [1-9]\d* failed", done.err)
