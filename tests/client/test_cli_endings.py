@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ import numpy as np
 import orjson
 import pytest
 from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
 
 from client import InvalidImage, Outcome
 from client.cli.exit_codes import ExitCode
@@ -254,3 +256,21 @@ async def test_watch_goes_on_where_a_connection_is_lost(visionai: VisionAI, tmp_
         done = await visionai("watch", "--camera", "video.avi", "--url", peer.url)
     assert done.code == 0, done.err
     assert re.search(r" [1-9]\d* failed", done.err)
+
+
+class _Guarding(Peer):
+    """Shows its metrics to who has a token."""
+
+    def _process(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/metrics" and request.headers.get("Authorization") != "Bearer mine":
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "")
+        return super()._process(connection, request)
+
+
+async def test_top_brings_its_token_to_the_metrics(visionai: VisionAI) -> None:
+    """As a proxy in front may ask for one, and without it the code is that of a server that does."""
+    async with _Guarding().running() as peer:
+        top = ("top", "--once", "--interval", "0.1", "--url", peer.url)
+        assert (await visionai(*top)).code == ExitCode.UNAUTHORIZED
+        done = await visionai(*top, "--token", "mine")
+    assert done.code == 0, done.err
