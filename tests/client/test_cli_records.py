@@ -339,12 +339,15 @@ async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_pa
 async def test_any_file_gets_an_annotated_copy(
     service: ServiceProcess, visionai: VisionAI, tmp_path: Path
 ) -> None:
-    """A photo whose name ends in nothing, or in something else, is copied as JPEG."""
-    for name in ("face", "face.dat"):
+    """A photo whose name ends in nothing, or in something else, is copied as JPEG; as a camera names it, by its name."""
+    for name in ("FACE.JPG", "face", "face.dat"):
         (tmp_path / name).write_bytes(FACE.read_bytes())
-    done = await visionai("predict", "face", "face.dat", "--annotate", "out", "--url", service.url)
+    done = await visionai(
+        "predict", "FACE.JPG", "face", "face.dat", "--annotate", "out", "--url", service.url
+    )
     assert done.code == 0, done.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face.dat.jpg", "face.jpg"]
+    copies = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert copies == ["FACE.JPG", "face.dat.jpg", "face.jpg"]
 
 
 async def test_a_copy_that_cannot_be_written_is_told(
