@@ -12,7 +12,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import sqlalchemy as sa
 
 from benchmarks.capacity import Costs
@@ -20,7 +19,7 @@ from benchmarks.hosts import haproxy
 from benchmarks.idle import measure_idle
 from benchmarks.load import LoadPlan, answered, load
 from benchmarks.persistence import started_postgresql
-from benchmarks.target import Target, started_service
+from benchmarks.target import Target, of_ours, started_service
 from benchmarks.wire import WireClient
 from benchmarks.workload import Workload
 from service.store.database import parse_url
@@ -47,11 +46,12 @@ def measure_costs(model: Path, workload: Workload, clients: int, seconds: float)
         load(target, workload, LoadPlan(clients=clients, seconds=0.5))  # what is done once is done
         time.sleep(_FLUSH_SECONDS)
         rows, size = _rows(url)
-        database, forwarding = _postgresql_seconds(url), _cpu_seconds(balancer.pid)
+        postgresql = server_of(url)
+        database, forwarding = of_ours(postgresql.cpu_seconds()), of_ours(balancer.cpu_seconds())
         result = answered(load(target, workload, plan))
-        forwarding = _cpu_seconds(balancer.pid) - forwarding
+        forwarding = of_ours(balancer.cpu_seconds()) - forwarding
         time.sleep(_FLUSH_SECONDS)
-        database = _postgresql_seconds(url) - database
+        database = of_ours(postgresql.cpu_seconds()) - database
         more_rows, more_size = _rows(url)
         reply = asyncio.run(_reply(service.url, workload))
     if result.server_cpu_per_request_us is None or more_rows == rows:
@@ -79,22 +79,10 @@ def _rows(url: str) -> tuple[int, int]:
     return int(count or 0), int(size or 0)
 
 
-def _postgresql_seconds(url: str) -> float:
-    """CPU time of the server's processes, which run in the folder of its data."""
-    folder = str(sa.make_url(url).query["host"])
-    seconds = 0.0
-    for process in psutil.process_iter(["name"]):
-        try:
-            if process.info["name"].startswith("postgres") and process.cwd() == folder:
-                seconds += _cpu_seconds(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it has ended, or is none of ours
-    return seconds
-
-
-def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+def server_of(url: str) -> Target:
+    """The PostgreSQL server, whose first process a file in the folder of its data and its socket names."""
+    file = Path(str(sa.make_url(url).query["host"])) / "postmaster.pid"
+    return Target(url, int(file.read_text().split()[0]))
 
 
 async def _reply(url: str, workload: Workload) -> bytes:

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.target import ROOT, Target
+
 HAPROXY_CONFIGURATION = ROOT / "deploy/haproxy/haproxy.cfg"
 
 # The addresses exist in the command's own namespace only.
@@ -178,16 +179,8 @@ class Host:
         _run(*f"ip link set {self._cable} up".split())
 
 
-@dataclass(frozen=True, slots=True)
-class Balancer:
-    """HAProxy: the address for clients, and its process."""
-
-    url: str
-    pid: int
-
-
 @contextmanager
-def haproxy(servers: Mapping[str, str], folder: Path) -> Iterator[Balancer]:
+def haproxy(servers: Mapping[str, str], folder: Path) -> Iterator[Target]:
     """HAProxy before these servers, by name and address.
 
     Its configuration is that of deploy/, with the servers in place of a name to resolve.
@@ -211,7 +204,7 @@ def haproxy(servers: Mapping[str, str], folder: Path) -> Iterator[Balancer]:
         # Until it has found the replicas ready, by its own checks.
         if not _becomes_ready(process, f"127.0.0.1:{_PORT}"):
             raise RuntimeError("HAProxy did not start")
-        yield Balancer(f"ws://127.0.0.1:{_PORT}", process.pid)
+        yield Target(f"ws://127.0.0.1:{_PORT}", process.pid)
     finally:
         process.kill()  # it would wait for its connections to end
         process.wait()
