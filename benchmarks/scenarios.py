@@ -16,7 +16,6 @@ from benchmarks.idle import measure_idle
 from benchmarks.load import LoadPlan
 from benchmarks.misbehave import OFFENCES, measure_misbehaviour
 from benchmarks.options import (
-    EXIT_NO_SERVER,
     EXIT_WRONG,
     ClientsOption,
     JsonOption,
@@ -107,12 +106,8 @@ def capacity(
 ) -> None:
     """What so many cameras need, from the cost of one request here, and what reaches its limit first."""
     workload, numbers = make_workload(parse_size(size)), parse_numbers(cameras, "--cameras")
-    try:
-        with errors.status("capacity"):
-            costs = measure_costs(model, workload, clients, seconds)
-    except RuntimeError as exc:
-        errors.print(str(exc))
-        raise typer.Exit(EXIT_NO_SERVER) from None
+    with errors.status("capacity"):
+        costs = measure_costs(model, workload, clients, seconds)
     found = [needs(number, rate, costs, MACHINES) for number in numbers]
     show(as_json, {"costs": costs, "needs": found}, costs_grid(costs), capacity_grid(found, rate))
 
@@ -153,18 +148,14 @@ def replicas(
     as_json: JsonOption = False,
 ) -> None:
     """Replicas in network namespaces behind HAProxy: one killed, all rolled, one cut off; then how they add up."""
-    try:
-        enter()
-        with errors.status("replicas") as status:
-            work = make_workload("64x64", detect="never")
-            found = failover(
-                work, replicas=count, clients=clients, rate=rate, seconds=seconds, tell=status.update
-            )
-            plan = LoadPlan(clients=clients, seconds=seconds)
-            scaled = scaling(work, plan, range(1, count + 1)) if scale else []
-    except RuntimeError as exc:
-        errors.print(str(exc))
-        raise typer.Exit(EXIT_NO_SERVER) from None
+    enter()
+    with errors.status("replicas") as status:
+        work = make_workload("64x64", detect="never")
+        found = failover(
+            work, replicas=count, clients=clients, rate=rate, seconds=seconds, tell=status.update
+        )
+        plan = LoadPlan(clients=clients, seconds=seconds)
+        scaled = scaling(work, plan, range(1, count + 1)) if scale else []
     results = {"failover": found, "scaling": [{"replicas": n, "load": each} for n, each in scaled]}
     grids = [failover_grid(found)] + ([scaling_grid(scaled)] if scaled else [])
     show(as_json, results, *grids)
