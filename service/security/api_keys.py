@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from service.errors import StartupError, Unauthorized
+from service.security.files import refuse_endless
 from service.security.identity import Identity
 
 # It tells a key from a token, and tells people and secret scanners what they have found.
@@ -75,6 +76,7 @@ class ApiKeys:
         Raises:
             StartupError: it cannot be read, or a line is not a key's; names the line.
         """
+        refuse_endless("API_KEYS_FILE", path)
         try:
             # As `create` writes it; some editors put a mark before it.
             lines = path.read_text("utf-8-sig").splitlines()

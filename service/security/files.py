@@ -1,9 +1,14 @@
-"""Files that may be replaced while the service runs: noticed by their time, their size and which file it is."""
+"""Files that may be replaced while the service runs: noticed by their time, their size and which file it is.
+
+And which of them may be read at all.
+"""
 
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from service.errors import StartupError
@@ -11,6 +16,18 @@ from service.errors import StartupError
 log = logging.getLogger(__name__)
 
 Signature = tuple[int, int, int] | None
+
+
+def refuse_endless(setting: str, path: Path) -> None:
+    """Let files be read, and what is told of by reading it: that it is a folder, or is not there.
+
+    Raises:
+        StartupError: it is a FIFO, a device or a socket, and reading it might never end.
+    """
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StartupError(f"{setting}={path} is no file, but a FIFO, a device or a socket")
 
 
 class WatchedFiles:

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from service.errors import StartupError
-from service.security.files import WatchedFiles
+from service.security.files import WatchedFiles, refuse_endless
 
 
 class _Replaceable(ssl.SSLContext):
@@ -44,6 +44,8 @@ class Certificate:
         self._read()
 
     def _read(self) -> None:
+        refuse_endless("TLS_CERTIFICATE", self._chain)
+        refuse_endless("TLS_KEY", self._key)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])  # a WebSocket starts with nothing newer

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from service.errors import StartupError, Unauthorized
+from service.security.files import refuse_endless
 from service.security.identity import Identity
 
 # RFC 7518, sections 3.2 and 3.3: an HS256 secret is as long as the hash, an RSA modulus has 2048 bits at least.
@@ -135,6 +136,7 @@ def read_keys(path: Path) -> list[TokenKey]:
     Raises:
         StartupError: it cannot be read, or holds no key for RS256 or ES256.
     """
+    refuse_endless("JWT_KEY_FILE", path)
     try:
         data = path.read_bytes()
     except OSError as exc:

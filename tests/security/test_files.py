@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from service.errors import Unauthorized
-from service.security.api_keys import create
+from service.errors import StartupError, Unauthorized
+from service.security.api_keys import ApiKeys, create
 from service.security.credentials import Credentials
 from service.security.files import WatchedFiles
+from service.security.tls import Certificate
+from service.security.tokens import read_keys
 from service.settings import Settings
 
 
@@ -99,3 +103,28 @@ def test_a_key_that_was_deleted_is_gone_whatever_the_other_file_is_like(tmp_path
     assert credentials.verify(signed).user == "bruno"
     with pytest.raises(Unauthorized):
         credentials.verify(key)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFOs among its files")
+@pytest.mark.parametrize("setting", ["API_KEYS_FILE", "JWT_KEY_FILE", "TLS_CERTIFICATE", "TLS_KEY"])
+def test_what_may_never_be_read_to_its_end_is_refused(tmp_path: Path, setting: str) -> None:
+    """A FIFO is told by its setting: a service that waited for what somebody writes to it would never start."""
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    file.touch()
+    read: dict[str, Callable[[], object]] = {
+        "API_KEYS_FILE": lambda: ApiKeys.read(fifo),
+        "JWT_KEY_FILE": lambda: read_keys(fifo),
+        "TLS_CERTIFICATE": lambda: Certificate(fifo, file),
+        "TLS_KEY": lambda: Certificate(file, fifo),
+    }
+    writer = threading.Thread(target=fifo.write_bytes, args=[b""])  # or whoever reads it would wait for ever
+    writer.start()
+    try:
+        with pytest.raises(StartupError) as refused:
+            read[setting]()
+    finally:
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # or the writer would
+        writer.join()
+        os.close(reader)
+    assert str(refused.value) == f"{setting}={fifo} is no file, but a FIFO, a device or a socket"
