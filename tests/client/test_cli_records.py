@@ -339,7 +339,7 @@ async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_pa
 async def test_any_file_gets_an_annotated_copy(
     service: ServiceProcess, visionai: VisionAI, tmp_path: Path
 ) -> None:
-    """A photo whose name ends in nothing, or in something else, is copied as JPEG; as a camera names it, by its name."""
+    """One whose name ends in nothing, or in something else, is a JPEG; one as a camera names it keeps its name."""
     for name in ("FACE.JPG", "face", "face.dat"):
         (tmp_path / name).write_bytes(FACE.read_bytes())
     done = await visionai(

@@ -163,7 +163,8 @@ async def test_more_that_is_pressed_during_a_refresh_is_brought_after_it(
     await page.click("#refresh")
     await until_true(lambda: bool(held))
     await page.click("#more")
-    answer(*held[0], **({} if follows else {"next": None}))
+    last: dict[str, Any] = {"next": None}
+    answer(*held[0], **({} if follows else last))
     await expect(page.locator("#more")).to_be_hidden()
     await expect(page.locator("#latest tr")).to_have_count(40 if follows else 20)
     assert cursors == [None, None, *(["20"] if follows else [])]
