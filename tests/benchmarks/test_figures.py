@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
-from benchmarks.compare import Paired
+from benchmarks.compare import Paired, against_limit
+from benchmarks.limit import LimitResult
 from benchmarks.load import LoadPlan, LoadResult
 from benchmarks.options import print_grid
 from benchmarks.peers.compare import OURS, PeerResult, peers_grid
@@ -33,7 +34,7 @@ from benchmarks.suite import Suite
 from benchmarks.sweep import Sweep, find_knee
 from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
 from benchmarks.target import Target
-from benchmarks.workload import Workload
+from benchmarks.workload import Workload, make_workload
 from tests.benchmarks.harness import LIMIT, LOAD
 
 PROFILE = Profile(
@@ -89,15 +90,15 @@ def test_a_peer_without_answers_spent_no_known_time_on_each() -> None:
 
 def test_objectives_are_held_against_the_median_of_the_repeats() -> None:
     """Latency and errors from above, rates from below; units are converted."""
-    repeats = [replace(LOAD, throughput=rate) for rate in (1000.0, 2000.0, 9000.0)]
+    repeats = [replace(LOAD, throughput=rate, goodput=rate / 2) for rate in (1000.0, 2000.0, 9000.0)]
     outcomes = check_slo(parse_slo("p99=0.03s,p50=9ms,rps=2000,goodput=3000,errors=0,cpu=501us"), repeats)
     assert [outcome.met for outcome in outcomes] == [True, False, True, False, True, True]
-    assert outcomes[2].measured == 2000
+    assert [outcome.measured for outcome in outcomes[2:4]] == [2000, 1000]
 
 
 def test_errors_of_any_repeat_miss_their_objective() -> None:
-    """The median of three would pass over one that failed."""
-    repeats = [replace(LOAD, errors=errors) for errors in ({}, {"overloaded": 7}, {})]
+    """The median of three would pass over one that failed. A wrong answer is one."""
+    repeats = [LOAD, replace(LOAD, errors={"overloaded": 6}, wrong=1), LOAD]
     (outcome,) = check_slo(parse_slo("errors=0"), repeats)
     assert outcome.measured == 7
     assert not outcome.met
@@ -139,6 +140,20 @@ def test_the_limit_is_scaled_by_the_cores_that_the_generator_leaves() -> None:
     assert pair.share == pytest.approx(2000 / (4000 * 0.75))
     assert pair.plain_share == pytest.approx(0.5)
     assert pair.cpu_ratio == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("faster", [1, 8])
+def test_the_service_is_held_against_the_faster_loop(faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image at a time or eight, whichever the machine likes better."""
+
+    class Bench:
+        @staticmethod
+        def measure(workers: str, size: str, batch: int, *_: object) -> LimitResult:
+            return replace(LIMIT, batch=batch, throughput=5000.0 if batch == faster else 4000.0)
+
+    monkeypatch.setattr("benchmarks.compare.load", lambda *_: LOAD)
+    (pair,) = against_limit(Bench(), Target(""), make_workload("64x64"), LoadPlan(), 1)  # type: ignore[arg-type]
+    assert (pair.limit.batch, pair.limit.throughput, pair.call) == (faster, 5000, None)
 
 
 def test_one_client_is_held_against_one_call() -> None:
