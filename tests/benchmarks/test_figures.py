@@ -88,6 +88,13 @@ def test_a_peer_without_answers_spent_no_known_time_on_each() -> None:
     assert peers_grid([PeerResult(OURS, LOAD), PeerResult("mosec", none)]).rows[1][7] == "-"
 
 
+def test_a_peer_is_held_against_the_service_round_by_round() -> None:
+    """How many times theirs our rate is; a slow round slows both, and counts against neither."""
+    rates = [(OURS, 3000.0), ("mosec", 1000.0), (OURS, 600.0), ("mosec", 200.0)]
+    grid = peers_grid([PeerResult(name, replace(LOAD, throughput=rate)) for name, rate in rates])
+    assert grid.rows[1][:4] == ["mosec", "64", "600 (200-1,000)", "3.00 (3.00-3.00)"]
+
+
 def test_objectives_are_held_against_the_median_of_the_repeats() -> None:
     """Latency and errors from above, rates from below; units are converted."""
     repeats = [replace(LOAD, throughput=rate, goodput=rate / 2) for rate in (1000.0, 2000.0, 9000.0)]
