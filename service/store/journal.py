@@ -311,6 +311,8 @@ class JournalBacklog:
                 return
             self._dirty.clear()
             try:
+                with self._lock:
+                    self._writer.leave_deleted()
                 self._writer.flush_again()
                 self._flush_error = None
             except OSError as error:

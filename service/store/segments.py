@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -99,6 +100,12 @@ class SegmentWriter:
                     descriptor, self._descriptor = self._descriptor, -1
                 if descriptor >= 0:
                     os.close(descriptor)
+
+    def leave_deleted(self) -> None:
+        """Close the newest segment where somebody has deleted it or moved it away: the next append begins another."""
+        with suppress(OSError):  # where that cannot be told, what there is works
+            if self._descriptor >= 0 and not self._folder.segment(self._number).exists():
+                self.close(flush=False)
 
     def _flush_written(self) -> None:
         """With the flush lock, which keeps the file open meanwhile."""

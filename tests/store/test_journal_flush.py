@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -95,6 +96,30 @@ def test_a_flush_in_intervals_that_fails_is_remembered_and_repeated(
         assert backlog.append(payload(2), 1)
         assert backlog.error == "journal: injected"
     wait_until_error(None)
+
+
+@pytest.mark.parametrize("what", ["the folder", "the segment"])
+def test_a_journal_that_somebody_deletes_while_records_wait(
+    open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The next flush in intervals notices, and what comes then survives the process: no segment need be full."""
+    monkeypatch.setattr(journal, "FSYNC_INTERVAL_S", 0.01)
+    root = tmp_path / "journal"
+    backlog = open_journal(root=root, fsync="interval")
+    assert backlog.append(payload(0), 1)
+    [segment] = files(root)
+    if what == "the folder":
+        shutil.rmtree(root)
+    else:
+        segment.unlink()
+    deadline = time.monotonic() + TIMEOUT
+    while not files(root):
+        assert time.monotonic() < deadline
+        assert backlog.append(payload(1), 1)
+        time.sleep(0.01)
+    assert backlog.append(payload(2), 1)
+    assert files(root)[-1].read_bytes().endswith(payload(2))
+    assert drain(backlog)[0] == payload(0)
 
 
 @pytest.mark.parametrize(("needed", "flushes"), [(True, 1), (False, 0)])
