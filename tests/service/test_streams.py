@@ -112,3 +112,25 @@ async def test_a_frame_that_is_refused_overtakes_none(serve: Serve, held: HeldEn
         predicted = await read(camera)
         assert (predicted["id"], predicted["type"]) == ("waits", "prediction")
         assert (await read(other))["type"] == "prediction"
+
+
+async def test_what_was_asked_before_a_stream_is_no_frame_of_it(serve: Serve, held: HeldEngine) -> None:
+    """A photo that waits while its client turns its camera on is predicted, whatever frames come behind it."""
+    async with (
+        serve(held, executors=1, max_batch=1) as running,
+        running.client() as other,
+        running.client() as camera,
+    ):
+        await ask(camera, '{"command": "configure", "ordered": false}')
+        await other.send(predict_message())
+        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
+        await camera.send(predict_message(id="photo"))
+        await ask(camera, '{"command": "configure", "id": 1, "stream": true}')
+        await camera.send(predict_message(id="frame"))
+        await camera.send('{"command": "ping", "id": "ping"}')
+        replies = [await read(camera)]  # by then all has been read
+        held.released.set()
+        replies += [await read(camera) for _ in range(2)]
+        types = {reply["id"]: reply["type"] for reply in replies}
+        assert types == {"photo": "prediction", "frame": "prediction", "ping": "pong"}
+        assert (await read(other))["type"] == "prediction"
