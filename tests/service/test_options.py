@@ -34,6 +34,13 @@ async def test_configure_replies_with_all_options(running: Running) -> None:
         assert reply["configuration"] == DEFAULTS
 
 
+async def test_a_whole_number_of_faces_may_be_written_with_a_point(running: Running) -> None:
+    """Some languages know no other numbers; what is asked for then is predicted as with an integer."""
+    async with running.client() as websocket:
+        await ask(websocket, '{"command": "configure", "max_faces": 1.0}')
+        assert (await ask(websocket, predict_message()))["status"] == "success"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
