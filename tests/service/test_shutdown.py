@@ -51,6 +51,7 @@ async def test_what_is_in_flight_is_answered_before_the_close(serve: Serve, held
         while started.service.not_ready() is None:
             await asyncio.sleep(0)
         assert (await ask(other, predict_message()))["code"] == "shutting_down"
+        assert (await ask(other, '{"command": "history"}'))["code"] == "shutting_down"
         assert not stopping.done()
         held.released.set()
         assert (await read(websocket))["id"] == "held"
