@@ -176,7 +176,7 @@ class Connection(GuardedConnection):
                     bare = guard is not None and guard.came_bare(parsed)
                     self._reply(self._backend.answer(parsed, not bare), parsed.id)
                 case Configure():
-                    self._configure(parsed)
+                    self._configure(parsed, user)
                 case protocol.History() | protocol.Stats():
                     self._look_up(parsed, user)
 
@@ -201,10 +201,10 @@ class Connection(GuardedConnection):
         self._lookups += 1
         self._queue(place)
 
-    def _configure(self, configure: Configure) -> None:
+    def _configure(self, configure: Configure, user: str | None) -> None:
         options = self._options.changed(configure.changes)
         # Before they hold: its own reply keeps its place.
-        self._reply(replies.configuration_reply(options, configure.id, self.user), configure.id)
+        self._reply(replies.configuration_reply(options, configure.id, user), configure.id)
         self._options = options
 
     def _predict(self, predict: Predict, received: float, user: str | None) -> None:

@@ -46,11 +46,6 @@ class GuardedConnection(MessageConnection):
             if rules.required:
                 self._credential_timer = self.loop.call_later(PATIENCE, self._check_credential)
 
-    @property
-    def user(self) -> str | None:
-        """Who the client is, whether that holds still or not; None for anybody."""
-        return None if self._guard is None or self._guard.identity is None else self._guard.identity.user
-
     def recheck(self) -> None:
         """The credentials that are known have changed."""
         if self._guard is not None:
