@@ -74,6 +74,7 @@ class FaceTracker:
                     track.scores = _smoothed(track.scores, new, moment - track.seen, smoothing)
                     track.box, track.seen = box, max(track.seen, moment)
                 followed.append((track.id, track.scores))
+            self._tracks.sort(key=lambda track: track.seen)
             del self._tracks[:-_REMEMBERED]
             return followed
 

@@ -113,6 +113,14 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(tracker._tracks) <= 128
 
 
+def test_a_face_that_stays_is_remembered_before_those_that_have_passed() -> None:
+    """It is the same however many pass behind it within the second for which each of them is expected back."""
+    tracker, stays = FaceTracker(), (0, 0, 50, 50)
+    for frame in range(30):
+        passing = [(10_000 * frame + 100 * face, 500, 10, 10) for face in range(8)]
+        assert ids(tracker, [stays, *passing], frame / 30)[0] == 1
+
+
 @pytest.mark.parametrize("rate", [10, 100])
 def test_smoothing_depends_on_time_and_not_on_the_frame_rate(rate: int) -> None:
     """After one time constant the new scores weigh 1 - 1/e, however many frames came; they still sum to 1."""
