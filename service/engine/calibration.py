@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime  # after `service.engine`, which forbids it telemetry: this module's package comes first
 import orjson
 
 from service.apart import Progress, ignore_progress, run_apart
 from service.cpus import available_cpus
 from service.engine import Engine, onnx, openvino
-from service.engine.gate import Agreement, compare, drawn_faces
+from service.engine.gate import Agreement, Images, compare, drawn_faces
 from service.errors import StartupError
 from service.modelfile import resolve_model
 from service.settings import ON_GPU, Provider, ProviderSetting, Settings
@@ -139,15 +141,17 @@ def measure(
             continue
         try:
             if provider != "cpu":
-                agreement = compare(reference.run, Engine(path, provider).run, faces)
+                agreement = compare(reference.run, partial(_run, Engine(path, provider)), faces)
                 if not agreement.passes:
                     raise StartupError(f"PROVIDER={provider} does not pass the accuracy gate: {agreement}")
                 agreements[provider] = agreement
+            found = []
             for share, each in _measure_provider(path, provider, cpus, thorough):
-                measured.append(each)
+                found.append(each)
                 progress((number + share) / len(providers))
+            measured += found
         except StartupError as exc:
-            if setting != "auto":
+            if setting != "auto" or provider == "cpu":  # what all others are held against
                 raise
             left_out[provider] = str(exc)
     return Calibration(measured, left_out, choose(measured), agreements)
@@ -182,28 +186,36 @@ def _measure_provider(
 
 
 def _throughput(engines: Sequence[Engine], batch: int, seconds: float) -> float:
-    """Images per second of one caller per engine, all at the same time."""
+    """Images per second of one caller per engine, all at the same time.
+
+    Raises:
+        StartupError: one of them failed.
+    """
     shape = engines[0].card.shape
     images = np.zeros((batch, shape.height, shape.width, shape.channels), np.uint8)
     barrier = threading.Barrier(len(engines))
-    rates: list[float] = []
 
-    def run(engine: Engine) -> None:
-        engine.run(images)
-        barrier.wait()
+    def rate(engine: Engine) -> float:
+        barrier.wait()  # before whatever may fail: nobody waits for one that has
+        _run(engine, images)
         begun = time.perf_counter()
         runs = 0
         while (took := time.perf_counter() - begun) < seconds or not runs:
-            engine.run(images)
+            _run(engine, images)
             runs += 1
-        rates.append(runs * batch / took)
+        return runs * batch / took
 
-    threads = [threading.Thread(target=run, args=(engine,)) for engine in engines]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(rates)
+    with ThreadPoolExecutor(len(engines)) as callers:
+        return sum(callers.map(rate, engines))
+
+
+def _run(engine: Engine, images: Images) -> npt.NDArray[np.float32]:
+    try:
+        return engine.run(images)
+    except Exception as exc:  # ONNX Runtime's exceptions share no narrower base
+        raise StartupError(
+            f"{engine.provider} fails on a batch of {len(images)}: {onnx.first_line(exc)}"
+        ) from exc
 
 
 # For the service

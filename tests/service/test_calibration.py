@@ -18,7 +18,7 @@ import pytest
 
 from service.engine import Engine, calibration, onnx, openvino
 from service.engine.calibration import Measured, apply, calibrated, choose, layouts, measure
-from service.engine.gate import Agreement, compare, drawn_faces
+from service.engine.gate import Agreement, Images, compare, drawn_faces
 from service.errors import StartupError
 from service.images.decode import InputShape
 from service.settings import Settings
@@ -115,6 +115,27 @@ def test_a_provider_that_fails_the_gate_is_not_chosen(monkeypatch: pytest.Monkey
     assert "50.0% of sure answers" in found.left_out["openvino"]
     with pytest.raises(StartupError, match="accuracy gate"):
         measure(MODEL, "openvino", cpus=1)
+
+
+@pytest.mark.parametrize("batch", [16, 120])
+def test_a_provider_that_fails_on_a_batch_is_not_chosen(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Once is enough, as where others hold a GPU's memory: with auto it is left out, asked for it is an error."""
+    run = openvino.OpenVINORunner.run
+    faults = [RuntimeError("no memory\nin allocator.cc")]
+
+    def run_or_fail(self: openvino.OpenVINORunner, images: Images) -> npt.NDArray[np.float32]:
+        if len(images) == batch and faults:
+            raise faults.pop()
+        return run(self, images)
+
+    monkeypatch.setattr(openvino.OpenVINORunner, "run", run_or_fail)
+    monkeypatch.setattr(calibration, "layouts", lambda *_: [(2, 1)])
+    with pytest.raises(StartupError, match=f"fails on a batch of {batch}: no memory$"):
+        measure(MODEL, "openvino", cpus=2)
+    faults.append(RuntimeError("no memory\nin allocator.cc"))
+    found = measure(MODEL, "auto", cpus=2)
+    assert found.chosen.provider == "cpu"
+    assert found.left_out["openvino"].endswith(f"fails on a batch of {batch}: no memory")
 
 
 def test_the_gate_passes_the_same_and_fails_the_wrong(engine: Engine) -> None:
