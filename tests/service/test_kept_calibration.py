@@ -53,6 +53,20 @@ def test_onnxruntime_may_be_installed_under_another_name(
     assert cache_file(MODEL, "cpu", 2) != before
 
 
+def test_a_choice_is_kept_for_one_model_setting_and_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A home may be shared by machines, and a container be given fewer CPUs: what suits one is not taken for another's."""
+    model, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    model.write_bytes(b"a")
+    other.write_bytes(b"b")
+    kept = [cache_file(model, "cpu", 2), cache_file(other, "cpu", 2), cache_file(model, "openvino", 2)]
+    kept.append(cache_file(model, "cpu", 3))
+    monkeypatch.setattr(calibration, "_processor", lambda: "another")
+    kept.append(cache_file(model, "cpu", 2))
+    assert len(set(kept)) == 5
+
+
 def test_a_model_that_is_gone_meanwhile_is_an_error_that_says_so(tmp_path: Path) -> None:
     """It was found, and is being replaced: a reload reports that, and the old workers go on."""
     with pytest.raises(StartupError, match=r"gone\.onnx cannot be read"):
