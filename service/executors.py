@@ -319,7 +319,6 @@ class ThreadExecutors:
         """Admit nothing more, and answer what no thread has taken yet as `shutting_down`."""
         with self._lock:
             self._stopping = True
-            self._idle = 0
             left = self._queue.drain()
         for _ in self._threads:
             self._tokens.put(None)
