@@ -56,7 +56,7 @@ def test_onnxruntime_may_be_installed_under_another_name(
 def test_a_choice_is_kept_for_one_model_setting_and_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A home may be shared by machines, and a container be given fewer CPUs: what suits one is not taken for another's."""
+    """A home may be shared by machines, a container be given fewer CPUs: what suits one is not taken for another's."""
     model, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
     model.write_bytes(b"a")
     other.write_bytes(b"b")
