@@ -325,7 +325,10 @@ async def test_one_wrong_prediction_turns_away_only_a_few(engine: Engine, kind: 
 
 @pytest.mark.parametrize(("longest", "size"), [(LONGEST_SLICE, 1), (math.inf, 4)])
 async def test_nobody_waits_for_the_rest_of_a_costly_batch(engine: Engine, longest: float, size: int) -> None:
-    """A thread takes at once what a slice allows, one request at least; for a GPU all that there is room for."""
+    """A thread takes at once what a slice allows, one request at least; for a GPU all that there is room for.
+
+    So it does after many that came alone, between which it had nothing to do.
+    """
     free = threading.Event()
 
     def wait(_: npt.NDArray[np.uint8]) -> bool:
@@ -338,16 +341,17 @@ async def test_nobody_waits_for_the_rest_of_a_costly_batch(engine: Engine, longe
     predictor = make_predictor(held)
     executors = make("threads", predictor, inbox, max_batch=4, longest=longest)
     free.set()
-    executors.submit(Request(Peer(), 0, FACE, time.perf_counter()))
-    await inbox.wait_for(1)
+    for number in range(5):
+        executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
+        await inbox.wait_for(number + 1)
     free.clear()
-    executors.submit(Request(Peer(), 1, FACE, time.perf_counter()))
+    executors.submit(Request(Peer(), 5, FACE, time.perf_counter()))
     async with asyncio.timeout(TIMEOUT):
         while executors.waiting:
             await asyncio.sleep(0)
-    for number in range(2, 6):
+    for number in range(6, 10):
         executors.submit(Request(Peer(), number, FACE, time.perf_counter()))
     free.set()
-    replies = await inbox.wait_for(6)
-    assert {reply["timing"]["batch_size"] for reply in replies[2:]} == {size}
+    replies = await inbox.wait_for(10)
+    assert {reply["timing"]["batch_size"] for reply in replies[6:]} == {size}
     await executors.stop()
