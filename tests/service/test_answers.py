@@ -48,3 +48,17 @@ def test_a_store_that_fails_is_told_of_by_each_worker(
     assert told["status"] == ("healthy" if failing is None else "degraded")
     assert told["store"].get("failing") == failing
     assert told["store"].get("error") == (error if in_detail else None)
+
+
+@pytest.mark.parametrize("in_detail", [True, False])
+def test_why_a_reload_failed_is_told_to_those_who_may_have_the_details(
+    engine: Engine, in_detail: bool
+) -> None:
+    """It names folders and files of the server."""
+    store = SimpleNamespace(status=lambda: StoreStatus(0, 0, 0, 0, None, taking=True, writing=True))
+    version = Version(engine, cast("Store", store))
+    metrics = Metrics(engine.card.labels, SharedCells(1), 0, [engine.card.version_tag])
+    metrics.reloads.count("/srv/models/new.onnx cannot be read")
+    answers = Answers(Settings(), [version], metrics, lambda: None, lambda: None)
+    told: dict[str, Any] = orjson.loads(answers.answer(version, Query(1, "health"), in_detail))
+    assert told.get("reload_error") == ("/srv/models/new.onnx cannot be read" if in_detail else None)
