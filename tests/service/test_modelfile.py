@@ -12,7 +12,8 @@ import pytest
 
 from service.engine import Engine
 from service.errors import StartupError
-from service.modelfile import check_source, resolve_model
+from service.modelfile import check_source, resolve_detector, resolve_model
+from service.settings import DEFAULT_MODEL
 from tests.service.harness import MODEL
 
 
@@ -72,6 +73,19 @@ def test_a_model_that_is_what_its_manifest_says_is_served(
     with caplog.at_level(logging.WARNING):
         assert Engine(copied).card.labels
     assert not caplog.records
+
+
+def test_a_detector_beside_the_model_is_taken_before_the_one_that_was_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever puts another there means it; without one, what `make convert` built is used."""
+    monkeypatch.chdir(tmp_path)
+    model, built = tmp_path / "model.onnx", DEFAULT_MODEL.with_name("face.onnx")
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert resolve_detector(model, built.name) == built
+    (tmp_path / built.name).touch()
+    assert resolve_detector(model, built.name) == tmp_path / built.name
 
 
 def test_a_model_that_was_changed_is_refused(copied: Path) -> None:
