@@ -176,8 +176,15 @@ class Store:
         writing = create_engine(parsed, durable=durable, undo_in_memory=True)
         descriptions = descriptions or {}
 
+        activate = reference.activate if active else None
+
         def prepare() -> References:
-            return _prepare(engine, model, descriptions, active=active, patient=not during_outage)
+            nonlocal activate
+            found = _prepare(engine, model, descriptions, activate, patient=not during_outage)
+            if active:
+                # Whoever makes again what was deleted may be draining, and is not to end what a newer one has begun.
+                activate = reference.activate_where_none_is
+            return found
 
         # Before the database is prepared: where nothing can be stored the version that is served stays the active one.
         backlog = _open_backlog(model, journal_dir, fsync, memory_limit, during_outage and not new_journal)
@@ -272,7 +279,7 @@ def prepare(
     """
     model = Model(version_tag, model_filename, tuple(labels))
     with _administered(url) as engine:
-        _prepare(engine, model, descriptions or {}, active=False, patient=True)
+        _prepare(engine, model, descriptions or {}, None, patient=True)
 
 
 def check_journal(journal_dir: Path | None) -> None:
@@ -318,15 +325,20 @@ def _administered(url: str) -> Iterator[sa.Engine]:
 
 
 def _prepare(
-    engine: sa.Engine, model: Model, descriptions: Mapping[str, str], *, active: bool, patient: bool
+    engine: sa.Engine,
+    model: Model,
+    descriptions: Mapping[str, str],
+    activate: Callable[[sa.Connection, int], None] | None,
+    *,
+    patient: bool,
 ) -> References:
     ensure = partial(reference.ensure, model=model, descriptions=descriptions)
     # Already in the migration's transaction: where the database refuses these rows, it is left as it was.
     migrate(engine, patient=patient, after=ensure)
     with engine.begin() as connection:
         references = ensure(connection)
-        if active:
-            reference.activate(connection, references.model_id)
+        if activate is not None:
+            activate(connection, references.model_id)
     engine.dispose()  # no idle connection to a server
     return references
 

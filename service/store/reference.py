@@ -66,6 +66,14 @@ def activate(connection: sa.Connection, model_id: int) -> None:
     connection.execute(sa.update(model_version).where(this).values(model_status=ACTIVE))
 
 
+def activate_where_none_is(connection: sa.Connection, model_id: int) -> None:
+    """Mark this model version as the active one, unless another is."""
+    columns = model_version.c
+    none_is = ~sa.exists().where(model_version.alias().c.model_status == ACTIVE)
+    this = (columns.model_id == model_id) & none_is
+    connection.execute(sa.update(model_version).where(this).values(model_status=ACTIVE))
+
+
 def _ensure_emotions(
     connection: sa.Connection, labels: Sequence[str], descriptions: Mapping[str, str]
 ) -> dict[str, int]:

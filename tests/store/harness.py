@@ -87,3 +87,12 @@ def waiting(engine: sa.Engine) -> int:
         )
         found: int = connection.execute(query).scalar_one()
         return found
+
+
+def stored_by_id(engine: sa.Engine) -> set[UUID | None]:
+    """The prediction ids in a database, where there may be rows without one."""
+    with engine.connect() as connection:
+        chosen = sa.select(predictions_log.c.prediction_uuid).where(
+            predictions_log.c.prediction_uuid.is_not(None)
+        )
+        return set(connection.execute(chosen).scalars())

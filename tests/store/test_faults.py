@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -15,73 +14,12 @@ from service.errors import StartupError
 from service.store import database, writer
 from service.store.database import parse_url
 from service.store.framing import parse
-from service.store.schema import emotion_class, metadata, model_version, predictions_log
+from service.store.schema import emotion_class, metadata, predictions_log
 from tests.store.conftest import MakeRecord, OpenStore
-from tests.store.harness import PATIENCE_S, eventually, execute, ids
+from tests.store.harness import PATIENCE_S, eventually, execute, ids, stored_by_id
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
-
-
-def stored(engine: sa.Engine) -> set[UUID | None]:
-    with engine.connect() as connection:
-        chosen = sa.select(predictions_log.c.prediction_uuid).where(
-            predictions_log.c.prediction_uuid.is_not(None)
-        )
-        return set(connection.execute(chosen).scalars())
-
-
-def test_rows_that_somebody_numbered(
-    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
-) -> None:
-    """Rows that were imported with their numbers cost no prediction its place."""
-    store = open_store()
-    execute(engine, *(f"INSERT INTO predictions_log (predic_id) VALUES ({n})" for n in range(1, 51)))
-    records = [make_record() for _ in range(20)]
-    assert store.record(records)
-    assert store.close(timeout=PATIENCE_S) == 0
-    assert stored(engine) == ids(records)
-
-
-def test_a_unique_key_of_the_operators_own(
-    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
-) -> None:
-    """A record that collides with another in what is no key of ours is not taken for stored: it waits."""
-    store = open_store()
-    execute(engine, "CREATE UNIQUE INDEX mine ON predictions_log (request_id)")
-    records = [make_record(request_id="same") for _ in range(2)]
-    assert store.record(records)
-    eventually(lambda: not store.status().writing)
-    assert store.status().pending == 2
-    execute(engine, "DROP INDEX mine")
-    eventually(lambda: store.status().written == 2)
-    assert stored(engine) == ids(records)
-
-
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("refused", [0, 1])
-def test_a_sequence_at_its_end(
-    open_store: OpenStore,
-    make_record: MakeRecord,
-    postgres_server: PostgresServer,
-    postgres_url: str,
-    refused: int,
-) -> None:
-    """That PostgreSQL has no more numbers for rows is no fault of the records: they wait until it has, also where one
-    among them is refused for a value.
-    """
-    name = parse_url(postgres_url).database or ""
-    store = open_store(url=postgres_url)
-    sequence = "ALTER SEQUENCE predictions_log_predic_id_seq"
-    postgres_server.execute(f"{sequence} MAXVALUE 3", name)
-    wrong = [make_record(face_index=1_000_000) for _ in range(refused)]
-    assert store.record([*wrong, *(make_record() for _ in range(20))])
-    eventually(lambda: not store.status().writing)
-    assert store.status().rejected == 0
-    postgres_server.execute(f"{sequence} NO MAXVALUE", name)
-    assert store.close(timeout=PATIENCE_S) == 0
-    assert postgres_server.execute("SELECT count(*) FROM predictions_log", name) == [(20,)]
-    assert store.status().rejected == refused
 
 
 def test_a_prediction_that_took_an_hour(
@@ -196,7 +134,7 @@ def test_tables_that_are_gone_are_made_again(
     records = [make_record() for _ in range(5)]
     assert store.record(records)
     eventually(lambda: store.status().written == 6)
-    assert stored(engine) == ids(records)
+    assert stored_by_id(engine) == ids(records)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -218,7 +156,7 @@ def test_a_sqlite_file_that_is_deleted(
     second = open_store(url=url, journal_dir=journal)
     assert second.close(timeout=PATIENCE_S) == 0
     engine = database.create_engine(parse_url(url))
-    assert stored(engine) >= ids(records)
+    assert stored_by_id(engine) >= ids(records)
     engine.dispose()
 
 
@@ -238,7 +176,7 @@ def test_opened_while_a_sqlite_file_is_away(
     (tmp_path / "elsewhere.db").rename(file)
     eventually(lambda: store.status().written == 1)
     engine = database.create_engine(parse_url(url))
-    assert stored(engine) == ids([record])
+    assert stored_by_id(engine) == ids([record])
     engine.dispose()
 
 
@@ -326,7 +264,7 @@ def test_a_damaged_head_of_a_model_with_other_labels(
     more = [make_record(emotion="joy")]
     assert store.record(more)
     assert store.close(timeout=PATIENCE_S) == 0
-    assert stored(engine) == ids(records + more)
+    assert stored_by_id(engine) == ids(records + more)
     with engine.connect() as connection:
         named = sa.select(emotion_class.c.emotion_name).join(predictions_log)
         assert sorted(connection.execute(named).scalars()) == ["happy", "happy", "happy", "joy"]
@@ -368,34 +306,3 @@ def test_a_reload_to_a_version_that_the_table_does_not_take(
     engine.dispose()
     with pytest.raises(StartupError, match=why):
         open_store(version_tag=tag, during_outage=True)
-
-
-@pytest.mark.parametrize("active", [True, False])
-def test_a_version_that_is_deleted_while_it_is_served(
-    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord, active: bool
-) -> None:
-    """It is made again as it was: the active one, or a canary beside it."""
-    store = open_store(active=active)
-    execute(engine, "DELETE FROM model_version")
-    assert store.record([make_record()])
-    eventually(lambda: store.status().written == 1)
-    with engine.connect() as connection:
-        assert connection.execute(sa.select(model_version.c.model_status)).scalars().all() == [
-            "01" if active else "00"
-        ]
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
-def test_a_version_that_is_deleted_beside_a_record_that_is_refused(
-    open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer
-) -> None:
-    """It is made again, as beside records that are all taken, and what can be stored is."""
-    postgres_server.execute(
-        "CREATE DATABASE test_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
-    )
-    store = open_store(url=postgres_server.url("test_latin"))
-    postgres_server.execute("DELETE FROM model_version", "test_latin")
-    assert store.record([make_record(), make_record(request_id="山")])
-    assert store.close(timeout=PATIENCE_S) == 0
-    assert (store.status().written, store.status().rejected) == (1, 1)
-    postgres_server.drop_database("test_latin")
