@@ -123,7 +123,7 @@ class JsonWriter:
         self._before = ",\n"
 
     def close(self) -> None:
-        """End the array."""
+        """End the array, which has one element at least."""
         self._out.write("\n]\n")
 
 

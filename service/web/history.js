@@ -37,7 +37,7 @@ export class History {
   #next = null; // the cursor of the page after
   #extending = null; // the list whose page after is on its way
   #loads = 0; // what an earlier one has asked for comes too late
-  #loading; // the latest of them, for as long as it takes
+  #loading; // the latest of them
   #problem = null;
   #shown = false;
   #again = null;
@@ -96,7 +96,8 @@ export class History {
   }
 
   async #more() {
-    await this.#loading; // it brings another list
+    // Each brings another list, and ends early where another has begun meanwhile.
+    for (let loading = null; loading !== this.#loading; ) await (loading = this.#loading);
     const latest = this.#latest;
     if (this.#extending === latest || this.#next === null) return; // it was pressed twice, or that list is all there is
     this.#extending = latest;

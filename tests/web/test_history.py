@@ -135,18 +135,18 @@ async def test_more_that_is_pressed_twice_is_one_page(open_page: OpenPage) -> No
     assert cursors == [None, "8", "16"]
 
 
-@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize(("refreshes", "follows"), [(1, True), (1, False), (2, True)])
 async def test_more_that_is_pressed_during_a_refresh_is_brought_after_it(
-    open_page: OpenPage, follows: bool
+    open_page: OpenPage, refreshes: int, follows: bool
 ) -> None:
-    """It is what follows the refreshed list, and nothing where nothing follows that any more."""
+    """It is what follows the list that is refreshed last, and nothing where nothing follows that any more."""
     cursors: list[str | None] = []
     held: list[tuple[WebSocketRoute, Message]] = []
 
     def request(route: WebSocketRoute, request: Message) -> bool:
         if request["command"] == "history":
             cursors.append(request.get("cursor"))
-            if len(cursors) == 2:
+            if 1 < len(cursors) <= 1 + refreshes:
                 held.append((route, request))
                 return False
         return answer(route, request)
@@ -157,17 +157,24 @@ async def test_more_that_is_pressed_during_a_refresh_is_brought_after_it(
             route.send(orjson.dumps({"id": request["id"]} | reply | fields).decode())
         return reply is None
 
+    async def refresh() -> None:
+        before = len(held)
+        await page.click("#refresh")
+        await until_true(lambda: len(held) > before)
+
     page = (await open_page(before=between(request=request))).page
     await page.click("#tab-history")
     await page.click("#more", trial=True)
-    await page.click("#refresh")
-    await until_true(lambda: bool(held))
+    await refresh()
     await page.click("#more")
+    for _ in range(1, refreshes):
+        await refresh()
     last: dict[str, Any] = {"next": None}
-    answer(*held[0], **({} if follows else last))
+    for each in held:
+        answer(*each, **({} if follows else last))
     await expect(page.locator("#more")).to_be_hidden()
     await expect(page.locator("#latest tr")).to_have_count(40 if follows else 20)
-    assert cursors == [None, None, *(["20"] if follows else [])]
+    assert cursors == [None, *[None] * refreshes, *(["20"] if follows else [])]
 
 
 async def test_the_axis_is_the_window_that_is_drawn(open_page: OpenPage) -> None:
