@@ -371,9 +371,12 @@ def test_counts_of_versions_outlive_the_processes_that_made_them() -> None:
     }
     assert found == {"one": (2, 0, 1.0), "two": (1, 2, 0.25), "three": (1, 0, 0.25)}
     for number in range(20):
-        shared.counting(1, ["two", str(number)])
+        counter = shared.counting(1, ["two", str(number)])
+        counter.predicted(1, 0.25)
+        counter.failed(1)
     totals = shared.totals()
     assert totals["two"].failures == 2
     assert totals["one"].predictions == 1  # that of the other row
     assert "three" not in totals
-    assert "19" in totals
+    last = totals["19"]
+    assert (last.predictions, last.failures, last.seconds) == (1, 1, 0.25)  # its place had counted others
