@@ -181,9 +181,14 @@ class Store:
         def prepare() -> References:
             nonlocal activate
             found = _prepare(engine, model, descriptions, activate, patient=not during_outage)
-            if active:
+            activate = None
+            return found
+
+        def ensure(connection: sa.Connection, written: Model) -> References:
+            found = reference.ensure(connection, written, descriptions)
+            if active and written == model:
                 # Whoever makes again what was deleted may be draining, and is not to end what a newer one has begun.
-                activate = reference.activate_where_none_is
+                reference.activate_where_none_is(connection, found.model_id)
             return found
 
         # Before the database is prepared: where nothing can be stored the version that is served stays the active one.
@@ -201,7 +206,7 @@ class Store:
             backlog.close()
             engine.dispose()
             raise
-        writer = Writer(writing, backlog, references, descriptions, prepare)
+        writer = Writer(writing, backlog, references, ensure, prepare)
         writer.start()
         retention = None if retention_days is None else Retention(engine, retention_days)
         return cls((engine, writing), backlog, writer, labels, private, retention, Queries(parsed))

@@ -16,7 +16,7 @@ from sqlalchemy import exc
 from service.errors import StartupError
 from service.logs import Reasons
 from service.niceness import give_way
-from service.store import records, reference
+from service.store import records
 from service.store.backlog import Backlog, Batch
 from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
 from service.store.insert import insert
@@ -70,7 +70,8 @@ class Writer:
     fails, and tries again.
 
     ``prepare`` makes the tables. It is called as part of a write where that was not done when the store was opened
-    (``references`` is empty then), and where the tables, or rows that predictions point to, may be gone.
+    (``references`` is empty then), and where the tables are found to be gone; ``ensure`` makes the rows that a model's
+    predictions point to, where their keys are not among the ``references`` or they may be gone.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class Writer:
         engine: sa.Engine,
         backlog: Backlog,
         references: Mapping[Model, References],
-        descriptions: Mapping[str, str],
+        ensure: Callable[[sa.Connection, Model], References],
         prepare: Callable[[], object],
     ) -> None:
         self._engine = engine
         self._backlog = backlog
         self._references = dict(references)
-        self._descriptions = descriptions
+        self._ensure = ensure
         self._prepare = prepare
         self._prepared = bool(references)
         self._file = identity(engine.url)
@@ -184,11 +185,11 @@ class Writer:
                 rejected = self._write(batch)
             except (exc.DBAPIError, FileReplaced, StartupError) as error:
                 reason = first_line(error) if isinstance(error, exc.DBAPIError) else str(error)
-                if isinstance(error, exc.DBAPIError) and (
-                    isinstance(error, exc.IntegrityError) or lacks_tables(error)
-                ):
-                    # Somebody deleted tables, or a row that predictions point to, or numbered rows by hand.
+                if isinstance(error, exc.DBAPIError) and lacks_tables(error):
                     self._prepared = False
+                    self._references.clear()
+                if isinstance(error, exc.IntegrityError):
+                    # Somebody deleted a row that predictions point to, or numbered rows by hand: found or made anew.
                     self._references.clear()
                 if self._told.is_news(reason):
                     logger.warning("storing predictions fails and is retried: %s", reason)
@@ -279,6 +280,6 @@ class Writer:
         found = self._references.get(model)
         if found is None:
             with self._engine.begin() as connection:
-                found = reference.ensure(connection, model, self._descriptions)
+                found = self._ensure(connection, model)
             self._references[model] = found
         return found

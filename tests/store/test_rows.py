@@ -99,6 +99,16 @@ def test_an_older_version_that_is_deleted_while_it_drains(
         assert {row.model_version_tag: row.model_status for row in rows} == {"v1": "00", "v2": "01"}
 
 
+def test_a_version_that_is_deleted_when_a_newer_release_has_migrated(
+    open_store: OpenStore, engine: sa.Engine, make_record: MakeRecord
+) -> None:
+    """While replicas are replaced one by one those that are left are of the older: they make it again, and store."""
+    store = open_store()
+    execute(engine, "UPDATE alembic_version SET version_num = '9999'", "DELETE FROM model_version")
+    assert store.record([make_record()])
+    eventually(lambda: store.status().written == 1)
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # not used
 def test_a_version_that_is_deleted_beside_a_record_that_is_refused(
     open_store: OpenStore, make_record: MakeRecord, postgres_server: PostgresServer

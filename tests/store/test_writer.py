@@ -27,11 +27,13 @@ from tests.store.conftest import MakeRecord
 from tests.store.harness import PATIENCE_S, create, eventually
 from tests.store.journals import MODEL, files
 
+ENSURE = partial(reference.ensure, descriptions={})
+
 
 def open_writer(tmp_path: Path, backlog: Backlog) -> Writer:
     """Writes to a SQLite file of the test's, which is prepared with the first write."""
     engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
-    writer = Writer(engine, backlog, {}, {}, prepare=partial(migrate, engine))
+    writer = Writer(engine, backlog, {}, ENSURE, prepare=partial(migrate, engine))
     writer.start()
     return writer
 
@@ -101,7 +103,7 @@ def test_what_is_undone_is_not_counted(tmp_path: Path, make_record: MakeRecord) 
 
     backlog = MemoryBacklog(MODEL, limit=10)
     assert backlog.append(encode([make_record(emotion="happy") for _ in range(3)]), 3)
-    writing = Writer(engine, backlog, {MODEL: references}, {}, lambda: None)
+    writing = Writer(engine, backlog, {MODEL: references}, ENSURE, lambda: None)
     sa.event.listen(engine, "commit", commit)
     writing.start()
     eventually(lambda: backlog.pending == 0)
@@ -165,7 +167,7 @@ def test_attempts_come_at_growing_intervals(tmp_path: Path, monkeypatch: pytest.
     backlog = MemoryBacklog(MODEL, limit=10)
     assert backlog.append(b"", 1)
     engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
-    refused = Writer(engine, backlog, {}, {}, prepare=refuse)
+    refused = Writer(engine, backlog, {}, ENSURE, prepare=refuse)
     refused.start()
     refused._thread.join(PATIENCE_S)
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
@@ -202,9 +204,9 @@ def test_a_sqlite_file_that_is_away_when_the_writer_looks_for_it(
     assert backlog.append(encode([make_record(emotion="happy")]), 1)
     if moment == "before the writer":
         file.rename(away)
-        writer = Writer(engine, backlog, {MODEL: references}, {}, prepare)
+        writer = Writer(engine, backlog, {MODEL: references}, ENSURE, prepare)
     else:
-        writer = Writer(engine, backlog, {}, {}, prepare)
+        writer = Writer(engine, backlog, {}, ENSURE, prepare)
     writer.start()
     eventually(lambda: writer.state.failed_attempts >= 2)
     os.link(away if back == "the file" else other, file)
@@ -226,7 +228,7 @@ def test_a_sqlite_file_that_the_url_opens_its_own_way(tmp_path: Path, make_recor
         next(calls)
         migrate(engine)
 
-    writer = Writer(engine, backlog, {}, {}, prepare)
+    writer = Writer(engine, backlog, {}, ENSURE, prepare)
     writer.start()
     for number in (1, 2):
         assert backlog.append(encode([make_record(emotion="happy")]), 1)
@@ -250,7 +252,7 @@ def test_an_outage_of_many_reasons_does_not_fill_the_log(
     backlog = MemoryBacklog(MODEL, limit=10)
     assert backlog.append(b"", 1)
     engine = create(f"sqlite:///{tmp_path / 'predictions.db'}")
-    refused = Writer(engine, backlog, {}, {}, prepare=refuse)
+    refused = Writer(engine, backlog, {}, ENSURE, prepare=refuse)
     refused.start()
     eventually(lambda: refused.state.failed_attempts >= 20)
     refused.close(timeout=0)
