@@ -138,7 +138,7 @@ class Guard:
         """The user whose request this is; None for anybody's. A token in `configure` becomes the connection's.
 
         Raises:
-            Unauthorized: its token is not accepted, the connection's has expired, or there is none and must be.
+            Unauthorized: its token is not accepted, the connection's holds no more, or there is none and must be.
         """
         checks = self._rules.credentials
         if checks is None:
@@ -151,7 +151,9 @@ class Guard:
         if self.identity is not None:
             if self.identity.expires > now:
                 return self.identity.user
-            raise Unauthorized("the connection's token has expired; send a new one with 'configure'")
+            raise Unauthorized(
+                "the connection's token or API key has expired or was withdrawn; send a new one with 'configure'"
+            )
         if checks.required and not (isinstance(message, Query) and message.command in _OPEN_QUERIES):
             raise Unauthorized(
                 "a token or an API key is needed: in the handshake's Authorization header, or as 'token' of "

@@ -200,6 +200,7 @@ async def test_an_api_key_is_as_good_as_a_token_until_its_line_is_deleted(
             while (reply := await ask(websocket, predict_message()))["type"] != "error":
                 pass
         assert reply["code"] == "unauthorized"
+        assert "API key has expired or was withdrawn" in reply["message"]
     assert set(users(database)) == {"anna"}
 
 
