@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,9 +86,16 @@ def test_a_signal_that_comes_while_the_service_is_started_does_not_leave_it_runn
             process.kill()
 
 
+@pytest.fixture
+def common_folder() -> Iterator[Path]:
+    """One that PostgreSQL reaches, which as root runs as another user: pytest's own every session of it closes anew."""
+    with tempfile.TemporaryDirectory(prefix="visionai-test-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
 def test_a_signal_while_postgresql_is_started_leaves_nothing_of_it(
-    send: Callable[[int, int], None], tmp_path: Path
+    send: Callable[[int, int], None], common_folder: Path
 ) -> None:
     """Neither a server nor its folder, though what starts it may be ended before it can tell of it."""
     script = """
@@ -100,7 +108,7 @@ with started_postgresql():
     with subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(common_folder)},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
@@ -110,15 +118,15 @@ with started_postgresql():
                 assert process.poll() is None
                 lines = [each.info["cmdline"] or () for each in psutil.process_iter(["cmdline"])]
                 # The server, and no longer what makes its folder: it has a session of its own.
-                begun = any("-k" in line and str(tmp_path) in " ".join(line) for line in lines)
+                begun = any("-k" in line and str(common_folder) in " ".join(line) for line in lines)
             send(process.pid, signal.SIGTERM)
             process.wait(TIMEOUT)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert list(tmp_path.glob("visionai-pg-*")) == []
+    assert list(common_folder.glob("visionai-pg-*")) == []
     commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
-    assert [command for command in commands if str(tmp_path / "visionai-pg-") in command] == []
+    assert [command for command in commands if str(common_folder / "visionai-pg-") in command] == []
 
 
 @pytest.mark.parametrize("variant", [("no-store",), ("profiled", "stages.json")])
