@@ -176,12 +176,13 @@ class Store:
         writing = create_engine(parsed, durable=durable, undo_in_memory=True)
         descriptions = descriptions or {}
 
-        activate = reference.activate if active else None
+        prepared = False
 
         def prepare() -> References:
-            nonlocal activate
-            found = _prepare(engine, model, descriptions, activate, patient=not during_outage)
-            activate = None
+            nonlocal prepared
+            activates = active and not prepared
+            found = _prepare(engine, model, descriptions, active=activates, patient=not during_outage)
+            prepared = True
             return found
 
         def ensure(connection: sa.Connection, written: Model) -> References:
@@ -284,7 +285,7 @@ def prepare(
     """
     model = Model(version_tag, model_filename, tuple(labels))
     with _administered(url) as engine:
-        _prepare(engine, model, descriptions or {}, None, patient=True)
+        _prepare(engine, model, descriptions or {}, active=False, patient=True)
 
 
 def check_journal(journal_dir: Path | None) -> None:
@@ -330,20 +331,15 @@ def _administered(url: str) -> Iterator[sa.Engine]:
 
 
 def _prepare(
-    engine: sa.Engine,
-    model: Model,
-    descriptions: Mapping[str, str],
-    activate: Callable[[sa.Connection, int], None] | None,
-    *,
-    patient: bool,
+    engine: sa.Engine, model: Model, descriptions: Mapping[str, str], *, active: bool, patient: bool
 ) -> References:
     ensure = partial(reference.ensure, model=model, descriptions=descriptions)
     # Already in the migration's transaction: where the database refuses these rows, it is left as it was.
     migrate(engine, patient=patient, after=ensure)
     with engine.begin() as connection:
         references = ensure(connection)
-        if activate is not None:
-            activate(connection, references.model_id)
+        if active:
+            reference.activate(connection, references.model_id)
     engine.dispose()  # no idle connection to a server
     return references
 
