@@ -193,6 +193,8 @@ class JournalBacklog:
         """See :class:`Backlog`."""
         with self._lock:
             self._sealed = True
+        # A sibling that died a moment ago may have no successor any more, when a whole service ends.
+        self._orphans.look_next()
 
     def close(self) -> None:
         """See :class:`Backlog`. The journal is deleted unless something in it is not in the database yet."""

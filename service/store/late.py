@@ -69,7 +69,9 @@ class LateJournal:
         """See :class:`Backlog`."""
         with self._lock:
             self._sealed = True
-        if self._journal is not None:
+        if self._journal is None:
+            self._orphans.look_next()
+        else:
             self._journal.seal()
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ def _with_labels_of(frames: list[Frame], model: Model) -> Model:
 class Orphans:
     """The journals that no living process holds, looked for at first and every ``LOOK_INTERVAL_S``.
 
-    Used by one thread; ``pending`` may be read by any, and another may close.
+    Used by one thread; ``pending`` may be read by any, and another may ask for a look and close.
     """
 
     def __init__(self, root: Path, model: Model) -> None:
@@ -91,8 +91,9 @@ class Orphans:
         if self._closed:
             return None
         if time.monotonic() >= self._next_look:
-            self.look()
+            # Before it looks: what `look_next` asks for meanwhile is not lost.
             self._next_look = time.monotonic() + LOOK_INTERVAL_S
+            self.look()
         while not self._frames:
             if not self._next_segment():
                 return None
@@ -103,6 +104,10 @@ class Orphans:
         for _ in batch.payloads:
             self._frames.popleft()
         self.pending -= batch.count
+
+    def look_next(self) -> None:
+        """Let the next `take` look, however short ago the last one did."""
+        self._next_look = 0.0
 
     def close(self) -> None:
         """Leave what is left to other processes."""

@@ -96,6 +96,22 @@ def test_closed_before_a_journal_could_be_opened(
     assert drain(open_journal()) == left
 
 
+def test_a_process_that_dies_shortly_before_one_without_a_journal_ends(
+    tmp_path: Path, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had appended is given out by the other that is to be closed, though that looked a moment ago."""
+    dying = open_journal()
+    assert dying.append(payload(0), 1)
+    fill(monkeypatch, tmp_path)
+    journal = LateJournal(tmp_path, MODEL, fsync="interval")
+    assert journal.take(7) is None
+    dying.close()
+    assert journal.take(7) is None
+    journal.seal()
+    assert drain(journal) == [payload(0)]
+    journal.close()
+
+
 def test_no_journal_is_tried_with_each_record(
     left: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

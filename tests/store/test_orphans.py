@@ -32,6 +32,16 @@ def test_a_dead_process_is_replayed(open_journal: OpenJournal, tmp_path: Path) -
     assert len(list(tmp_path.glob("journal-*"))) == 1
 
 
+def test_a_process_that_dies_shortly_before_another_ends(open_journal: OpenJournal, tmp_path: Path) -> None:
+    """What it had appended is given out by the other that is to be closed, though that looked a moment ago."""
+    backlog = open_journal()
+    assert backlog.take(7) is None
+    kill_after_appending(tmp_path, 3)
+    assert backlog.take(7) is None
+    backlog.seal()
+    assert drain(backlog) == [payload(number) for number in range(3)]
+
+
 def test_a_replay_that_is_cut_short_begins_again(open_journal: OpenJournal, tmp_path: Path) -> None:
     """Orphans whose new owner ends in the middle of them go to the next one, whole."""
     kill_after_appending(tmp_path, 5)
