@@ -166,14 +166,16 @@ class Writer:
         # Cleared before looking: what is appended from here on sets them again.
         self._hurry.clear()
         self._arrived.clear()
+        # Where it is told to end amid this round there is one more: what was appended meanwhile is not left out.
+        closing = self._closing.is_set()
         while (batch := self._backlog.take(BATCH_ROWS)) is not None:
             if not self._write_until_done(batch):
                 return False
             self._backlog.acknowledge(batch)
-            if batch.count < BATCH_ROWS and not self._closing.is_set():
+            if batch.count < BATCH_ROWS and not closing:
                 self._arrived.set()  # there may be more: look again, after gathering
                 return True
-        return not self._closing.is_set()
+        return not closing
 
     def _write_until_done(self, batch: Batch) -> bool:
         """True when the batch is committed, False when the time to close ran out."""

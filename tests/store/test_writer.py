@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import sqlite3
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,31 @@ def test_a_fault_while_closing_is_told_once(tmp_path: Path, caplog: pytest.LogCa
     assert 1 < writer.state.failed_attempts < 20
     [told] = caplog.records
     assert told.exc_info is not None
+
+
+def test_what_comes_between_the_last_look_and_the_close_is_written(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    """The thread that has just found nothing looks again where it is told to end meanwhile."""
+    found_nothing = threading.Event()
+
+    class Slow(MemoryBacklog):
+        """The writer is held up after it has found nothing, until it is told to end."""
+
+        def take(self, limit: int) -> Batch | None:
+            batch = super().take(limit)
+            if batch is None and not found_nothing.is_set():
+                found_nothing.set()
+                assert thread._closing.wait(PATIENCE_S)
+            return batch
+
+    backlog = Slow(MODEL, limit=10)
+    thread = open_writer(tmp_path, backlog)
+    assert found_nothing.wait(PATIENCE_S)
+    assert backlog.append(encode([make_record(emotion="happy")]), 1)
+    thread.close(timeout=PATIENCE_S)
+    assert backlog.pending == 0
+    assert thread.state.written == 1
 
 
 def test_a_journal_that_cannot_be_read_for_a_while(
