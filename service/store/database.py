@@ -151,6 +151,7 @@ def create_engine(url: sa.URL, *, durable: bool = False, undo_in_memory: bool = 
         # What closes connections that are idle, a proxy or the server, would make a failure of each first prediction
         # after a lull: told, and counted, where nothing is wrong.
         engine = sa.create_engine(url, connect_args=_postgres_arguments(url), pool_size=2, pool_pre_ping=True)
+        event.listen(engine, "do_connect", _connect_to_server)
         event.listen(engine, "connect", _set_up_session)
         return engine
 
@@ -195,6 +196,7 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
             isolation_level="AUTOCOMMIT",
             json_deserializer=orjson.loads,
         )
+        event.listen(engine, "do_connect", _connect_to_server)
         event.listen(engine, "connect", _read_only)
         return engine
 
@@ -228,6 +230,21 @@ def _connect_to_what_is_there(
     path = Path(arguments[0]).as_posix()
     uri = f"file://{'' if path.startswith('/') else '/'}{quote(os.fsencode(path), safe='/:')}?mode=rw"
     return dialect.connect(uri, **options | {"uri": True})
+
+
+def _connect_to_server(
+    dialect: sa.Dialect, record: object, arguments: list[str], options: dict[str, Any]
+) -> Any:
+    """A connection to PostgreSQL, or the driver's error.
+
+    What a server refuses a client with is in its own language and encoding. The driver takes it for UTF-8, and where it
+    is not, what it raises is no error of a database.
+    """
+    try:
+        return dialect.connect(*arguments, **options)
+    except UnicodeDecodeError as error:
+        reason = error.object.decode(errors="replace")
+        raise dialect.loaded_dbapi.OperationalError(reason) from None
 
 
 def _read_only(connection: Any, _: object) -> None:

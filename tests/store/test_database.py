@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import quote
@@ -121,6 +122,34 @@ def test_a_postgresql_that_is_not_there(open_store: OpenStore) -> None:
             open_store(url=f"postgresql://ana:hunter2@127.0.0.1:{port}/vision")
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_refuses_in_another_encoding_than_utf_8(open_store: OpenStore) -> None:
+    """It is told as any refusal is, and waited for where one is, whatever the server's language."""
+    said = b"SFATAL\0C57P03\0M" + "el sistema de base de datos se está iniciando".encode("latin-1") + b"\0\0"
+
+    def refuse(server: socket.socket) -> None:
+        with suppress(OSError):  # it was shut down: the test is over
+            while True:
+                client, _ = server.accept()
+                with client:
+                    (length,) = struct.unpack("!i", client.recv(4, socket.MSG_WAITALL))
+                    client.recv(length - 4, socket.MSG_WAITALL)
+                    client.sendall(b"E" + struct.pack("!i", len(said) + 4) + said)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=refuse, args=(server,))
+        thread.start()
+        try:
+            url = f"postgresql://ana@127.0.0.1:{server.getsockname()[1]}/vision?sslmode=disable"
+            with pytest.raises(StartupError, match=r"FATAL: .* se est� iniciando; check DATABASE_URL"):
+                open_store(url=url)
+            with pytest.raises(sa.exc.OperationalError, match="se est� iniciando"):
+                create_reading_engine(parse_url(url), 1.0).connect()
+            assert open_store(url=url, during_outage=True).close(timeout=0) == 0
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_a_database_that_does_not_exist(open_store: OpenStore, postgres_url: str) -> None:
