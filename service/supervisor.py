@@ -215,12 +215,13 @@ class Supervisor:
             return
         assert isinstance(said, Ready)
         worker.ready = True
-        if not worker.told:
-            worker.deadline = math.inf
+        if worker.told:
+            return  # it stops, whatever it serves
+        worker.deadline = math.inf
         if worker is slot.successor:
             roll = self._roll
-            if self._stops or roll is None or roll.error:
-                return  # it was too late, and is told to stop, or killed
+            if roll is None or roll.error:
+                return  # it was too late, and is killed
             if other := difference(said, roll.first, roll.settings):
                 self._give_up(f"a worker serves {other}")
                 self._stop(worker)
@@ -230,9 +231,7 @@ class Supervisor:
         elif self._announced and (other := difference(said, self._ready, self.settings)):
             log.warning("worker %d, which replaces one that ended, serves %s", slot.index, other)
         self._ready = said
-        if self._announced or self._stops:
-            return
-        if all(each.worker and each.worker.ready for each in self.slots):
+        if not self._announced and all(each.worker and each.worker.ready for each in self.slots):
             self._announced = True
             announce(said, self.settings, *self.sockets[0].getsockname()[:2])
             if self._again:

@@ -349,3 +349,39 @@ async def test_a_shutdown_during_a_reload_does_not_hurry_the_predecessor(
         hold.unlink()
         assert (await read(websocket))["id"] == "held"
     assert await asyncio.to_thread(service.process.wait, TIMEOUT) == 0
+
+
+# The second worker tells that it is ready once it is told to stop: it became ready just then.
+_READY_TOO_LATE = """
+import time
+from pathlib import Path
+import service.worker
+from service.supervisor import Supervisor
+stop, tell = Supervisor._stop, service.worker._tell
+def stop_and_say_so(supervisor, worker):
+    stop(supervisor, worker)
+    Path("stopped").touch()
+def tell_in_time_or_late(pipe, word):
+    with open("started", "a") as file:
+        file.write("x")
+    is_second = Path("started").read_text() == "xx"
+    while is_second and not Path("stopped").exists():
+        time.sleep(0.01)
+    tell(pipe, word)
+Supervisor._stop, service.worker._tell = stop_and_say_so, tell_in_time_or_late
+"""
+
+
+async def test_a_predecessor_that_becomes_ready_when_it_is_to_stop_is_not_what_is_served(
+    start_process: StartProcess, model: Path, tmp_path: Path
+) -> None:
+    """It replaced a worker that died, and its successor was quicker: what that serves is told."""
+    service = start_process(
+        faults=_READY_TOO_LATE, MODEL_PATH=str(model), WORKERS="1", THREADS="1", MAX_BATCH="8"
+    )
+    service.workers[0].kill()
+    async with asyncio.timeout(TIMEOUT):
+        while (tmp_path / "started").read_text() != "xx":
+            await asyncio.sleep(0.01)
+    change(model, VERSION, OTHER_VERSION)
+    assert await reload(tmp_path) == (0, f"reloaded: model {OTHER_VERSION}\n")
