@@ -327,11 +327,11 @@ class ThreadExecutors:
 
     def _work(self) -> None:
         """An executor's life: take, work, repeat."""
-        give_way(self._niceness)
-        buffer = self._predictor.make_buffer(self._max_batch)
         held: list[Request] = []
         behind = False
         try:
+            give_way(self._niceness)
+            buffer = self._predictor.make_buffer(self._max_batch)
             while (batch := self._take()) is not None:
                 began = time.perf_counter()
                 held = batch.requests + batch.expired

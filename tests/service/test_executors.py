@@ -214,6 +214,27 @@ async def test_an_executor_that_fails_leaves_nobody_waiting(
 
 
 @pytest.mark.parametrize("bench", ["threads"], indirect=True)
+async def test_a_thread_that_has_no_memory_to_begin_with_leaves_nobody_waiting(
+    bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits is answered `internal`, and its owner is told, as where it fails later."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(Predictor, "make_buffer", refuse)
+    async with bench(start=False, count=1) as at:
+        at.submit(0)
+        at.start()
+        assert [reply["code"] for reply in await at.inbox.wait_for(1)] == ["internal"]
+        async with asyncio.timeout(TIMEOUT):
+            while not at.failures:
+                await asyncio.sleep(0)
+        assert [type(failure) for failure in at.failures] == [MemoryError]
+
+
+@pytest.mark.parametrize("bench", ["threads"], indirect=True)
 async def test_a_thread_that_fails_takes_only_its_batch_with_it(
     bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
