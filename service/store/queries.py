@@ -67,7 +67,7 @@ class Queries:
         keeps its place until its turn comes.
 
         Raises:
-            Overloaded: too many queries wait already.
+            Overloaded: too many queries wait already, or there is no thread for them.
             ShuttingDown: they are closed.
         """
         with self._lock:
@@ -79,9 +79,12 @@ class Queries:
                 # A daemon, which those of a ThreadPoolExecutor are not: a database that accepts a query and never
                 # answers would keep the process from ending.
                 name = f"store-query-{self._threads + 1}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
-                # Not before: where the system has no thread to give, the next question tries again.
-                self._threads += 1
+                try:
+                    threading.Thread(target=self._work, name=name, daemon=True).start()
+                    self._threads += 1
+                except RuntimeError:  # the system has none to give: the next question tries again
+                    if not self._threads:
+                        raise Overloaded("the system has no thread for questions", _RETRY_AFTER_MS) from None
             self._unfinished += 1
             future: Future[T] = Future()
             self._tasks.put((future, partial(self._run, query, request_id)))

@@ -19,13 +19,15 @@ from service.store.database import parse_url
 from service.store.history import ByUser, latest
 from service.store.queries import CAPACITY, THREADS, Queries
 from tests.store.conftest import OpenStore
-from tests.store.harness import ask, eventually
+from tests.store.harness import PATIENCE_S, ask, eventually
 
 
 def test_a_thread_that_does_not_start_takes_no_place(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often the system has none to give: as soon as it has, what is asked then is answered."""
+    """However often the system has none to give: as soon as it has, what is asked then is answered. Who asked meanwhile
+    is to try again; a fault would cost the client its connection.
+    """
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -34,9 +36,34 @@ def test_a_thread_that_does_not_start_takes_no_place(
     with monkeypatch.context() as scarce:
         scarce.setattr(threading.Thread, "start", refuse)
         for _ in range(CAPACITY):
-            with pytest.raises(RuntimeError):
+            with pytest.raises(Overloaded, match="no thread"):
                 store.queries.submit(lambda connection: connection.scalar(sa.select(sa.literal(1))))
     assert ask(store, lambda connection: connection.scalar(sa.select(sa.literal(1)))) == 1
+
+
+def test_a_query_for_which_no_second_thread_can_be_had_waits_for_the_first(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered, one query after the other."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: sa.Connection) -> bool:
+        begun.set()
+        return go_on.wait(PATIENCE_S)
+
+    store = open_store()
+    held = store.queries.submit(hold)
+    assert begun.wait(PATIENCE_S)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refuse)
+        waits = store.queries.submit(lambda connection: connection.scalar(sa.select(sa.literal(1))))
+    go_on.set()
+    assert held.result(PATIENCE_S)
+    assert waits.result(PATIENCE_S) == 1
 
 
 def test_a_query_that_takes_too_long_is_cut(open_store: OpenStore, database_url: str) -> None:
