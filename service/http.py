@@ -43,7 +43,10 @@ def route(
         return refused
     path = _path(request.path)
     upgrades = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
-    if upgrades and request.method == "GET":
+    hosts = len(request.headers.get_all("Host"))
+    if hosts > 1 or (not hosts and request.protocol == "HTTP/1.1"):  # RFC 9112, 3.2
+        response = respond(HTTPStatus.BAD_REQUEST, b"a request has one Host header\n")
+    elif upgrades and request.method == "GET":
         if path not in _WEBSOCKET_PATHS:
             return respond(HTTPStatus.NOT_FOUND, b"WebSocket connections are served at / and /ws\n")
         if request.headers.get_all("Sec-WebSocket-Version") in ([], [_VERSION]):
@@ -51,7 +54,8 @@ def route(
         refused = respond(HTTPStatus.BAD_REQUEST, b"the WebSocket protocol's version 13 is spoken here\n")
         refused.headers["Sec-WebSocket-Version"] = _VERSION
         return refused
-    response = _answer(path, request, page, not_ready, metrics)
+    else:
+        response = _answer(path, request, page, not_ready, metrics)
     if request.method == "HEAD":
         response.body = b""  # `Content-Length` stays what GET has
     return response

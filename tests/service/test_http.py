@@ -11,6 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.harness import TIMEOUT, Running, Serve, ask, get, predict_message
 
+UPGRADE = (
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
 
 async def exchange(running: Running, request: bytes) -> tuple[bytes, bytes]:
     """The head and the body that answer a request, whatever it is."""
@@ -80,9 +85,7 @@ async def test_head_is_answered_like_get_without_a_body(running: Running, path: 
 
 async def test_head_opens_no_websocket(running: Running) -> None:
     """Whatever upgrade it asks for: a handshake is a GET (RFC 6455, section 4.1)."""
-    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
-    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    head, body = await exchange(running, b"HEAD / HTTP/1.1\r\n" + upgrade + key)
+    head, body = await exchange(running, b"HEAD / HTTP/1.1\r\n" + UPGRADE)
     assert head.startswith(b"HTTP/1.1 200 ")
     assert body == b""
 
@@ -96,6 +99,31 @@ async def test_a_client_of_another_websocket_version_is_told_ours(running: Runni
     )
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"\r\nSec-WebSocket-Version: 13\r\n" in head + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\n", 200),  # as HAProxy's checks are
+        (b"GET /healthz HTTP/1.1\r\nHost: \r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: x\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\nHost: x\r\nHost: y\r\n", 400),
+        (b"HEAD /healthz HTTP/1.1\r\n", 400),
+        (b"GET /ws HTTP/1.1\r\n" + UPGRADE, 400),
+        (b"GET /ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE, 101),
+    ],
+)
+async def test_a_request_names_its_host_once(running: Running, request_bytes: bytes, status: int) -> None:
+    """RFC 9112, 3.2: one of HTTP/1.1 has to, and none may name two, of which a proxy may have taken the other."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(request_bytes + b"\r\n")
+    async with asyncio.timeout(TIMEOUT):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        if status == 400:
+            assert (b"Host" in await reader.read()) == request_bytes.startswith(b"GET")
+    writer.close()
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS"])
