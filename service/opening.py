@@ -40,6 +40,9 @@ class OpeningConnection(ServerConnection):
 
     def opening_received(self, data: bytes) -> None:
         """Take bytes from the network, until the handshake is done."""
+        if not self._request_size and data.startswith(b"\r\n"):  # an empty line is ignored (RFC 9112, 2.2)
+            self._request_size = 2
+            data = data[2:]
         # Nearly always all of the request comes in one read, and nothing behind it. Otherwise line by line: it ends
         # with one. A read that begins with a line's end may be its end.
         _, end, behind = data.partition(_END)

@@ -127,6 +127,22 @@ async def test_a_request_is_answered_whatever_is_behind_it(
 
 
 @pytest.mark.parametrize("request_bytes", [REQUEST, HANDSHAKE])
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_empty_line_before_a_request_is_ignored(
+    running: Running, request_bytes: bytes, together: bool
+) -> None:
+    """RFC 9112, 2.2: some programs put one behind what they said before. A second is none of theirs."""
+    for before, answer in ((b"\r\n", {b"101", b"200"}), (b"\r\n\r\n", {b"400"})):
+        async with connected(running) as (reader, writer):
+            if not together:
+                writer.write(before)
+                await asyncio.sleep(0.01)  # so that it is read by itself
+                before = b""
+            writer.write(before + request_bytes)
+            assert (await reader.readline()).split(b" ")[1] in answer
+
+
+@pytest.mark.parametrize("request_bytes", [REQUEST, HANDSHAKE])
 async def test_a_client_that_has_no_more_to_say_is_answered(running: Running, request_bytes: bytes) -> None:
     """One that ends its stream behind the request, as some health checks and scripts do, reads the answer."""
     async with connected(running) as (reader, writer):
