@@ -60,9 +60,7 @@ class OpeningConnection(ServerConnection):
         if self.request is None or (
             self.response is not None and self.response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
         ):
-            if data:
-                super().data_received(data)  # which discards it
-            return
+            return  # more of it is to come, or all is answered that will be
         self._behind += data
         if self.response is None and not self._held_up and not self.transport.is_closing():
             self._held_up = True
