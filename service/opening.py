@@ -53,8 +53,6 @@ class OpeningConnection(ServerConnection):
             if self._request_size > _LARGEST_REQUEST:
                 # Where the library waits for more of it, and then answers as it does of one line that is too long.
                 self.protocol.parser.throw(HeaderLineTooLong(f"read more than {_LARGEST_REQUEST} bytes"))
-                self.send_data()
-                break
             super().data_received(data[:size])
             data = data[size:]
         if self.request is None or (
