@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
@@ -55,9 +54,7 @@ class OpeningConnection(ServerConnection):
                 self.protocol.parser.throw(HeaderLineTooLong(f"read more than {_LARGEST_REQUEST} bytes"))
             super().data_received(data[:size])
             data = data[size:]
-        if self.request is None or (
-            self.response is not None and self.response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
-        ):
+        if self.request is None or self.protocol.eof_sent:
             return  # more of it is to come, or all is answered that will be
         self._behind += data
         if self.response is None and not self._held_up and not self.transport.is_closing():

@@ -126,6 +126,18 @@ async def test_a_request_is_answered_whatever_is_behind_it(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("request_bytes", [REQUEST, b"GET / HTTP/2.0\r\nHost: x\r\n\r\n"])
+async def test_what_comes_behind_an_answer_is_not_kept(running: Running, request_bytes: bytes) -> None:
+    """Megabytes of it, say of a program that sends a body and looks for the answer then."""
+    async with connected(running) as (reader, writer):
+        writer.write(request_bytes)
+        assert (await reader.read()).startswith(b"HTTP/1.1 ")
+        writer.write(bytes(16 * 2**20))
+        await writer.drain()  # when most of it is read
+        (connection,) = running.service._handshakes.under_way
+        assert not connection._behind
+
+
 @pytest.mark.parametrize("request_bytes", [REQUEST, HANDSHAKE])
 @pytest.mark.parametrize("together", [True, False])
 async def test_an_empty_line_before_a_request_is_ignored(
