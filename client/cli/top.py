@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from websockets.headers import build_authorization_basic
 from websockets.proxy import parse_proxy
+from websockets.uri import parse_uri
 
 from client.async_client import AsyncClient
 from client.causes import where
@@ -75,7 +76,8 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
     console = Console(markup=False)
     async with client:
         has_stats = not as_json and "stats" in (await client.connect()).commands
-        before, taken = await _read(address, token)
+        authorization = _authorization(client.url, token)
+        before, taken = await _read(address, authorization)
         # The whole screen while it is watched; a single reading stays in the terminal.
         with (
             Live(console=console, auto_refresh=False, screen=console.is_terminal)
@@ -85,7 +87,7 @@ async def _top(client: AsyncClient, interval: float, once: bool, as_json: bool, 
             while True:
                 await asyncio.sleep(interval)
                 try:
-                    after, now = await _read(address, token)
+                    after, now = await _read(address, authorization)
                     stats = await _stats(client) if has_stats else None
                 except ConnectionFailed as error:
                     if live is None:
@@ -122,13 +124,21 @@ def metrics_address(url: str) -> str:
     return urljoin(f"{scheme}://{host}{parts.path or '/'}", "metrics")
 
 
-async def _read(address: str, token: str | None) -> tuple[Reading, float]:
+def _authorization(url: str, token: str | None) -> str | None:
+    """The header as the WebSocket's handshake has it; of both, the one for the service."""
+    user = parse_uri(url).user_info
+    if token is not None or user is None:
+        return token and f"Bearer {token}"
+    return build_authorization_basic(*user)
+
+
+async def _read(address: str, authorization: str | None) -> tuple[Reading, float]:
     """A reading, and when it was taken on the monotonic clock.
 
     Raises:
         CannotConnect, Unauthorized, ProtocolViolation: there are no metrics at the address.
     """
-    status, body = await asyncio.to_thread(_get, address, token)
+    status, body = await asyncio.to_thread(_get, address, authorization)
     taken = time.monotonic()
     if status in (401, 403):
         raise Unauthorized(f"{address} asks for a token, or refuses this one (HTTP {status})")
@@ -140,12 +150,11 @@ async def _read(address: str, token: str | None) -> tuple[Reading, float]:
         raise ProtocolViolation(f"{address} does not answer with Prometheus metrics: {error}") from None
 
 
-def _get(address: str, token: str | None) -> tuple[int, bytes]:
-    connection = _connection(address)
+def _get(address: str, authorization: str | None) -> tuple[int, bytes]:
+    connection = metrics_connection(address)
     try:
-        connection.request(
-            "GET", urlsplit(address).path, headers={"Authorization": f"Bearer {token}"} if token else {}
-        )
+        headers = {"Authorization": authorization} if authorization else {}
+        connection.request("GET", urlsplit(address).path, headers=headers)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -154,13 +163,14 @@ def _get(address: str, token: str | None) -> tuple[int, bytes]:
         connection.close()
 
 
-def _connection(address: str) -> http.client.HTTPConnection:
+def metrics_connection(address: str) -> http.client.HTTPConnection:
     """A connection for `address`, by the way that the WebSocket takes to the same server."""
     parts = urlsplit(address)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    host, port = parts.hostname or "", parts.port or kind.default_port
     proxy = proxy_for(address.replace("http", "ws", 1))
     if proxy is None:
-        return kind(parts.hostname or "", parts.port, timeout=10)
+        return kind(host, port, timeout=10)
     way = parse_proxy(proxy)
     if way.scheme != "http":
         raise CannotConnect(
@@ -170,7 +180,7 @@ def _connection(address: str) -> http.client.HTTPConnection:
     headers = {}
     if way.username is not None:
         headers["Proxy-Authorization"] = build_authorization_basic(way.username, way.password or "")
-    connection.set_tunnel(parts.hostname or "", parts.port, headers)
+    connection.set_tunnel(host, port, headers)
     return connection
 
 

@@ -142,14 +142,14 @@ async def test_an_old_server_has_no_history(visionai: VisionAI) -> None:
 
 async def test_top_reads_the_servers_metrics(peer: Peer, visionai: VisionAI) -> None:
     """One reading shows clients, queue and the statistics, and no password; as JSON it has the same figures."""
-    url = peer.url.replace("//", "//user:secret@")
-    done = await visionai("top", "--once", "--interval", "0.1", "--url", url)
+    reading = ("top", "--once", "--interval", "0.1", "--url")
+    done = await visionai(*reading, peer.url.replace("//", "//user:secret@"))
     assert (done.code, "secret" in done.out) == (0, False), done
+    # A proxy in front may ask for it, before the metrics, too.
+    assert [asked.headers.get("Authorization") for asked in peer.handshakes] == ["Basic dXNlcjpzZWNyZXQ="] * 3
     assert "predictions/s" in done.out
     assert "last hour  4 faces, mean confidence 80.0 %" in done.out
-    document = json.loads(
-        (await visionai("top", "--once", "--json", "--interval", "0.1", "--url", peer.url)).out
-    )
+    document = json.loads((await visionai(*reading, peer.url, "--json")).out)
     assert (document["clients"], document["queue_depth"], document["rate"]) == (2, 5, 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from client.cli.metrics import Reading, between, histogram_quantile
 from client.cli.output import sparkline
-from client.cli.top import metrics_address
+from client.cli.top import metrics_address, metrics_connection
 from tests.client.measured import METRICS
 
 EMPTY = Reading({})
@@ -66,6 +66,13 @@ def test_an_empty_histogram_has_no_quantile() -> None:
 def test_metrics_are_beside_the_websocket(url: str, address: str) -> None:
     """The same port, TLS as the WebSocket has it, and the same prefix behind a proxy."""
     assert metrics_address(url) == address
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_an_address_of_ipv6_without_a_port_has_the_schemes(scheme: str, port: int) -> None:
+    """Its last group is no port."""
+    connection = metrics_connection(f"{scheme}://[2001:db8::1]/metrics")
+    assert (connection.host, connection.port) == ("2001:db8::1", port)
 
 
 def test_a_sparkline_reaches_from_nothing_to_the_peak() -> None:
