@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from client.cli.inputs import InputError
 from client.cli.opencv import load_opencv
@@ -29,8 +30,9 @@ class Camera:
 
     def __init__(self, source: str, on_frame: Callable[[bytes | None], object]) -> None:
         self._cv2 = load_opencv("--camera")
-        is_camera = source.isdigit()
-        if not is_camera and not Path(source).is_file():
+        is_camera = re.fullmatch("[0-9]{1,9}", source) is not None
+        # Path's own question raises where a name is too long, or is in a folder that may not be looked into.
+        if not is_camera and not os.path.isfile(source):  # noqa: PTH113
             raise InputError(f"there is no video {source}; a camera is a number, such as 0")
         self._capture = self._cv2.VideoCapture(int(source) if is_camera else source)
         if not self._capture.isOpened():

@@ -297,7 +297,7 @@ def test_watch_tells_answers_apart_that_come_within_a_tick(monkeypatch: pytest.M
     assert view.rate() > 0
 
 
-@pytest.mark.parametrize("camera", ["nowhere.mp4", "notes.txt", "99"])
+@pytest.mark.parametrize("camera", ["nowhere.mp4", "notes.txt", "99", "²", "9" * 20, "a" * 300])
 async def test_watch_without_a_camera_is_a_usage_error(
     visionai: VisionAI, tmp_path: Path, unused_url: str, camera: str
 ) -> None:
