@@ -139,23 +139,7 @@ class Internal(RequestError):
 
 
 ERROR_CODES: Final = tuple(
-    error.code
-    for error in (
-        InvalidJSON,
-        InvalidRequest,
-        UnknownCommand,
-        InvalidBase64,
-        InvalidImage,
-        ImageTooLarge,
-        NoFace,
-        Unauthorized,
-        RateLimited,
-        Overloaded,
-        DeadlineExceeded,
-        Superseded,
-        ShuttingDown,
-        Internal,
-    )
+    kind.code for kind in (*RequestError.__subclasses__(), *TryAgain.__subclasses__()) if kind is not TryAgain
 )
 
 
