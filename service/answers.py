@@ -50,17 +50,19 @@ class Answers:
         What is wrong is told `in_detail` alone: the words are a database's or an operating system's, with its hosts,
         users and files.
         """
+        body: dict[str, Any]
         match query.command:
             case "emotions":
-                return replies.emotions_reply(self._emotions, query.id)
+                body = {"type": "emotions", "emotions": self._emotions}
             case "model_info":
-                return replies.model_info_reply(self._model_info(version), query.id)
+                body = {"type": "model_info", "info": self._model_info(version)}
             case "models":
-                return replies.models_reply([_described(each) for each in self._versions], query.id)
+                body = {"type": "models", "models": [_described(each) for each in self._versions]}
             case "ping":
-                return replies.pong_reply(datetime.now(UTC), query.id)
+                body = {"type": "pong", "timestamp": replies.naive_utc(datetime.now(UTC))}
             case _:
                 return self._health(query, in_detail)
+        return replies.success(body, query.id)
 
     def _health(self, query: Query, in_detail: bool) -> bytes:
         """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""

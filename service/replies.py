@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from service.emotions import Emotion
 from service.errors import RequestError
 from service.protocol import COMMANDS, Options, RequestId
 from service.settings import Authentication
@@ -143,32 +142,12 @@ def welcome(version: str, authentication: Authentication = "off") -> bytes:
     return orjson.dumps(message)
 
 
-def emotions_reply(emotions: Sequence[Emotion], request_id: RequestId) -> bytes:
-    """The reply to `emotions`."""
-    return success({"type": "emotions", "emotions": emotions}, request_id)
-
-
-def model_info_reply(info: Mapping[str, Any], request_id: RequestId) -> bytes:
-    """The reply to `model_info`."""
-    return success({"type": "model_info", "info": info}, request_id)
-
-
 def configuration_reply(options: Options, request_id: RequestId, user: str | None) -> bytes:
     """The reply to `configure`: the options that are in force from the next request on, and whose connection it is."""
     body: dict[str, Any] = {"type": "configuration", "configuration": asdict(options)}
     if user is not None:
         body["user"] = user
     return success(body, request_id)
-
-
-def pong_reply(now: datetime, request_id: RequestId) -> bytes:
-    """The reply to `ping`."""
-    return success({"type": "pong", "timestamp": naive_utc(now)}, request_id)
-
-
-def models_reply(models: Sequence[Mapping[str, Any]], request_id: RequestId) -> bytes:
-    """The reply to `models`."""
-    return success({"type": "models", "models": models}, request_id)
 
 
 def health_reply(
