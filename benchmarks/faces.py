@@ -28,9 +28,9 @@ from service.errors import RequestError, StartupError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.crop import LIFT, SCALE
 from service.images.decode import ImageDecoder, Photo
-from service.modelfile import resolve_detector, resolve_model
+from service.modelfile import resolve_detectors, resolve_model
 from service.predictor import FACE_CROP_SIDE
-from service.settings import DEFAULT_MODEL, DETECTORS
+from service.settings import DEFAULT_MODEL
 
 _REPEATS = 5
 _SCALES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
@@ -50,7 +50,7 @@ def measure_faces(
     """Find and score the faces of each photo in a folder."""
     model = resolve_model(model, "--model")
     engine = Engine(model)
-    detector = FaceDetector(resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1]))
+    detector = FaceDetector(*resolve_detectors(model))
     decoder = ImageDecoder(engine.card.shape, max_pixels=10**9)
     try:
         labels = _read_labels(folder / "labels.csv", engine.card.labels)

@@ -30,8 +30,8 @@ from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
-from service.modelfile import resolve_detector, resolve_model
-from service.settings import DETECTORS, Detect, Provider
+from service.modelfile import resolve_detectors, resolve_model
+from service.settings import Detect, Provider
 from service.signals import held_back
 
 Workers = Literal["threads", "processes"]
@@ -71,9 +71,7 @@ class Job:
             )
         self.engine = Engine(resolve_model(model, "--model"), PROVIDER, callers=callers)
         self._decoder = ImageDecoder(self.engine.card.shape, max_pixels=10**8)
-        self._detector = FaceDetector(
-            resolve_detector(model, DETECTORS[0]), resolve_detector(model, DETECTORS[1])
-        )
+        self._detector = FaceDetector(*resolve_detectors(model))
 
     def run_for(self, size: str, batch: int, detect: Detect, seconds: float) -> tuple[list[float], float]:
         """Work on batches until the time is up. Returns the seconds of each batch, and of all together."""

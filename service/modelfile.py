@@ -10,6 +10,8 @@ from pathlib import Path
 from service.errors import StartupError
 from service.settings import DEFAULT_MODEL
 
+DETECTORS = ("face_short.onnx", "face_back.onnx")
+
 
 def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     """The ONNX file to serve: `model_path` itself, or what a Keras file was converted to.
@@ -40,12 +42,17 @@ def resolve_model(model_path: Path, setting: str = "MODEL_PATH") -> Path:
     )
 
 
-def resolve_detector(model: Path, name: str) -> Path:
-    """A face detector's file: beside the emotion model, or where `make convert` puts it.
+def resolve_detectors(model: Path) -> tuple[Path, Path]:
+    """The files of the face detectors, `DETECTORS`: each beside the emotion model, or where `make convert` puts it.
 
     Raises:
-        StartupError: there is none, and how to make it; or it cannot be looked for.
+        StartupError: one is not there, and how to make it; or it cannot be looked for.
     """
+    short_range, second = (_resolve_detector(model, name) for name in DETECTORS)
+    return short_range, second
+
+
+def _resolve_detector(model: Path, name: str) -> Path:
     for candidate in (model.with_name(name), DEFAULT_MODEL.with_name(name)):
         if _is_file(candidate):
             return candidate

@@ -30,7 +30,6 @@ Network = IPv4Network | IPv6Network
 SmallFaces = Literal["auto", "always", "never"]
 
 DEFAULT_MODEL = Path("models/build/modelo_emociones.onnx")
-DETECTORS = ("face_short.onnx", "face_back.onnx")
 DEFAULT_DATABASE = "sqlite:///visionai.db"
 
 

@@ -30,11 +30,11 @@ from service.faces import FaceDetector
 from service.listening import most_connections
 from service.logs import silence_native_libraries
 from service.metrics import Metrics
-from service.modelfile import check_source, resolve_detector, resolve_model
+from service.modelfile import check_source, resolve_detectors, resolve_model
 from service.newcomers import Newcomers
 from service.security.perimeter import Perimeter
 from service.server import BACKLOG, Service
-from service.settings import DETECTORS, Settings
+from service.settings import Settings
 from service.store import Store, StoreStatus, check_journal, prepare
 from service.tracing import start_tracing
 
@@ -110,8 +110,7 @@ def load_detector(settings: Settings, engine: Engine) -> FaceDetector:
     Raises:
         StartupError: a file is missing or wrong.
     """
-    short_range, second = (resolve_detector(engine.card.path, name) for name in DETECTORS)
-    return FaceDetector(short_range, second, settings.small_faces)
+    return FaceDetector(*resolve_detectors(engine.card.path), settings.small_faces)
 
 
 def load_models(settings: Settings) -> tuple[Engine, Engine | None, FaceDetector]:

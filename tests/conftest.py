@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 
 from service.faces import FaceDetector
-from service.settings import DETECTORS
+from service.modelfile import resolve_detectors
 from tests.service.harness import MODEL, ROOT, ServiceProcess, StartProcess
 
 
@@ -133,7 +133,7 @@ def restartable_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def detector() -> FaceDetector:
     """The converted face detector."""
-    return FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
+    return FaceDetector(*resolve_detectors(MODEL))
 
 
 @contextmanager

@@ -24,9 +24,10 @@ from service.engine import Engine
 from service.errors import ERROR_CODES, RequestError
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder
+from service.modelfile import resolve_detectors
 from service.predictor import Predictor
 from service.protocol import Options
-from service.settings import DETECTORS, Settings
+from service.settings import Settings
 from service.store.records import PredictionRecord
 from tests.fuzz import targets
 from tests.fuzz.corpus import images, messages, mutants
@@ -68,7 +69,7 @@ def test_mutated_images_are_predicted_or_refused() -> None:
             return bool(records)
 
     engine = Engine(MODEL)
-    detector = FaceDetector(MODEL.with_name(DETECTORS[0]), MODEL.with_name(DETECTORS[1]))
+    detector = FaceDetector(*resolve_detectors(MODEL))
     decoder = ImageDecoder(engine.card.shape, Settings().max_image_pixels)
     predictor = Predictor(engine, decoder, Nowhere(), detector)
     buffer = predictor.make_buffer(4)

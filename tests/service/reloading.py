@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from service.engine import Engine
-from service.settings import DETECTORS
+from service.modelfile import DETECTORS
 from tests.service.harness import MODEL, ROOT, TIMEOUT
 
 # Bytes in the model's metadata, each replaced by as many others.

@@ -12,7 +12,7 @@ import pytest
 
 from service.engine import Engine
 from service.errors import StartupError
-from service.modelfile import check_source, resolve_detector, resolve_model
+from service.modelfile import DETECTORS, check_source, resolve_detectors, resolve_model
 from service.settings import DEFAULT_MODEL
 from tests.service.harness import MODEL
 
@@ -80,12 +80,13 @@ def test_a_detector_beside_the_model_is_taken_before_the_one_that_was_built(
 ) -> None:
     """Whoever puts another there means it; without one, what `make convert` built is used."""
     monkeypatch.chdir(tmp_path)
-    model, built = tmp_path / "model.onnx", DEFAULT_MODEL.with_name("face.onnx")
-    built.parent.mkdir(parents=True)
-    built.touch()
-    assert resolve_detector(model, built.name) == built
-    (tmp_path / built.name).touch()
-    assert resolve_detector(model, built.name) == tmp_path / built.name
+    built = tuple(DEFAULT_MODEL.with_name(name) for name in DETECTORS)
+    DEFAULT_MODEL.parent.mkdir(parents=True)
+    for file in built:
+        file.touch()
+    assert resolve_detectors(tmp_path / "model.onnx") == built
+    (tmp_path / DETECTORS[1]).touch()
+    assert resolve_detectors(tmp_path / "model.onnx") == (built[0], tmp_path / DETECTORS[1])
 
 
 def test_a_model_that_was_changed_is_refused(copied: Path) -> None:
