@@ -17,7 +17,7 @@ from conversion.atomic import write_atomically
 from conversion.errors import ConversionError
 from models.dataset import INPUT_SIDE, DataError, Split, scored_rows, soft_targets
 from models.labels import Labels
-from models.metrics import cross_entropy
+from models.metrics import accuracy, cross_entropy
 from models.networks import ModelError, load_network
 from models.recipe import PRETRAINED, Recipe
 from models.resuming import alone, begin
@@ -263,8 +263,8 @@ def _validate(network: object, name: str, epoch: int, plan: Plan) -> dict[str, f
     looks = (faces, faces[:, :, ::-1]) if plan.recipe.mirrored else (faces,)
     logits = np.mean([predict_logits(network, look) for look in looks], axis=0)
     _demand_finite(logits, name, epoch)
-    accuracy = float((logits.argmax(axis=1) == truth[kept]).mean())
-    return {f"{name}_accuracy": accuracy, f"{name}_cross_entropy": cross_entropy(logits, truth[kept])}
+    figures = {"accuracy": accuracy(logits, truth[kept]), "cross_entropy": cross_entropy(logits, truth[kept])}
+    return {f"{name}_{figure}": value for figure, value in figures.items()}
 
 
 def _demand_finite(numbers: ArrayLike, name: str, epoch: int) -> None:
