@@ -14,6 +14,8 @@ from service.store.schema import HEAD
 from tests.store.harness import execute, revision
 from tests.store.older_server import make_older_server, older_columns
 
+REVISIONS = [f"{number:04}" for number in range(1, int(HEAD) + 1)]
+
 OURS = ("alembic_version", "emotion_minutes", "latency_minutes")
 OLDER = ("predictions_log", "emotion_class", "model_version")
 
@@ -52,9 +54,7 @@ def with_version(engine: sa.Engine, *revisions: str) -> None:
 
 
 @pytest.mark.parametrize("tables", ["the older server's", "none"])
-@pytest.mark.parametrize(
-    "revisions", [(f"000{number}",) for number in range(1, 6)] + [("0001", "ae1027a6acf")]
-)
+@pytest.mark.parametrize("revisions", [*((each,) for each in REVISIONS), ("0001", "ae1027a6acf")])
 def test_another_applications_version_is_not_taken_for_ours(
     engine: sa.Engine, tables: str, revisions: tuple[str, ...]
 ) -> None:
@@ -75,7 +75,7 @@ def test_another_applications_version_is_not_taken_for_ours(
         assert tuple(found) == revisions
 
 
-@pytest.mark.parametrize("before", ["0002", "0003", "0004", HEAD])
+@pytest.mark.parametrize("before", REVISIONS[1:])
 def test_older_tables_beside_an_earlier_version_of_ours(engine: sa.Engine, before: str) -> None:
     """They are not worked on as if they were newer; what there is to drop is told only where it is ours."""
     with engine.begin() as connection:
