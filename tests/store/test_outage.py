@@ -109,7 +109,7 @@ def test_closing_waits_for_a_server_that_comes_back(
 
 
 def test_a_server_that_hangs(
-    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer
 ) -> None:
     """A database that is frozen in mid-connection delays neither recording nor, beyond its time, closing."""
     store = open_store()

@@ -145,9 +145,7 @@ def write(session: Any, emotions: list[int]) -> None:
             cursor.execute(INSERT, (emotion, 5, START))
 
 
-def test_two_that_store_the_same_predictions(
-    connect: Callable[[], Any], tables: sa.Engine, make_record: MakeRecord
-) -> None:
+def test_two_that_store_the_same_predictions(tables: sa.Engine, make_record: MakeRecord) -> None:
     """A journal that is stored again while its first writer's transaction is open still: each prediction is there once,
     though the two have them in other orders, in one statement or in several."""
     records = [make_record(timestamp=START + timedelta(minutes=number % 7)) for number in range(50)]

@@ -165,9 +165,7 @@ def test_who_has_to_migrate_what_a_superuser_did(older: sa.Engine) -> None:
         prepare(url, labels=("happy",), version_tag="v1", model_filename="emotion.onnx")
 
 
-def test_who_may_not_give_tables_away_migrates_all_the_same(
-    older: sa.Engine, postgres_server: PostgresServer
-) -> None:
+def test_who_may_not_give_tables_away_migrates_all_the_same(older: sa.Engine) -> None:
     """Somebody with all rights on the tables, but not their owner's: they keep what they made."""
     migrate(older)
     with older.begin() as connection:
