@@ -375,10 +375,12 @@ def test_the_serving_environment_names_the_one_to_use(missing: str, rgb_model: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place(refused: Callable[..., str], rgb_model: Path, tmp_path: Path) -> None:
+def test_an_unwritable_place(rgb_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the output cannot be written, the path is in the error."""
-    (tmp_path / "refused").write_text("a file where a folder should be", "utf-8")
-    assert main([str(rgb_model), *SCALED, "-o", str(tmp_path / "refused" / "m.onnx")]) == 1
+    place = tmp_path / "place"
+    place.write_text("a file where a folder should be", "utf-8")
+    assert main([str(rgb_model), *SCALED, "-o", str(place / "m.onnx")]) == 1
+    assert capsys.readouterr().err == f"error: {place / 'm.onnx'}: cannot write: {place} is not a folder\n"
 
 
 def test_ctrl_c_is_one_line(rgb_model: Path, refused: Callable[..., str], tmp_path: Path) -> None:
