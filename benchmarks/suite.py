@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,17 @@ _PROFILE_SECONDS = 1.5
 _IDLE_SECONDS = 3.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Suite:
     """Everything that was measured."""
 
-    limits: list[LimitResult] = field(default_factory=list)
-    pairs: list[list[Paired]] = field(default_factory=list)
-    arrivals: list[list[LoadResult]] = field(default_factory=list)
-    sweep: Sweep | None = None
-    idle: IdleResult | None = None
-    storing: list[StoringResult] = field(default_factory=list)
-    profile: Profile | None = None
+    limits: list[LimitResult]
+    pairs: list[list[Paired]]
+    arrivals: list[list[LoadResult]]
+    sweep: Sweep
+    idle: IdleResult
+    storing: list[StoringResult]
+    profile: Profile
 
     def to_json(self) -> dict[str, Any]:
         """The figures of each repeat."""
@@ -74,16 +74,13 @@ class Suite:
 
     def parts(self) -> list[Part]:
         """What the report shows, in order."""
-        assert self.sweep is not None
-        assert self.idle is not None
-        assert self.profile is not None
         return [
             ratio_grid(self.pairs),
             plot_shares(self.pairs),
             limit_grid(self.limits),
             load_grid([[pair.load for pair in pairs] for pairs in self.pairs]),
             load_grid(self.arrivals, "open loop: latency from the moment a request was due"),
-            self._burst_grid(),
+            burst_grid(self.arrivals, self.sweep.saturation),
             sweep_grid(self.sweep),
             plot_sweep(self.sweep),
             profile_grid(self.profile),
@@ -92,20 +89,22 @@ class Suite:
             idle_grid(self.idle),
         ]
 
-    def _burst_grid(self) -> Grid:
-        grid = Grid(
-            "all clients at the same instant, and at 150 % of saturation",
-            ["what", "measured"],
-        )
-        for results in self.arrivals:
-            bursts = [took for result in results for took in result.bursts_ms]
-            if bursts:
-                grid.rows.append([f"{results[0].clients} at once: last answer", f"{spread(bursts):.0f} ms"])
-            elif self.sweep is not None and results[0].deadline_ms is not None:
-                shares = [result.goodput / self.sweep.saturation for result in results]
-                name = f"{results[0].rate:,.0f}/s asked: answers within {_DEADLINE_MS:.0f} ms, of saturation"
-                grid.rows.append([name, f"{spread(shares):.2f}"])
-        return grid
+
+def burst_grid(arrivals: Sequence[Sequence[LoadResult]], saturation: float) -> Grid:
+    """How late the last of a burst is answered, and how much of what is asked too fast is answered in time."""
+    grid = Grid(
+        "all clients at the same instant, and at 150 % of saturation",
+        ["what", "measured"],
+    )
+    for results in arrivals:
+        bursts = [took for result in results for took in result.bursts_ms]
+        if bursts:
+            grid.rows.append([f"{results[0].clients} at once: last answer", f"{spread(bursts):.0f} ms"])
+        elif results[0].deadline_ms is not None:
+            shares = [result.goodput / saturation for result in results]
+            name = f"{results[0].rate:,.0f}/s asked: answers within {_DEADLINE_MS:.0f} ms, of saturation"
+            grid.rows.append([name, f"{spread(shares):.2f}"])
+    return grid
 
 
 def steps(repeats: int) -> int:
@@ -130,63 +129,60 @@ def seconds_of(seconds: float) -> dict[str, float]:
 
 def run_suite(model: Path, repeats: int, seconds: float, patience: float, progress: Progress) -> Suite:
     """Measure everything, `repeats` times, as long as `seconds_of` says; waits for quiet where things are compared."""
-    suite = Suite()
     lasting = seconds_of(seconds)
     allow_open_files(_MOST_CLIENTS)
     with limit_bench(model, available_cpus()) as bench:
-        _limits(suite, bench, repeats, lasting["limit"], progress)
+        limits = _limits(bench, repeats, lasting["limit"], progress)
         with started_service(model) as target:
+            pairs = []
             for size, detect, clients in PAIRS:
                 plan = LoadPlan(clients=clients, seconds=lasting["against the limit"], warmup=0.5)
-                pairs = []
+                repeated = []
                 for pair in against_limit(
                     bench, target, make_workload(size, "json", detect), plan, repeats, patience
                 ):
                     progress(f"{size}, {clients} clients against the limit")
                     answered(pair.load)  # or there is no rate to hold others against
-                    pairs.append(pair)
-                suite.pairs.append(pairs)
-            saturation = _saturation(suite)
+                    repeated.append(pair)
+                pairs.append(repeated)
+            saturation = _saturation(pairs)
             wait_until_quiet(patience)
-            _arrivals(suite, target, saturation, repeats, lasting, progress)
-            suite.sweep = _sweep(target, saturation, lasting["sweep"], progress)
+            arrivals = _arrivals(target, saturation, repeats, lasting, progress)
+            sweep = _sweep(target, saturation, lasting["sweep"], progress)
     progress("idle")
-    suite.idle = measure_idle(model, seconds=lasting["idle"])
+    idle = measure_idle(model, seconds=lasting["idle"])
     plan = LoadPlan(clients=64, seconds=lasting["storing"], warmup=0.5)
-    suite.storing = compare_storing(
+    storing = compare_storing(
         model, make_workload("64x64"), plan, repeats, patience, lambda: progress("what storing costs")
     )
     progress("profile")
     wait_until_quiet(patience)
-    suite.profile = profile(model, make_workload("64x64"), seconds=lasting["profile"])
-    return suite
+    hot_path = profile(model, make_workload("64x64"), seconds=lasting["profile"])
+    return Suite(limits, pairs, arrivals, sweep, idle, storing, hot_path)
 
 
-def _limits(suite: Suite, bench: LimitBench, repeats: int, seconds: float, progress: Progress) -> None:
+def _limits(bench: LimitBench, repeats: int, seconds: float, progress: Progress) -> list[LimitResult]:
     """Repeats are the outer loop: what disturbs the machine for a while disturbs one repeat of each."""
     kinds: tuple[Workers, ...] = ("threads", "processes")
+    limits = []
     for _ in range(repeats):
         for size in SIZES:
             progress(f"limit, {size}")
             for workers in kinds:
                 for batch in (1, 8):
-                    suite.limits.append(bench.measure(workers, size, batch, "never", seconds))
-        suite.limits.append(bench.measure("threads", "640x480", 1, "auto", seconds))
+                    limits.append(bench.measure(workers, size, batch, "never", seconds))
+        limits.append(bench.measure("threads", "640x480", 1, "auto", seconds))
+    return limits
 
 
-def _saturation(suite: Suite) -> float:
-    rates = [[p.load.throughput for p in pairs] for pairs in suite.pairs if pairs[0].load.size == "64x64"]
+def _saturation(series: Sequence[Sequence[Paired]]) -> float:
+    rates = [[p.load.throughput for p in pairs] for pairs in series if pairs[0].load.size == "64x64"]
     return max(spread(values).median for values in rates)
 
 
 def _arrivals(
-    suite: Suite,
-    target: Target,
-    saturation: float,
-    repeats: int,
-    lasting: dict[str, float],
-    progress: Progress,
-) -> None:
+    target: Target, saturation: float, repeats: int, lasting: dict[str, float], progress: Progress
+) -> list[list[LoadResult]]:
     seconds = lasting["arrivals"]
     paced = LoadPlan(clients=1000, rate=1000, arrivals="paced", seconds=seconds)
     burst = LoadPlan(clients=1000, rate=1000, arrivals="burst", seconds=lasting["bursts"], warmup=0.5)
@@ -194,13 +190,15 @@ def _arrivals(
     excess = LoadPlan(
         clients=256, rate=1.5 * saturation, deadline_ms=_DEADLINE_MS, seconds=seconds, warmup=0.5
     )
+    arrivals = []
     for plan in (paced, burst, brisk, excess):
         results = []
         for _ in range(repeats):
             progress(f"{plan.arrivals} arrivals, {plan.rate:,.0f}/s")
             workload = make_workload("64x64", deadline_ms=plan.deadline_ms)
             results.append(load(target, workload, plan))
-        suite.arrivals.append(results)
+        arrivals.append(results)
+    return arrivals
 
 
 def _sweep(target: Target, saturation: float, seconds: float, progress: Progress) -> Sweep:

@@ -30,7 +30,7 @@ from benchmarks.report import write_report, write_results
 from benchmarks.slo import check_slo, parse_slo
 from benchmarks.spread import spread
 from benchmarks.stages import Stages
-from benchmarks.suite import Suite
+from benchmarks.suite import burst_grid
 from benchmarks.sweep import Sweep, find_knee
 from benchmarks.tables import limit_grid, load_grid, profile_grid, ratio_grid, storing_grid, sweep_grid
 from benchmarks.target import Target
@@ -274,8 +274,8 @@ def test_what_had_no_deadline_is_not_told_as_within_one() -> None:
     """Of a network so slow that a thousand a second are more than it can: paced clients had all the time."""
     paced = replace(at_rate(1000, 30), arrivals="paced")
     excess = replace(at_rate(750, 30), deadline_ms=50.0, goodput=400.0)
-    suite = Suite(arrivals=[[paced], [excess]], sweep=Sweep("64x64", 500.0, [], []))
-    assert suite._burst_grid().rows == [["750/s asked: answers within 50 ms, of saturation", "0.80"]]
+    grid = burst_grid([[paced], [excess]], saturation=500.0)
+    assert grid.rows == [["750/s asked: answers within 50 ms, of saturation", "0.80"]]
 
 
 def test_the_report_is_one_file_with_plots_inside(tmp_path: Path) -> None:
