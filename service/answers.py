@@ -61,11 +61,14 @@ class Answers:
             case "ping":
                 body = {"type": "pong", "timestamp": replies.naive_utc(datetime.now(UTC))}
             case _:
-                return self._health(query, in_detail)
+                body = self._health(in_detail)
         return replies.success(body, query.id)
 
-    def _health(self, query: Query, in_detail: bool) -> bytes:
-        """Over all workers; of the store's errors this worker's in detail, and where only others have one, which."""
+    def _health(self, in_detail: bool) -> dict[str, Any]:
+        """Over all workers; of the store's errors this worker's in detail, and where only others have one, which.
+
+        `reload_error` says why the last reload left the old model serving, and is there only then.
+        """
         self._refresh()
         metrics = self._metrics
         store = store_status(self._versions)
@@ -85,16 +88,18 @@ class Answers:
             details["error"] = (
                 f"another worker cannot write to its {failing[0]}" if store.healthy else store.last_error
             )
-        return replies.health_reply(
-            status if self._not_ready() is None else "unhealthy",
-            f"{SERVICE_NAME} {__version__}",
-            datetime.now(UTC),
-            int(metrics.total(Gauge.CONNECTIONS)),
-            details,
-            query.id,
-            models=[_summary(each) for each in self._versions],
-            reload_error=metrics.reloads.last_error if in_detail else None,
-        )
+        reply = {
+            "type": "health",
+            "status": status if self._not_ready() is None else "unhealthy",
+            "service": f"{SERVICE_NAME} {__version__}",
+            "timestamp": replies.naive_utc(datetime.now(UTC)),
+            "clients_connected": int(metrics.total(Gauge.CONNECTIONS)),
+            "store": details,
+            "models": [_summary(each) for each in self._versions],
+        }
+        if in_detail and (reload_error := metrics.reloads.last_error) is not None:
+            reply["reload_error"] = reload_error
+        return reply
 
     def _model_info(self, version: Version) -> dict[str, Any]:
         card = version.engine.card

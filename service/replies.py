@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -150,40 +150,11 @@ def configuration_reply(options: Options, request_id: RequestId, user: str | Non
     return success(body, request_id)
 
 
-def health_reply(
-    status: str,
-    service: str,
-    now: datetime,
-    clients: int,
-    store: Mapping[str, Any],
-    request_id: RequestId,
-    *,
-    models: Sequence[Mapping[str, Any]],
-    reload_error: str | None,
-) -> bytes:
-    """The reply to `health`. Its `status` is the health itself, not "success": so v1 has it.
-
-    `models` are the versions that are served, each with its share of the connections. `reload_error` says why the last
-    reload left the old model serving; the field is there only then.
-    """
-    reply = {
-        "type": "health",
-        "status": status,
-        "service": service,
-        "timestamp": naive_utc(now),
-        "clients_connected": clients,
-        "store": store,
-        "models": models,
-    }
-    if reload_error is not None:
-        reply["reload_error"] = reload_error
-    if request_id is not None:
-        reply["id"] = request_id
-    return orjson.dumps(reply)
-
-
 def success(body: dict[str, Any], request_id: RequestId) -> bytes:
-    """The reply to what succeeded: the body, whose `type` goes first."""
+    """The reply to what succeeded: the body, whose `type` goes first.
+
+    That of `health` brings a `status` of its own, the health itself: so v1 has it.
+    """
     reply = {"type": body.pop("type"), "status": "success", **body}
     if request_id is not None:
         reply["id"] = request_id
