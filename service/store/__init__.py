@@ -139,7 +139,6 @@ class Store:
         fsync: Fsync = "interval",
         private: bool = False,
         retention_days: float | None = None,
-        memory_limit: int = MEMORY_LIMIT,
         during_outage: bool = False,
         new_journal: bool = False,
         active: bool = True,
@@ -152,7 +151,7 @@ class Store:
 
         With a ``journal_dir`` records are on disk before :meth:`record` returns, and survive what ``fsync`` says
         (see :class:`service.store.journal.JournalBacklog`); several processes may share the folder, if they share the
-        database, and one that lives stores what one that died left there. Without it, up to ``memory_limit`` records
+        database, and one that lives stores what one that died left there. Without it, up to ``MEMORY_LIMIT`` records
         wait in memory and die with the process.
 
         ``private`` keeps neither address nor face box of anybody. Rows older than ``retention_days`` are deleted,
@@ -193,7 +192,7 @@ class Store:
             return found
 
         # Before the database is prepared: where nothing can be stored the version that is served stays the active one.
-        backlog = _open_backlog(model, journal_dir, fsync, memory_limit, during_outage and not new_journal)
+        backlog = _open_backlog(model, journal_dir, fsync, during_outage and not new_journal)
         references: dict[Model, References] = {}
         try:
             try:
@@ -293,7 +292,7 @@ def check_journal(journal_dir: Path | None) -> None:
 
     Raises StartupError as it does.
     """
-    _open_backlog(Model("", "", ()), journal_dir, "never", MEMORY_LIMIT, later=False).close()
+    _open_backlog(Model("", "", ()), journal_dir, "never", later=False).close()
 
 
 def bring_up_to_date(url: str, before: Callable[[], object]) -> None:
@@ -344,11 +343,9 @@ def _prepare(
     return references
 
 
-def _open_backlog(
-    model: Model, journal_dir: Path | None, fsync: Fsync, memory_limit: int, later: bool
-) -> Backlog:
+def _open_backlog(model: Model, journal_dir: Path | None, fsync: Fsync, later: bool) -> Backlog:
     if journal_dir is None:
-        return MemoryBacklog(model, memory_limit)
+        return MemoryBacklog(model, MEMORY_LIMIT)
     if not later:
         try:
             return JournalBacklog(journal_dir, model, fsync=fsync)

@@ -172,10 +172,15 @@ def test_memory_that_has_room_again_says_so() -> None:
 
 
 def test_the_bound_of_the_memory(
-    open_store: OpenStore, make_record: MakeRecord, restartable_postgres: PostgresServer, database_url: str
+    open_store: OpenStore,
+    make_record: MakeRecord,
+    restartable_postgres: PostgresServer,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full backlog turns records away, whole batches of them, and takes new ones once it has room."""
-    store = open_store(memory_limit=10)
+    monkeypatch.setattr("service.store.MEMORY_LIMIT", 10)
+    store = open_store()
     restartable_postgres.stop()
     kept = [make_record() for _ in range(9)]
     assert store.record(kept)
