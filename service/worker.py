@@ -232,7 +232,7 @@ def run_worker(
     try:
         with _ending_with(pipe), telling_missing_packages():
             engine, canary_engine, detector = load_models(settings)
-            if served is not None and tuple(engine.card.labels) != served.labels:
+            if served is not None and engine.card.labels != served.labels:
                 raise StartupError(
                     f"{engine.card.path} answers {', '.join(engine.card.labels)} and the model that is served "
                     f"{', '.join(served.labels)}: that needs a restart"
@@ -254,7 +254,7 @@ def run_worker(
     ready = Ready(
         engine.card.version_tag,
         None if canary_engine is None else canary_engine.card.version_tag,
-        tuple(engine.card.labels),
+        engine.card.labels,
     )
     try:
         with _runner(settings, shared, row, metrics) as runner:
