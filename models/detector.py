@@ -164,12 +164,12 @@ def _difference(model: Any, tflite: Path, size: int) -> float:
 def _write(
     model: Any, source: ModelSource, tflite: Path, output: Path, described: dict[str, Any], difference: float
 ) -> None:
-    from onnx import helper
-
+    from conversion import metadata
+    from conversion.manifest import SCHEMA, manifest_path, serialise_manifest
     from conversion.onnxfile import serialise
 
-    metadata = {
-        "schema": "1",
+    entries = {
+        "schema": metadata.SCHEMA,
         "kind": "detector",
         "detector": json.dumps(described, sort_keys=True),
         "source": tflite.name,
@@ -177,18 +177,17 @@ def _write(
         "opset": str(_OPSET),
         "precision": "fp32",
     }
-    helper.set_model_props(model, {f"visionai.{key}": value for key, value in sorted(metadata.items())})
+    metadata.write(model, entries)
     content = serialise(model)
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "model": output.name,
         "model_sha256": hashlib.sha256(content).hexdigest(),
         "model_bytes": len(content),
         "source": tflite.name,
-        "source_sha256": metadata["source_sha256"],
-        "metadata": metadata,
+        "source_sha256": entries["source_sha256"],
+        "metadata": entries,
         "licence": source.package.licence if source.package else "",
         "parity": {"noise and ramp": {"max_difference": float(f"{difference:.2g}")}},
     }
-    document = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    write_all({output: content, output.with_name(output.name + ".manifest.json"): document.encode()})
+    write_all({output: content, manifest_path(output): serialise_manifest(manifest)})
