@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,8 @@ def manifest_of(converted: Converted, variant: Variant) -> dict[str, Any]:
         "specification": converted.specification.as_dict(),
         "metadata": dict(variant.metadata),
         "tools": tool_versions(),
-        "thresholds": thresholds.as_dict(),
-        "parity": {name: parity.as_dict() for name, parity in variant.parity.items()},
+        "thresholds": asdict(thresholds),
+        "parity": {name: asdict(parity) for name, parity in variant.parity.items()},
         "graph": variant.graph.as_dict(),
         "reference": reference_entry(evidence.images["reference"], evidence.answers["reference"]),
     }

@@ -24,6 +24,7 @@ change with it. The measurements are in the manifest.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import onnx
@@ -60,7 +61,7 @@ def describe(
         "opset": str(specification.opset),
         "precision": precision,
         "parameters": str(source.parameters),
-        "parity": _json(thresholds.as_dict()),
+        "parity": _json(asdict(thresholds)),
     }
 
 

@@ -1,6 +1,6 @@
 """Compare what two models answer, and judge the difference."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,10 +19,6 @@ class Thresholds:
     max_difference: float
     mean_difference: float
     agreement: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The bounds as JSON can hold them."""
-        return asdict(self)
 
 
 # Two probabilities this close may change places when each moves by the float32 bound.
@@ -52,10 +48,6 @@ class Parity:
     max_difference: float
     mean_difference: float
     agreement: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The figures as JSON can hold them."""
-        return asdict(self)
 
 
 def compare(reference: Probabilities, candidate: Probabilities) -> Parity:

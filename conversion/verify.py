@@ -1,7 +1,7 @@
 """Check a model against its manifest, without TensorFlow, ONNX and its source."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Verified:
             "source_sha256": self.source_sha256,
             "version_tag": self.version_tag,
             "precision": self.precision,
-            "reference": self.parity.as_dict(),
+            "reference": asdict(self.parity),
         }
 
 
