@@ -1,18 +1,11 @@
 """`evaluate` and `pareto` on model files and pictures that are no such, and on networks that give no probabilities."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import keras
 import numpy as np
 import onnx
 import pytest
-from typer.testing import CliRunner
 
 import models.evaluate
 import models.pareto
@@ -21,14 +14,13 @@ from models.architecture import VARIANTS, build
 from models.dataset import EMOTIONS
 from models.evaluate import Evaluation
 from models.metrics import ClassFigures
-from models.networks import ModelError, load_network, load_trained
+from models.networks import ModelError
 from models.pareto import Variant
+from models.sources import ROOT
+from tests.models.commands import RUNNER
 
 # Keras hands its variables to NumPy in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-RUNNER = CliRunner()
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,103 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48), dtype=np.uint8)
     np.savez(path, val_x=faces, val_y=np.full(3, 3), val_votes=votes)
     return path
-
-
-def network(
-    *,
-    inputs: int = 1,
-    shape: tuple[int | None, ...] = (48, 48, 1),
-    outputs: int = 7,
-    dictionary: bool = False,
-) -> keras.Model:
-    """A network that could tell emotions from such images."""
-    images = [keras.Input(shape) for _ in range(inputs)]
-    joined = keras.layers.Add()(images) if inputs > 1 else images[0]
-    scores = keras.layers.Dense(outputs, activation="softmax")(keras.layers.GlobalAveragePooling2D()(joined))
-    return keras.Model(images if inputs > 1 else images[0], {"scores": scores} if dictionary else scores)
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Unknown(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """A layer that will not be known when its network is loaded."""
-
-    def call(self, inputs: Any) -> Any:
-        """Pass on."""
-        return inputs
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: network(shape=(None, None, 1)), r"takes \[None, None, None, 1\]"),
-        (lambda: network(shape=(48, 48, 4)), r"takes \[None, 48, 48, 4\]"),
-        (lambda: network(inputs=2), "takes"),
-        (lambda: network(dictionary=True), "gives dict"),
-        (lambda: network(outputs=5), r"gives \[1, 5\]"),
-    ],
-)
-def test_a_network_of_another_form_is_refused(
-    make: Callable[[], keras.Model], message: str, tmp_path: Path
-) -> None:
-    """One image of a fixed size in, seven scores out: anything else is named."""
-    make().save(tmp_path / "model.keras")
-    with pytest.raises(ModelError, match=message):
-        load_network(tmp_path / "model.keras")
-
-
-def test_what_keras_cannot_load_is_refused(tmp_path: Path) -> None:
-    """A missing file, one that is something else or was cut off, and a class that is not known here."""
-    with pytest.raises(ModelError, match="no such file"):
-        load_network(tmp_path / "none.keras")
-    (tmp_path / "text.keras").write_text("hello")
-    with pytest.raises(ModelError, match="not a Keras model"):
-        load_network(tmp_path / "text.keras")
-    whole = (ROOT / "models/modelo_emociones.keras").read_bytes()
-    (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match=r"cut\.keras: truncated or damaged \.keras file"):
-        load_network(tmp_path / "cut.keras")
-    keras.Sequential([keras.Input((48, 48, 1)), Unknown(), keras.layers.Flatten()]).save(
-        tmp_path / "own.keras"
-    )
-    registered = keras.saving.get_custom_objects()
-    kept = registered.pop("tests>Unknown")
-    try:
-        with pytest.raises(ModelError, match="Keras cannot load it") as caught:
-            load_network(tmp_path / "own.keras")
-    finally:
-        registered["tests>Unknown"] = kept
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [((96, 96, 1), "not grey faces"), ((48, 48, 3), "not grey faces"), ((48, 48, 1), "exported already")],
-)
-def test_a_network_that_training_does_not_leave_is_refused(
-    shape: tuple[int, int, int], message: str, tmp_path: Path
-) -> None:
-    """What is trained on, labels or is exported takes grey faces of 48x48 and gives logits."""
-    network(shape=shape).save(tmp_path / "model.keras")
-    with pytest.raises(ModelError, match=message):
-        load_trained(tmp_path / "model.keras")
-
-
-@pytest.mark.parametrize("load", [load_network, load_trained])
-def test_a_network_whose_training_diverged_is_refused(load: Callable[[Path], Any], tmp_path: Path) -> None:
-    """What answers NaN is not gone on from, labels nothing and is not exported over the one that is served."""
-    broken = build(VARIANTS["tiny"], "tiny")
-    broken.set_weights([weight * np.float32("nan") for weight in broken.get_weights()])
-    broken.save(tmp_path / "tiny.keras")
-    with pytest.raises(ModelError, match=r"tiny\.keras: answers NaN or infinity"):
-        load(tmp_path / "tiny.keras")
-
-
-def test_a_network_that_has_no_answer_to_black_is_loaded(tmp_path: Path) -> None:
-    """One that divides by an image's own contrast, as some do, is not taken for broken."""
-    images = keras.Input((48, 48, 1))
-    divided = keras.ops.mean(images / keras.ops.std(images, axis=(1, 2, 3), keepdims=True), axis=(1, 2))
-    keras.Model(images, keras.layers.Dense(7, activation="softmax")(divided)).save(tmp_path / "own.keras")
-    load_network(tmp_path / "own.keras")
 
 
 def labelled_onnx(path: Path, **metadata: str) -> Path:
@@ -207,78 +102,6 @@ def test_figures_are_of_probabilities_only(bias: float, message: str, tmp_path: 
 
     with pytest.raises(ModelError, match=message):
         load_predictor(tmp_path / "tiny.keras").probabilities(load_split(data, "val").images)
-
-
-@pytest.mark.parametrize(
-    ("missing", "arguments"),
-    [
-        ("keras", ("train",)),
-        ("tensorflow", ("label", "teacher.keras")),
-        ("keras", ("export", "small.keras", "-o", "out.keras")),
-        ("tensorflow", ("evaluate", "small.keras")),
-        ("matplotlib", ("evaluate", "small.onnx", "--plot", "plot.png")),
-    ],
-)
-def test_the_serving_environment_names_the_one_to_use(
-    missing: str, arguments: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Where what a command needs is not installed, one line says where it is."""
-    votes = np.zeros((3, 10), np.uint8)
-    votes[:, 1] = 10
-    faces, labels = np.zeros((3, 48, 48), np.uint8), np.full(3, 3)
-    np.savez(
-        tmp_path / "faces.npz",
-        train_x=faces,
-        train_y=labels,
-        train_votes=votes,
-        val_x=faces,
-        val_y=labels,
-        val_votes=votes,
-    )
-    (tmp_path / "small.keras").touch()
-    code = f"import sys; sys.modules['{missing}'] = None; from models.__main__ import main; main()"
-    command = [sys.executable, "-c", code, *arguments, "--data", "faces.npz"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(f"error: this needs {missing}: run it in .venv-build")
-    assert ran.stderr.count("\n") == 1
-
-
-def test_a_python_without_the_packages_is_one_line() -> None:
-    """As the system's own is, which people type by habit: it names that Python, and the one to use, even for --help."""
-    code = "import sys; sys.modules['typer'] = None; from models.__main__ import main; main()"
-    command = [sys.executable, "-c", code, "--help"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(
-        f"error: typer is not installed for {sys.executable}: run this in .venv-build"
-    )
-    assert ran.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "moment", ["sys.meta_path.insert(0, Loading())", "import typer.main; typer.main.get_command = interrupt"]
-)
-def test_ctrl_c_before_a_command_runs_is_code_130(moment: str) -> None:
-    """While typer is imported, or puts the commands together: no traceback."""
-    code = f"""
-import signal, sys
-class Loading:
-    def find_spec(self, name, *_):
-        if name == "typer":
-            interrupt()
-def interrupt(*_):
-    signal.raise_signal(signal.SIGINT)
-{moment}
-from models.__main__ import main
-main()
-"""
-    command = [sys.executable, "-c", code, "--help"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
 
 
 def test_the_table_fits_in_a_narrow_terminal(
