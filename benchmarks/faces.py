@@ -1,6 +1,6 @@
 """Faces in photos: how many are found, how long it takes, and whether their emotions are right.
 
-`python -m benchmarks.faces FOLDER` looks for faces in each photo of a folder. Where the folder has a `labels.csv` with
+`python -m benchmarks faces FOLDER` looks for faces in each photo of a folder. Where the folder has a `labels.csv` with
 columns `file` and `emotion`, the largest face of each photo (or the whole photo, where none is found) is scored by the
 emotion network, as the service does it. With `--margins` it also tells how many emotions would be right with other
 crops. Photos stay where they are; nothing of them is kept.
@@ -9,7 +9,6 @@ crops. Photos stay where they are; nothing of them is kept.
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.engine import Engine
-from service.errors import RequestError, StartupError
+from service.errors import RequestError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.crop import LIFT, SCALE
 from service.images.decode import ImageDecoder, Photo
@@ -170,11 +169,3 @@ def _portrait() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     image = cv2.imread(str(Path(__file__).parents[1] / "tests/data/astronaut.jpg"), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     return np.asarray(image, np.uint8)
-
-
-if __name__ == "__main__":
-    try:
-        typer.run(measure_faces)
-    except StartupError as exc:
-        print(f"benchmarks: {exc}", file=sys.stderr)
-        sys.exit(3)

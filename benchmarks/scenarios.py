@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.capacity import MACHINES, needs
 from benchmarks.costs import measure_costs
+from benchmarks.faces import measure_faces
 from benchmarks.gpu import batch_curve, service_on
 from benchmarks.history import Database, measure_history
 from benchmarks.hosts import enter
@@ -56,6 +57,7 @@ def add_scenarios(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     for command in (storing, history, capacity, gpu, replicas, idle, misbehave, peers):
         app.command()(command)
+    app.command("faces")(measure_faces)
 
 
 def storing(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def measure(folder: Path) -> subprocess.CompletedProcess[str]:
     """The benchmark of a folder, which it may refuse."""
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.faces", str(folder)],
+        [sys.executable, "-m", "benchmarks", "faces", str(folder)],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "500"},
         capture_output=True,
@@ -33,7 +33,7 @@ def test_faces_are_counted_and_emotions_compared_with_labels(tmp_path: Path) -> 
     # With the mark that spreadsheets put before a text.
     (tmp_path / "labels.csv").write_text("file,emotion\nphoto.jpg,happy\n", "utf-8-sig")
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faces", str(tmp_path), "--margins"],
+        [sys.executable, "-m", "benchmarks", "faces", str(tmp_path), "--margins"],
         cwd=ROOT,
         capture_output=True,
         text=True,
