@@ -60,7 +60,7 @@ class Bars {
 }
 
 /** One face: its emotion as a heading, its bars below. */
-export class FaceCard {
+class FaceCard {
   element = element("li");
   #square = element("span", { className: "swatch" });
   #emotion = element("span");
