@@ -138,9 +138,13 @@ class Internal(RequestError):
     code = "internal"
 
 
-ERROR_CODES: Final = tuple(
-    kind.code for kind in (*RequestError.__subclasses__(), *TryAgain.__subclasses__()) if kind is not TryAgain
-)
+def _kinds(kind: type[RequestError]) -> Iterator[type[RequestError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _kinds(each)
+
+
+ERROR_CODES: Final = tuple(kind.code for kind in _kinds(RequestError) if hasattr(kind, "code"))
 
 
 def as_utf8(text: str) -> str:
