@@ -35,7 +35,7 @@ _REMEDIES: Final = {
     "where one did before (--migrate-only)",
     "55P03": "another session holds a lock: stop the older server, or end that session, and start again",
     "25006": "the server is a standby, or this user may only read: name one that takes writes in DATABASE_URL "
-    "(of several hosts &target_session_attrs=read-write finds it)",
+    "(of several hosts &target_session_attrs=read-write finds it); a pooler before it must be in session mode",
 }
 _MENDING: Final = (
     "put a copy back in its place, or recover what can be read (`sqlite3 FILE .recover`); "
@@ -182,22 +182,30 @@ def create_reading_engine(url: sa.URL, timeout: float) -> sa.Engine:
     PostgreSQL cuts a statement that takes longer than ``timeout`` seconds; SQLite has to be watched by its caller.
     """
     if url.get_backend_name() == "postgresql":
-        # Behind the operator's, which these would hide: the schema may be named there (`-c search_path=...`).
-        operators = url.query.get("options") or os.environ.get("PGOPTIONS", "")
-        # One core for a question: its answer may take longer, and predictions on the same machine are left more.
-        session = (
-            f"{operators} -c statement_timeout={round(timeout * 1000)} -c max_parallel_workers_per_gather=0"
-        )
         engine = sa.create_engine(
             url,
-            connect_args=_postgres_arguments(url) | {"options": session},
+            connect_args=_postgres_arguments(url),
             pool_size=2,
             pool_pre_ping=True,  # questions are rare: the server may have been restarted since the last one
             isolation_level="AUTOCOMMIT",
             json_deserializer=orjson.loads,
         )
         event.listen(engine, "do_connect", _connect_to_server)
-        event.listen(engine, "connect", _read_only)
+
+        def limit(connection: Any, _: object) -> None:
+            # Not by options of the connection: poolers refuse them, they would hide the operator's, and where
+            # `target_session_attrs=read-write` asks for the one of several servers that takes writes, the driver would
+            # take it for one that does not.
+            with connection.cursor() as cursor:
+                # One core for a question: its answer may take longer, and predictions on the same machine are left
+                # more.
+                cursor.execute(
+                    "SET default_transaction_read_only = on;"
+                    f"SET statement_timeout = {round(timeout * 1000)}; SET max_parallel_workers_per_gather = 0"
+                )
+            connection.commit()
+
+        event.listen(engine, "connect", limit)
         return engine
 
     engine = sa.create_engine(
@@ -245,17 +253,6 @@ def _connect_to_server(
     except UnicodeDecodeError as error:
         reason = error.object.decode(errors="replace")
         raise dialect.loaded_dbapi.OperationalError(reason) from None
-
-
-def _read_only(connection: Any, _: object) -> None:
-    """Let a session of PostgreSQL write nothing.
-
-    Not by an option: where `target_session_attrs=read-write` asks for the one of several servers that takes writes, the
-    driver would take it for one that does not.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute("SET default_transaction_read_only = on")
-    connection.commit()
 
 
 def _set_up_session(connection: Any, _: object) -> None:

@@ -14,6 +14,7 @@ import threading
 from contextlib import closing, suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -187,6 +188,19 @@ def test_what_the_url_says_of_a_connection(postgres_url: str) -> None:
             with engine.connect() as connection:
                 assert connection.scalar(name) == expected
             engine.dispose()
+
+
+def test_a_reader_asks_for_no_options(postgres_url: str) -> None:
+    """PgBouncer refuses a connection that does; its limits are set once it is there."""
+    engine = create_reading_engine(parse_url(postgres_url), timeout=5)
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        assert driver.info.options == ""
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "5s"
+        assert connection.exec_driver_sql("SHOW max_parallel_workers_per_gather").scalar() == "0"
+        with pytest.raises(sa.exc.InternalError, match="read-only"):
+            connection.exec_driver_sql("CREATE TABLE made (value INTEGER)")
+    engine.dispose()
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
