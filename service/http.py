@@ -43,8 +43,9 @@ def route(
         return refused
     path = _path(request.path)
     upgrades = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
-    hosts = len(request.headers.get_all("Host"))
-    if hosts > 1 or (not hosts and request.protocol == "HTTP/1.1"):  # RFC 9112, 3.2
+    # Two are refused, as RFC 9112, 3.2, asks: a proxy may have taken the other. One
+    # without any is answered all the same, in case a client of the old server's sends none.
+    if len(request.headers.get_all("Host")) > 1:
         response = respond(HTTPStatus.BAD_REQUEST, b"a request has one Host header\n")
     elif upgrades and request.method == "GET":
         if path not in _WEBSOCKET_PATHS:
