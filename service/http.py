@@ -43,8 +43,8 @@ def route(
         return refused
     path = _path(request.path)
     upgrades = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
-    # Two are refused, as RFC 9112, 3.2, asks: a proxy may have taken the other. One
-    # without any is answered all the same, in case a client of the old server's sends none.
+    # Two are refused, as RFC 9112, 3.2, asks: a proxy may have taken the other. It would refuse none at all, too; but a
+    # client in use may send none.
     if len(request.headers.get_all("Host")) > 1:
         response = respond(HTTPStatus.BAD_REQUEST, b"a request has one Host header\n")
     elif upgrades and request.method == "GET":
