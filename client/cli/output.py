@@ -9,8 +9,9 @@ from typing import Any, Protocol, TextIO
 
 import orjson
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from client.cli.columns import Columns
 from client.errors import VisionAIError
 from client.many import Outcome
 from client.results import Prediction
@@ -165,23 +166,27 @@ class TableWriter:
     """A table, at the end: a line for each face, or for the image where the server names no faces."""
 
     def __init__(self, out: TextIO) -> None:
-        self._console = Console(file=out)
-        self._table = Columns("Image", "Emotion", "Confidence", "Face", right=("Confidence", "Face"))
+        self._console = Console(file=out, markup=False)
+        self._table = Table(box=None, pad_edge=False, header_style="bold")
+        self._table.add_column("Image", overflow="fold")
+        self._table.add_column("Emotion")
+        self._table.add_column("Confidence", justify="right")
+        self._table.add_column("Face", justify="right")
 
     def write(self, name: str, outcome: Outcome) -> None:
         """Keep the lines of one image."""
         prediction = outcome.prediction
         if prediction is None:
             assert outcome.error is not None
-            self._table.add_row(name, explain(outcome.error)[1], "", "", style="red")
+            self._table.add_row(Text(name), Text(explain(outcome.error)[1], style="red"), "", "")
         elif not prediction.faces:
             face = "none found" if prediction.face_detected is False else ""
-            self._table.add_row(name, prediction.emotion_name, percent(prediction.confidence), face)
+            self._table.add_row(Text(name), prediction.emotion_name, percent(prediction.confidence), face)
         for number, found in enumerate(prediction.faces if prediction else (), start=1):
             box = found.box
             where = f"{box.width:.0f}x{box.height:.0f} at {box.x:.0f},{box.y:.0f}"
             self._table.add_row(
-                name if number == 1 else "", found.emotion_name, percent(found.confidence), where
+                Text(name if number == 1 else ""), found.emotion_name, percent(found.confidence), where
             )
 
     def close(self) -> None:

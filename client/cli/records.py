@@ -14,7 +14,6 @@ from rich.text import Text
 
 from client.async_client import AsyncClient
 from client.cli import options
-from client.cli.columns import Columns
 from client.cli.output import Format, counted, percent, pretty, sparkline, without
 from client.cli.queries import ask, plain_table
 from client.cli.rows import write_rows
@@ -116,7 +115,7 @@ def history(
             "Nothing: without --token only what the same connection has just made is shown.", highlight=False
         )
     if chosen is Format.TABLE:
-        table = Columns("Time", "Emotion", "Confidence", "Model", "Prediction")
+        table = plain_table("Time", "Emotion", "Confidence", "Model", "Prediction")
         for row in rows:
             table.add_row(
                 row.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
@@ -125,7 +124,7 @@ def history(
                 row.model_version_tag or "",
                 str(row.prediction_id or ""),
             )
-        Console().print(table)
+        Console(markup=False).print(table)
     else:
         write_rows(chosen, sys.stdout, [dict(row.raw) for row in rows])
 
