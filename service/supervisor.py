@@ -156,7 +156,7 @@ class Supervisor:
             for slot, worker in alive:
                 if worker.process.sentinel in fired:
                     code = self._bury(slot, worker)
-                    if self._stops and code not in (EXIT_OK, EXIT_OK if worker.ready else -signal.SIGTERM):
+                    if self._stops and not worker.ended_as_told(code):
                         log.error("worker %d ended with exit code %d instead of stopping", slot.index, code)
                         exit_code = EXIT_FAILED
                 elif time.monotonic() > worker.deadline:
@@ -246,7 +246,7 @@ class Supervisor:
         self.shared.forget(worker.row)
         if worker is slot.predecessor:
             slot.predecessor = None
-            if code != EXIT_OK and not self._stops:
+            if not (self._stops or worker.ended_as_told(code)):
                 log.error("worker %d, which was to be replaced, ended with exit code %d", slot.index, code)
         elif worker is slot.successor:
             slot.successor = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import socket
 import sys
 import time
@@ -16,7 +17,7 @@ from service.apart import CONTEXT, begin, start
 from service.cells import Gauge, SharedCells
 from service.logs import configure_logging
 from service.settings import Settings
-from service.worker import Pipe, Ready, Served, run_worker
+from service.worker import EXIT_OK, Pipe, Ready, Served, run_worker
 
 # A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
@@ -60,6 +61,10 @@ class Worker:
     told: bool = False
     # When it is killed, unless it has ended by then if it was told to stop, or is ready by then if it starts.
     deadline: float = math.inf
+
+    def ended_as_told(self, code: int) -> bool:
+        """Whether its exit code is that of one that was told to stop. What ends one that still starts is the signal."""
+        return code in (EXIT_OK, EXIT_OK if self.ready else -signal.SIGTERM)
 
     def hangs(self, row: memoryview[float]) -> bool:
         """One look at its `row` in the shared memory: whether its event loop stands still, told once.

@@ -385,3 +385,36 @@ async def test_a_predecessor_that_becomes_ready_when_it_is_to_stop_is_not_what_i
             await asyncio.sleep(0.01)
     change(model, VERSION, OTHER_VERSION)
     assert await reload(tmp_path) == (0, f"reloaded: model {OTHER_VERSION}\n")
+
+
+# The second worker loads for long.
+_LOADING_FOR_LONG = """
+import time
+import service.worker
+load = service.worker.load_models
+def load_or_wait(settings):
+    with open("started", "a") as file:
+        file.write("x")
+    if open("started").read() == "xx":
+        time.sleep(600)
+    return load(settings)
+service.worker.load_models = load_or_wait
+"""
+
+
+async def test_a_predecessor_that_still_loads_is_ended_without_a_word(
+    start_process: StartProcess, model: Path, tmp_path: Path
+) -> None:
+    """It replaced a worker that died, and its successor was quicker: the signal that ends it is no fault of its own."""
+    service = start_process(
+        faults=_LOADING_FOR_LONG, MODEL_PATH=str(model), WORKERS="1", THREADS="1", MAX_BATCH="8"
+    )
+    service.workers[0].kill()
+    async with asyncio.timeout(TIMEOUT):
+        while (tmp_path / "started").read_text() != "xx":
+            await asyncio.sleep(0.01)
+    assert await reload(tmp_path) == (0, f"reloaded: model {VERSION}\n")
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert "with exit code -9; it is replaced" in log
+    assert "which was to be replaced" not in log
