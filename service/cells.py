@@ -33,6 +33,8 @@ class Gauge(IntEnum):
     RESIDENT_BYTES = auto()
     # Not told to anybody: goes up while the event loop turns. See `workers.Worker.hangs`.
     HEARTBEATS = auto()
+    # Nor is this: whether the worker has begun to end, as it was told or by itself.
+    ENDING = auto()
 
 
 class Reloads:

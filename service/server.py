@@ -187,6 +187,7 @@ class Service:
         The store is closed by its owner, after this: it holds the last predictions.
         """
         self._draining = True
+        self._metrics.set(Gauge.ENDING, 1.0)
         self._set_gauges()
         await self._handshakes.finish(servers)
         if self._in_flight and not self._hurried:

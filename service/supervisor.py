@@ -160,7 +160,8 @@ class Supervisor:
                         log.error("worker %d ended with exit code %d instead of stopping", slot.index, code)
                         exit_code = EXIT_FAILED
                 elif time.monotonic() > worker.deadline:
-                    log.error("a worker did not %s in time; it is killed", "stop" if worker.told else "start")
+                    stops = worker.told or worker.ready
+                    log.error("a worker did not %s in time; it is killed", "stop" if stops else "start")
                     if worker is slot.successor:
                         self._give_up(f"a worker did not start within {_START_SECONDS:g} s")
                     worker.process.kill()

@@ -59,7 +59,7 @@ class Worker:
     looks_without: int = 0
     # It was told to stop; what it is told then is to hurry.
     told: bool = False
-    # When it is killed, unless it has ended by then if it was told to stop, or is ready by then if it starts.
+    # When it is killed, unless it has ended by then if it stops, or is ready by then if it starts.
     deadline: float = math.inf
 
     def ended_as_told(self, code: int) -> bool:
@@ -69,8 +69,12 @@ class Worker:
     def hangs(self, row: memoryview[float]) -> bool:
         """One look at its `row` in the shared memory: whether its event loop stands still, told once.
 
-        It would neither serve its clients nor end.
+        It would neither serve its clients nor end. One that ends by itself has as long for that as if it was told to:
+        while it stores what is left its event loop is closed.
         """
+        if row[Gauge.ENDING]:
+            self.deadline = min(self.deadline, time.monotonic() + stop_seconds(self.drain_seconds))
+            return False
         if row[Gauge.HEARTBEATS] != self.heartbeats:
             self.heartbeats, self.looks_without = row[Gauge.HEARTBEATS], 0
             return False

@@ -319,6 +319,47 @@ def test_a_worker_that_dies_again_soon_waits_twice_as_long(
         time.sleep(0.01)
 
 
+# What is to be stored takes a worker longer, at its end, than the supervisor takes to see that one hangs.
+_LONG_FLUSH = """
+import time
+from pathlib import Path
+import service.supervisor, service.worker
+from service.supervisor import Supervisor
+service.supervisor.LOOK_SECONDS = 0.1
+close, look, looks = service.worker._close_stores, Supervisor._look_for_hung_workers, []
+def close_when_let(stores, timeout):
+    Path("flushing").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return close(stores, timeout)
+def look_and_count(supervisor):
+    look(supervisor)
+    if Path("flushing").exists():
+        looks.append(None)
+    if len(looks) > 15:
+        Path("looked").touch()
+service.worker._close_stores, Supervisor._look_for_hung_workers = close_when_let, look_and_count
+"""
+
+
+async def test_a_worker_that_ends_by_itself_has_its_time_to_store(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Its event loop turns no longer: it is not taken for one that hangs."""
+    service = start_process(faults=_LONG_FLUSH, WORKERS="1")
+    (worker,) = service.workers
+    worker.terminate()
+    async with asyncio.timeout(TIMEOUT):
+        while not (tmp_path / "looked").exists():
+            await asyncio.sleep(0.01)
+    (tmp_path / "go").touch()
+    await asyncio.to_thread(worker.wait, TIMEOUT)
+    service.process.terminate()
+    _, log = await asyncio.to_thread(service.process.communicate, timeout=TIMEOUT)
+    assert "worker 0 ended with exit code 0; it is replaced" in log
+    assert "has not moved" not in log
+
+
 async def test_workers_end_with_their_supervisor(start_process: StartProcess) -> None:
     """A supervisor that is killed leaves no process behind, and what was answered is stored."""
     service = start_process(WORKERS="2")
