@@ -6,6 +6,7 @@ so that the journal is read only when more have piled up than memory is meant fo
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -54,7 +55,7 @@ class JournalBacklog:
 
     What processes that died left in the same ``root`` is taken over by ``orphans``; by default they are its own.
 
-    Raises OSError from the constructor when ``root`` cannot be made or written.
+    Raises OSError from the constructor when ``root`` cannot be made or written, or no thread can be started to flush.
     """
 
     def __init__(
@@ -107,7 +108,14 @@ class JournalBacklog:
         self._dirty = threading.Event()
         self._stopping = threading.Event()
         if fsync == "interval":
-            threading.Thread(target=self._flush_regularly, name="store-fsync", daemon=True).start()
+            flushing = threading.Thread(target=self._flush_regularly, name="store-fsync", daemon=True)
+            try:
+                flushing.start()
+            except RuntimeError as error:  # the system has none to give
+                self._writer.close(flush=False)
+                self._folder.delete_all()
+                self._folder.release()
+                raise OSError(errno.EAGAIN, str(error)) from None
 
     @property
     def pending(self) -> int:

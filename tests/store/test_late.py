@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,26 @@ def test_no_journal_is_tried_with_each_record(
     monkeypatch.delattr(late, "JournalBacklog")
     assert not journal.append(payload(20), 1)
     assert drain(journal) == left
+    journal.close()
+
+
+def test_no_journal_is_open_without_a_thread_to_flush_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system has none to give, records are refused, and nothing is left of what was tried."""
+    monkeypatch.setattr(late, "_RETRY_S", 0.0)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refuse)
+        journal = LateJournal(tmp_path, MODEL, fsync="interval")
+        assert not journal.append(payload(0), 1)
+        assert journal.error == "journal: can't start new thread"
+        assert list(tmp_path.glob("journal-*")) == []
+    assert journal.append(payload(0), 1)
+    assert drain(journal) == [payload(0)]
     journal.close()
 
 
