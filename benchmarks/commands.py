@@ -46,7 +46,6 @@ from benchmarks.options import (
     console,
     errors,
     parse_numbers,
-    parse_size,
     parse_sizes,
     print_grid,
     require_folder,
@@ -279,7 +278,6 @@ def sweep(
     """Latency against throughput, over clients and over rates; writes sweep-SIZE.svg and .json."""
     from benchmarks.plots import plot_sweep
 
-    size = parse_size(size)
     require_folder(OUT)
     workload = make_workload(size)
     with _target(url, model) as target, errors.status("sweep"):
@@ -308,7 +306,6 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """The server's CPU time per request, by stage."""
-    size = parse_size(size)
     with errors.status("profile"):
         found = measure_profile(model, make_workload(size, "binary" if binary else "json"), clients, seconds)
     show(as_json, {"profile": found}, profile_grid(found))

@@ -30,7 +30,6 @@ errors = Console(stderr=True, markup=False, highlight=False)
 ALL_SIZES = ",".join(SIZES)
 
 SizesOption = Annotated[str, typer.Option("--size", help=f"Images, comma-separated: {', '.join(SIZES)}.")]
-SizeOption = Annotated[str, typer.Option("--size", help=f"One of {', '.join(SIZES)}.")]
 BinaryOption = Annotated[bool, typer.Option("--binary", help="Binary frames instead of base64 in JSON.")]
 ClientsOption = Annotated[str, typer.Option("--clients", help="Numbers of connections, comma-separated.")]
 ModelOption = Annotated[Path, typer.Option(help="The ONNX file.")]
@@ -59,6 +58,15 @@ PollingOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
+def _known_size(text: str) -> str:
+    if text not in SIZES:
+        raise typer.BadParameter(f"one of {', '.join(SIZES)}")
+    return text
+
+
+SizeOption = Annotated[str, typer.Option("--size", help=f"One of {', '.join(SIZES)}.", callback=_known_size)]
+
+
 def _parse_url(url: str | None) -> str | None:
     try:
         if url is not None:
@@ -80,13 +88,6 @@ def parse_sizes(text: str) -> list[str]:
     if not set(sizes) <= set(SIZES):
         raise typer.BadParameter(f"of {', '.join(SIZES)}", param_hint="--size")
     return sizes
-
-
-def parse_size(text: str) -> str:
-    """Return the one image size that an option names. Raises typer.BadParameter."""
-    if text not in SIZES:
-        raise typer.BadParameter(f"one of {', '.join(SIZES)}", param_hint="--size")
-    return text
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

@@ -28,7 +28,6 @@ from benchmarks.options import (
     console,
     errors,
     parse_numbers,
-    parse_size,
     show,
 )
 from benchmarks.peers.compare import PEERS, compare_peers, peers_grid
@@ -107,7 +106,7 @@ def capacity(
     as_json: JsonOption = False,
 ) -> None:
     """What so many cameras need, from the cost of one request here, and what reaches its limit first."""
-    workload, numbers = make_workload(parse_size(size)), parse_numbers(cameras, "--cameras")
+    workload, numbers = make_workload(size), parse_numbers(cameras, "--cameras")
     with errors.status("capacity"):
         costs = measure_costs(model, workload, clients, seconds)
     found = [needs(number, rate, costs, MACHINES) for number in numbers]
@@ -212,7 +211,6 @@ def peers(
     for name in chosen:
         if name not in PEERS:
             raise typer.BadParameter(f"of {', '.join(PEERS)}", param_hint="--peers")
-    size = parse_size(size)
     plans = [LoadPlan(clients=count, seconds=seconds) for count in parse_numbers(clients, "--clients")]
     with errors.status("peers") as status:
         results, missing = compare_peers(chosen, model, size, plans, repeats, patience, status.update)
