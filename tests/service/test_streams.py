@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from websockets.asyncio.client import ClientConnection
 
 from tests.service.doubles import HeldEngine
 from tests.service.harness import TIMEOUT, Running, Serve, ask, predict_message, read
+
+
+@asynccontextmanager
+async def beside_a_busy_client(
+    serve: Serve, held: HeldEngine, **settings: int
+) -> AsyncIterator[ClientConnection]:
+    """A camera, whose frames wait for the request of another client, which is in the model and answered in the end."""
+    async with (
+        serve(held, executors=1, max_batch=1, **settings) as running,
+        running.client() as other,
+        running.client() as camera,
+    ):
+        await other.send(predict_message())
+        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
+        yield camera
+        assert (await read(other))["type"] == "prediction"
 
 
 async def test_in_a_stream_the_newest_frame_wins(serve: Serve) -> None:
@@ -72,15 +89,8 @@ async def test_a_stream_does_not_supersede_another_clients_frames(running: Runni
 
 async def test_a_frame_is_not_refused_for_the_one_that_it_overtakes(serve: Serve, held: HeldEngine) -> None:
     """It takes its place, also in a queue that is full of it: under load, too, the newest wins."""
-    settings = {"executors": 1, "max_batch": 1, "max_waiting": 1}
-    async with (
-        serve(held, **settings) as running,
-        running.client() as other,
-        running.client() as camera,
-    ):
+    async with beside_a_busy_client(serve, held, max_waiting=1) as camera:
         await ask(camera, '{"command": "configure", "stream": true}')
-        await other.send(predict_message())
-        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
         for name in ("first", "second", "newest"):
             await camera.send(predict_message(id=name))
         overtaken = [await read(camera) for _ in range(2)]
@@ -91,39 +101,24 @@ async def test_a_frame_is_not_refused_for_the_one_that_it_overtakes(serve: Serve
         held.released.set()
         predicted = await read(camera)
         assert (predicted["id"], predicted["type"]) == ("newest", "prediction")
-        assert (await read(other))["type"] == "prediction"
 
 
 async def test_a_frame_that_is_refused_overtakes_none(serve: Serve, held: HeldEngine) -> None:
     """The one that waits is predicted all the same: else a camera beside busy clients would get nothing but errors."""
-    settings = {"executors": 1, "max_batch": 1}
-    async with (
-        serve(held, **settings) as running,
-        running.client() as other,
-        running.client() as camera,
-    ):
+    async with beside_a_busy_client(serve, held) as camera:
         await ask(camera, '{"command": "configure", "stream": true, "ordered": false}')
-        await other.send(predict_message())
-        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
         await camera.send(predict_message(id="waits"))
         refused = await ask(camera, predict_message(id="is refused", deadline_ms=0.001))
         assert (refused["id"], refused["code"]) == ("is refused", "deadline_exceeded")
         held.released.set()
         predicted = await read(camera)
         assert (predicted["id"], predicted["type"]) == ("waits", "prediction")
-        assert (await read(other))["type"] == "prediction"
 
 
 async def test_what_was_asked_before_a_stream_is_no_frame_of_it(serve: Serve, held: HeldEngine) -> None:
     """A photo that waits while its client turns its camera on is predicted, whatever frames come behind it."""
-    async with (
-        serve(held, executors=1, max_batch=1) as running,
-        running.client() as other,
-        running.client() as camera,
-    ):
+    async with beside_a_busy_client(serve, held) as camera:
         await ask(camera, '{"command": "configure", "ordered": false}')
-        await other.send(predict_message())
-        assert await asyncio.to_thread(held.entered.wait, TIMEOUT)
         await camera.send(predict_message(id="photo"))
         await ask(camera, '{"command": "configure", "id": 1, "stream": true}')
         await camera.send(predict_message(id="frame"))
@@ -133,4 +128,3 @@ async def test_what_was_asked_before_a_stream_is_no_frame_of_it(serve: Serve, he
         replies += [await read(camera) for _ in range(2)]
         types = {reply["id"]: reply["type"] for reply in replies}
         assert types == {"photo": "prediction", "frame": "prediction", "ping": "pong"}
-        assert (await read(other))["type"] == "prediction"
