@@ -15,6 +15,8 @@ from models.labels import load_labels
 from models.recipe import FINE_TUNING, PRETRAINED, QUANTIZING, Recipe
 from models.run import Plan, run_training
 
+_RECIPE = Recipe()
+
 AUGMENTATIONS = {"strong": STRONG, "medium": MEDIUM, "light": LIGHT}
 
 
@@ -52,13 +54,13 @@ def train_command(
     oversample: Annotated[
         str,
         typer.Option(help="How often a face of each emotion is drawn in an epoch, in alphabetical order."),
-    ] = "1,4,2,1,1,1,1",
+    ] = ",".join(map(str, _RECIPE.oversample)),
     labels: Annotated[
         Path | None, typer.Option(help="What a teacher said, from `python -m models label`: learn from that.")
     ] = None,
     teaching: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Weight of the teacher against the annotators.")
-    ] = 0.6,
+    ] = _RECIPE.teaching,
     continue_from: Annotated[
         Path | None,
         typer.Option(help="Another run's folder: start from those networks that it has, for another cycle."),
@@ -77,7 +79,7 @@ def train_command(
     ] = False,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")
-    ] = 20260101,
+    ] = _RECIPE.seed,
     bf16: Annotated[
         bool, typer.Option(help="Convolutions in bfloat16: faster on CPUs with AVX512-BF16 or AMX.")
     ] = True,
@@ -106,7 +108,7 @@ def train_command(
     start = _trained(continue_from, names) if continue_from else {}
     if int8 and len(start) < len(names):
         raise typer.BadParameter("--int8 needs every network of --networks", param_hint="--continue-from")
-    base = FINE_TUNING if PRETRAINED.keys() & set(names) else QUANTIZING if int8 else Recipe()
+    base = FINE_TUNING if PRETRAINED.keys() & set(names) else QUANTIZING if int8 else _RECIPE
     recipe = replace(
         base,
         epochs=epochs or base.epochs,
