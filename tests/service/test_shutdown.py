@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 from wsproto.events import CloseConnection, Pong
 
 from tests.service.doubles import HeldEngine
@@ -52,6 +53,8 @@ async def test_what_is_in_flight_is_answered_before_the_close(serve: Serve, held
             await asyncio.sleep(0)
         assert (await ask(other, predict_message()))["code"] == "shutting_down"
         assert (await ask(other, '{"command": "history"}'))["code"] == "shutting_down"
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", started.port)
         assert not stopping.done()
         held.released.set()
         assert (await read(websocket))["id"] == "held"
@@ -144,22 +147,46 @@ async def test_the_wait_is_bounded_by_drain_seconds(serve: Serve, held: HeldEngi
         await stopping
 
 
-async def test_a_connection_that_was_accepted_is_greeted_before_it_is_closed(serve: Serve) -> None:
-    """Its handshake comes when the service is shutting down: it is no error, and the close says what it is."""
+async def test_connections_that_were_accepted_are_greeted_before_they_are_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handshakes that come when the service is shutting down are no error, and the close says what it is."""
+    monkeypatch.setattr("service.handshakes._SECONDS", 600.0)
     running = serve()
     started = await running.__aenter__()
-    early = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", started.port))
-    early.setblocking(False)
-    async with started.client() as websocket:  # connections are accepted in turn: this one after that
+    early = [await asyncio.to_thread(socket.create_connection, ("127.0.0.1", started.port)) for _ in range(2)]
+    async with started.client() as websocket:  # connections are accepted in turn: these after that
         assert (await ask(websocket, predict_message()))["status"] == "success"
         stopping = asyncio.create_task(running.__aexit__(None, None, None))
         while started.service.not_ready() is None:
             await asyncio.sleep(0)
-        async with connect(started.url, sock=early) as late:
-            assert (await read(late))["type"] == "welcome"
-            assert await closed_with(late) == 1001
-        assert await closed_with(websocket) == 1001
+        late = []
+        for sock in early:
+            sock.setblocking(False)
+            late.append(await connect(started.url, sock=sock))
+            assert (await read(late[-1]))["type"] == "welcome"
+        for each in (*late, websocket):
+            assert await closed_with(each) == 1001
+            await each.close()
         await stopping
+
+
+async def test_a_handshake_that_comes_when_connections_are_being_closed_is_refused(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was open after that would not be told why it ends."""
+    monkeypatch.setattr("service.handshakes._SECONDS", 0.0)
+    monkeypatch.setattr("service.server._SILENT_SECONDS", 600.0)
+    running = serve()
+    started = await running.__aenter__()
+    early = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", started.port))
+    early.setblocking(False)
+    async with started.client() as websocket:
+        stopping = asyncio.create_task(running.__aexit__(None, None, None))
+        assert await closed_with(websocket) == 1001
+        with pytest.raises(InvalidStatus, match="503"):
+            await connect(started.url, sock=early)
+    await stopping
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\n\r\n"])
