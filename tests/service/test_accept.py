@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
-from service.accept import PATIENCE, SharingLoop, Turns, _SharingServer
+from service.accept import _LOOK_AGAIN, PATIENCE, SharingLoop, Turns, _SharingServer
 from service.cells import Gauge, SharedCells
 from service.newcomers import Newcomers
 from tests.service.harness import TIMEOUT
@@ -106,9 +107,61 @@ def test_connections_are_spread_and_none_waits_for_a_worker_that_hangs(
             while row[Gauge.SOCKETS]:
                 await asyncio.sleep(0.001)
         server.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address, port)
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(serve_two_clients())
+
+
+def test_a_client_whose_tls_handshake_fails_is_counted_no_longer(
+    shared: SharedCells, listener: socket.socket
+) -> None:
+    """Else a worker would take itself for full in the end, by what scans ports, and leave all to its siblings."""
+    row, newcomers = shared.row(0), Newcomers(1, lambda: None)
+    loop = SharingLoop(Turns(shared, 0), newcomers, 10)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+
+    async def serve_a_client_without_tls() -> None:
+        server = await loop.create_server(lambda: Peer(b"0"), sock=listener, ssl=context)
+        async with asyncio.timeout(TIMEOUT):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            while not row[Gauge.SOCKETS]:
+                await asyncio.sleep(0)
+            assert newcomers.are_full
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.read()
+            while row[Gauge.SOCKETS] or newcomers.are_full or server._opening:
+                await asyncio.sleep(0)
+            writer.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(serve_a_client_without_tls())
+
+
+def test_a_server_that_is_closed_looks_at_nothing(shared: SharedCells, listener: socket.socket) -> None:
+    """Also where a connection waits that it has left to its sibling, which may take it now."""
+    row = shared.row(0)
+    row[Gauge.SOCKETS] = 1
+    loop = SharingLoop(Turns(shared, 0), Newcomers(10, lambda: None), 10)
+    faults: list[dict[str, Any]] = []
+
+    async def close_while_a_client_waits() -> None:
+        loop.set_exception_handler(lambda _, fault: faults.append(fault))
+        server = await loop.create_server(lambda: Peer(b"0"), sock=listener)
+        address = listener.getsockname()
+        async with asyncio.timeout(TIMEOUT):
+            with socket.create_connection(address):
+                while server._timer is None:
+                    await asyncio.sleep(0)
+                server.close()
+                await asyncio.sleep(2 * _LOOK_AGAIN)  # when it would have looked again
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(close_while_a_client_waits())
+    assert not faults
+    assert row[Gauge.SOCKETS] == 1
 
 
 class Clock:

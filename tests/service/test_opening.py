@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 import pytest
 
-from tests.service.harness import TIMEOUT, Running
+from service.opening import OpeningConnection
+from tests.service.harness import TIMEOUT, Running, Serve
 
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -136,6 +137,43 @@ async def test_what_comes_behind_an_answer_is_not_kept(running: Running, request
         await writer.drain()  # when most of it is read
         (connection,) = running.service._handshakes.under_way
         assert not connection._behind
+
+
+@pytest.mark.parametrize("said", [b"", REQUEST, HANDSHAKE])
+async def test_nothing_is_left_of_a_client_that_is_gone(running: Running, said: bytes) -> None:
+    """Whether or not it was greeted: health checks come every few seconds, for months."""
+    handshakes = running.service._handshakes
+    async with connected(running) as (reader, writer):
+        while not handshakes.under_way:
+            await asyncio.sleep(0)
+        writer.write(said)
+        if said:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 ")
+    async with asyncio.timeout(TIMEOUT):
+        while handshakes.under_way or running.service._connections:
+            await asyncio.sleep(0)
+
+
+async def test_a_client_that_is_gone_before_its_handshake_is_looked_at_takes_no_place(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have it for ever: nobody leaves who is gone already."""
+    received = OpeningConnection.opening_received
+
+    def receive_and_lose(connection: OpeningConnection, data: bytes) -> None:
+        received(connection, data)
+        connection.transport.abort()
+
+    async with serve(max_connections=1) as running:
+        with monkeypatch.context() as patch:
+            patch.setattr(OpeningConnection, "opening_received", receive_and_lose)
+            async with connected(running) as (reader, writer):
+                writer.write(HANDSHAKE)
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+        async with connected(running) as (reader, writer):
+            writer.write(HANDSHAKE)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
 
 
 @pytest.mark.parametrize("request_bytes", [REQUEST, HANDSHAKE])
