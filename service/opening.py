@@ -57,7 +57,7 @@ class OpeningConnection(ServerConnection):
         if self.request is None or self.protocol.eof_sent:
             return  # more of it is to come, or all is answered that will be
         self._behind += data
-        if self.response is None and not self._held_up and not self.transport.is_closing():
+        if self.response is None and not self.transport.is_closing():
             self._held_up = True
             self.transport.pause_reading()
 
