@@ -6,10 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from service.healthcheck import check
 from tests.service.harness import ROOT, StartProcess
 
 
@@ -40,6 +43,16 @@ def test_a_port_where_nobody_answers_is_not() -> None:
         done = healthcheck(PORT=str(port))
     assert done.returncode == 1
     assert f"127.0.0.1:{port} does not answer" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "", "0.0.0.0"])
+def test_another_answer_than_the_service_s_is_not_healthy(host: str) -> None:
+    """As of another program that has the port."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        assert check(host, other.server_port) == "/healthz answers 501"
+        thread.join()
 
 
 @pytest.mark.parametrize(
