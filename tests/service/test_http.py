@@ -149,12 +149,18 @@ async def test_other_methods_are_not_allowed(running: Running, method: bytes) ->
         b"GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: https://elsewhere.example\r\n",
     ],
 )
-async def test_every_answer_says_when_it_was_made(serve: Serve, request_head: bytes) -> None:
-    """RFC 9110, 6.6.1: also the page, what cannot be read, and a handshake that is refused."""
+async def test_every_answer_says_when_it_was_made_and_is_the_last(serve: Serve, request_head: bytes) -> None:
+    """RFC 9110, 6.6.1, and RFC 9112, 9.6: also the page, what cannot be read, and a handshake that is refused.
+
+    None is kept by who passes it on, but for the page's files, and those are asked about each time.
+    """
     async with serve(origins=("same-origin",)) as running:
         head, _ = await exchange(running, request_head)
     (date,) = [line[6:] for line in head.split(b"\r\n") if line.startswith(b"Date: ")]
     assert parsedate_to_datetime(date.decode()).tzinfo is not None
+    assert b"\r\nConnection: close" in head
+    kept = b"no-cache" if b"\r\nETag: " in head else b"no-store"
+    assert b"\r\nCache-Control: " + kept in head
 
 
 async def test_metrics_count_what_happened(running: Running) -> None:
