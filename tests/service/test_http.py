@@ -61,12 +61,13 @@ async def test_other_paths_are_not_found(running: Running) -> None:
         (b"GET http://[ HTTP/1.1\r\n", 200),
         (b"GET /elsewhere HTTP/1.1\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n", 404),
         (b"GET /ws HTTP/1.1\r\nUpgrade: h2c\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n", 426),
+        (b"GET /ws HTTP/1.1\r\nUpgrade: WebSocket\r\n", 426),
     ],
 )
 async def test_odd_requests_are_answered_without_a_failure(
     running: Running, request_head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Paths that are no URLs, paths that look like hosts, whole URLs, what looks like one, and a header twice."""
+    """Paths that are no URL or look like hosts, whole URLs, what looks like one, a header twice or in other letters."""
     head, _ = await exchange(running, request_head)
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert not caplog.records
