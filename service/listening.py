@@ -100,7 +100,7 @@ def make_room(settings: Settings) -> None:
             "connections; raise the limit (`ulimit -n`, LimitNOFILE of systemd), or set less",
             settings.max_connections,
             files,
-            max(0, room),
+            room,
         )
 
 
