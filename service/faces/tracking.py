@@ -72,7 +72,8 @@ class FaceTracker:
                 track = found or self._begin(box, new, moment)
                 if found is not None:
                     track.scores = _smoothed(track.scores, new, moment - track.seen, smoothing)
-                    track.box, track.seen = box, max(track.seen, moment)
+                    if moment >= track.seen:  # one that took longer moves nothing back
+                        track.box, track.seen = box, moment
                 followed.append((track.id, track.scores))
             self._tracks.sort(key=lambda track: track.seen)
             del self._tracks[:-_REMEMBERED]

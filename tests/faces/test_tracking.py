@@ -152,6 +152,13 @@ def test_a_frame_that_is_overtaken_does_not_turn_time_back() -> None:
     assert ids(tracker, face, 0.1 + FORGET_S) == [1]
 
 
+def test_a_frame_that_is_overtaken_does_not_move_a_face_back() -> None:
+    """Where the face is, the later frame has told; from there the next one goes on."""
+    tracker = FaceTracker()
+    for moment, x in ((0.0, 0), (0.2, 35), (0.1, 20), (0.3, 65)):
+        assert ids(tracker, [(x, 0, 50, 50)], moment) == [1]
+
+
 def test_a_whole_image_has_no_id_but_is_smoothed() -> None:
     """Cut-out faces, which have no box, are one face as far as smoothing goes."""
     tracker = FaceTracker()
