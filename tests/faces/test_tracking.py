@@ -62,6 +62,7 @@ def test_a_face_elsewhere_or_of_another_size_is_another() -> None:
         ((100, 285, 100, 100), False),
         ((100, 115, 100, 100), False),
         ((130, 220, 57, 57), True),
+        ((170, 200, 70, 70), True),
         ((80, 150, 175, 175), True),
         ((120, 230, 52, 52), False),
         ((80, 150, 192, 192), False),
