@@ -11,7 +11,7 @@ import pytest
 
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.decode import Floats, anchors, decode_detections, suppress, to_faces, unletterbox
-from service.faces.detector import Pixels, _cut, _Look
+from service.faces.detector import Pixels, _around, _cut, _Look
 from tests.service.harness import ROOT
 
 
@@ -88,9 +88,9 @@ def test_a_box_without_a_size_is_no_face() -> None:
 def test_boxes_are_clipped_and_sorted_by_size() -> None:
     """Largest first, in whole pixels; what lies wholly outside the image, on whichever side, is no face in it."""
     corners = [(-5, -5, 10), (20.4, 19.6, 60.7), (200, 20, 30), (20, 200, 30), (-40, 20, 30), (20, -40, 30)]
-    points = np.stack([_square(x, y, side) for x, y, side in corners])
-    faces = to_faces(points, np.linspace(0.9, 0.4, 6, dtype=np.float32), 100, 70)
-    assert [face.box for face in faces] == [(20, 20, 61, 50), (0, 0, 5, 5)]
+    points = np.stack([_square(x, y, side) for x, y, side in [*corners, (85, 50, 8)]])
+    faces = to_faces(points, np.linspace(0.9, 0.4, 7, dtype=np.float32), 100, 70)
+    assert [face.box for face in faces] == [(20, 20, 61, 50), (85, 50, 8, 8), (0, 0, 5, 5)]
     assert all(isinstance(number, int) for face in faces for number in face.box)
 
 
@@ -278,6 +278,20 @@ def test_a_face_too_large_for_tiles_and_too_hard_for_one_look_is_found(
     assert x - side / 4 < face.box[0] < x + side / 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "faces"), [("auto", [0, 1, 1]), ("always", [1, 1, 1]), ("never", [0, 0, 0])]
+)
+def test_how_far_small_faces_are_looked_for_is_a_setting(
+    detector: FaceDetector, monkeypatch: pytest.MonkeyPatch, setting: str, faces: list[int]
+) -> None:
+    """In tiles of a small and of a large image, and by a second look where the first sees nobody."""
+    monkeypatch.setattr(detector, "_small_faces", setting)
+    far, near = _frame(), _frame()
+    _paste(far, np.asarray(cv2.resize(_portrait()[:300, 90:390], (130, 130)), np.uint8), 500, 200)
+    _paste(near, _covered(180), 800, 150)
+    assert [len(detector.detect(image, 16)) for image in (far[:, :800], far, near)] == faces
+
+
 def test_what_was_whole_in_a_tile_is_no_face_of_the_last_look(
     detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +308,39 @@ def test_what_was_whole_in_a_tile_is_no_face_of_the_last_look(
     monkeypatch.setattr(detector._second, "look", two)
     large = detector.detect(np.full((1440, 2560), 120, np.uint8), 16)  # tiles are of half of it
     assert [face.box for face in large] == [(900, 300, 156, 156)]
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller"), [((300, 300, 300), (1100, 100, 400)), ((900, 100, 300), (100, 100, 200))]
+)
+def test_the_largest_face_of_those_that_tiles_show_is_the_one_asked_for(
+    detector: FaceDetector,
+    monkeypatch: pytest.MonkeyPatch,
+    larger: tuple[int, int, int],
+    smaller: tuple[int, int, int],
+) -> None:
+    """By what the image has of it, wherever it is; the score is the best of what tiles say, and a sure one suffices."""
+    faces = np.stack([_square(*smaller), _square(*larger), _square(*larger)])
+    scores = np.array([0.9, 0.7, 0.95], np.float32)
+
+    def in_one_tile(_: Pixels, looks: list[_Look], __: float) -> list[tuple[Floats, Floats]]:
+        return [
+            (faces, scores) if 0 < index == len(looks) - 1 else (faces[:0], scores[:0])
+            for index in range(len(looks))
+        ]
+
+    monkeypatch.setattr(detector._network, "look", in_one_tile)
+    (only,) = detector.detect(_frame(), 1)
+    x, y, side = larger
+    assert only.box == (x, y, side, side)
+    assert only.score == pytest.approx(0.95)
+
+
+def test_a_look_around_a_face_has_it_in_its_middle() -> None:
+    """As a multiple of its longer side."""
+    face = _square(100, 50, 20)
+    face[1, 1] = 60
+    assert _around(face, 3.0) == _Look(80, 25, 60)
 
 
 @pytest.mark.parametrize(("side", "x", "tilt"), [(220, 180, 25), (260, 80, 50)])
