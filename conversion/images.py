@@ -3,6 +3,7 @@
 All are uint8 [N, height, width, channels] with channels 1 (gray) or 3 (RGB), the form that models take.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ Geometry = tuple[int, int, int]
 
 # A 128x128 crop of the portrait of astronaut Eileen Collins, NASA 1999, public domain.
 PORTRAIT = Path(__file__).with_name("portrait.png")
+# FILE.npz[:PREFIX]; a folder may have such a name within its path.
+_ARRAYS = re.compile(r"(.*\.npz)(?::[^/\\]*)?", re.IGNORECASE | re.DOTALL)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 
@@ -90,7 +93,7 @@ def load_faces(where: str, geometry: Geometry, most: int) -> Images:
 
     Of more than `most`, evenly spaced ones are taken. Raises OptionError where there are none.
     """
-    if ".npz" in where.lower():
+    if _ARRAYS.fullmatch(where):
         faces = _arrays(where, ["x"])["x"]
         return _fit_all(faces[spread(len(faces), most)], geometry)
     files = sorted(path for path in _folder(where).rglob("*") if path.suffix.lower() in _SUFFIXES)
@@ -110,7 +113,7 @@ def load_labelled(where: str, geometry: Geometry, labels: Sequence[str]) -> Labe
     The .npz holds `x` (images), `y` (class numbers) and, without prefix, `classes` (the names of the class
     numbers, in order). Raises OptionError for a class that is not among `labels`.
     """
-    if ".npz" in where.lower():
+    if _ARRAYS.fullmatch(where):
         arrays = _arrays(where, ["x", "y", "classes"])
         names = [str(name) for name in arrays["classes"].ravel()]
         images = _fit_all(arrays["x"], geometry)
@@ -151,7 +154,8 @@ def faces_path(where: str) -> Path:
 
 
 def _end_of_path(where: str) -> int:
-    return where.lower().rindex(".npz") + len(".npz") if ".npz" in where.lower() else len(where)
+    found = _ARRAYS.fullmatch(where)
+    return found.end(1) if found else len(where)
 
 
 def _arrays(where: str, names: list[str]) -> dict[str, npt.NDArray[Any]]:

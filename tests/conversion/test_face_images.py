@@ -34,6 +34,14 @@ def test_faces_come_from_folders_and_arrays(face_folder: Path, tmp_path: Path) -
         load_labelled(str(tmp_path / "c.npz"), (48, 48, 1), LABELS)
 
 
+def test_a_folder_of_unpacked_arrays_is_a_folder(face_folder: Path, tmp_path: Path) -> None:
+    """It may be named for the file that it came from."""
+    folder = tmp_path / "faces.npz.unpacked"
+    folder.symlink_to(face_folder)
+    assert len(load_faces(str(folder), (48, 48, 1), 10)) == 10
+    assert len(load_labelled(str(folder), (48, 48, 1), LABELS).images) == 98
+
+
 @pytest.mark.parametrize(
     ("where", "reason"),
     [
