@@ -34,6 +34,10 @@ class Camera:
         # Path's own question raises where a name is too long, or is in a folder that may not be looked into.
         if not is_camera and not os.path.isfile(source):  # noqa: PTH113
             raise InputError(f"there is no video {source}; a camera is a number, such as 0")
+        try:
+            source.encode()
+        except UnicodeEncodeError:  # of which OpenCV crashes
+            raise InputError(f"the name {source} is no UTF-8: rename the video") from None
         self._capture = self._cv2.VideoCapture(int(source) if is_camera else source)
         if not self._capture.isOpened():
             raise InputError(f"camera {source} cannot be opened" if is_camera else f"{source} is no video")

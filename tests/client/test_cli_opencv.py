@@ -63,12 +63,15 @@ def test_watch_tells_answers_apart_that_come_within_a_tick(monkeypatch: pytest.M
     assert view.rate() > 0
 
 
-@pytest.mark.parametrize("camera", ["nowhere.mp4", "notes.txt", "99", "²", "9" * 20, "a" * 300])
+@pytest.mark.parametrize(
+    "camera", ["nowhere.mp4", "notes.txt", "latin-\udce9", "99", "²", "9" * 20, "a" * 300]
+)
 async def test_watch_without_a_camera_is_a_usage_error(
     visionai: VisionAI, tmp_path: Path, unused_url: str, camera: str
 ) -> None:
-    """A file that is missing or no video, and a camera that is not there, are told before anything is sent."""
-    (tmp_path / "notes.txt").write_text("no video")
+    """A file that is missing or cannot be read, and a camera that is not there: it is told, and nothing is sent."""
+    for name in ("notes.txt", "latin-\udce9"):
+        (tmp_path / name).write_text("no video")
     done = await visionai("watch", "--camera", camera, "--url", unused_url)
     assert done.code == ExitCode.USAGE
     assert "Error" in done.err
