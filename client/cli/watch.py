@@ -134,6 +134,8 @@ async def _watch(client: AsyncClient, source: str, as_json: bool, view: Watched)
                     for sender in senders:
                         sender.cancel()
                     await asyncio.gather(*senders, return_exceptions=True)
+            if newest.offered and not (as_json or console.is_terminal):
+                console.line()  # the last of the screen; on a terminal the library ends it
     finally:
         view.frames = newest.offered
         await asyncio.to_thread(camera.stop)

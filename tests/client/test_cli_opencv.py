@@ -51,6 +51,7 @@ async def test_watch_shows_the_emotions(service: ServiceProcess, visionai: Visio
     assert done.code == 0, done.err
     assert "happy" in done.out
     assert "surprise" in done.out
+    assert done.out.endswith("\n")  # in a file or a pipe, too
 
 
 def test_watch_tells_answers_apart_that_come_within_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
