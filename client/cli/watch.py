@@ -100,9 +100,9 @@ class Watched:
 
     def summary(self) -> str:
         """One line at the end."""
-        dropped = self.frames - self.answered - self.superseded - self.failed
+        overtaken = self.frames - self.answered - self.failed
         return (
-            f"{counted(self.frames, 'frame')}, {self.answered} answered, {self.superseded + dropped} overtaken, "
+            f"{counted(self.frames, 'frame')}, {self.answered} answered, {overtaken} overtaken, "
             f"{self.failed} failed; median {self.round_trip_ms():.1f} ms"
         )
 
