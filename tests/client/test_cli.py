@@ -262,11 +262,11 @@ async def test_a_refused_connection_is_code_3(
 
 
 async def test_a_server_that_wants_a_token_is_code_5(visionai: VisionAI) -> None:
-    """A refused handshake says to check the token."""
+    """A refused handshake says to check the token, and where it is given."""
     async with Peer(refuse=401).running() as peer:
         done = await visionai("health", "--url", peer.url)
     assert done.code == ExitCode.UNAUTHORIZED
-    assert "check the token" in done.err
+    assert "check the token (--token or VISIONAI_TOKEN)\n" in done.err
 
 
 async def test_what_is_no_token_is_a_usage_error_that_does_not_show_it(visionai: VisionAI) -> None:

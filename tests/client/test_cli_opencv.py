@@ -13,6 +13,7 @@ import pytest
 
 from client.cli.exit_codes import ExitCode
 from client.cli.watch import Watched
+from client.errors import InvalidImage, Superseded
 from client.results import Prediction
 from tests.client.harness import FACE, ServiceProcess, VisionAI
 from tests.client.peer import Peer
@@ -52,6 +53,16 @@ async def test_watch_shows_the_emotions(service: ServiceProcess, visionai: Visio
     assert "happy" in done.out
     assert "surprise" in done.out
     assert done.out.endswith("\n")  # in a file or a pipe, too
+
+
+def test_watch_tells_frames_that_were_overtaken_from_those_that_failed() -> None:
+    """Neither is answered; what was never sent is overtaken, too, and only a failure is shown with its reason."""
+    view = Watched(frames=4)
+    view.answer(Prediction("happy", 0.9, "v1", 3, datetime.now(UTC)), 0.001)
+    view.fail(Superseded("a newer frame overtook it"))
+    assert (view.superseded, view.failed, view.last_error) == (1, 0, None)
+    view.fail(InvalidImage("no image"))
+    assert view.summary().startswith("4 frames, 1 answered, 2 overtaken, 1 failed")
 
 
 def test_watch_tells_answers_apart_that_come_within_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +115,22 @@ async def test_annotated_copies_have_boxes_and_labels(visionai: VisionAI, tmp_pa
     assert not changed[160:260, 110:170].any()
     assert not changed[300:].any()
     assert changed[:150].any()  # the label is above the box
+
+
+async def test_a_label_is_whole_where_there_is_no_room_above_or_beside(
+    visionai: VisionAI, tmp_path: Path
+) -> None:
+    """Of a face in a corner it is inside the image: at its top, and as far left as it is wide."""
+    photo = np.full((400, 300, 3), 90, np.uint8)
+    (tmp_path / "photo.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes())
+    async with Peer(fixed_faces=[(280, 0, 20, 120)]).running() as peer:
+        done = await visionai("predict", "photo.png", "--annotate", "out", "--url", peer.url)
+    assert done.code == 0, done.err
+    copy = cv2.imread(str(tmp_path / "out" / "photo.png"))
+    assert copy is not None
+    changed = (copy != photo).any(axis=2)
+    assert changed[8, 260:].all()
+    assert not changed[30:, :270].any()
 
 
 async def test_any_file_gets_an_annotated_copy(
