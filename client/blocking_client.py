@@ -209,6 +209,13 @@ class Client:
             return future.result()
         except concurrent.futures.CancelledError:
             raise ConnectionLost("the client was closed") from None
+        except RuntimeError as error:
+            if not threading.main_thread().is_alive():
+                # Its own words are of futures and exits.
+                error.add_note(
+                    "once the main thread has ended, no file is read and no name looked up: join this one"
+                )
+            raise
         except BaseException:
             # Ctrl-C reaches the thread that waits here: nobody wants the answer any more.
             future.cancel()

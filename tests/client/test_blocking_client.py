@@ -323,6 +323,31 @@ async def test_a_client_of_a_generator_that_is_not_finished_ends_with_the_progra
     assert (done.code, done.out, done.err) == (0, "sad\nthe client is closed\n", "")
 
 
+OUTLIVING = """
+import sys
+import threading
+from client import Client
+
+def work():
+    threading.main_thread().join()
+    client = Client("ws://localhost:1/ws")
+    for ask in (client.connect, lambda: client.predict(sys.executable)):
+        try:
+            ask()
+        except RuntimeError as error:
+            print(*error.__notes__)
+    client.close()
+
+threading.Thread(target=work).start()
+"""
+
+
+async def test_a_thread_that_outlives_the_main_one_is_told_to_be_joined(tmp_path: Path) -> None:
+    """Python looks up no name and reads no file for it any more, and says so in words of its own machinery."""
+    done = await run_command([sys.executable, "-c", OUTLIVING], folder=tmp_path)
+    assert (done.code, done.out.count("join this one\n"), done.err) == (0, 2, "")
+
+
 async def test_closing_wakes_the_threads_that_wait(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread whose request waits to be tried again hears that another one has closed the client."""
     told_when = threading.Event()
