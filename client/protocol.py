@@ -46,7 +46,7 @@ class Request:
 
     def of(self, token: str | None) -> Request:
         """This request with the user's token, where its answer depends on the user and it has none of its own."""
-        if token is None or self.command not in USERS_OWN or "token" in self.fields:
+        if token is None or self.command not in USERS_OWN:
             return self
         return replace(self, fields={"token": token, **self.fields})
 

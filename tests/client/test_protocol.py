@@ -167,3 +167,10 @@ def test_taking_all_leaves_out_abandoned_requests() -> None:
     unanswered.give_up(1)
     assert unanswered.take_all() == ["waiting"]
     assert len(unanswered) == 0
+
+
+def test_a_requests_own_token_goes_before_the_clients() -> None:
+    """As of a program that asks for several users; what no user's answer depends on takes none."""
+    assert Request("history", {"token": "own"}).of("client's").fields == {"token": "own"}
+    assert Request("history").of("client's").fields == {"token": "client's"}
+    assert Request("health").of("client's").fields == {}
