@@ -68,7 +68,7 @@ RUN rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distu
  && if [ "${ONNXRUNTIME}" = cpu ]; then rm -f onnxruntime/capi/libonnxruntime.so.*; fi \
  && find uvloop sqlalchemy cryptography -name '*.so' -exec strip {} + \
  && /venv/bin/python -m compileall -q -s /packages -p /packages . \
- && PYTHONPATH=/packages python3 -c 'import service.supervisor, service.tune, sqlalchemy.dialects.postgresql.psycopg2' \
+ && PYTHONPATH=/packages python3 -c 'import service.processes.supervisor, service.tune, sqlalchemy.dialects.postgresql.psycopg2' \
  && mkdir /data
 
 

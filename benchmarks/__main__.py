@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from service.signals import held_back
+from service.processes.signals import held_back
 
 _OURS = ("benchmarks", "client", "service")
 _EXIT_NO_SERVER = 3  # as `options` has it, which may not be importable

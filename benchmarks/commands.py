@@ -65,8 +65,8 @@ from benchmarks.workload import make_workload
 from client import ConnectionFailed, VisionAIError
 from client.cli.options import finite
 from client.cli.stdout import OutputFailed, checked_output
-from service.cpus import available_cpus
 from service.errors import StartupError
+from service.processes.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
 
 OUT = Path(__file__).parent / "out"

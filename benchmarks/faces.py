@@ -22,13 +22,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from service.batching.predictor import FACE_CROP_SIDE
 from service.engine import Engine
 from service.errors import RequestError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.crop import LIFT, SCALE
 from service.images.decode import ImageDecoder, Photo
 from service.modelfile import resolve_detectors, resolve_model
-from service.predictor import FACE_CROP_SIDE
 from service.settings import DEFAULT_MODEL
 
 _REPEATS = 5

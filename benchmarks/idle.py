@@ -11,9 +11,9 @@ from benchmarks.load import LoadPlan, allow_open_files, answered, load
 from benchmarks.target import Target, of_ours, started_service
 from benchmarks.wire import WireClient
 from benchmarks.workload import SIZES, make_workload
-from service.cpus import available_cpus
 from service.engine.calibration import measure_apart
 from service.modelfile import resolve_model
+from service.processes.cpus import available_cpus
 from service.settings import Detect
 
 _SETTLE_SECONDS = 1.0

@@ -25,14 +25,14 @@ import numpy as np
 from benchmarks.percentiles import Latency, latency
 from benchmarks.quiet import busy_seconds
 from benchmarks.workload import face_jpeg, faces_of
-from service.apart import end_with_parent
 from service.engine import Engine
 from service.errors import StartupError
 from service.faces import FaceDetector, crop_face
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detectors, resolve_model
+from service.processes.apart import end_with_parent
+from service.processes.signals import held_back
 from service.settings import Detect, Provider
-from service.signals import held_back
 
 Workers = Literal["threads", "processes"]
 

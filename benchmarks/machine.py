@@ -16,10 +16,10 @@ import psutil
 from dotenv import dotenv_values
 
 from benchmarks.target import ROOT, SET_BY_US
-from service.cpus import available_cpus
 from service.engine import Engine
 from service.errors import StartupError
 from service.modelfile import resolve_model
+from service.processes.cpus import available_cpus
 from service.settings import Settings
 
 _PACKAGES = (

@@ -23,21 +23,21 @@ import orjson
 
 # Stage, module, and the function in it. Functions that call each other may be of one stage.
 PATH: Final = (
-    ("websocket", "service.messages", "MessageConnection.data_received"),
-    ("connection", "service.connection", "Connection.message_received"),
-    ("connection", "service.connection", "Connection.settle"),
-    ("write", "service.connection", "Connection._write"),
-    ("json", "service.protocol", "parse_frame"),
+    ("websocket", "service.network.messages", "MessageConnection.data_received"),
+    ("connection", "service.network.connection", "Connection.message_received"),
+    ("connection", "service.network.connection", "Connection.settle"),
+    ("write", "service.network.connection", "Connection._write"),
+    ("json", "service.protocol.requests", "parse_frame"),
     ("queue", "service.server", "Service._submit"),
-    ("queue", "service.executors", "InlineExecutor._work"),
+    ("queue", "service.batching.executors", "InlineExecutor._work"),
     ("deliver", "service.server", "Service._deliver"),
-    ("predictor", "service.predictor", "Predictor.serve"),
+    ("predictor", "service.batching.predictor", "Predictor.serve"),
     ("base64", "service.images.decode", "decode_base64"),
     ("decode", "service.images.decode", "ImageDecoder.decode_into"),
     ("run", "service.engine", "Engine.run"),
     ("persist", "service.store", "Store.record"),
-    ("reply", "service.replies", "PredictionReplies.reply"),
-    ("metrics", "service.metrics", "Metrics.answered"),
+    ("reply", "service.protocol.replies", "PredictionReplies.reply"),
+    ("metrics", "service.telemetry.metrics", "Metrics.answered"),
 )
 _COUNTED: Final = "PredictionReplies.reply"
 

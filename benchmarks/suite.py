@@ -30,7 +30,7 @@ from benchmarks.tables import (
 )
 from benchmarks.target import Target, started_service
 from benchmarks.workload import SIZES, make_workload
-from service.cpus import available_cpus
+from service.processes.cpus import available_cpus
 from service.settings import Detect
 
 # Says what comes next; called once before each measurement.

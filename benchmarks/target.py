@@ -209,7 +209,8 @@ def stop(process: subprocess.Popen[str]) -> None:
 def hearing_later() -> Iterator[None]:
     """What would end this process does so after this.
 
-    `service.signals.held_back` holds back what comes to the calling thread; here others run, which would hear it.
+    `service.processes.signals.held_back` holds back what comes to the calling thread; here others run, which would hear
+    it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # which alone hears signals

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.signals import held_back
+from service.processes.signals import held_back
 
 if TYPE_CHECKING:
     from service.store.records import PredictionRecord
@@ -38,7 +38,7 @@ class DroppingStore:
 
 
 def _without_store() -> None:
-    worker: Any = importlib.import_module("service.worker")
+    worker: Any = importlib.import_module("service.processes.worker")
     open_store = worker.open_store
     # The real store is opened too: memory and start-up stay alike.
     worker.open_store = lambda *args, **options: DroppingStore(open_store(*args, **options))
@@ -47,7 +47,7 @@ def _without_store() -> None:
 def _profiled(file: Path) -> None:
     from benchmarks.stages import Stages
 
-    workers: Any = importlib.import_module("service.workers")
+    workers: Any = importlib.import_module("service.processes.workers")
     run_worker = workers.run_worker
     stages = Stages()
 

@@ -9,9 +9,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from service import __version__, hangup
+from service import __version__
 from service.errors import EXIT_CANNOT_START, StartupError, telling_missing_packages
-from service.signals import hear, held_back
+from service.processes import hangup
+from service.processes.signals import hear, held_back
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -140,10 +141,10 @@ def _start(arguments: argparse.Namespace) -> int:
             os.environ[name] = str(value)  # and not only in what is read now: a reload reads it again
     settings = load_settings()
     with held_back(signal.SIGINT, signal.SIGTERM):
-        from service.apart import run_apart
-        from service.logs import configure_logging
+        from service.processes.apart import run_apart
+        from service.processes.worker import prepare_database
         from service.store import MIGRATION_UNFINISHED
-        from service.worker import prepare_database
+        from service.telemetry.logs import configure_logging
 
     if arguments.command == "create-key":
         return _create_key(settings, arguments.user, arguments.days)
@@ -162,14 +163,14 @@ def _start(arguments: argparse.Namespace) -> int:
 
 def _serve(settings: Settings) -> int:
     from service.canary import check_canary
-    from service.cpus import check_layout
     from service.engine.calibration import calibrated
-    from service.listening import make_room
     from service.modelfile import resolve_model
+    from service.network.listening import make_room
+    from service.processes.cpus import check_layout
+    from service.processes.supervisor import Supervisor
+    from service.processes.worker import check_startable
     from service.security.exposure import warn_if_exposed
     from service.store import bring_up_to_date
-    from service.supervisor import Supervisor
-    from service.worker import check_startable
 
     resolve_model(settings.model_path)  # before the port is bound: the commonest mistake is told at once
     warn_if_exposed(settings)
@@ -202,7 +203,7 @@ def _stop_undone(number: int, frame: object) -> NoReturn:
 def _reload() -> int:
     """Let the service that was started here reload. What is wrong with its settings is for it to say."""
     with held_back(signal.SIGINT, signal.SIGTERM):
-        from service.reload import request_reload
+        from service.processes.reload import request_reload
         from service.settings import load_control_socket
 
     try:

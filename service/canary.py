@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from service.batching.predictor import Batches, Predictor, Request
 from service.engine import Engine
 from service.engine.calibration import calibrated
 from service.errors import StartupError
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_model
-from service.predictor import Batches, Predictor, Request
 from service.settings import Settings
 from service.store import Store, StoreStatus
 

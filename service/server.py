@@ -18,29 +18,31 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
 
-from service import __version__, http, replies
-from service.answers import SERVICE_NAME, Answers
-from service.backend import Backend
+from service import __version__
+from service.batching.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
+from service.batching.predictor import Request
 from service.canary import Chooser, Version, make_predictor, store_status
-from service.cells import Gauge
-from service.connection import Connection
+from service.commands.answers import SERVICE_NAME, Answers
+from service.commands.lookups import reader
+from service.commands.questions import Questions
 from service.engine import Engine
 from service.errors import ShuttingDown
-from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import FaceDetector
-from service.handshakes import Handshakes, select_subprotocol
 from service.images.peek import holds_up
-from service.logs import connection_log
-from service.lookups import reader
-from service.metrics import Metrics
-from service.page import Page
-from service.predictor import Request
-from service.protocol import Lookup, Options
-from service.questions import Questions
+from service.network import http
+from service.network.backend import Backend
+from service.network.connection import Connection
+from service.network.handshakes import Handshakes, select_subprotocol
+from service.network.page import Page
+from service.processes.cells import Gauge
+from service.protocol import replies
+from service.protocol.requests import Lookup, Options
 from service.security.perimeter import Perimeter
 from service.settings import ON_GPU, Settings
 from service.store import Store
-from service.tracing import Tracing
+from service.telemetry.logs import connection_log
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 

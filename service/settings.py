@@ -17,7 +17,7 @@ from environs import Env, EnvValidationError, ValidationError, validate
 
 from service.emotions import Language
 from service.errors import StartupError
-from service.logs import LogFormat
+from service.telemetry.logs import LogFormat
 
 Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
 ON_GPU: frozenset[Provider] = frozenset({"cuda", "tensorrt"})

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from service.cpus import available_cpus
 from service.engine.calibration import STEADY, Calibration, apply, cache_file, keep, measure_apart
 from service.errors import StartupError
 from service.modelfile import resolve_model
+from service.processes.cpus import available_cpus
 from service.settings import Settings
 
 

@@ -25,8 +25,8 @@ from benchmarks.tables import Grid
 from benchmarks.target import ROOT, Target, running, started_service
 from benchmarks.wire import ConnectionLost
 from benchmarks.workload import Framing, make_workload
-from service.cpus import available_cpus
 from service.engine import Engine
+from service.processes.cpus import available_cpus
 
 _HERE = Path(__file__).parent
 _START_SECONDS = 60

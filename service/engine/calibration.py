@@ -29,19 +29,20 @@ import numpy.typing as npt
 import onnxruntime  # after `service.engine`, which forbids it telemetry: this module's package comes first
 import orjson
 
-from service.apart import Progress, ignore_progress, run_apart
-from service.cpus import available_cpus
 from service.engine import Engine, onnx, openvino
 from service.engine.gate import Agreement, Images, compare, drawn_faces
 from service.errors import StartupError
 from service.modelfile import resolve_model
+from service.processes.apart import Progress, ignore_progress, run_apart
+from service.processes.cpus import available_cpus
 from service.settings import ON_GPU, Provider, ProviderSetting, Settings
 
 log = logging.getLogger(__name__)
 
 #: Batches within this share of the best throughput count as equally fast. On a CPU the largest of them is chosen: what
 #: a batch costs besides the model is not measured here, and how long one holds up the others is the executor's to bound
-#: (`service.executors.SLICE`). On a GPU the smallest: a large batch that gains little makes everybody wait longer.
+#: (`service.batching.executors.SLICE`). On a GPU the smallest: a large batch that gains little makes everybody wait
+#: longer.
 NEARLY = 0.95
 
 #: Fewer sessions of more threads each must be faster by this: what is round a run (decoding, sockets, JSON) is spread

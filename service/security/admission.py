@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 
-from service.cells import ADDRESS_CELLS, Gauge, SharedCells
+from service.processes.cells import ADDRESS_CELLS, Gauge, SharedCells
 from service.security.addresses import group
 
 _HALF = ADDRESS_CELLS // 2

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from websockets.datastructures import Headers, MultipleValuesError
 from websockets.http11 import Response
 
-from service import http
 from service.errors import Unauthorized
+from service.network import http
 from service.security import origins
 from service.security.addresses import client_address
 from service.security.admission import Admission

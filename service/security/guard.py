@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from service.errors import RateLimited, RequestError, Unauthorized
-from service.protocol import Configure, Lookup, Predict, Query
+from service.protocol.requests import Configure, Lookup, Predict, Query
 from service.security.identity import Identity
 from service.security.rates import TokenBucket
 

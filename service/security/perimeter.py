@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.cells import SharedCells
+from service.processes.cells import SharedCells
 from service.security.admission import Admission
 from service.security.gate import Gate
 from service.security.guard import Rules

@@ -32,10 +32,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from service.apart import Progress, run_apart
 from service.errors import StartupError
+from service.processes.apart import Progress, run_apart
+from service.processes.signals import held_back
 from service.settings import Fsync
-from service.signals import held_back
 from service.store import folders, reference
 from service.store.backlog import Backlog, MemoryBacklog
 from service.store.database import create_engine, create_file, first_line, parse_url, unusable

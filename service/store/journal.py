@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.logs import Seldom
 from service.settings import Fsync
 from service.store import folders, segments
 from service.store.backlog import Batch, oldest
@@ -24,6 +23,7 @@ from service.store.framing import frame
 from service.store.orphans import Orphans
 from service.store.reference import Model
 from service.store.segments import Position, SegmentWriter
+from service.telemetry.logs import Seldom
 
 logger = logging.getLogger(__name__)
 

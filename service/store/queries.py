@@ -21,9 +21,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import DeadlineExceeded, Internal, Overloaded, RequestError, ShuttingDown
-from service.logs import Reasons
-from service.niceness import give_way
+from service.processes.niceness import give_way
 from service.store.database import create_reading_engine, first_line
+from service.telemetry.logs import Reasons
 
 logger = logging.getLogger(__name__)
 

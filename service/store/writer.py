@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from service.errors import StartupError
-from service.logs import Reasons
-from service.niceness import give_way
+from service.processes.niceness import give_way
 from service.store import records
 from service.store.backlog import Backlog, Batch
 from service.store.database import FileReplaced, first_line, identity, is_of_the_values, lacks_tables
 from service.store.insert import insert
 from service.store.reference import Model, References
+from service.telemetry.logs import Reasons
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from websockets.sync.server import ServerConnection, serve
 
 from benchmarks.commands import app
-from service.cpus import available_cpus
+from service.processes.cpus import available_cpus
 from service.settings import DEFAULT_MODEL
 from tests.benchmarks.harness import LOAD, ROOT, TIMEOUT, benchmark, ends_with_its_service, group, results
 

@@ -18,8 +18,8 @@ import compose_spec
 import pytest
 import yaml
 
+from service.processes.workers import stop_seconds
 from service.settings import Settings
-from service.workers import stop_seconds
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,10 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.page import Page
+from service.network.page import Page
+from service.processes.workers import stop_seconds
 from service.settings import Settings
 from service.store.journal import JOURNAL_BYTES
-from service.workers import stop_seconds
 from tests.deploy.kustomize import Resource, containers, pod_spec, render
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["service.protocol", "service.images"]):
+with atheris.instrument_imports(include=["service.protocol.requests", "service.images"]):
     from tests.fuzz import targets
     from tests.fuzz.corpus import images, messages
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from service.batching.predictor import Predictor, Request
 from service.errors import RequestError
 from service.images import ImageFile
 from service.images.decode import ImageDecoder, InputShape
 from service.images.peek import holds_up, peek_header
-from service.predictor import Predictor, Request
-from service.protocol import Configure, FrameError, Options, Predict, parse_frame
+from service.protocol.requests import Configure, FrameError, Options, Predict, parse_frame
 from service.settings import Settings
 from service.store.prediction_ids import PredictionIds
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from service.batching.predictor import Predictor
 from service.engine import Engine
 from service.errors import ERROR_CODES, RequestError
 from service.faces import FaceDetector
 from service.images.decode import ImageDecoder
 from service.modelfile import resolve_detectors
-from service.predictor import Predictor
-from service.protocol import Options
+from service.protocol.requests import Options
 from service.settings import Settings
 from service.store.records import PredictionRecord
 from tests.fuzz import targets

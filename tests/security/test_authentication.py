@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.protocol import Predict
+from service.protocol.requests import Predict
 from service.security import guard
 from service.security.api_keys import create
 from service.security.credentials import Credentials
@@ -167,7 +167,7 @@ async def test_where_one_is_required_a_connection_without_a_token_is_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 1008 after some seconds, without one from the start as with one that has expired."""
-    monkeypatch.setattr("service.guarded.PATIENCE", 0.2)
+    monkeypatch.setattr("service.network.guarded.PATIENCE", 0.2)
     async with serve(auth="required", **JWT) as running:
         async with running.client() as websocket:
             assert await close_code(websocket) == 1008
@@ -226,7 +226,7 @@ async def test_a_connection_whose_requests_showed_a_key_is_closed_when_that_is_g
     key = create(path, "anna")
     async with serve(auth="required", api_keys_file=path) as running, running.client() as websocket:
         assert (await ask(websocket, predict_message(token=key)))["status"] == "success"
-        monkeypatch.setattr("service.guarded.PATIENCE", 0.2)
+        monkeypatch.setattr("service.network.guarded.PATIENCE", 0.2)
         path.write_text("# nobody\n")
         assert await close_code(websocket) == 1008
 
@@ -235,7 +235,7 @@ async def test_a_connection_that_is_gone_is_not_kept_until_its_token_expires(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that come and go with tokens of an hour would pile up for as long."""
-    monkeypatch.setattr("service.guarded.PATIENCE", 0.1)
+    monkeypatch.setattr("service.network.guarded.PATIENCE", 0.1)
     headers = {"Authorization": f"Bearer {token(seconds=3600)}"}
     async with serve(auth="required", **JWT) as running:
 
@@ -259,7 +259,7 @@ async def test_a_key_that_is_deleted_late_ends_its_connections_too(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key without a last day is asked for once; whoever had it when it was is closed when it is gone."""
-    monkeypatch.setattr("service.guarded.PATIENCE", 0.1)
+    monkeypatch.setattr("service.network.guarded.PATIENCE", 0.1)
     path = tmp_path / "keys"
     headers = {"Authorization": f"Bearer {create(path, 'anna')}"}
     async with (
@@ -281,7 +281,7 @@ async def test_keys_that_are_made_give_a_connection_without_one_no_more_time(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is closed though the file changes again and again meanwhile."""
-    monkeypatch.setattr("service.guarded.PATIENCE", 1.5)  # some looks at the file
+    monkeypatch.setattr("service.network.guarded.PATIENCE", 1.5)  # some looks at the file
     path = tmp_path / "keys"
     create(path, "anna")
     async with serve(auth="required", api_keys_file=path) as running, running.client() as websocket:

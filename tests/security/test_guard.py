@@ -7,7 +7,7 @@ import math
 import pytest
 
 from service.errors import InvalidJSON, RateLimited, Unauthorized
-from service.protocol import Configure, Predict, Query
+from service.protocol.requests import Configure, Predict, Query
 from service.security.credentials import Credentials
 from service.security.guard import MAX_WRONG, Guard, Rules
 from service.security.identity import Identity

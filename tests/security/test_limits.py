@@ -14,8 +14,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 from wsproto.events import CloseConnection, Pong
 
-from service.cells import SharedCells
 from service.errors import RateLimited
+from service.processes.cells import SharedCells
 from service.security import origins
 from service.security.admission import Admission
 from service.security.guard import Guard, Rules

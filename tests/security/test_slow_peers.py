@@ -219,7 +219,7 @@ async def test_a_client_that_is_closed_and_does_not_end_is_dropped(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, last: bytes
 ) -> None:
     """Also where nobody is pinged, and whatever it sends; what it had sent of a message is let go at once."""
-    monkeypatch.setattr("service.messages._END_SECONDS", 0.5)
+    monkeypatch.setattr("service.network.messages._END_SECONDS", 0.5)
     async with serve(ping_seconds=0) as running, asyncio.timeout(TIMEOUT):
         _, writer = await raw(running)
         (connection,) = running.service._connections
@@ -240,7 +240,7 @@ async def test_a_client_that_ends_and_does_not_read_is_dropped(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nobody is pinged, and what it leaves unread is too little to be a reason to close it."""
-    monkeypatch.setattr("service.messages._END_SECONDS", 0.5)
+    monkeypatch.setattr("service.network.messages._END_SECONDS", 0.5)
     async with serve(ping_seconds=0) as running, asyncio.timeout(TIMEOUT):
         _, writer = await raw(running)
         (connection,) = running.service._connections

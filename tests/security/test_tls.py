@@ -228,7 +228,7 @@ async def test_a_failed_tls_handshake_leaves_nothing_behind(
         assert not running.service._handshakes._under_way
 
 
-_PATIENT = "import service.handshakes; service.handshakes._SECONDS = 600.0"
+_PATIENT = "import service.network.handshakes; service.network.handshakes._SECONDS = 600.0"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -14,18 +14,18 @@ import jsonschema
 import orjson
 import pytest
 
-from service import protocol
-from service.cells import SharedCells
-from service.connection import Connection
 from service.engine import Engine
 from service.faces import FaceDetector
 from service.images import ImageFile
-from service.metrics import Metrics
+from service.network.connection import Connection
+from service.processes.cells import SharedCells
+from service.protocol import requests as protocol
 from service.security.perimeter import Perimeter
 from service.server import Service
 from service.settings import Settings
 from service.store import Store
 from service.store.queries import Queries
+from service.telemetry.metrics import Metrics
 from tests.contract import check_reply, check_request
 from tests.service.doubles import HeldEngine
 from tests.service.harness import MODEL, TIMEOUT, Running, Serve

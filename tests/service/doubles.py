@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from service.batching.predictor import Predictor, Request
 from service.engine import Engine
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
-from service.predictor import Predictor, Request
 from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord
 from tests.service.harness import TIMEOUT

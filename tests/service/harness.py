@@ -41,7 +41,7 @@ TIMEOUT = 30 * float(os.environ.get("TEST_TIME_UNIT", "1"))
 HELD = """
 import time
 from pathlib import Path
-from service.predictor import Predictor
+from service.batching.predictor import Predictor
 serve = Predictor.serve
 def serve_when_let(self, requests, buffer):
     Path("entered").touch()

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from service.accept import _LOOK_AGAIN, PATIENCE, SharingLoop, Turns, _SharingServer
-from service.cells import Gauge, SharedCells
-from service.newcomers import Newcomers
+from service.network.accept import _LOOK_AGAIN, PATIENCE, SharingLoop, Turns, _SharingServer
+from service.network.newcomers import Newcomers
+from service.processes.cells import Gauge, SharedCells
 from tests.service.harness import TIMEOUT
 
 

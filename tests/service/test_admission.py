@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from service.batching.scheduler import HIGH, LOW, NORMAL, MicroBatchQueue
 from service.errors import DeadlineExceeded, Overloaded
-from service.scheduler import HIGH, LOW, NORMAL, MicroBatchQueue
 from tests.service.waiting import Waiting, filled
 
 

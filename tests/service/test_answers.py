@@ -8,14 +8,14 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from service.answers import Answers
 from service.canary import Version
-from service.cells import Gauge, SharedCells
+from service.commands.answers import Answers
 from service.engine import Engine
-from service.metrics import Metrics
-from service.protocol import Query
+from service.processes.cells import Gauge, SharedCells
+from service.protocol.requests import Query
 from service.settings import Settings
 from service.store import Store, StoreStatus
+from service.telemetry.metrics import Metrics
 
 
 @pytest.mark.parametrize(

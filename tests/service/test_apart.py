@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.apart import Progress, run_apart
 from service.errors import StartupError
+from service.processes.apart import Progress, run_apart
 from tests.client.harness import run_command
 from tests.service.harness import MODEL, ROOT, run_service
 from tests.store.older_server import make_older_server
@@ -136,7 +136,7 @@ def test_a_start_that_cannot_serve_changes_no_older_database(
 _SUPERVISOR = """
 import os, signal, time
 from types import SimpleNamespace
-from service import workers
+from service.processes import workers
 
 def start():
     settings = SimpleNamespace(drain_seconds=1, log_level="INFO", log_format="console")

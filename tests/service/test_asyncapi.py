@@ -13,7 +13,7 @@ import pytest
 from jsonschema.validators import validator_for
 
 from service.errors import ERROR_CODES
-from service.protocol import COMMANDS, SUBPROTOCOL, Options
+from service.protocol.requests import COMMANDS, SUBPROTOCOL, Options
 from tests.contract import DESCRIPTION, REPLIES, REQUESTS, check_reply, check_request, description, validator
 from tests.service.harness import ROOT, TIMEOUT, Running
 

@@ -21,8 +21,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from client import AsyncClient
+from service.batching.predictor import Request
 from service.canary import Chooser, VersionsPredictor
-from service.predictor import Request
 from service.versions import SharedVersions
 from tests.service.harness import (
     FACE,

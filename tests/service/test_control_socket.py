@@ -15,7 +15,7 @@ from select import select
 import pytest
 
 from service.errors import StartupError
-from service.reload import ControlSocket, Outcome, request_reload
+from service.processes.reload import ControlSocket, Outcome, request_reload
 from tests.service.harness import TIMEOUT
 
 DONE = Outcome("v2.0.0", None)

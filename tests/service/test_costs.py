@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.costs import CostModel
+from service.batching.costs import CostModel
+from service.batching.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
+from service.batching.predictor import Predictor, Request
+from service.batching.scheduler import HIGH, NORMAL
 from service.engine import Engine
 from service.errors import DeadlineExceeded, Overloaded
-from service.executors import LONGEST_SLICE, InlineExecutor, ThreadExecutors
 from service.faces import Face, FaceDetector
-from service.predictor import Predictor, Request
-from service.scheduler import HIGH, NORMAL
 from tests.service.doubles import FaultyEngine, Inbox, Peer, fail, make_predictor
 from tests.service.harness import FACE, TIMEOUT
 from tests.service.pictures import encode

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service import cpus
 from service.errors import StartupError
+from service.processes import cpus
 from service.settings import Settings
 
 

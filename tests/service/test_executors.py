@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from service.batching.executors import InlineExecutor, ThreadExecutors, slice_seconds
+from service.batching.predictor import Predictor, Request
 from service.engine import Engine
 from service.errors import Internal, Overloaded, ShuttingDown
-from service.executors import InlineExecutor, ThreadExecutors, slice_seconds
-from service.predictor import Predictor, Request
 from service.store.records import PredictionRecord
 from tests.service.doubles import FaultyEngine, Inbox, Ledger, Peer, fail, make_predictor
 from tests.service.harness import FACE, TIMEOUT

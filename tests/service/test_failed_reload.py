@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from websockets.asyncio.client import connect
 
 from service.errors import StartupError
-from service.reload import request_reload
+from service.processes.reload import request_reload
+from service.processes.worker import Served, _open_stores
 from service.settings import Settings
 from service.store.database import create_engine, parse_url
 from service.store.schema import ACTIVE, model_version
-from service.worker import Served, _open_stores
 from tests.service.harness import TIMEOUT, StartProcess, ask, metric, predict_message, read
 from tests.service.reloading import OTHER_VERSION, VERSION, change, copy_model, reload
 
@@ -85,13 +85,13 @@ async def test_a_worker_that_cannot_be_started_leaves_no_file_open(
 SLOW_READING = """
 import time
 from pathlib import Path
-import service.reload
-load_settings = service.reload.load_settings
+import service.processes.reload
+load_settings = service.processes.reload.load_settings
 def load_slowly():
     while Path("slow").exists():
         time.sleep(0.05)
     return load_settings()
-service.reload.load_settings = load_slowly
+service.processes.reload.load_settings = load_slowly
 """
 
 
@@ -129,7 +129,7 @@ async def test_a_reload_whose_settings_cannot_be_read_is_given_up(
     """As from a network drive that is gone. Once what they name is corrected, the next reload is done."""
     slow = tmp_path / "slow"
     slow.touch()
-    impatient = "import service.supervisor\nservice.supervisor._READING_SECONDS = 1.0"
+    impatient = "import service.processes.supervisor\nservice.supervisor._READING_SECONDS = 1.0"
     service = start_process(faults=f"{SLOW_READING}\n{impatient}", WORKERS="1")
     before = service.workers
     code, said = await reload(tmp_path)
@@ -145,11 +145,11 @@ async def test_a_reload_whose_settings_cannot_be_read_is_given_up(
 # As of one that waits for a file system in user space whose server hangs: it does not end either when it is killed.
 UNKILLABLE = """
 from multiprocessing.process import BaseProcess
-import service.apart
-import service.supervisor
+import service.processes.apart
+import service.processes.supervisor
 BaseProcess.kill = lambda _: None
-service.apart._END_SECONDS = 0.5
-service.supervisor._READING_SECONDS = {}
+service.processes.apart._END_SECONDS = 0.5
+service.processes.supervisor._READING_SECONDS = {}
 """
 
 
@@ -267,16 +267,16 @@ async def test_a_request_to_reload_waits_while_no_file_can_be_opened(
 # As long as a file is there, the first worker starts that is started, and no other.
 FAILING_LATER = """
 from pathlib import Path
-import service.worker
+import service.processes.worker
 from service.errors import StartupError
-load_engine = service.worker.load_engine
+load_engine = service.processes.worker.load_engine
 def fail_later(settings):
     if Path("fault").exists():
         if Path("first").exists():
             raise StartupError("injected")
         Path("first").touch()
     return load_engine(settings)
-service.worker.load_engine = fail_later
+service.processes.worker.load_engine = fail_later
 """
 
 
@@ -318,14 +318,14 @@ async def test_a_model_whose_name_is_no_utf_8_is_served_and_told_of(
 # Once a worker has loaded its model, the file is replaced by `next`, where there is one.
 SWAPPING = """
 from pathlib import Path
-import service.worker
-load_engine = service.worker.load_engine
+import service.processes.worker
+load_engine = service.processes.worker.load_engine
 def load_and_swap(settings):
     engine = load_engine(settings)
     if Path("next").exists():
         Path("next").replace(settings.model_path)
     return engine
-service.worker.load_engine = load_and_swap
+service.processes.worker.load_engine = load_and_swap
 """
 
 

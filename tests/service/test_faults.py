@@ -16,10 +16,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from service.batching.predictor import Request
 from service.engine import Engine
 from service.errors import Internal
 from service.faces import Face, FaceDetector
-from service.predictor import Request
 from service.store import Store
 from tests.service.harness import (
     FACE,
@@ -140,7 +140,7 @@ async def test_a_reply_that_cannot_be_sent_ends_its_connection_only(
 # The third batch of each worker ends its executor.
 DYING_EXECUTOR = """
 import itertools
-from service.predictor import Predictor
+from service.batching.predictor import Predictor
 serve, served = Predictor.serve, itertools.count(1)
 def fail_once(self, requests, buffer):
     if next(served) == 3:

@@ -11,7 +11,7 @@ from websockets.exceptions import ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from service.frames import (
+from service.network.frames import (
     Breach,
     IncomingFrame,
     LargeMessage,

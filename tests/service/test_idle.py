@@ -10,7 +10,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from service.connection import Connection
+from service.network.connection import Connection
 
 
 def made(kind: type[ServerConnection]) -> Any:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from service.apart import ignore_progress
-from service.cpus import available_cpus
 from service.engine import calibration, onnx
 from service.engine.calibration import Measured, cache_file, calibrated
 from service.errors import StartupError
-from service.reload import reloaded
+from service.processes.apart import ignore_progress
+from service.processes.cpus import available_cpus
+from service.processes.reload import reloaded
 from tests.service.harness import MODEL, OPEN
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
-from service import lingering as module
+from service.batching import lingering as module
+from service.batching.executors import InlineExecutor
+from service.batching.lingering import LINGER, Lingering
+from service.batching.predictor import Request
 from service.engine import Engine
-from service.executors import InlineExecutor
-from service.lingering import LINGER, Lingering
-from service.predictor import Request
 from tests.service.doubles import Inbox, Peer, fail, make_predictor
 from tests.service.harness import FACE
 

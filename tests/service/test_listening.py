@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import StartupError
-from service.listening import bind
+from service.network.listening import bind
 from service.settings import Settings
 
 # For documentation: no machine has it.

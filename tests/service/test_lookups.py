@@ -17,7 +17,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from service.connection import MAX_LOOKUPS
+from service.network.connection import MAX_LOOKUPS
 from service.store.queries import THREADS, Queries
 from tests.service.harness import FACE, TIMEOUT, Running, Serve, ask, predict_message, read
 
@@ -194,14 +194,14 @@ async def test_a_question_that_nobody_waits_for_any_longer_is_not_run(
     running: Running, held_questions: HeldQuestions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that waited for slow ones until they were answered without the database hold up no others."""
-    monkeypatch.setattr("service.questions.PATIENCE_S", 0.1)
+    monkeypatch.setattr("service.commands.questions.PATIENCE_S", 0.1)
     async with running.client() as websocket, running.client() as other:
         for client in (websocket, other):
             await _ask_all(client)
         for client in (websocket, other):
             for _ in range(MAX_LOOKUPS):
                 assert (await read(client))["code"] == "deadline_exceeded"
-        monkeypatch.setattr("service.questions.PATIENCE_S", TIMEOUT)
+        monkeypatch.setattr("service.commands.questions.PATIENCE_S", TIMEOUT)
         held_questions.release.set()
         assert (await query(websocket, "stats", id="later"))["type"] == "stats"
     assert len(held_questions.run) <= THREADS + 1

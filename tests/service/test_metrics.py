@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.cells import ADDRESS_CELLS, Gauge, SharedCells
+from service.batching.predictor import Request
 from service.errors import ERROR_CODES, DeadlineExceeded, Internal
-from service.metrics import REFUSALS, Metrics
-from service.predictor import Request
-from service.replies import Timing
+from service.processes.cells import ADDRESS_CELLS, Gauge, SharedCells
+from service.protocol.replies import Timing
+from service.telemetry.metrics import REFUSALS, Metrics
 
 LABELS = ("happy", "sad")
 

@@ -16,9 +16,9 @@ import pytest
 import trustme
 from websockets.asyncio.client import connect
 
-from service.accept import SharingLoop, Turns
-from service.cells import Gauge, SharedCells
-from service.newcomers import Newcomers
+from service.network.accept import SharingLoop, Turns
+from service.network.newcomers import Newcomers
+from service.processes.cells import Gauge, SharedCells
 from tests.security.conftest import write_certificate
 from tests.service.harness import TIMEOUT, ServiceProcess, StartProcess, ask, predict_message, read
 

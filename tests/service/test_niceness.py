@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from service.niceness import give_way
+from service.processes.niceness import give_way
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")

@@ -26,10 +26,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from service.cells import SharedCells
-from service.logs import JsonFormatter
-from service.metrics import Metrics
-from service.tracing import start_tracing
+from service.processes.cells import SharedCells
+from service.telemetry.logs import JsonFormatter
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import start_tracing
 from tests.service.harness import FACE, ROOT, TIMEOUT, StartProcess, metric, predict_message, run_service
 from tests.service.reloading import copy_model, reload
 
@@ -40,7 +40,7 @@ DASHBOARD = json.loads((ROOT / "deploy/grafana/visionai.json").read_text())
 # A journal and a reply that take their time.
 SLOW_BEHIND = """
 import time
-from service.connection import Connection
+from service.network.connection import Connection
 from service.store.segments import SegmentWriter
 def after(seconds, work):
     return lambda *given: (time.sleep(seconds), work(*given))[1]
@@ -132,7 +132,7 @@ def test_a_json_line_has_the_exception_and_the_request_ids() -> None:
     except ValueError as error:
         record = logging.makeLogRecord(
             {
-                "name": "service.predictor",
+                "name": "service.batching.predictor",
                 "levelno": logging.ERROR,
                 "levelname": "ERROR",
                 "msg": "a batch of %d failed",
@@ -144,7 +144,7 @@ def test_a_json_line_has_the_exception_and_the_request_ids() -> None:
     line = JsonFormatter().format(record)
     assert "\n" not in line
     found = orjson.loads(line)
-    assert (found["level"], found["logger"]) == ("ERROR", "service.predictor")
+    assert (found["level"], found["logger"]) == ("ERROR", "service.batching.predictor")
     assert (found["message"], found["request_ids"]) == ("a batch of 2 failed", ["a", 7])
     assert "line two" in found["exception"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found["timestamp"])

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 import pytest
 
-from service.opening import OpeningConnection
+from service.network.opening import OpeningConnection
 from tests.service.harness import TIMEOUT, Running, Serve
 
 HANDSHAKE = (

@@ -11,11 +11,11 @@ import numpy as np
 import orjson
 import pytest
 
+from service.batching.predictor import Predictor, Request
 from service.engine import Engine
 from service.faces import Face, FaceDetector
 from service.images.decode import ImageDecoder, Pixels
-from service.predictor import Predictor, Request
-from service.replies import Timing
+from service.protocol.replies import Timing
 from tests.service.doubles import Blind, Ledger, Peer, make_predictor
 from tests.service.harness import FACE
 from tests.service.pictures import encode
@@ -48,7 +48,7 @@ def test_a_request_is_charged_for_each_of_its_faces(engine: Engine, buffered: in
 def test_timing_is_in_milliseconds_of_each_stage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting since the request came in, decoding, the model's run, and all of it."""
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr("service.predictor.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("service.batching.predictor.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*args: Any) -> Any:

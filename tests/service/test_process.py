@@ -285,9 +285,9 @@ async def test_a_worker_that_dies_is_replaced(start_process: StartProcess) -> No
 # How long an empty place waits is written down. Whether a death was a quick one does not depend on this machine.
 WRITTEN_DOWN = """
 from pathlib import Path
-import service.supervisor
-from service.workers import Slot
-service.supervisor._QUICK_DEATH_SECONDS = {}
+import service.processes.supervisor
+from service.processes.workers import Slot
+service.processes.supervisor._QUICK_DEATH_SECONDS = {}
 plan = Slot.plan
 def written_down(slot, quick):
     plan(slot, quick)
@@ -323,10 +323,10 @@ def test_a_worker_that_dies_again_soon_waits_twice_as_long(
 _LONG_FLUSH = """
 import time
 from pathlib import Path
-import service.supervisor, service.worker
-from service.supervisor import Supervisor
-service.supervisor.LOOK_SECONDS = 0.1
-close, look, looks = service.worker._close_stores, Supervisor._look_for_hung_workers, []
+import service.processes.supervisor, service.processes.worker
+from service.processes.supervisor import Supervisor
+service.processes.supervisor.LOOK_SECONDS = 0.1
+close, look, looks = service.processes.worker._close_stores, Supervisor._look_for_hung_workers, []
 def close_when_let(stores, timeout):
     Path("flushing").touch()
     while not Path("go").exists():
@@ -338,7 +338,7 @@ def look_and_count(supervisor):
         looks.append(None)
     if len(looks) > 15:
         Path("looked").touch()
-service.worker._close_stores, Supervisor._look_for_hung_workers = close_when_let, look_and_count
+service.processes.worker._close_stores, Supervisor._look_for_hung_workers = close_when_let, look_and_count
 """
 
 

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import replies
+from service.batching.scheduler import LOW
 from service.errors import InvalidRequest, Overloaded
-from service.protocol import (
+from service.protocol import replies
+from service.protocol.replies import PredictionReplies, ScoredFace, Timing
+from service.protocol.requests import (
     MAX_HEADER_BYTES,
     FrameError,
     History,
@@ -25,8 +27,6 @@ from service.protocol import (
     Stats,
     parse_frame,
 )
-from service.replies import PredictionReplies, ScoredFace, Timing
-from service.scheduler import LOW
 from service.security.credentials import MAX_LENGTH
 
 JSON_VALUES = st.recursive(

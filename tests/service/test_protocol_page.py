@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from service.errors import ERROR_CODES
-from service.protocol import COMMANDS
+from service.protocol.requests import COMMANDS
 from tests.contract import description
 from tests.service.examples import examples, node, run_example
 from tests.service.harness import FACE, ROOT, Running

@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from client import AsyncClient
-from service.reload import request_reload
+from service.processes.reload import request_reload
 from tests.service.harness import (
     FACE,
     HELD,
@@ -241,15 +241,15 @@ async def test_an_env_file_that_cannot_be_read_leaves_the_old_settings(
 HELD_WORKER = """
 import time
 from pathlib import Path
-import service.worker
-load_engine = service.worker.load_engine
+import service.processes.worker
+load_engine = service.processes.worker.load_engine
 def wait_when_loaded(settings):
     engine = load_engine(settings)
     Path("loaded").touch()
     while Path("hold").exists():
         time.sleep(0.01)
     return engine
-service.worker.load_engine = wait_when_loaded
+service.processes.worker.load_engine = wait_when_loaded
 """
 
 
@@ -355,9 +355,9 @@ async def test_a_shutdown_during_a_reload_does_not_hurry_the_predecessor(
 _READY_TOO_LATE = """
 import time
 from pathlib import Path
-import service.worker
-from service.supervisor import Supervisor
-stop, tell = Supervisor._stop, service.worker._tell
+import service.processes.worker
+from service.processes.supervisor import Supervisor
+stop, tell = Supervisor._stop, service.processes.worker._tell
 def stop_and_say_so(supervisor, worker):
     stop(supervisor, worker)
     Path("stopped").touch()
@@ -368,7 +368,7 @@ def tell_in_time_or_late(pipe, word):
     while is_second and not Path("stopped").exists():
         time.sleep(0.01)
     tell(pipe, word)
-Supervisor._stop, service.worker._tell = stop_and_say_so, tell_in_time_or_late
+Supervisor._stop, service.processes.worker._tell = stop_and_say_so, tell_in_time_or_late
 """
 
 
@@ -390,15 +390,15 @@ async def test_a_predecessor_that_becomes_ready_when_it_is_to_stop_is_not_what_i
 # The second worker loads for long.
 _LOADING_FOR_LONG = """
 import time
-import service.worker
-load = service.worker.load_models
+import service.processes.worker
+load = service.processes.worker.load_models
 def load_or_wait(settings):
     with open("started", "a") as file:
         file.write("x")
     if open("started").read() == "xx":
         time.sleep(600)
     return load(settings)
-service.worker.load_models = load_or_wait
+service.processes.worker.load_models = load_or_wait
 """
 
 

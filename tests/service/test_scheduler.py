@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.batching.scheduler import HIGH, LOW, NORMAL, MicroBatchQueue, share
 from service.errors import Overloaded
-from service.scheduler import HIGH, LOW, NORMAL, MicroBatchQueue, share
 from tests.service.waiting import Waiting, filled
 
 

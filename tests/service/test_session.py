@@ -16,7 +16,7 @@ from wsproto.events import Pong, TextMessage
 
 from service.engine import Engine
 from service.errors import InvalidJSON
-from service.replies import error_reply
+from service.protocol.replies import error_reply
 from tests.service.harness import (
     FACE,
     ROOT,

@@ -151,7 +151,7 @@ async def test_connections_that_were_accepted_are_greeted_before_they_are_closed
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Handshakes that come when the service is shutting down are no error, and the close says what it is."""
-    monkeypatch.setattr("service.handshakes._SECONDS", 600.0)
+    monkeypatch.setattr("service.network.handshakes._SECONDS", 600.0)
     running = serve()
     started = await running.__aenter__()
     early = [await asyncio.to_thread(socket.create_connection, ("127.0.0.1", started.port)) for _ in range(2)]
@@ -175,7 +175,7 @@ async def test_a_handshake_that_comes_when_connections_are_being_closed_is_refus
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was open after that would not be told why it ends."""
-    monkeypatch.setattr("service.handshakes._SECONDS", 0.0)
+    monkeypatch.setattr("service.network.handshakes._SECONDS", 0.0)
     monkeypatch.setattr("service.server._SILENT_SECONDS", 600.0)
     running = serve()
     started = await running.__aenter__()
@@ -267,7 +267,7 @@ async def test_a_drain_of_a_year_is_a_drain(start_process: StartProcess) -> None
 # Whoever waits for it knows that the supervisor has passed the signal on.
 _TOLD = """
 from pathlib import Path
-from service.supervisor import Supervisor
+from service.processes.supervisor import Supervisor
 stop_all = Supervisor._stop_all
 def told(self):
     stop_all(self)
@@ -324,8 +324,8 @@ async def test_a_signal_to_the_whole_process_group_is_one_signal(
 
 # As the kernel does where memory runs out.
 KILLED_WHILE_STOPPING = """
-import os, signal, service.worker
-service.worker._close_stores = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+import os, signal, service.processes.worker
+service.processes.worker._close_stores = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -343,7 +343,7 @@ def test_a_worker_that_dies_instead_of_stopping_is_told(start_process: StartProc
 # Somebody is impatient, when the service has stopped and its process is not gone yet.
 SIGNALLED_AT_THE_END = """
 import os, signal
-from service.supervisor import Supervisor
+from service.processes.supervisor import Supervisor
 run = Supervisor.run
 def run_and_be_signalled(self):
     code = run(self)

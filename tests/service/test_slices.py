@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from service.batching.executors import InlineExecutor, ThreadExecutors
+from service.batching.predictor import Request
 from service.errors import DeadlineExceeded, Overloaded
-from service.executors import InlineExecutor, ThreadExecutors
-from service.predictor import Request
 from tests.service.doubles import Inbox, Peer, fail
 from tests.service.harness import TIMEOUT
 
@@ -47,7 +47,7 @@ class Steady:
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch, steady: Steady, inbox: Inbox) -> InlineExecutor:
     """An executor whose slices have one request, by the clock of `steady`."""
-    monkeypatch.setattr("service.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
+    monkeypatch.setattr("service.batching.executors.time", SimpleNamespace(perf_counter=steady.perf_counter))
     return InlineExecutor(
         steady, max_batch=1, capacity=100, max_wait=100.0, deliver=inbox.deliver, on_failure=fail
     )

@@ -26,15 +26,15 @@ from tests.service.reloading import reload
 HELD_START = """
 import time
 from pathlib import Path
-import service.supervisor
-import service.worker
-service.supervisor._START_SECONDS = 1.0
-load_engine = service.worker.load_engine
+import service.processes.supervisor
+import service.processes.worker
+service.processes.supervisor._START_SECONDS = 1.0
+load_engine = service.processes.worker.load_engine
 def load_when_let(settings):
     while Path("hold").exists():
         time.sleep(0.01)
     return load_engine(settings)
-service.worker.load_engine = load_when_let
+service.processes.worker.load_engine = load_when_let
 """
 
 NO_SIGHUP = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGHUP")
@@ -78,7 +78,7 @@ module.{function} = ask
 @NO_SIGHUP
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("service.settings", "load_settings"), ("service.worker", "load_engine")],
+    [("service.settings", "load_settings"), ("service.processes.worker", "load_engine")],
     ids=["before there are workers", "while they start"],
 )
 def test_a_signal_to_reload_during_the_start_is_heard_after_it(
@@ -272,14 +272,14 @@ def test_who_waits_for_a_database_ends_with_the_supervisor(tmp_path: Path, fault
 LOADED = """
 import os, time
 from pathlib import Path
-import service.worker
-start_tracing = service.worker.start_tracing
+import service.processes.worker
+start_tracing = service.processes.worker.start_tracing
 def start_when_let(version):
     Path(f"loaded.{os.getpid()}").touch()
     while not Path("go").exists():
         time.sleep(0.01)
     return start_tracing(version)
-service.worker.start_tracing = start_when_let
+service.processes.worker.start_tracing = start_when_let
 """
 
 

@@ -54,7 +54,7 @@ async def test_the_clock_is_looked_at_after_a_few_control_frames(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thousands of them take ten turns' time: where a turn has none, each holds a few."""
-    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    monkeypatch.setattr("service.network.messages._SECONDS_PER_TURN", 0.0)
     async with serve() as running, connected(running.port) as peer:
         assert await turns_until_read(peer, frame(PONG) * 4000) > 100
 
@@ -63,7 +63,7 @@ async def test_a_turn_holds_no_more_for_a_client_that_was_not_read_from(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is read from again while there is a turn to come has that turn, and not two from then on."""
-    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    monkeypatch.setattr("service.network.messages._SECONDS_PER_TURN", 0.0)
     async with serve() as running, connected(running.port) as peer:
         (connection,) = running.service._connections
 
@@ -85,7 +85,7 @@ async def test_reads_in_a_row_end_with_what_a_turn_may_have(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, size: int, fin: bool
 ) -> None:
     """uvloop reads on, up to 32 times, while the network has more. However short each read takes, that is too long."""
-    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", math.inf)
+    monkeypatch.setattr("service.network.messages._SECONDS_PER_TURN", math.inf)
     frames = frame(TEXT if fin else CONT, bytes(size), fin=fin) * (256 * 1024 // size)
     async with serve() as running, connected(running.port):
         (connection,) = running.service._connections
@@ -121,7 +121,7 @@ async def test_what_comes_though_it_is_not_to_read_is_behind_what_waits(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of TLS, which hands over what it has decrypted already: all is answered, in order."""
-    monkeypatch.setattr("service.messages._SECONDS_PER_TURN", 0.0)
+    monkeypatch.setattr("service.network.messages._SECONDS_PER_TURN", 0.0)
     messages = [frame(TEXT, b'{"command": "ping", "id": %d}' % number) for number in range(300)]
     async with serve() as running, connected(running.port) as peer:
         (connection,) = running.service._connections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.scheduler import NORMAL, MicroBatchQueue
+from service.batching.scheduler import NORMAL, MicroBatchQueue
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from service.lookups import reader
-from service.protocol import Stats
+from service.commands.lookups import reader
+from service.protocol.requests import Stats
 from service.store.history import Anonymous, ByConnection, ByUser, StoredFace, figures, latest
 from service.store.prediction_ids import PredictionIds
 from tests.store.conftest import LABELS, MakeRecord, OpenStore

@@ -9,8 +9,8 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from service.lookups import reader
-from service.protocol import History, Lookup, Stats
+from service.commands.lookups import reader
+from service.protocol.requests import History, Lookup, Stats
 from service.store import Store
 from service.store.prediction_ids import PredictionIds
 from tests.store.conftest import LABELS, MakeRecord, OpenStore

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.replies import whole_milliseconds
+from service.protocol.replies import whole_milliseconds
 from service.store import Store
 from service.store.schema import emotion_class, model_version, predictions_log
 from service.store.writer import NICENESS
@@ -266,7 +266,7 @@ def test_storing_in_sqlite_imports_nothing_of_postgresql(tmp_path: Path) -> None
     """Its dialect would be 2 MB of every process of a service that never uses it."""
     script = (
         "import sys\n"
-        "import service.supervisor\n"
+        "import service.processes.supervisor\n"
         "from service.store import Store, bring_up_to_date\n"
         "bring_up_to_date('sqlite:///made.db', list)\n"
         "options = {'labels': ['happy'], 'version_tag': 'v1', 'model_filename': 'emotion.onnx'}\n"

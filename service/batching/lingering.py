@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from service.predictor import Client
+from service.batching.predictor import Client
 
 # For how long, in seconds: some half of what a request takes.
 LINGER = 0.0003

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.predictor import Request
-from service.protocol import Lookup, Options, Query
+from service.batching.predictor import Request
+from service.protocol.requests import Lookup, Options, Query
 from service.security.guard import Rules
 
 if TYPE_CHECKING:
-    from service.connection import Connection
+    from service.network.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)

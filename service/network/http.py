@@ -14,7 +14,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import RequestLineTooLong, SecurityError
 from websockets.http11 import Request, Response
 
-from service.page import Page
+from service.network.page import Page
 
 _METHODS = ("GET", "HEAD")
 _VERSION = "13"  # of the WebSocket protocol, which a client of another one is to be told (RFC 6455, 4.2.2)

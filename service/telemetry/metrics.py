@@ -21,9 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from service.cells import Gauge, SharedCells
+from service.batching.predictor import Request
 from service.errors import ERROR_CODES, Internal
-from service.predictor import Request
+from service.processes.cells import Gauge, SharedCells
 
 _DURATIONS = (
     0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005,

@@ -11,8 +11,8 @@ from pathlib import Path
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-_ROOT = Path(__file__).parents[1]
-_WEB = Path(__file__).with_name("web")
+_ROOT = Path(__file__).parents[2]
+_WEB = Path(__file__).parents[1] / "web"
 _CLIENT = _ROOT / "client" / "js"
 
 _CONTENT_TYPES = {

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.logs import Seldom
+from service.telemetry.logs import Seldom
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import contextlib
 import os
 
 from service import __version__
+from service.processes.worker import Ready
 from service.settings import Settings
-from service.worker import Ready
 
 
 def announce(ready: Ready, settings: Settings, host: str, port: int) -> None:

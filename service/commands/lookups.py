@@ -26,8 +26,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from service.errors import InvalidRequest
-from service.protocol import History, Lookup, Stats
-from service.replies import naive_utc, success
+from service.protocol.replies import naive_utc, success
+from service.protocol.requests import History, Lookup, Stats
 from service.store import minutes
 from service.store.history import (
     Anonymous,

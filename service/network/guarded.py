@@ -10,8 +10,8 @@ from typing import Any
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from service.backend import Backend
-from service.messages import MessageConnection
+from service.network.backend import Backend
+from service.network.messages import MessageConnection
 from service.security.guard import PATIENCE, Guard
 from service.security.identity import Identity
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from service.apart import CONTEXT, begin, start
-from service.cells import Gauge, SharedCells
-from service.logs import configure_logging
+from service.processes.apart import CONTEXT, begin, start
+from service.processes.cells import Gauge, SharedCells
+from service.processes.worker import EXIT_OK, Pipe, Ready, Served, run_worker
 from service.settings import Settings
-from service.worker import EXIT_OK, Pipe, Ready, Served, run_worker
+from service.telemetry.logs import configure_logging
 
 # A worker that dies is replaced at once; one that dies again soon waits twice as long each time.
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from service.errors import RequestError
-from service.protocol import COMMANDS, Options, RequestId
+from service.protocol.requests import COMMANDS, Options, RequestId
 from service.settings import Authentication
 
 

@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from service.commands.lookups import Read
 from service.errors import DeadlineExceeded, RequestError, ShuttingDown
-from service.lookups import Read
-from service.protocol import RequestId
-from service.replies import error_reply
+from service.protocol.replies import error_reply
+from service.protocol.requests import RequestId
 from service.store.queries import PATIENCE_S, Queries
 
 

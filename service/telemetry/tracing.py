@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from service.batching.predictor import Request
 from service.errors import StartupError
-from service.predictor import Request
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -24,12 +24,12 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from service.costs import CostModel
+from service.batching.costs import CostModel
+from service.batching.lingering import Lingering
+from service.batching.predictor import Batches, Client, Request
+from service.batching.scheduler import Batch, MicroBatchQueue, share
 from service.errors import DeadlineExceeded, Internal, RequestError, ShuttingDown
-from service.lingering import Lingering
-from service.niceness import give_way
-from service.predictor import Batches, Client, Request
-from service.scheduler import Batch, MicroBatchQueue, share
+from service.processes.niceness import give_way
 
 log = logging.getLogger(__name__)
 

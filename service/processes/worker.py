@@ -20,23 +20,23 @@ from pathlib import Path
 from typing import TypeAlias
 
 from service import __version__
-from service.apart import Progress
 from service.canary import Version, check_versions, of_canary
-from service.cells import SharedCells
 from service.emotions import DESCRIPTIONS
 from service.engine import Engine
 from service.errors import EXIT_CANNOT_START, StartupError, as_utf8, telling_missing_packages
 from service.faces import FaceDetector
-from service.listening import most_connections
-from service.logs import silence_native_libraries
-from service.metrics import Metrics
 from service.modelfile import check_source, resolve_detectors, resolve_model
-from service.newcomers import Newcomers
+from service.network.listening import most_connections
+from service.network.newcomers import Newcomers
+from service.processes.apart import Progress
+from service.processes.cells import SharedCells
 from service.security.perimeter import Perimeter
 from service.server import BACKLOG, Service
 from service.settings import Settings
 from service.store import Store, StoreStatus, check_journal, prepare
-from service.tracing import start_tracing
+from service.telemetry.logs import silence_native_libraries
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import start_tracing
 
 if sys.platform == "win32":
     from multiprocessing.connection import PipeConnection as _Pipe
@@ -307,7 +307,7 @@ def _tell(pipe: Pipe, word: Ready | str) -> None:
 def _runner(settings: Settings, shared: SharedCells, row: int, metrics: Metrics) -> asyncio.Runner:
     if sys.platform == "win32":
         return asyncio.Runner()  # there is one worker, and no limit of files; nobody is dropped to make room
-    from service.accept import SharingLoop, Turns
+    from service.network.accept import SharingLoop, Turns
 
     # As many as wait to be accepted, or as may be connected, come at once after an interruption.
     newcomers = Newcomers(max(BACKLOG, settings.max_connections), partial(metrics.refused, "handshake_limit"))

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from service import __version__, replies
+from service import __version__
 from service.canary import Version, store_status
-from service.cells import Gauge
 from service.emotions import describe
 from service.errors import as_utf8
-from service.metrics import Metrics
-from service.protocol import Query
+from service.processes.cells import Gauge
+from service.protocol import replies
+from service.protocol.requests import Query
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 SERVICE_NAME = "VisionAI"
 

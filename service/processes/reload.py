@@ -17,13 +17,13 @@ from pathlib import Path
 
 import orjson
 
-from service.apart import Progress
 from service.canary import check_canary
-from service.cpus import check_layout
 from service.engine.calibration import calibrated
 from service.errors import StartupError
-from service.logs import Seldom
+from service.processes.apart import Progress
+from service.processes.cpus import check_layout
 from service.settings import Settings, load_settings
+from service.telemetry.logs import Seldom
 
 log = logging.getLogger(__name__)
 

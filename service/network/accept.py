@@ -23,9 +23,9 @@ from typing import Any
 
 import uvloop
 
-from service.cells import Gauge, SharedCells
-from service.logs import Seldom
-from service.newcomers import Newcomers
+from service.network.newcomers import Newcomers
+from service.processes.cells import Gauge, SharedCells
+from service.telemetry.logs import Seldom
 
 log = logging.getLogger(__name__)
 

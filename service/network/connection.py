@@ -18,8 +18,7 @@ from typing import Any
 
 from websockets.protocol import State
 
-from service import protocol, replies
-from service.backend import Backend
+from service.batching.predictor import Request
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -31,11 +30,13 @@ from service.errors import (
     Unauthorized,
 )
 from service.faces.tracking import FaceTracker
-from service.frames import text_frame
-from service.guarded import GuardedConnection
 from service.images import ImageFile
-from service.predictor import Request
-from service.protocol import Configure, FrameError, Lookup, Options, Predict, Query, RequestId
+from service.network.backend import Backend
+from service.network.frames import text_frame
+from service.network.guarded import GuardedConnection
+from service.protocol import replies
+from service.protocol import requests as protocol
+from service.protocol.requests import Configure, FrameError, Lookup, Options, Predict, Query, RequestId
 from service.security.gate import Visitor
 from service.store.prediction_ids import PredictionIds
 

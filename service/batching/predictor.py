@@ -21,15 +21,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service.batching.scheduler import NORMAL
 from service.engine import Engine
 from service.errors import Internal, NoFace, RequestError
 from service.faces import Face, FaceDetector, crop_face
 from service.faces.tracking import FaceTracker
 from service.images import ImageFile
 from service.images.decode import ImageDecoder, Photo
-from service.protocol import RequestId
-from service.replies import PredictionReplies, ScoredFace, Timing, error_reply
-from service.scheduler import NORMAL
+from service.protocol.replies import PredictionReplies, ScoredFace, Timing, error_reply
+from service.protocol.requests import RequestId
 from service.settings import Detect
 from service.store.prediction_ids import PredictionIds
 from service.store.records import PredictionRecord

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from service.errors import StartupError, telling_missing_packages
-from service.hangup import RELOAD_SIGNALS
-from service.logs import LogFormat, configure_logging, log_configuration
-from service.signals import held_back
+from service.processes.hangup import RELOAD_SIGNALS
+from service.processes.signals import held_back
+from service.telemetry.logs import LogFormat, configure_logging, log_configuration
 
 Result = TypeVar("Result")
 

@@ -16,9 +16,9 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import orjson
 
+from service.batching.scheduler import HIGH, LOW, NORMAL
 from service.errors import InvalidJSON, InvalidRequest, RequestError, UnknownCommand
 from service.images import ImageFile
-from service.scheduler import HIGH, LOW, NORMAL
 from service.settings import Detect
 
 RequestId = str | int | None

@@ -20,8 +20,8 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from service.connection import Connection
-from service.protocol import SUBPROTOCOL
+from service.network.connection import Connection
+from service.protocol.requests import SUBPROTOCOL
 from service.security.gate import Gate
 
 # For those that are accepted and silent: a handshake is under way for one round trip.

@@ -8,7 +8,7 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import HeaderLineTooLong, InvalidMessage, SecurityError
 
-from service import http
+from service.network import http
 
 _END = b"\r\n\r\n"
 

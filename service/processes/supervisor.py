@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
 
-from service.announcement import announce, difference, models_served
-from service.apart import CONTEXT, Apart
-from service.cells import SharedCells
 from service.errors import StartupError
-from service.hangup import RELOAD_SIGNALS, hung_up, let_through, listen
-from service.listening import bind
-from service.reload import ControlSocket, Outcome, differences, reloaded
+from service.network.listening import bind
+from service.processes.announcement import announce, difference, models_served
+from service.processes.apart import CONTEXT, Apart
+from service.processes.cells import SharedCells
+from service.processes.hangup import RELOAD_SIGNALS, hung_up, let_through, listen
+from service.processes.reload import ControlSocket, Outcome, differences, reloaded
+from service.processes.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
+from service.processes.workers import LOOK_SECONDS, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 from service.settings import Settings
-from service.worker import EXIT_FAILED, EXIT_OK, STOP, Pipe, Ready, Served
-from service.workers import LOOK_SECONDS, Closable, Roll, Slot, Worker, start_worker, stop_seconds
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,16 @@ from typing import Any
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from service.frames import Breach, IncomingFrame, LargeMessage, begin_frame, control_frames, whole_messages
 from service.images import ImageFile
-from service.opening import OpeningConnection
+from service.network.frames import (
+    Breach,
+    IncomingFrame,
+    LargeMessage,
+    begin_frame,
+    control_frames,
+    whole_messages,
+)
+from service.network.opening import OpeningConnection
 
 # uvloop reads one socket up to 32 times in a row: megabytes, and tens of milliseconds in which nobody else is served.
 # So a client is read so many bytes at a turn of the event loop. Reads that are so small that 32 of them are no more
