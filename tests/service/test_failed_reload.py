@@ -129,7 +129,7 @@ async def test_a_reload_whose_settings_cannot_be_read_is_given_up(
     """As from a network drive that is gone. Once what they name is corrected, the next reload is done."""
     slow = tmp_path / "slow"
     slow.touch()
-    impatient = "import service.processes.supervisor\nservice.supervisor._READING_SECONDS = 1.0"
+    impatient = "import service.processes.supervisor\nservice.processes.supervisor._READING_SECONDS = 1.0"
     service = start_process(faults=f"{SLOW_READING}\n{impatient}", WORKERS="1")
     before = service.workers
     code, said = await reload(tmp_path)
